@@ -1,0 +1,56 @@
+"""The base of every configuration: frozen, closed, every field explained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all configuration models.
+
+    Frozen and closed: an unknown key is an error, never a silent no-op. The docstring under a field is its help
+    text on the command line and names the field's unit.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class InputSize(Settings):
+    """Size of the network's input in pixels, both sides divisible by 32 (the encoder's total stride).
+
+    Also accepted as a string in the paper's order, height x width: ``256x192``.
+    """
+
+    height: int
+    """Height of the input crop in pixels; divisible by 32."""
+    width: int
+    """Width of the input crop in pixels; divisible by 32."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        height, separator, width = value.partition("x")
+        if not (separator and height.isdigit() and width.isdigit()):
+            raise ValueError(f"an input size is written HEIGHTxWIDTH, for example 256x192; got {value!r}")
+        return {"height": int(height), "width": int(width)}
+
+    @model_validator(mode="after")
+    def _divisible(self) -> InputSize:
+        for name, side in (("height", self.height), ("width", self.width)):
+            if side <= 0 or side % 32:
+                below, above = max(32, side // 32 * 32), max(32, (side // 32 + 1) * 32)
+                raise ValueError(f"{name} must be a positive multiple of 32; got {side}, try {below} or {above}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"

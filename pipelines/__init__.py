@@ -1,0 +1,1 @@
+"""The stages in the order the data flows, and the command line."""

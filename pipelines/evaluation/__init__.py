@@ -1,0 +1,1 @@
+"""From a network and a crop store to predictions, metrics and pictures."""

@@ -1,0 +1,1 @@
+"""Presets: one YAML file per named configuration, read with importlib.resources."""

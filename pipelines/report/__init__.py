@@ -1,0 +1,1 @@
+"""From MLflow to one page that compares runs."""

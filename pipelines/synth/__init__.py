@@ -1,0 +1,1 @@
+"""Synthetic people in the COCO layout: the embedded default for demos, tests and benchmarks."""

@@ -1,0 +1,1 @@
+"""The step, the loop and its launch on Ray Train."""
