@@ -1,0 +1,277 @@
+"""The command line: one table of commands, each a settings model and a function, imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from efafnet.platform import console
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: where its settings and its function live, and which fields may be given without their names."""
+
+    name: str
+    module: str
+    config: str
+    run: str
+    positional: tuple[str, ...]
+    help: str
+    config_module: str | None = None
+    """Module of the settings, when it is not the function's."""
+    preset: bool = False
+    """Whether the first argument names a preset (or a YAML file) that the settings start from."""
+
+    def usage(self) -> str:
+        """Return the command's usage line."""
+        words = ["PRESET"] if self.preset else []
+        words += [name.upper() for name in self.positional]
+        return " ".join(["efafnet", self.name, *words, "[key=value …]"])
+
+
+_HERE = "efafnet.pipelines"
+COMMANDS = (
+    Command(
+        "synth", f"{_HERE}.synth.dataset", "SynthConfig", "run_synth", ("out",),
+        "Draw a synthetic multi-person data set in the COCO layout.",
+    ),
+    Command(
+        "prepare", f"{_HERE}.crops.prepare", "PrepareConfig", "run_prepare", ("annotations", "images", "out"),
+        "Turn images and annotations into a crop store.",
+    ),
+    Command(
+        "inspect", f"{_HERE}.crops.inspect", "InspectConfig", "run_inspect", ("store",),
+        "Show what a crop store holds and draw some of its persons.",
+    ),
+    Command(
+        "train", f"{_HERE}.training.ray_run", "TrainConfig", "run_train", (),
+        "Train a network on crop stores, on one machine or a Ray cluster.",
+        config_module=f"{_HERE}.training.config", preset=True,
+    ),
+    Command(
+        "evaluate", f"{_HERE}.evaluation.evaluate", "EvaluateConfig", "run_evaluate", ("checkpoint", "data"),
+        "Predict with a checkpoint, measure it, and draw its best and worst persons.",
+    ),
+    Command(
+        "score", f"{_HERE}.evaluation.score", "ScoreConfig", "run_score", ("predictions", "annotations"),
+        "Measure a results file against annotations.",
+    ),
+    Command(
+        "tune", f"{_HERE}.search.tune", "TuneConfig", "run_tune", ("space", "preset"),
+        "Search settings with Ray Tune and Optuna.",
+    ),
+    Command(
+        "report", f"{_HERE}.report.report", "ReportConfig", "run_report", (),
+        "Compare MLflow runs in one HTML page and a table.",
+    ),
+    Command(
+        "models", f"{_HERE}.models_table", "ModelsConfig", "run_models", (),
+        "List the networks with their parameters and operations.",
+    ),
+    Command(
+        "doctor", f"{_HERE}.doctor", "DoctorConfig", "run_doctor", (),
+        "Say what this machine or cluster has and what is missing.",
+    ),
+    Command(
+        "demo", f"{_HERE}.demo", "DemoConfig", "run_demo", ("out",),
+        "Walk the whole road on synthetic people.",
+    ),
+)  # fmt: skip
+
+_BY_NAME = {command.name: command for command in COMMANDS}
+
+
+class UsageError(ValueError):
+    """The words of a command line do not make a command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        console.warn("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        message = user_message(error)
+        if message is None or os.environ.get("EFAFNET_TRACEBACK"):
+            raise
+        console.fail(message)
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in {"-h", "--help", "help"}:
+        _print_commands()
+        return 0
+    if words[0] == "--version":
+        console.say(_version())
+        return 0
+    command = _command(words[0])
+    options = {word for word in words[1:] if word.startswith("-") and len(word) > 1}
+    rest = [word for word in words[1:] if word not in options]
+    unknown = options - {"-h", "--help", "--print-config"}
+    if unknown:
+        option = min(unknown)
+        key, _, value = option.lstrip("-").partition("=")
+        fix = f"{key.replace('-', '_')}={value or 'VALUE'}"
+        raise UsageError(f"unknown option {option}; settings are written without dashes: {fix}")
+    if options & {"-h", "--help"}:
+        _print_help(command, rest)
+        return 0
+    return _run(command, rest, print_only="--print-config" in options)
+
+
+def _command(name: str) -> Command:
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    import difflib
+
+    close = difflib.get_close_matches(name, _BY_NAME, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"there is no command {name!r}{hint} Commands: {', '.join(_BY_NAME)}")
+
+
+def _run(command: Command, words: list[str], *, print_only: bool) -> int:
+    from efafnet.platform.configuration import absolute_paths, apply_overrides, resolve, to_yaml
+
+    tree, source, overrides = _base_tree(command, words)
+    config = absolute_paths(resolve(_load_config(command), apply_overrides(tree, overrides), source))
+    if print_only:
+        console.say(to_yaml(config).rstrip())
+        return 0
+    outcome = getattr(importlib.import_module(command.module), command.run)(config)
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _load_config(command: Command) -> type[Any]:
+    module = importlib.import_module(command.config_module or command.module)
+    model: type[Any] = getattr(module, command.config)
+    return model
+
+
+def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]]:
+    """Split a command's words into the tree of its positional arguments (and preset), its source, and overrides."""
+    from efafnet.platform.configuration import load_preset
+
+    plain, overrides = _split(words)
+    tree: Tree = {}
+    source = ""
+    if command.preset and plain:
+        preset = plain.pop(0)
+        tree = load_preset(preset)
+        source = f"{command.name} {preset}"
+    if len(plain) > len(command.positional):
+        extra = plain[len(command.positional)]
+        raise UsageError(f"unexpected argument {extra!r}; usage: {command.usage()}; settings are written key=value")
+    given = {override.partition("=")[0] for override in overrides}
+    for field, word in zip(command.positional, plain, strict=False):
+        if field in given:
+            raise UsageError(f"{field} is given twice: {word!r} and again as {field}=…; give it once")
+        tree[field] = word
+    return tree, source, overrides
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Tell arguments from settings: a setting's key is made of names and dots, so ``./a=b`` is an argument."""
+    plain: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        key, separator, _ = word.partition("=")
+        is_setting = bool(separator) and all(part.isidentifier() for part in key.split("."))
+        (overrides if is_setting else plain).append(word)
+    return plain, overrides
+
+
+def user_message(error: BaseException) -> str | None:
+    """Return what to tell the user, or None for an error that is ours and deserves its traceback."""
+    cause = _user_error(error, set())
+    if cause is None:
+        return None
+    from pydantic import ValidationError
+
+    if isinstance(cause, ValidationError):
+        first = cause.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"
+    if isinstance(cause, ModuleNotFoundError):
+        return f"this command needs the package {cause.name!r}; install it: pip install -c constraints.txt -e ."
+    return str(cause) or type(cause).__name__
+
+
+def _user_error(error: BaseException | None, seen: set[int]) -> BaseException | None:
+    """Find the user's error inside what Ray wraps around an exception of a worker, innermost first."""
+    if error is None or id(error) in seen:
+        return None
+    seen.add(id(error))
+    if _is_rays(error):
+        return next((found for inner in _wrapped(error) if (found := _user_error(inner, seen))), None)
+    if isinstance(error, ModuleNotFoundError):
+        return error if (error.name or "").partition(".")[0] != "efafnet" else None
+    return error if isinstance(error, ValueError | OSError) else None
+
+
+def _is_rays(error: BaseException) -> bool:
+    """Tell whether Ray made this exception (a RayTaskError is also an instance of its cause's class)."""
+    return any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__)
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions an exception of Ray Core, Data, Train or Tune carries."""
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict):
+        yield from (failure for failure in failures.values() if isinstance(failure, BaseException))
+    for name in ("controller_failure", "cause", "__cause__"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            yield inner
+
+
+def _print_commands() -> None:
+    console.say("usage: efafnet COMMAND [ARGUMENT …] [key=value …]")
+    console.say()
+    width = max(len(command.name) for command in COMMANDS)
+    for command in COMMANDS:
+        console.say(f"  {command.name:<{width}}  {command.help}")
+    console.say()
+    console.say("efafnet COMMAND --help explains every setting of a command, --help GROUP those of one group;")
+    console.say("--print-config shows the settings a command line stands for. EFAFNET_TRACEBACK=1 shows tracebacks.")
+
+
+def _print_help(command: Command, prefixes: list[str]) -> None:
+    """Print every setting of a command (or those whose keys start with one of ``prefixes``)."""
+    from efafnet.platform.configuration import describe, preset_names
+
+    console.say(f"usage: {command.usage()}")
+    console.say()
+    console.say(command.help)
+    if command.preset:
+        console.say(f"PRESET is the path of a YAML file, or one of: {', '.join(preset_names()) or 'none'}")
+    console.say()
+    for row in describe(_load_config(command)):
+        if prefixes and not any(f"{row.key}.".startswith(f"{prefix}.") for prefix in prefixes):
+            continue
+        default = "" if not row.default else "  required" if row.default == "required" else f"  default {row.default}"
+        console.say(f"{row.key}  ({row.type}){default}", style="bold")
+        if row.text:
+            console.say(f"    {row.text}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"efafnet {version('efafnet')}"
+    except PackageNotFoundError:
+        return "efafnet, a checkout that is not installed"

@@ -1,0 +1,202 @@
+"""Checkpoints: a directory of safetensors weights, a weights-only state, the configuration and a description.
+
+Nothing in it is a pickled object: it can be opened by later versions, by other tools, and without trusting its author.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from efafnet.platform.storage import atomic_directory, read_json, sha256_file, write_json
+
+FORMAT_VERSION = 1
+_WEIGHTS_SUFFIX = ".safetensors"
+_STATE = "state.pt"
+_CONFIG = "config.json"
+_META = "meta.json"
+_RESERVED = ("format", "format_version", "files")
+_FORMAT = "efafnet-checkpoint"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is absent, torn, of another version, or of another network than the one it is loaded into."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint directory holds."""
+
+    weights: dict[str, dict[str, Tensor]]
+    """Named sets of tensors on the CPU, for example ``network`` and ``ema``."""
+    state: dict[str, Any]
+    """Whatever else is needed to go on: optimizer, scheduler, position. Empty when it was not asked for."""
+    config: dict[str, Any]
+    """The resolved configuration of the run that wrote it."""
+    meta: dict[str, Any]
+    """What the writer says about it: step, epoch, metrics, skeleton, …"""
+
+
+def save_checkpoint(
+    directory: Path,
+    *,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint that is either whole or absent.
+
+    Args:
+        directory: where; must not exist or be empty, unless ``overwrite``.
+        weights: named sets of tensors, each becomes ``NAME.safetensors``.
+        state: plain values and tensors only (what ``torch.load(weights_only=True)`` accepts).
+        config: JSON-able configuration.
+        meta: JSON-able description; NaN and infinities become null.
+        overwrite: replace what is there.
+
+    Raises:
+        OutputExistsError: something is there already.
+        UnwritableError: the place cannot be written.
+    """
+    assert not set(meta) & set(_RESERVED), f"{_RESERVED} are written by the checkpoint itself"
+    _require_plain(state, "state")
+    with atomic_directory(directory, overwrite=overwrite) as folder:
+        for name, tensors in weights.items():
+            # A copy, because tensors that share storage (tied weights, views of one buffer) cannot be stored as such.
+            plain = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+            save_file(plain, folder / f"{name}{_WEIGHTS_SUFFIX}")
+        torch.save(dict(state), folder / _STATE)
+        write_json(folder / _CONFIG, dict(config))
+        files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+        header = {"format": _FORMAT, "format_version": FORMAT_VERSION, "files": files}
+        write_json(folder / _META, {**header, **meta})
+
+
+def load_checkpoint(directory: Path, *, with_state: bool = True) -> Checkpoint:
+    """Read a checkpoint onto the CPU and check that every byte is what was written.
+
+    Args:
+        directory: the checkpoint.
+        with_state: also read the optimizer's state (evaluation needs none and saves the time).
+
+    Raises:
+        CheckpointError: absent, not a checkpoint, torn, or written by another version.
+    """
+    directory = Path(directory)
+    meta = read_meta(directory)
+    files: dict[str, str] = meta["files"]
+    wanted = [name for name in files if with_state or name != _STATE]
+    for name in wanted:
+        _verify(directory / name, files[name])
+    try:
+        weights = {
+            name.removesuffix(_WEIGHTS_SUFFIX): load_file(directory / name)
+            for name in wanted
+            if name.endswith(_WEIGHTS_SUFFIX)
+        }
+        state = torch.load(directory / _STATE, map_location="cpu", weights_only=True) if with_state else {}
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({error}); take an earlier one") from error
+    config = read_json(directory / _CONFIG)
+    return Checkpoint(weights, state, config, {key: item for key, item in meta.items() if key not in _RESERVED})
+
+
+def read_meta(directory: Path) -> dict[str, Any]:
+    """Return a checkpoint's whole ``meta.json`` without reading its tensors.
+
+    Raises:
+        CheckpointError: absent, not a checkpoint, torn, or written by another version.
+    """
+    path = Path(directory) / _META
+    if not path.is_file():
+        inside = sorted(entry.parent.name for entry in Path(directory).glob(f"*/{_META}"))[-3:]
+        hint = f"; it holds checkpoints: {', '.join(inside)}" if inside else ""
+        reason = "does not exist" if not Path(directory).exists() else f"is no checkpoint: it holds no {_META}{hint}"
+        raise CheckpointError(f"checkpoint {directory} {reason}; name the directory that holds {_META}")
+    try:
+        meta = read_json(path)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {directory} is torn: {error}; take an earlier one") from error
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} does not describe a checkpoint of this project")
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {directory} has format version {meta.get('format_version')}, this program reads "
+            f"{FORMAT_VERSION}; use the version of efafnet that wrote it"
+        )
+    return meta
+
+
+def _verify(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path.parent} is torn: {path.name} is missing; take an earlier one")
+    if sha256_file(path) != expected:
+        raise CheckpointError(
+            f"checkpoint {path.parent} is torn: {path.name} is not what was written; take an earlier one"
+        )
+
+
+def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Copy ``tensors`` into ``module``, all of them or none.
+
+    Args:
+        module: receives the weights.
+        tensors: names and values, as saved from a module of the same configuration.
+        source: where they come from, for the error.
+
+    Raises:
+        CheckpointError: the names or shapes belong to another network; says how many and shows the first.
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in tensors]
+    foreign = [name for name in tensors if name not in own]
+    reshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    kinds = (("missing", missing), ("unknown", foreign), ("of another shape", reshaped))
+    faults = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds if names]
+    if faults:
+        raise CheckpointError(
+            f"{source} holds the weights of another network: {', '.join(faults)} of {len(own)} tensors; "
+            "build the network from the checkpoint's own configuration"
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def _require_plain(value: Any, where: str) -> None:
+    """Refuse, while the culprit is known, what could be written but not be read back without unpickling objects."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_plain(item, f"{where}[{index}]")
+    elif not (value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}; a checkpoint's state holds plain values and tensors only"
+        )
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    """Return the configuration a checkpoint was written under, without reading its tensors.
+
+    Raises:
+        CheckpointError: absent, torn, or of another version.
+    """
+    meta = read_meta(directory)
+    _verify(Path(directory) / _CONFIG, meta["files"][_CONFIG])
+    config: dict[str, Any] = json.loads((Path(directory) / _CONFIG).read_text(encoding="utf-8"))
+    return config

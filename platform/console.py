@@ -1,0 +1,117 @@
+"""Everything the project writes to a terminal: results on standard output, remarks and progress on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+LOG_WIDTH = 140
+"""Columns assumed where no terminal tells its width (job logs, pipes)."""
+LOG_INTERVAL_S = 10.0
+"""Seconds between two progress lines where no terminal can redraw one."""
+
+
+def _console(*, stderr: bool) -> Console:
+    """Make a console on the CURRENT stream: pytest and Ray replace ``sys.stdout`` while the program runs."""
+    stream = sys.stderr if stderr else sys.stdout
+    told = os.environ.get("COLUMNS", "")
+    width = None if stream.isatty() or told.isdigit() else LOG_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def say(message: object = "", *, style: str | None = None) -> None:
+    """Print one result line to standard output. Long lines (paths, addresses) are never broken."""
+    _console(stderr=False).print(str(message), style=style, soft_wrap=True)
+
+
+def note(message: object) -> None:
+    """Print one remark to standard error: what happens, not what came out."""
+    _console(stderr=True).print(str(message), soft_wrap=True)
+
+
+def warn(message: object) -> None:
+    """Print one warning to standard error."""
+    _console(stderr=True).print(f"warning: {message}", style="yellow", soft_wrap=True)
+
+
+def fail(message: object) -> None:
+    """Print one error to standard error, on one line."""
+    text = " ".join(str(message).split())
+    _console(stderr=True).print(f"error: {text}", style="bold red", soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+    """Print a table to standard output. Columns whose cells are all numbers (or empty) are right-aligned."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, name in enumerate(columns):
+        cells = [row[index] for row in rows]
+        numeric = bool(cells) and all(_is_number(cell) for cell in cells)
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        if len(row) != len(columns):
+            raise AssertionError(f"{len(columns)} columns need rows of {len(columns)} cells; got {row}")
+        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+    _console(stderr=False).print(grid)
+
+
+def _is_number(cell: object) -> bool:
+    if cell is None or isinstance(cell, int | float):
+        return True
+    try:
+        float(str(cell).rstrip("%") or "0")
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def progress(description: str, total: float | None, *, unit: str = "") -> Iterator[Callable[[float], None]]:
+    """Show how far a stage is; yields ``advance(amount)``.
+
+    On a terminal this is a live bar; elsewhere (a job's log) one line every ``LOG_INTERVAL_S`` seconds, because a
+    redrawn bar would fill the log.
+    """
+    console = _console(stderr=True)
+    if console.is_terminal:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        ) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda amount: bar.advance(task, amount)
+    else:
+        yield _LineProgress(description, total, unit)
+
+
+class _LineProgress:
+    """Progress as occasional log lines."""
+
+    def __init__(self, description: str, total: float | None, unit: str) -> None:
+        self._description = description
+        self._total = total
+        self._unit = unit
+        self._done = 0.0
+        self._began = self._last = time.monotonic()
+
+    def __call__(self, amount: float) -> None:
+        self._done += amount
+        now = time.monotonic()
+        finished = self._total is not None and self._done >= self._total
+        if finished or now - self._last >= LOG_INTERVAL_S:
+            self._last = now
+            of = f"/{self._total:g}" if self._total is not None else ""
+            elapsed_s = now - self._began
+            note(f"{self._description}: {self._done:g}{of} {self._unit} after {elapsed_s:.0f} s".replace("  ", " "))

@@ -1,0 +1,230 @@
+"""Files and directories that are either whole or absent: written beside their target, flushed, renamed at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_STALE_AFTER_S = 60.0
+
+
+class OutputExistsError(ValueError):
+    """An output is already there and nobody allowed to replace it."""
+
+
+class UnwritableError(OSError):
+    """An output cannot be written where it was asked for."""
+
+
+@contextmanager
+def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory beside ``path`` that becomes ``path`` when the block ends without an exception.
+
+    Everything in it is flushed to the disk before the rename, so neither a kill nor a power cut leaves half an output.
+    After an exception the temporary directory is removed; what a killed process left is removed by the next writer of
+    the same path.
+
+    Raises:
+        OutputExistsError: ``path`` is a file or a directory with something in it, and ``overwrite`` is false.
+        UnwritableError: the parent cannot be created or written.
+    """
+    path = Path(path).absolute()
+    check_output(path, overwrite=overwrite)
+    _sweep(path)
+    temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
+    with _unwritable(path):
+        temporary.mkdir()
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        # The kernel drops the lock when this process dies: that is how the next writer knows a leftover.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield temporary
+        _flush_tree(temporary)
+        _replace(temporary, path, overwrite=overwrite)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output directory that could not be written later, and create its parents.
+
+    Raises:
+        OutputExistsError: something is there already and ``overwrite`` is false.
+        UnwritableError: the parent cannot be created or written.
+    """
+    path = Path(path).absolute()
+    if path.is_symlink() or path.is_file():
+        raise OutputExistsError(f"output {path} is a file or a link; name a directory that does not exist yet")
+    if path.is_dir() and not overwrite and any(path.iterdir()):
+        raise OutputExistsError(f"output {path} exists and is not empty; name another one, or remove it first")
+    with _unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(13, "Permission denied", str(path.parent))
+
+
+@contextmanager
+def _unwritable(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal into one error that names the output and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UnwritableError(
+            f"cannot write output {path}: {error.strerror or error}; name a writable place"
+        ) from error
+
+
+def _replace(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename ``temporary`` to ``path``; what was there before disappears only after the new one is in place."""
+    retired: Path | None = None
+    if overwrite and path.is_dir():
+        retired = path.parent / f".{path.name}.old-{secrets.token_hex(4)}"
+        path.rename(retired)
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if retired is not None:
+            retired.rename(path)
+        raise OutputExistsError(f"output {path} appeared while it was being written ({error.strerror})") from error
+    flush_directory(path.parent)
+    if retired is not None:
+        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of ``path`` left, and put back an old output that was caught between two renames."""
+    if not path.parent.is_dir():
+        return
+    for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.old-*")):
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with suppress(OSError):
+            if _abandoned(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _abandoned(directory: Path) -> bool:
+    """Tell whether no living process holds ``directory``; a very young one may not have taken its lock yet."""
+    if time.time() - directory.stat().st_mtime < _STALE_AFTER_S:
+        return False
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _flush_tree(directory: Path) -> None:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        flush_directory(Path(folder))
+
+
+def flush_directory(directory: Path) -> None:
+    """Flush the names in ``directory`` to the disk (a rename is durable only after this)."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or absent.
+
+    Raises:
+        UnwritableError: the place cannot be written.
+    """
+    path = Path(path).absolute()
+    temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
+    with _unwritable(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        flush_directory(path.parent)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 text file that is either whole or absent."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON that any reader accepts: keys in the given order, NaN and infinities as null."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Return the SHA-256 of ``content`` in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value, independent of the order of keys."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return sha256_bytes(canonical.encode())
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free space in bytes of the file system that holds ``path`` (or will hold it)."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

@@ -1,0 +1,42 @@
+"""What every test may rely on: a clean environment, the public data where it exists, one Ray at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Small networks on shared cores: more threads per process only make them wait for each other. Set before torch loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests from writing to the tracking server (or the Ray cluster) of whoever runs them."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of public data sets beside the checkout; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no public data at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_local() -> Iterator[None]:
+    """A local Ray with four CPU slots for one test module. Ended before anything else may start another."""
+    import ray
+
+    from efafnet.platform.cluster import ClusterConfig, connect
+
+    connect(ClusterConfig(num_cpus=4))
+    yield
+    ray.shutdown()
