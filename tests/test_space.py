@@ -1,0 +1,323 @@
+"""The reader of search spaces, its checks, and drawing from a space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import pytest
+
+from efafnet.models.settings import Settings
+from efafnet.platform.configuration import resolve
+from efafnet.tune_spaces.checking import check_space
+from efafnet.tune_spaces.reading import available_spaces, load_space, parse_space
+from efafnet.tune_spaces.space import Choice, Range, Scalar, Space, SpaceError, grid, parameters, suggest
+
+SCHEDULES = """\
+about: Rate and schedule.
+search:
+  optimizer.lr: {float: [1e-4, 1e-2], log: true}
+  schedule.kind:
+    choice:
+      multistep:
+        schedule.milestones: {choice: [[0.5*epochs, 0.8*epochs], [0.6*epochs]]}
+        schedule.factor: {float: [0.1, 0.5], step: 0.2}
+      cosine: {schedule.floor: {float: [0.0, 0.1]}}
+      plain:
+  loss.kind: ohkm
+start:
+  - {optimizer.lr: 1e-3, schedule.kind: cosine, schedule.floor: 0.05}
+"""
+
+
+def read(text: str) -> Space:
+    return parse_space(text, "spaces/my.yaml", {"num_joints": 17, "epochs": 20.0, "steps": 95})
+
+
+class Scripted:
+    """Answers a space's questions from a list, and remembers them."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+        self.asked: list[tuple[Any, ...]] = []
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
+        self.asked.append((name, low, high, step, log))
+        return float(self.answers[name])
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        self.asked.append((name, low, high, step, log))
+        return int(self.answers[name])
+
+    def suggest_categorical(self, name: str, choices: Sequence[Scalar]) -> Any:
+        self.asked.append((name, tuple(choices)))
+        return self.answers[name]
+
+
+def test_a_file_says_what_is_drawn_and_under_which_option() -> None:
+    trial = Scripted(
+        **{"optimizer.lr": 0.01, "schedule.kind": "multistep", "schedule.milestones": "[12.0]", "schedule.factor": 0.3}
+    )
+    settings = suggest(read(SCHEDULES), trial)
+    assert settings == {
+        "optimizer.lr": 0.01,
+        "schedule.kind": "multistep",
+        "schedule.milestones": [12.0],
+        "schedule.factor": 0.3,
+        "loss.kind": "ohkm",
+    }
+    assert trial.asked == [
+        ("optimizer.lr", 0.0001, 0.01, None, True),
+        ("schedule.kind", ("multistep", "cosine", "plain")),
+        ("schedule.milestones", ("[10.0, 16.0]", "[12.0]")),
+        ("schedule.factor", 0.1, 0.5, 0.2, False),
+    ]
+
+
+def test_other_options_bring_other_settings() -> None:
+    space = read(SCHEDULES)
+    cosine = suggest(space, Scripted(**{"optimizer.lr": 0.001, "schedule.kind": "cosine", "schedule.floor": 0.1}))
+    assert cosine == {
+        "optimizer.lr": 0.001,
+        "schedule.kind": "cosine",
+        "schedule.floor": 0.1,
+        "loss.kind": "ohkm",
+    }
+    plain = suggest(space, Scripted(**{"optimizer.lr": 0.001, "schedule.kind": "plain"}))
+    assert plain == {"optimizer.lr": 0.001, "schedule.kind": "plain", "loss.kind": "ohkm"}
+
+
+def test_optuna_draws_from_a_space_and_the_inverse_gives_the_same_trial_back() -> None:
+    space = read(SCHEDULES)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
+    for _ in range(20):
+        trial = study.ask()
+        settings = suggest(space, trial)
+        assert parameters(space, settings) == trial.params
+        again = suggest(space, optuna.trial.FixedTrial(trial.params))
+        assert again == settings
+
+
+def test_bounds_may_refer_to_names() -> None:
+    space = read("search:\n  loss.hard_joints: {int: [1, num_joints]}\n  schedule.warmup_steps: {int: [0, .1*steps]}\n")
+    joints, warmup = (entry.domain for entry in space.entries)
+    assert joints == Range(1, 17, integer=True)
+    assert warmup == Range(0, 9, integer=True)
+
+
+def test_an_option_may_be_a_list_and_numbers_keep_their_type() -> None:
+    space = read("search:\n  seed: {choice: [1, 2]}\n  input: {choice: [256x192, 384x288]}\n  a: {choice: [true, 1]}\n")
+    seed, size, mixed = (entry.domain for entry in space.entries)
+    assert isinstance(seed, Choice)
+    assert [option.label for option in seed.options] == [1, 2]
+    assert isinstance(size, Choice)
+    assert [option.value for option in size.options] == ["256x192", "384x288"]
+    assert isinstance(mixed, Choice)
+    assert suggest(space, Scripted(seed=2, input="384x288", a=1)) == {"seed": 2, "input": "384x288", "a": 1}
+
+
+def test_one_key_with_two_ranges_is_two_parameters_of_the_study() -> None:
+    text = """\
+search:
+  schedule.kind:
+    choice:
+      cosine: {optimizer.lr: {float: [1e-4, 1e-3]}, seed: {int: [0, 3]}}
+      one_cycle: {optimizer.lr: {float: [1e-3, 1e-2]}, seed: {int: [0, 3]}}
+"""
+    names = [entry.name for entry in read(text).searched]
+    assert names == [
+        "schedule.kind",
+        "optimizer.lr[schedule.kind=cosine]",
+        "seed",
+        "optimizer.lr[schedule.kind=one_cycle]",
+        "seed",
+    ]
+
+
+def test_a_grid_is_every_combination_and_only_those_that_exist() -> None:
+    text = """\
+search:
+  loss.hard_joints: {int: [6, 8]}
+  schedule.kind: {choice: {multistep: {schedule.factor: {float: [0.1, 0.3], step: 0.1}}, cosine: {}}}
+  loss.kind: ohkm
+"""
+    points = grid(read(text))
+    assert len(points) == 3 * (3 + 1)
+    assert points[0] == {
+        "loss.hard_joints": 6,
+        "schedule.kind": "multistep",
+        "schedule.factor": 0.1,
+        "loss.kind": "ohkm",
+    }
+    assert points[-1] == {"loss.hard_joints": 8, "schedule.kind": "cosine", "loss.kind": "ohkm"}
+    assert len({str(point) for point in points}) == 12
+
+
+def test_a_continuous_range_has_no_grid() -> None:
+    with pytest.raises(SpaceError, match=r"my\.yaml:3: a grid needs every value of optimizer\.lr.*add a step"):
+        grid(read(SCHEDULES))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss.hard_joints": 3}, "loss.hard_joints is not searched here"),
+        ({"optimizer.lr": 0.5}, r"optimizer\.lr=0\.5 lies outside \[0\.0001, 0\.01\]"),
+        ({"schedule.kind": "step"}, "schedule.kind=step is not among"),
+        ({"schedule.kind": "cosine", "schedule.factor": 0.1}, "schedule.factor is not searched here"),
+        ({"loss.kind": "mse"}, "fixes it at ohkm"),
+    ],
+)
+def test_settings_outside_the_space_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameters(read(SCHEDULES), settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"my\.yaml:1: a search space is a mapping"),
+        ("about: x\n", r"my\.yaml:1: the section search is missing"),
+        ("search: {}\n", r"my\.yaml:1: nothing is searched"),
+        ("search:\n  a: 1\n", r"my\.yaml:1: nothing is searched"),
+        ("search:\n  a: {int: [1, 2]}\nfoo: 1\n", r"my\.yaml:3: unknown section 'foo'"),
+        ("search:\n  a: {int: [1, 2]\n", r"my\.yaml:3: not YAML"),
+        ("search:\n  a: {int: [1, 2]}\n  a: {int: [1, 3]}\n", r"my\.yaml:3: a stands here twice \(first in line 2\)"),
+        ("search:\n  a: {low: 1, high: 2}\n", r"my\.yaml:2: a: expected one of .*got the keys low, high"),
+        ("search:\n  a: {int: [1, 2], choice: [3]}\n", r"my\.yaml:2: a: expected one of"),
+        ("search:\n  a: {int: [1, 2], base: 3}\n", r"my\.yaml:2: a: unknown word 'base'; allowed here: int, log, step"),
+        ("search:\n  a: {int: 3}\n", r"my\.yaml:2: a: a range is \[low, high\]; got 3"),
+        ("search:\n  a: {int: [1, 2.5]}\n", r"my\.yaml:2: a: expected an integer; got 2\.5"),
+        ("search:\n  a: {float: [1, .nan]}\n", r"my\.yaml:2: a: expected a number; got nan"),
+        ("search:\n  a: {float: [1, true]}\n", r"my\.yaml:2: a: expected a number; got True"),
+        (
+            "search:\n  a: {int: [1, joints]}\n",
+            r"a: 'joints' is neither a number nor made of a known name \(num_joints",
+        ),
+        ("search:\n  a: {int: [4, 2]}\n", r"my\.yaml:2: a: the range \[4, 2\] is empty"),
+        ("search:\n  a: {float: [0, 2], log: true}\n", r"my\.yaml:2: a: a log range starts above 0"),
+        ("search:\n  a: {float: [1, 2], log: 10}\n", r"my\.yaml:2: a: log is true or false; got 10"),
+        ("search:\n  a: {float: [1, 2], step: 0}\n", r"my\.yaml:2: a: step must be positive"),
+        ("search:\n  a: {choice: []}\n", r"my\.yaml:2: a: a choice needs different options"),
+        ("search:\n  a: {choice: [x, x]}\n", r"my\.yaml:2: a: a choice needs different options"),
+        ("search:\n  a: {choice: 3}\n", r"my\.yaml:2: a: choice takes a list of values"),
+        (
+            "search:\n  a:\n    choice:\n      x: {a: 1}\n      y:\n",
+            r"my\.yaml:4: a is set here and outside this option",
+        ),
+        (
+            "search:\n  a: {choice: {x: {c: 1}, y: {}}}\n  b:\n    choice:\n      u: {c: 2}\n      v: {}\n",
+            r"my\.yaml:5: c is set by two choices at once",
+        ),
+        ("search:\n  a: {int: [1, 2]}\nstart: {a: 1}\n", r"my\.yaml:3: start is a list of settings"),
+        ("search:\n  a: {int: [1, 2]}\nstart:\n  - 3\n", r"my\.yaml:4: an item of start is a mapping"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(SpaceError, match=message):
+        read(text)
+
+
+def test_an_unknown_space_lists_the_known_ones() -> None:
+    with pytest.raises(SpaceError, match=r"no search space 'ohkn'; there are .*ohkm"):
+        load_space("ohkn")
+    with pytest.raises(SpaceError, match=r"nowhere\.yaml cannot be read"):
+        load_space("nowhere.yaml")
+    assert {"ohkm", "lr_schedule", "input_size", "all", "demo"} <= set(available_spaces())
+
+
+# ------------------------------------------------------------------------------------------------------------ checks
+
+
+class Loss(Settings):
+    kind: str = "mse"
+    hard_joints: int = 8
+
+    def model_post_init(self, _: Any) -> None:
+        if self.hard_joints > 17:
+            raise ValueError(f"hard_joints must be at most 17; got {self.hard_joints}")
+
+
+class Config(Settings):
+    batch_size: int = 32
+    workers: int = 1
+    loss: Loss = Loss()
+
+    def model_post_init(self, _: Any) -> None:
+        if self.batch_size % self.workers or self.batch_size == 48:
+            raise ValueError(f"batch_size {self.batch_size} does not suit {self.workers} workers")
+
+
+def build(settings: dict[str, Any]) -> Config:
+    tree: dict[str, Any] = {}
+    for key, value in settings.items():
+        group, _, leaf = key.rpartition(".")
+        (tree.setdefault(group, {}) if group else tree)[leaf] = value
+    return resolve(Config, tree)
+
+
+def test_a_good_space_passes_and_its_corners_were_tried() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def remember(settings: dict[str, Any]) -> Config:
+        seen.append(settings)
+        return build(settings)
+
+    check_space(read("search:\n  loss.hard_joints: {int: [1, 17]}\n  workers: {choice: [1, 2]}\n"), remember)
+    corners = [{"loss.hard_joints": r, "workers": w} for r in (1, 17) for w in (1, 2)]
+    assert all(corner in seen for corner in corners)
+
+
+def test_a_key_the_configuration_does_not_know_is_refused_with_line_and_nearest_key() -> None:
+    space = read("search:\n  workers: {choice: [1, 2]}\n  loss.hard_joint: {int: [1, 17]}\n")
+    with pytest.raises(
+        SpaceError, match=r"my\.yaml:3: loss\.hard_joint=1 is refused.*did you mean 'loss\.hard_joints'"
+    ):
+        check_space(space, build)
+
+
+def test_a_value_the_configuration_refuses_is_named() -> None:
+    with pytest.raises(SpaceError, match=r"my\.yaml:2: loss\.hard_joints=18 is refused by .*at most 17; got 18"):
+        check_space(read("search:\n  loss.hard_joints: {int: [1, 20]}\n  workers: {choice: [1, 2]}\n"), build)
+    with pytest.raises(SpaceError, match=r"my\.yaml:2: workers=two is refused"):
+        check_space(read("search:\n  workers: {choice: [1, two]}\n"), build)
+
+
+def test_a_value_in_the_middle_of_a_short_range_is_tried_too() -> None:
+    with pytest.raises(SpaceError, match=r"my\.yaml:2: batch_size=48 is refused"):
+        check_space(read("search:\n  batch_size: {int: [32, 64], step: 16}\n"), build)
+
+
+def test_a_combination_that_is_refused_names_the_keys_that_clash_and_no_others() -> None:
+    text = "search:\n  loss.hard_joints: {int: [1, 8]}\n  batch_size: {choice: [32, 33]}\n  workers: {choice: [1, 2]}\n"
+    message = r"my\.yaml:4: batch_size=33, workers=2 is refused together by the configuration"
+    with pytest.raises(SpaceError, match=message):
+        check_space(read(text), build)
+
+
+def test_settings_inside_an_option_are_tried_with_that_option() -> None:
+    text = """\
+search:
+  loss.kind:
+    choice:
+      mse:
+        batch_size: 32
+      ohkm:
+        loss.hard_joints: {int: [1, 18]}
+"""
+    with pytest.raises(SpaceError, match=r"my\.yaml:7: loss\.hard_joints=18 is refused"):
+        check_space(read(text), build)
+
+
+def test_start_points_must_lie_in_the_space_and_be_possible() -> None:
+    body = "search:\n  batch_size: {choice: [32, 33]}\n  workers: 1\nstart:\n  - {batch_size: 32}\n"
+    assert check_space(read(body), build) > 0
+    with pytest.raises(SpaceError, match=r"my\.yaml:6: a start point does not fit: batch_size=31 is not among"):
+        check_space(read(body + "  - {batch_size: 31}\n"), build)
+
+
+def test_a_large_space_is_sampled_instead_of_enumerated() -> None:
+    lines = "".join(f"  key{i}: {{int: [0, 99]}}\n" for i in range(30))
+    tried = check_space(read("search:\n" + lines), lambda settings: settings)
+    assert 30 < tried < 3000

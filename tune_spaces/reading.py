@@ -1,0 +1,246 @@
+"""Reads search spaces from their YAML files; every error names file and line."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from efafnet.platform.yaml_text import _Loader as Loader
+from efafnet.platform.yaml_text import problem_of
+from efafnet.tune_spaces.space import Choice, Entry, Fixed, Option, Range, Scalar, Settings, Space, SpaceError, walk
+
+
+def available_spaces() -> list[str]:
+    """Names of the spaces that come with the project."""
+    return sorted(
+        item.name.removesuffix(".yaml")
+        for item in resources.files("efafnet.tune_spaces").iterdir()
+        if item.name.endswith(".yaml")
+    )
+
+
+def load_space(name_or_path: str, names: Mapping[str, float] | None = None) -> Space:
+    """Read a space by its name (one that comes with the project) or from a YAML file.
+
+    Args:
+        name_or_path: a name such as ``ohkm``, or the path of a file.
+        names: what numbers in the file may refer to, for example ``{"num_joints": 17, "epochs": 150}``: a file writes
+            ``num_joints`` or ``0.6*epochs``.
+
+    Raises:
+        SpaceError: an unknown name, an unreadable file, or a file that is no search space.
+    """
+    if name_or_path in available_spaces():
+        found = resources.files("efafnet.tune_spaces") / f"{name_or_path}.yaml"
+        return parse_space(found.read_text(), f"tune_spaces/{name_or_path}.yaml", names)
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        known = ", ".join(available_spaces())
+        raise SpaceError(f"no search space {name_or_path!r}; there are {known}, or give the path of a .yaml file")
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"the search space {path} cannot be read: {error}") from error
+    return parse_space(text, str(path), names)
+
+
+def parse_space(text: str, source: str, names: Mapping[str, float] | None = None) -> Space:
+    """Read a space from its text; ``source`` names the file in messages.
+
+    Raises:
+        SpaceError: not YAML, or not a search space; names the file and the line.
+    """
+    try:
+        root = yaml.compose(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = mark.line + 1 if mark else 1
+        raise SpaceError(f"{source}:{line}: not YAML: {problem_of(error)}") from error
+    return _Reader(source, dict(names or {})).space(text, root)
+
+
+_PRODUCT = re.compile(r"(?:(\d+\.?\d*|\.\d+) ?\* ?)?([a-z_]+)")
+"""A number that refers to a name: ``num_joints``, ``0.6*epochs``."""
+
+
+class _Reader:
+    """Turns YAML nodes into a space; every error names file and line."""
+
+    def __init__(self, source: str, names: Mapping[str, float]) -> None:
+        self.source = source
+        self.names = names
+
+    def space(self, text: str, root: yaml.Node | None) -> Space:
+        sections = dict(self.pairs(root, "a search space is a mapping with the sections about, search and start"))
+        for name, (line, _) in sections.items():
+            if name not in ("about", "search", "start"):
+                raise self.error(line, f"unknown section {name!r}; a space has about, search and start")
+        if "search" not in sections:
+            raise self.error(1, "the section search is missing: it lists the keys to search and their values")
+        entries = self.entries(sections["search"][1], ())
+        about = str(self.value(sections["about"][1])) if "about" in sections else ""
+        start = tuple(self.start(sections["start"][1])) if "start" in sections else ()
+        space = Space(Path(self.source).stem, self.source, text, about, _unique_names(entries), start)
+        if not space.searched:
+            raise self.error(sections["search"][0], "nothing is searched: every key has one fixed value")
+        return space
+
+    def entries(self, node: yaml.Node, taken: tuple[str, ...]) -> tuple[Entry, ...]:
+        entries: list[Entry] = []
+        pairs = self.pairs(node, "expected `key: values` lines")
+        here = taken + tuple(key for key, _ in pairs)
+        for key, (line, value) in pairs:
+            if key in taken:
+                raise self.error(line, f"{key} is set here and outside this option; a key has one place on a path")
+            entry = Entry(key, line, self.domain(key, line, value, here), key)
+            for other in walk([entry]):
+                if any(other.key == earlier.key for earlier in walk(entries)):
+                    raise self.error(other.line, f"{other.key} is set by two choices at once; give it one place")
+            entries.append(entry)
+        return tuple(entries)
+
+    def domain(self, key: str, line: int, node: yaml.Node, taken: tuple[str, ...]) -> Fixed | Range | Choice:
+        if not isinstance(node, yaml.MappingNode):
+            return Fixed(self.value(node))
+        parts = dict(self.pairs(node, ""))
+        kinds = [kind for kind in ("float", "int", "choice") if kind in parts]
+        if len(kinds) != 1:
+            raise self.error(
+                line,
+                f"{key}: expected one of {{float: [low, high]}}, {{int: [low, high]}}, {{choice: [...]}}, or a plain "
+                f"value; got the keys {', '.join(parts) or 'none'}",
+            )
+        if kinds[0] == "choice":
+            self.only(key, parts, ("choice",))
+            return self.choice(key, *parts["choice"], taken)
+        self.only(key, parts, (kinds[0], "log", "step"))
+        return self.range(key, kinds[0] == "int", parts)
+
+    def only(self, key: str, parts: Mapping[str, tuple[int, yaml.Node]], allowed: tuple[str, ...]) -> None:
+        for name, (line, _) in parts.items():
+            if name not in allowed:
+                raise self.error(line, f"{key}: unknown word {name!r}; allowed here: {', '.join(allowed)}")
+
+    def range(self, key: str, integer: bool, parts: Mapping[str, tuple[int, yaml.Node]]) -> Range:
+        line, node = parts["int" if integer else "float"]
+        bounds = self.value(node)
+        if not isinstance(bounds, list) or len(bounds) != 2:
+            raise self.error(line, f"{key}: a range is [low, high]; got {bounds!r}")
+        low, high = (self.number(key, line, bound, integer) for bound in bounds)
+        log = self.value(parts["log"][1]) if "log" in parts else False
+        step = self.number(key, parts["step"][0], self.value(parts["step"][1]), integer) if "step" in parts else None
+        if not isinstance(log, bool):
+            raise self.error(line, f"{key}: log is true or false; got {log!r}")
+        if low > high:
+            raise self.error(line, f"{key}: the range [{low}, {high}] is empty; write the smaller number first")
+        if log and (low <= 0 or step is not None):
+            raise self.error(line, f"{key}: a log range starts above 0 and has no step; got [{low}, {high}]")
+        if step is not None and step <= 0:
+            raise self.error(line, f"{key}: step must be positive; got {step}")
+        return Range(low, high, integer, log, step)
+
+    def number(self, key: str, line: int, value: Any, integer: bool) -> float:
+        if isinstance(value, str):
+            known = ", ".join(self.names) or "none here"
+            raise self.error(line, f"{key}: {value!r} is neither a number nor made of a known name ({known})")
+        bad = isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+        if bad or (integer and value != int(value)):
+            raise self.error(line, f"{key}: expected {'an integer' if integer else 'a number'}; got {value!r}")
+        return int(value) if integer else float(value)
+
+    def choice(self, key: str, line: int, node: yaml.Node, taken: tuple[str, ...]) -> Choice:
+        if isinstance(node, yaml.MappingNode):
+            options = [self.option(name, inner, taken) for name, inner in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            options = [Option(_label(value), value) for value in self.value(node)]
+        else:
+            raise self.error(line, f"{key}: choice takes a list of values, or a mapping of options to their settings")
+        labels = [(type(option.label), option.label) for option in options]
+        if not options or len(set(labels)) != len(labels):
+            raise self.error(line, f"{key}: a choice needs different options; got {[o.label for o in options]}")
+        return Choice(tuple(options))
+
+    def option(self, name: yaml.Node, inner: yaml.Node, taken: tuple[str, ...]) -> Option:
+        value = self.value(name)
+        empty = inner.tag == "tag:yaml.org,2002:null"
+        return Option(_label(value), value, () if empty else self.entries(inner, taken))
+
+    def start(self, node: yaml.Node) -> Iterator[tuple[int, Settings]]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise self.error(node.start_mark.line + 1, "start is a list of settings, each a mapping of keys to values")
+        for item in node.value:
+            pairs = self.pairs(item, "an item of start is a mapping of keys to values")
+            yield item.start_mark.line + 1, {key: self.value(inner) for key, (_, inner) in pairs}
+
+    def pairs(self, node: yaml.Node | None, expected: str) -> list[tuple[str, tuple[int, yaml.Node]]]:
+        """The keys of a mapping with their lines; YAML itself would silently take the last of two equal keys."""
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(node.start_mark.line + 1 if node else 1, expected)
+        pairs: dict[str, tuple[int, yaml.Node]] = {}
+        for name, inner in node.value:
+            key, line = str(self.value(name)), name.start_mark.line + 1
+            if key in pairs:
+                raise self.error(line, f"{key} stands here twice (first in line {pairs[key][0]})")
+            pairs[key] = (line, inner)
+        return list(pairs.items())
+
+    def value(self, node: yaml.Node) -> Any:
+        loader = Loader("")
+        try:
+            return self.named(loader.construct_object(node, deep=True))
+        except yaml.YAMLError as error:
+            raise self.error(node.start_mark.line + 1, f"cannot be read: {problem_of(error)}") from error
+        finally:
+            loader.dispose()
+
+    def named(self, value: Any) -> Any:
+        """Put numbers where the file refers to names (a share of a whole number is rounded down); other text stays."""
+        if isinstance(value, list):
+            return [self.named(item) for item in value]
+        match = _PRODUCT.fullmatch(value) if isinstance(value, str) else None
+        if not match or match[2] not in self.names:
+            return value
+        known, number = self.names[match[2]], float(match[1] or 1) * self.names[match[2]]
+        return math.floor(number + 1e-9) if isinstance(known, int) else round(number, 6)
+
+    def error(self, line: int, message: str) -> SpaceError:
+        return SpaceError(f"{self.source}:{line}: {message}")
+
+
+def _label(value: Any) -> Scalar:
+    """What the study stores for an option: studies keep plain values only, so a list becomes its text."""
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _unique_names(entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Name the parameters by their keys; where options give one key different values, the option is added to the name.
+
+    A study keeps one range per name for its whole life, and the sampler learns from all trials that have the name.
+    """
+    domains: dict[str, list[Range | Choice]] = {}
+    for entry in walk(entries):
+        found = domains.setdefault(entry.key, [])
+        if not isinstance(entry.domain, Fixed) and entry.domain not in found:
+            found.append(entry.domain)
+    shared = {key for key, found in domains.items() if len(found) <= 1}
+    return _named(entries, shared, "")
+
+
+def _named(entries: Sequence[Entry], shared: set[str], path: str) -> tuple[Entry, ...]:
+    named: list[Entry] = []
+    for entry in entries:
+        domain = entry.domain
+        if isinstance(domain, Choice):
+            options = [
+                Option(o.label, o.value, _named(o.entries, shared, f"{path}[{entry.key}={o.label}]"))
+                for o in domain.options
+            ]
+            domain = Choice(tuple(options))
+        named.append(Entry(entry.key, entry.line, domain, entry.key if entry.key in shared else entry.key + path))
+    return tuple(named)
