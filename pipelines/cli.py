@@ -27,11 +27,15 @@ class Command:
     config_module: str | None = None
     """Module of the settings, when it is not the function's."""
     preset: bool = False
-    """Whether the first argument names a preset (or a YAML file) that the settings start from."""
+    """Whether an argument names a preset (or a YAML file) that the settings start from: the first one, or the one
+    after ``before_preset``."""
+    before_preset: tuple[str, ...] = ()
+    """Fields given without their names before the preset."""
 
     def usage(self) -> str:
         """Return the command's usage line."""
-        words = ["PRESET"] if self.preset else []
+        words = [name.upper() for name in self.before_preset]
+        words += ["PRESET"] if self.preset else []
         words += [name.upper() for name in self.positional]
         return " ".join(["efafnet", self.name, *words, "[key=value …]"])
 
@@ -64,8 +68,8 @@ COMMANDS = (
         "Measure a results file against annotations.",
     ),
     Command(
-        "tune", f"{_HERE}.search.tune", "TuneConfig", "run_tune", ("space", "preset"),
-        "Search settings with Ray Tune and Optuna.",
+        "tune", f"{_HERE}.search.tune", "TuneConfig", "run_tune", (),
+        "Search settings with Ray Tune and Optuna.", preset=True, before_preset=("space",),
     ),
     Command(
         "report", f"{_HERE}.report.report", "ReportConfig", "run_report", (),
@@ -169,15 +173,17 @@ def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]
     plain, overrides = _split(words)
     tree: Tree = {}
     source = ""
-    if command.preset and plain:
-        preset = plain.pop(0)
+    fields = (*command.before_preset, *command.positional)
+    place = len(command.before_preset)
+    if command.preset and len(plain) > place:
+        preset = plain.pop(place)
         tree = load_preset(preset)
         source = f"{command.name} {preset}"
-    if len(plain) > len(command.positional):
-        extra = plain[len(command.positional)]
+    if len(plain) > len(fields):
+        extra = plain[len(fields)]
         raise UsageError(f"unexpected argument {extra!r}; usage: {command.usage()}; settings are written key=value")
     given = {override.partition("=")[0] for override in overrides}
-    for field, word in zip(command.positional, plain, strict=False):
+    for field, word in zip(fields, plain, strict=False):
         if field in given:
             raise UsageError(f"{field} is given twice: {word!r} and again as {field}=…; give it once")
         tree[field] = word
