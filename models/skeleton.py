@@ -49,7 +49,7 @@ class Skeleton(Settings):
 
     @property
     def flip_permutation(self) -> tuple[int, ...]:
-        """Permutation of length K: joint ``j`` of the mirrored image is joint ``flip_permutation[j]`` of the original."""
+        """Permutation of length K: joint ``j`` of a mirrored image is joint ``flip_permutation[j]`` of the original."""
         permutation = list(range(self.num_joints))
         for a, b in self.flip_pairs:
             permutation[a], permutation[b] = b, a
@@ -60,11 +60,12 @@ def _limbs(joints: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[tup
     return tuple((joints.index(a), joints.index(b)) for a, b in pairs)
 
 
+# fmt: off
 _COCO_JOINTS = (
     "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
     "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
     "right_ankle",
-)  # fmt: skip
+)
 
 COCO_17 = Skeleton(
     name="coco17",
@@ -74,19 +75,19 @@ COCO_17 = Skeleton(
     limbs=(
         (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
         (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-    ),  # fmt: skip
+    ),
     # cocodataset.org, keypoint evaluation: standard deviations of repeated annotations.
     sigmas=(
         0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
         0.089, 0.089,
-    ),  # fmt: skip
+    ),
     upper_body=tuple(range(11)),
 )
 
 _MPII_JOINTS = (
     "right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle", "pelvis", "thorax", "upper_neck",
     "head_top", "right_wrist", "right_elbow", "right_shoulder", "left_shoulder", "left_elbow", "left_wrist",
-)  # fmt: skip
+)
 
 MPII_16 = Skeleton(
     name="mpii16",
@@ -101,19 +102,19 @@ MPII_16 = Skeleton(
             ("right_elbow", "right_shoulder"), ("right_shoulder", "thorax"), ("left_shoulder", "thorax"),
             ("left_elbow", "left_shoulder"), ("left_wrist", "left_elbow"),
         ),
-    ),  # fmt: skip
+    ),
     # MPII defines no OKS; these are mmpose's values for MPII, used for OKS-NMS and comparisons only.
     sigmas=(
         0.089, 0.083, 0.107, 0.107, 0.083, 0.089, 0.026, 0.026, 0.026, 0.026, 0.062, 0.072, 0.179, 0.179, 0.072,
         0.062,
-    ),  # fmt: skip
+    ),
     upper_body=(7, 8, 9, 10, 11, 12, 13, 14, 15),
 )
 
 _CROWDPOSE_JOINTS = (
     "left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip",
     "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "head", "neck",
-)  # fmt: skip
+)
 
 CROWDPOSE_14 = Skeleton(
     name="crowdpose14",
@@ -128,12 +129,14 @@ CROWDPOSE_14 = Skeleton(
             ("left_hip", "left_knee"), ("right_hip", "right_knee"), ("left_knee", "left_ankle"),
             ("right_knee", "right_ankle"),
         ),
-    ),  # fmt: skip
+    ),
     # The official CrowdPose evaluation tool.
     sigmas=(
         0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079,
-    ),  # fmt: skip
+    ),
     upper_body=(0, 1, 2, 3, 4, 5, 12, 13),
 )
+
+# fmt: on
 
 SKELETONS = {s.name: s for s in (COCO_17, MPII_16, CROWDPOSE_14)}

@@ -1,0 +1,166 @@
+"""The Feature Aggregation and Selection Module: FAM (eq. 1) and FSM (eqs. 2-8).
+
+Shapes: N crops, C channels, H W the side lengths of the feature map at hand.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from efafnet.models.layers import conv_bn_relu
+from efafnet.models.network_config import Arrangement, Merge
+
+SPLITS = 4
+"""s of eq. 1."""
+
+
+class FeatureAggregation(nn.Module):
+    """FAM: a 3x3 convolution replaced by four channel splits that see each other one after the other (eq. 1).
+
+    ``y1 = x1``, ``yi = Gi(xi + y(i-1))``, each G a 3x3 convolution with batch norm and ReLU; the results are
+    concatenated. With ``recurrence="res2net"`` the first addition is left out and the untouched split is the last,
+    as in Res2Net (Gao et al., 2019). With ``chained=False`` (the paper is silent on strided blocks) the form is
+    Res2Net's for the first block of a stage: the untouched split is average-pooled, and nothing is added between
+    splits of what would be different sizes.
+
+    Args:
+        split_channels: channels of one split; input and output have four times as many.
+        stride: of the 3x3 convolutions and the pooling; above 1 only when not chained.
+        chained: whether splits are added to each other.
+        recurrence: `literal` is eq. 1, `res2net` the form Res2Net weights expect.
+    """
+
+    def __init__(
+        self, split_channels: int, *, stride: int, chained: bool, recurrence: Literal["literal", "res2net"]
+    ) -> None:
+        super().__init__()
+        assert chained is False or stride == 1
+        self.split_channels = split_channels
+        self.stride = stride
+        self.chained = chained
+        self.literal = recurrence == "literal"
+        moving = SPLITS - 1
+        if chained:
+            self.branches = nn.ModuleList(conv_bn_relu(split_channels, split_channels, 3) for _ in range(moving))
+        else:
+            # Nothing passes between the splits, so the three convolutions are one with three groups: one kernel
+            # instead of nine, which is what small networks and small feature maps are short of.
+            width = moving * split_channels
+            self.grouped = conv_bn_relu(width, width, 3, stride=stride, groups=moving)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 4*split, H, W) -> (N, 4*split, H/stride, W/stride)."""
+        if not self.chained:
+            return self._unchained(x)
+        splits = x.chunk(SPLITS, dim=1)
+        if self.literal:
+            outputs = [splits[0]]
+            for branch, split in zip(self.branches, splits[1:], strict=True):
+                outputs.append(branch(split + outputs[-1]))
+        else:
+            outputs = [self.branches[0](splits[0])]
+            for branch, split in zip(self.branches[1:], splits[1:-1], strict=True):
+                outputs.append(branch(split + outputs[-1]))
+            outputs.append(splits[-1])
+        return torch.cat(outputs, dim=1)
+
+    def _unchained(self, x: Tensor) -> Tensor:
+        w = self.split_channels
+        untouched, moving = (x[:, :w], x[:, w:]) if self.literal else (x[:, -w:], x[:, :-w])
+        pooled = F.avg_pool2d(untouched, 3, stride=self.stride, padding=1)
+        convolved = self.grouped(moving)
+        return torch.cat((pooled, convolved) if self.literal else (convolved, pooled), dim=1)
+
+
+class ChannelSelection(nn.Module):
+    """CS, the channel weights alpha (eqs. 4-6, Fig. 4): two layers over the pooled features, under a sigmoid.
+
+    The text describes both "average plus maximum" (eq. 4) and a mean (eq. 5); here z = mean + maximum over the
+    positions, through one pair of layers: C -> C/reduction -> C.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> alpha (N, C, 1, 1) in 0..1."""
+        # `max` over one dimension, not `amax` over two: its backward writes one position per channel.
+        z = x.mean((2, 3)) + x.flatten(2).max(-1).values
+        alpha = torch.sigmoid(self.excite(F.relu(self.squeeze(z))))
+        return alpha[:, :, None, None]
+
+
+class LocationSelection(nn.Module):
+    """LSS, the position weights beta (eq. 2): 1x1 convolutions C -> 1 -> 1 with a ReLU between, under a sigmoid.
+
+    Eq. 2 has a second ReLU right under the sigmoid (``relu=True``): it holds a gate at 1/2 with no gradient wherever
+    the second convolution is negative, so the default leaves it out.
+    """
+
+    def __init__(self, channels: int, *, relu: bool) -> None:
+        super().__init__()
+        self.relu = relu
+        self.weigh = nn.Conv2d(channels, 1, 1)
+        self.adjust = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> beta (N, 1, H, W) in 0..1."""
+        logits = self.adjust(F.relu(self.weigh(x)))
+        return torch.sigmoid(F.relu(logits) if self.relu else logits)
+
+
+class FeatureSelection(nn.Module):
+    """FSM: how much each value of the aggregated features F counts. Returns the factor, not the product.
+
+    With X' = X + alpha X (eq. 7) and X' = X + beta X (eq. 3), and in parallel F + alpha F plus F + beta F (eq. 8),
+    every arrangement is F times a factor:
+
+    ============  ========================  =============================
+    arrangement   factor                    `scaled` divides by (at 1/2)
+    ============  ========================  =============================
+    parallel      2 + alpha + beta          3
+    cs, lss       1 + alpha, 1 + beta       3/2
+    cs_lss, ...   (1 + alpha)(1 + beta)     9/4
+    ============  ========================  =============================
+
+    A caller thus adds identity and branch in one pass (`torch.addcmul`). Scaled, the branch starts at about F, so a
+    deep encoder keeps the activation scale of a plain residual network.
+    """
+
+    def __init__(
+        self, channels: int, *, arrangement: Arrangement, reduction: int, lss_relu: bool, merge: Merge
+    ) -> None:
+        super().__init__()
+        assert arrangement != "none"
+        self.arrangement = arrangement
+        # In the order in which they act.
+        order = ("cs", "lss") if arrangement == "parallel" else tuple(arrangement.split("_"))
+        self.gates = nn.ModuleDict({part: self._gate(part, channels, reduction, relu=lss_relu) for part in order})
+        at_start = {"parallel": 3.0, "cs": 1.5, "lss": 1.5, "cs_lss": 2.25, "lss_cs": 2.25}[arrangement]
+        self.scale = 1 / at_start if merge == "scaled" else 1.0
+
+    @staticmethod
+    def _gate(part: str, channels: int, reduction: int, *, relu: bool) -> nn.Module:
+        return ChannelSelection(channels, reduction) if part == "cs" else LocationSelection(channels, relu=relu)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """F (N, C, H, W) -> factor, broadcastable to F's shape."""
+        s = self.scale
+        if self.arrangement == "parallel":
+            # The two small tensors are scaled before they meet: their sum is the only full-size one.
+            alpha: Tensor = self.gates["cs"](x)
+            beta: Tensor = self.gates["lss"](x)
+            return (2 * s + s * alpha) + s * beta
+        factor: Tensor | None = None
+        for gate in self.gates.values():
+            opened = 1 + gate(x if factor is None else x * factor)
+            factor = opened if factor is None else factor * opened
+        assert factor is not None
+        return s * factor
