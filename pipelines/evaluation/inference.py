@@ -1,0 +1,117 @@
+"""From a batch of crops to joints in the original image: the network, the flip test, decoding, the way back.
+
+Legend: N crops, K joints, H W input pixels, h w heatmap pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from efafnet.models.heatmaps import HeatmapConfig, decode, flip_average
+from efafnet.models.network import normalise
+from efafnet.models.settings import InputSize, Settings
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops.batch import Batch
+
+
+class TestConfig(Settings):
+    """How a network is tested: what is averaged, how persons are scored, which duplicates go."""
+
+    __test__: ClassVar[bool] = False  # not a test case, whatever pytest thinks of the name
+
+    flip_test: bool = True
+    """Average the heatmaps with those of the mirrored crop (twice the computation)."""
+    batch_size: int = Field(default=64, gt=0)
+    """Crops per forward pass of one process."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward pass; bf16 runs under autocast and decodes in float32."""
+    joint_score_threshold: float = Field(default=0.2, ge=0, lt=1)
+    """A person's score is its box score times the mean of the joint scores above this."""
+    nms: Literal["none", "oks", "soft_oks"] = "oks"
+    """Suppression of duplicates within an image: hard or soft OKS-NMS, or none."""
+    nms_threshold: float = Field(default=0.9, gt=0, le=1)
+    """OKS above which the weaker of two predictions is a duplicate (hard), or the decay's scale (soft)."""
+
+
+@contextmanager
+def _testing(network: nn.Module) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        network.train(was_training)
+
+
+def predict_heatmaps(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    skeleton: Skeleton,
+    heatmap: HeatmapConfig,
+    flip_test: bool,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> Tensor:
+    """Heatmaps float32 (N, K, h, w) of uint8 crops (N, 3, H, W) on the network's device, flip test included.
+
+    The mirrored heatmaps are shifted by one column before averaging, unless the targets are UDP's, whose mirror
+    image is exact.
+    """
+
+    def forward(pixels: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            heatmaps: Tensor = network(pixels).heatmaps
+        return heatmaps.float()
+
+    with _testing(network):
+        pixels = normalise(images)
+        heatmaps = forward(pixels)
+        if flip_test:
+            mirrored = forward(pixels.flip(3))
+            heatmaps = flip_average(heatmaps, mirrored, skeleton.flip_permutation, shift=heatmap.flip_shift)
+    return heatmaps
+
+
+def predict_batch(
+    network: nn.Module,
+    batch: Batch,
+    *,
+    skeleton: Skeleton,
+    input_size: InputSize,
+    heatmap: HeatmapConfig,
+    flip_test: bool,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Joints float64 (N, K, 2) in pixels of the ORIGINAL image and joint scores float32 (N, K) of a batch.
+
+    ``batch.images`` must lie on the network's device. The network is put into evaluation mode for the call only.
+    Raises ValueError where the network returns something that is not a number.
+    """
+    heatmaps = predict_heatmaps(
+        network, batch.images, skeleton=skeleton, heatmap=heatmap, flip_test=flip_test, precision=precision
+    )
+    decoded = decode(heatmaps, input_size, heatmap)
+    joints_px = to_image(decoded.joints_px.cpu().numpy(), batch.input_to_image.cpu().numpy())
+    scores = decoded.scores.float().cpu().numpy()
+    if not (np.isfinite(scores).all() and np.isfinite(joints_px).all()):
+        raise ValueError(
+            "the network's heatmaps hold NaN or infinity: training diverged or the weights are damaged; "
+            "use an earlier checkpoint"
+        )
+    return joints_px, scores
+
+
+def to_image(joints_px: NDArray[np.floating], input_to_image: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Map joints (N, K, 2) in input pixels through affines (N, 2, 3) to pixels of the original image, in float64."""
+    linear, shift = input_to_image[:, :, :2], input_to_image[:, :, 2]
+    mapped: NDArray[np.float64] = np.einsum("nij,nkj->nki", linear, joints_px.astype(np.float64)) + shift[:, None]
+    return mapped

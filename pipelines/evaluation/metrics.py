@@ -1,0 +1,110 @@
+"""COCO keypoint AP and AR of predictions, by any skeleton, equal to pycocotools' figures to the last bit.
+
+Matching is done once (`matching.py`) and kept, so that AP of a subset of images (CrowdPose's easy, medium, hard) or of
+a resampling of them (confidence intervals) costs a sort and a sum. faster-coco-eval would be as quick for a single
+figure, but leaves out pycocotools' epsilon in the precision, so that its figures differ in the last bit.
+
+Legend: I images, A size classes, T OKS thresholds, R recall levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.evaluation.columns import detections, truth
+from efafnet.pipelines.evaluation.matching import AREA_RANGES_PX2, OKS_THRESHOLDS, MatchTable, match
+
+if TYPE_CHECKING:
+    from efafnet.pipelines.crops.store import GroundTruth
+
+RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
+NO_PERSONS = -1.0
+"""What COCO reports for a class of persons that the ground truth does not hold."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What AP and AR are means of; -1 throughout for a size class without true persons."""
+
+    precision: NDArray[np.float64]
+    """float64 (A, T, R), the highest precision at a recall of at least each level."""
+    recall: NDArray[np.float64]
+    """float64 (A, T), share of true persons found."""
+
+
+def evaluate_predictions(
+    results: Sequence[Mapping[str, Any]],
+    ground_truth: GroundTruth | Mapping[str, Any],
+    *,
+    skeleton: Skeleton | None = None,
+) -> dict[str, float]:
+    """AP and AR of COCO ``results`` on all images of ``ground_truth``: ap, ap_50, ap_75, ap_medium, ap_large, ar, ….
+
+    ``ground_truth`` is a store's, or a dictionary in COCO layout. Its skeleton gives the sigmas unless ``skeleton``
+    does. 20 predictions per image count; a figure is -1 where the ground truth has no person to measure it on. Raises
+    ValueError for results of other images, another number of joints, NaN.
+    """
+    reference = truth(ground_truth, skeleton)
+    return summary(curves(match(reference, detections(results, reference))))
+
+
+def summary(of: Curves) -> dict[str, float]:
+    """COCO's ten keypoint figures: means over thresholds and recall levels."""
+    everyone, medium, large = range(len(AREA_RANGES_PX2))
+    at_50, at_75 = (int(np.flatnonzero(t == OKS_THRESHOLDS)[0]) for t in (0.5, 0.75))
+    precision, recall = of.precision, of.recall
+    return {
+        "ap": _mean(precision[everyone]),
+        "ap_50": _mean(precision[everyone, at_50]),
+        "ap_75": _mean(precision[everyone, at_75]),
+        "ap_medium": _mean(precision[medium]),
+        "ap_large": _mean(precision[large]),
+        "ar": _mean(recall[everyone]),
+        "ar_50": _mean(recall[everyone, at_50]),
+        "ar_75": _mean(recall[everyone, at_75]),
+        "ar_medium": _mean(recall[medium]),
+        "ar_large": _mean(recall[large]),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    present = values[values > NO_PERSONS]
+    return float(present.mean()) if present.size else NO_PERSONS
+
+
+def curves(table: MatchTable, image_count: NDArray[np.int64] | None = None) -> Curves:
+    """Precision and recall of a match table, each image counted ``image_count`` (I,) times (once if not given)."""
+    order = np.argsort(-table.scores, kind="stable")
+    num_true = table.num_true
+    if image_count is not None:
+        order = np.repeat(order, image_count[table.image[order]])
+        num_true = num_true * image_count
+    right = ((table.match >= 0) & ~table.ignored)[:, :, order]
+    wrong = ((table.match < 0) & ~table.ignored)[:, :, order]
+    classes, thresholds = right.shape[:2]
+    precision = np.full((classes, thresholds, len(RECALL_LEVELS)), NO_PERSONS)
+    recall = np.full((classes, thresholds), NO_PERSONS)
+    for a, total in enumerate(num_true.sum(axis=1)):
+        if total:
+            for t in range(thresholds):
+                precision[a, t], recall[a, t] = _curve(right[a, t], wrong[a, t], int(total))
+    return Curves(precision, recall)
+
+
+def _curve(right: NDArray[np.bool_], wrong: NDArray[np.bool_], total: int) -> tuple[NDArray[np.float64], float]:
+    """Precision (R,) and final recall of predictions in falling order of score (source: pycocotools, `accumulate`)."""
+    found = np.cumsum(right, dtype=np.float64)
+    recall = found / total
+    precision = found / (np.cumsum(wrong, dtype=np.float64) + found + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    at = np.searchsorted(recall, RECALL_LEVELS, side="left")
+    reached = at < len(recall)
+    levels = np.zeros(len(RECALL_LEVELS))
+    levels[reached] = envelope[at[reached]]
+    return levels, float(recall[-1]) if len(recall) else 0.0
