@@ -1,0 +1,68 @@
+"""From encoded crops to the network's input: decode, warp, lay out as planes. OpenCV releases the interpreter lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from efafnet.pipelines.crops.geometry import Float64
+from efafnet.pipelines.crops.manifest import Encoding
+
+UInt8 = npt.NDArray[np.uint8]
+
+# Coordinates refer to the stored pixels, so an orientation tag must not turn the picture.
+DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+_WARP_FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+
+
+def encode_crop(crop_bgr: UInt8, encoding: Encoding) -> bytes:
+    """Bytes of a crop (h, w, 3) uint8 BGR."""
+    if encoding.format == "raw":
+        return crop_bgr[:, :, ::-1].tobytes()
+    if encoding.format == "png":
+        done, data = cv2.imencode(".png", crop_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    else:
+        chroma = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
+        options = [cv2.IMWRITE_JPEG_QUALITY, encoding.quality]
+        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, chroma[encoding.chroma]]
+        done, data = cv2.imencode(".jpg", crop_bgr, options)
+    assert done
+    return data.tobytes()
+
+
+@dataclass(frozen=True)
+class CropDecoder:
+    """Decodes the crops of one store."""
+
+    encoding: Encoding
+    """How they are stored."""
+
+    @property
+    def planes(self) -> tuple[int, int, int]:
+        """Place of red, green and blue among the channels of what :meth:`decode` returns."""
+        return (0, 1, 2) if self.encoding.format == "raw" else (2, 1, 0)
+
+    def decode(self, data: UInt8, width: int, height: int) -> UInt8:
+        """Crop (height, width, 3) uint8 from its bytes; ValueError where they are not such a crop."""
+        if self.encoding.format == "raw":
+            if data.size == height * width * 3:
+                return data.reshape(height, width, 3)
+            image = None
+        else:
+            image = cv2.imdecode(data, DECODE_FLAGS) if data.size else None
+        if image is None or image.shape != (height, width, 3):
+            found = "cannot be decoded" if image is None else f"decodes to {image.shape[1]}x{image.shape[0]}"
+            raise ValueError(f"a crop of {width}x{height} pixels {found}: the store is damaged; prepare it again")
+        return image  # type: ignore[return-value]
+
+    def warp_into(self, image: UInt8, input_to_crop: Float64, out: UInt8) -> None:
+        """Sample ``image`` (h, w, 3) bilinearly at ``input_to_crop`` (2, 3) into ``out`` (3, H, W) RGB, outside 0."""
+        height, width = out.shape[1:]
+        warped = cv2.warpAffine(image, input_to_crop, (width, height), flags=_WARP_FLAGS)
+        red, green, blue = self.planes
+        planes: list[UInt8] = [out[0]] * 3
+        planes[red], planes[green], planes[blue] = out[0], out[1], out[2]
+        cv2.split(warped, planes)

@@ -1,0 +1,111 @@
+"""Row groups in memory: read once, ahead of need, dropped when their window has passed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efafnet.pipelines.crops.store import CropStore
+
+_COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh"]
+_OPEN_FILES = 64
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row group: R persons, K joints."""
+
+    images: pa.BinaryArray
+    """(R,) encoded crops."""
+    crop_size: npt.NDArray[np.int32]
+    """(R, 2) crop width and height in pixels."""
+    crop_to_image: npt.NDArray[np.float64]
+    """(R, 2, 3) affine from crop pixels to image pixels."""
+    joints_px: npt.NDArray[np.float64]
+    """(R, K, 2) joints in image pixels."""
+    visibility: npt.NDArray[np.uint8]
+    """(R, K) 0 absent, 1 hidden, 2 visible."""
+    boxes_xywh: npt.NDArray[np.float64]
+    """(R, 4) boxes in image pixels."""
+
+    def image(self, index: int) -> npt.NDArray[np.uint8]:
+        """Encoded bytes of crop ``index``, without copying."""
+        return np.frombuffer(self.images[index].as_buffer(), dtype=np.uint8)
+
+
+def _fixed(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    values = table.column(name).combine_chunks()
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)  # type: ignore[no-any-return]
+
+
+def group_from_table(table: pa.Table) -> Group:
+    """The arrays of a table with the columns that a sample needs."""
+    size = [table.column(name).to_numpy() for name in ("crop_width", "crop_height")]
+    return Group(
+        images=table.column("image").combine_chunks(),
+        crop_size=np.stack(size, axis=-1),
+        crop_to_image=_fixed(table, "crop_to_image").reshape(-1, 2, 3),
+        joints_px=_fixed(table, "joints_px").reshape(table.num_rows, -1, 2),
+        visibility=_fixed(table, "visibility"),
+        boxes_xywh=_fixed(table, "box_xywh"),
+    )
+
+
+class GroupReader:
+    """Reads row groups in background threads. Keyed by (window, group); not for concurrent callers."""
+
+    def __init__(self, store: CropStore, threads: int) -> None:
+        self._store = store
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="crops-read")
+        self._files = threading.local()
+        self._held: dict[tuple[int, int], Future[Group]] = {}
+
+    def want(self, keys: Iterable[tuple[int, int]]) -> None:
+        """Start reading the groups ``keys`` that are not held yet."""
+        for key in keys:
+            if key not in self._held:
+                self._held[key] = self._pool.submit(self._read, key[1])
+
+    def get(self, key: tuple[int, int]) -> Future[Group]:
+        """The group ``key``, wanted before."""
+        return self._held[key]
+
+    def drop_before(self, window: int) -> None:
+        """Forget groups of windows before ``window``; samples still being decoded keep theirs alive."""
+        for key in [key for key in self._held if key[0] < window]:
+            del self._held[key]
+
+    def close(self) -> None:
+        """Stop the threads; reads that have not started are dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._held.clear()
+
+    def _read(self, group: int) -> Group:
+        groups = self._store.row_groups
+        try:
+            file = self._file(int(groups.shard[group]))
+            return group_from_table(file.read_row_group(int(groups.index[group]), columns=_COLUMNS, use_threads=False))
+        except (OSError, ValueError) as error:
+            name = self._store.manifest.shards[int(groups.shard[group])].name
+            raise ValueError(
+                f"crop store {self._store.path}: {name} cannot be read ({error}); check it with: efafnet inspect"
+            ) from error
+
+    def _file(self, shard: int) -> pq.ParquetFile:
+        # A ParquetFile is not safe across threads, and opening one parses its footer: each thread keeps its own few.
+        held: OrderedDict[int, pq.ParquetFile] = self._files.__dict__.setdefault("held", OrderedDict())
+        if shard not in held:
+            held[shard] = pq.ParquetFile(self._store.path / self._store.manifest.shards[shard].name)
+        held.move_to_end(shard)
+        if len(held) > _OPEN_FILES:
+            held.popitem(last=False)[1].close()
+        return held[shard]

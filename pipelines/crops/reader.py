@@ -1,0 +1,291 @@
+"""Batches straight from a crop store: Parquet read ahead, crops decoded and warped by threads, a fixed order.
+
+Needs neither Ray nor MLflow. Normalisation and heatmaps belong to the device: what comes out is a uint8
+:class:`~efafnet.pipelines.crops.batch.Batch`.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import cv2
+import numpy as np
+import torch
+from pydantic import Field
+
+from efafnet.models.settings import InputSize, Settings
+from efafnet.pipelines.crops import augmentation, geometry
+from efafnet.pipelines.crops.augmentation import AugmentationConfig
+from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.decode import CropDecoder
+from efafnet.pipelines.crops.geometry import Float64
+from efafnet.pipelines.crops.groups import Group, GroupReader
+from efafnet.pipelines.crops.order import Planned, SampleOrder, slice_bounds
+from efafnet.pipelines.crops.store import CropStore
+
+# Samples that one thread prepares in one go: large enough that the arithmetic in numpy does not show.
+_CHUNK = 16
+
+
+class ReaderConfig(Settings):
+    """How a store is read. None of these settings changes a sample."""
+
+    threads: int = Field(default=2, ge=1)
+    """Threads that decode and warp, per training worker."""
+    read_threads: int = Field(default=1, ge=1)
+    """Threads that read Parquet, per training worker. More help where the store is remote."""
+    prefetch_batches: int = Field(default=4, ge=1)
+    """Batches prepared ahead of the consumer, per training worker."""
+    read_ahead_batches: int = Field(default=16, ge=0)
+    """Batches beyond the prepared ones whose crops are already being read, per training worker."""
+    shuffle_groups: int = Field(default=64, ge=1)
+    """Row groups shuffled together. Memory is about twice this many groups (some 2 MB each); unlike the others, this
+    setting changes the order of the samples."""
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """What turns planned rows into pictures."""
+
+    input_size: InputSize
+    augmentation: AugmentationConfig
+    seed: int
+    udp: bool
+
+
+class _Pipeline:
+    """Threads and queues of one pass over planned steps."""
+
+    def __init__(self, store: CropStore, sampling: _Sampling, config: ReaderConfig, pin_memory: bool) -> None:
+        self._store = store
+        self._sampling = sampling
+        self._config = config
+        self._pin_memory = pin_memory
+        self._decoder = CropDecoder(store.manifest.encoding)
+        self._groups = GroupReader(store, config.read_threads)
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="crops-decode")
+        self.wait_s = 0.0
+
+    def run(self, plan: Iterable[Planned]) -> Iterator[Batch]:
+        """Batches of ``plan`` in its order."""
+        planned = iter(plan)
+        reading: deque[Planned] = deque()
+        decoding: deque[tuple[Batch, list[Future[None]]]] = deque()
+        while True:
+            self._read_ahead(planned, reading, len(decoding))
+            while reading and len(decoding) < self._config.prefetch_batches:
+                decoding.append(self._start(reading.popleft()))
+                self._read_ahead(planned, reading, len(decoding))
+            if not decoding:
+                return
+            batch, parts = decoding.popleft()
+            began = time.perf_counter()
+            for part in parts:
+                part.result()
+            self.wait_s += time.perf_counter() - began
+            yield batch
+
+    def _read_ahead(self, planned: Iterator[Planned], reading: deque[Planned], decoding: int) -> None:
+        depth = self._config.prefetch_batches - decoding + self._config.read_ahead_batches
+        while len(reading) < depth and (step := next(planned, None)) is not None:
+            keys = zip(step.windows.tolist(), step.groups.tolist(), strict=True)
+            self._groups.want(dict.fromkeys(keys))
+            reading.append(step)
+
+    def _start(self, step: Planned) -> tuple[Batch, list[Future[None]]]:
+        batch = self._empty_batch(step)
+        groups = [self._groups.get(key) for key in zip(step.windows.tolist(), step.groups.tolist(), strict=True)]
+        parts = []
+        for first in range(0, len(step.rows), _CHUNK):
+            chosen = slice(first, min(first + _CHUNK, len(step.rows)))
+            parts.append(self._pool.submit(self._fill, batch, step, groups[chosen], chosen))
+        if len(step.windows):
+            self._groups.drop_before(int(step.windows.min()))
+        return batch, parts
+
+    def _empty_batch(self, step: Planned) -> Batch:
+        count, joints, size = len(step.rows), self._store.skeleton.num_joints, self._sampling.input_size
+        pin = self._pin_memory
+        return Batch(
+            images=torch.empty((count, 3, size.height, size.width), dtype=torch.uint8, pin_memory=pin),
+            joints_px=torch.empty((count, joints, 2), dtype=torch.float32, pin_memory=pin),
+            visibility=torch.empty((count, joints), dtype=torch.uint8, pin_memory=pin),
+            rows=torch.from_numpy(step.rows.copy()),
+            input_to_image=torch.empty((count, 2, 3), dtype=torch.float64),
+        )
+
+    def _fill(self, batch: Batch, step: Planned, futures: list[Future[Group]], chosen: slice) -> None:
+        """Prepare the samples ``chosen`` of a batch in place."""
+        groups = [future.result() for future in futures]
+        index = (step.rows[chosen] - self._store.row_groups.first_row[step.groups[chosen]]).tolist()
+        samples = list(zip(groups, index, strict=True))
+        joints = np.stack([group.joints_px[i] for group, i in samples])
+        visibility = np.stack([group.visibility[i] for group, i in samples])
+        boxes = np.stack([group.boxes_xywh[i] for group, i in samples])
+        crop_to_image = np.stack([group.crop_to_image[i] for group, i in samples])
+        wanted, skeleton = self._sampling, self._store.skeleton
+        draws = augmentation.draw(wanted.augmentation, wanted.seed, step.epochs[chosen], step.rows[chosen])
+        to_input = augmentation.input_affines(
+            wanted.augmentation, draws, skeleton, wanted.input_size, boxes, joints, visibility, udp=wanted.udp
+        )
+        moved = geometry.apply_affine(to_input, joints)
+        moved, seen = augmentation.mirror_joints(moved, visibility, draws.flip, skeleton)
+        to_image = geometry.invert_affine(to_input)
+        batch.joints_px.numpy()[chosen] = moved
+        batch.visibility.numpy()[chosen] = seen
+        batch.input_to_image.numpy()[chosen] = to_image
+        to_crop = geometry.compose_affine(geometry.invert_affine(crop_to_image), to_image)
+        self._draw_pictures(batch, samples, to_crop, chosen.start)
+
+    def _draw_pictures(self, batch: Batch, samples: list[tuple[Group, int]], to_crop: Float64, first: int) -> None:
+        images = batch.images.numpy()
+        for n, (group, i) in enumerate(samples):
+            width, height = group.crop_size[i].tolist()
+            try:
+                crop = self._decoder.decode(group.image(i), width, height)
+            except ValueError as error:
+                raise ValueError(f"crop store {self._store.path}, row {int(batch.rows[first + n])}: {error}") from error
+            self._decoder.warp_into(crop, to_crop[n], images[first + n])
+
+    def close(self) -> None:
+        """Stop all threads; work that has not started is dropped."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        # A decoding thread may be waiting for a group: let the reads under way finish before joining it.
+        self._groups.close()
+        self._pool.shutdown(wait=True)
+
+
+class _Reader:
+    """What both readers share: settings, checks, the life of the threads."""
+
+    def __init__(self, store: CropStore, sampling: _Sampling, config: ReaderConfig, pin_memory: bool) -> None:
+        if store.num_persons == 0:
+            raise ValueError(f"crop store {store.path} holds no persons; look at its rejects with: efafnet inspect")
+        any_reduced = store.manifest.counts.reduced > 0
+        store.manifest.envelope.check(sampling.augmentation, sampling.input_size, any_reduced=any_reduced)
+        self.store = store
+        self.config = config
+        self.wait_s = 0.0
+        self._sampling = sampling
+        self._pin_memory = pin_memory
+        # Weak, so that an iterator that nobody holds any more ends and takes its threads with it.
+        self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
+        # The threads are ours; OpenCV's own would compete with them.
+        cv2.setNumThreads(0)
+
+    def _start(self, plan: Iterable[Planned]) -> Iterator[Batch]:
+        iterator = self._run(plan)
+        self._running.add(iterator)
+        return iterator
+
+    def _run(self, plan: Iterable[Planned]) -> Generator[Batch]:
+        pipeline = _Pipeline(self.store, self._sampling, self.config, self._pin_memory)
+        with closing(pipeline):
+            for batch in pipeline.run(plan):
+                self.wait_s += pipeline.wait_s
+                pipeline.wait_s = 0.0
+                yield batch
+
+    def close(self) -> None:
+        """Stop the threads of every iterator handed out."""
+        for iterator in list(self._running):
+            iterator.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TrainReader(_Reader):
+    """Augmented, shuffled batches for training.
+
+    The samples of global batch k depend on (store digest, ``seed``, ``config.shuffle_groups``) only, and their
+    augmentation on (``seed``, epoch, row): not on threads, ranks, world size or restarts. Rank r of W takes the r-th
+    near-equal slice of every global batch. ``wait_s`` accumulates the seconds the consumer waited.
+    """
+
+    def __init__(
+        self,
+        store: CropStore,
+        *,
+        input_size: InputSize,
+        augmentation: AugmentationConfig,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        config: ReaderConfig | None = None,
+        pin_memory: bool = False,
+        udp: bool = False,
+    ) -> None:
+        """Raises ValueError where the store's envelope does not cover the samples, or a rank would get no sample."""
+        config = config or ReaderConfig()
+        super().__init__(store, _Sampling(input_size, augmentation, seed, udp), config, pin_memory)
+        if not 0 <= rank < world_size <= global_batch:
+            raise ValueError(
+                f"{world_size} workers (rank {rank}) cannot share a global batch of {global_batch}: every worker needs "
+                "a sample of each batch; raise the batch size or lower the number of workers"
+            )
+        self.global_batch = global_batch
+        self._rank, self._world_size = rank, world_size
+        self._order = SampleOrder(store.row_groups, store.digest, seed, config.shuffle_groups)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Rows of the store: each is seen once per epoch over all ranks."""
+        return self.store.num_persons
+
+    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This rank's batches of the steps ``first_step`` to ``last_step`` - 1."""
+        steps = range(first_step, last_step)
+        plan = (self._order.batch(step, self.global_batch, self._rank, self._world_size) for step in steps)
+        return self._start(plan)
+
+
+class EvalReader(_Reader):
+    """Every row exactly once over all ranks, in order, without augmentation; the last batch may be smaller."""
+
+    def __init__(
+        self,
+        store: CropStore,
+        *,
+        input_size: InputSize,
+        padding: float = 1.25,
+        batch_size: int = 64,
+        rank: int = 0,
+        world_size: int = 1,
+        config: ReaderConfig | None = None,
+        pin_memory: bool = False,
+        udp: bool = False,
+    ) -> None:
+        """``batch_size`` is per rank. Raises ValueError where the store's envelope does not cover the samples."""
+        still = AugmentationConfig(padding=padding).without_variation()
+        super().__init__(store, _Sampling(input_size, still, 0, udp), config or ReaderConfig(), pin_memory)
+        self.batch_size = batch_size
+        self._rows = range(*slice_bounds(store.num_persons, rank, world_size))
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self.batch_size)
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's rows, in order."""
+        return self._start(self._plan())
+
+    def _plan(self) -> Iterator[Planned]:
+        for step in range(len(self)):
+            rows = np.array(self._rows[step * self.batch_size : (step + 1) * self.batch_size], dtype=np.int64)
+            groups = self.store.row_groups.group_of(rows)
+            # Groups come in order, so each is its own window and goes as soon as it has passed.
+            yield Planned(step, rows, np.zeros_like(rows), groups, groups)

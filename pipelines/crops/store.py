@@ -1,0 +1,186 @@
+"""The crop store: a directory of Parquet shards with one row per person, and a manifest that says what they hold.
+
+    manifest.json          skeleton, sources, envelope, counts, digests
+    persons-00000.parquet  one row per person: the encoded crop, its affine, joints, box, ids
+    ground_truth.parquet   every usable source annotation, crowds and persons without joints included
+    images.parquet         every source image
+    rejects.parquet        what was left out, and why
+
+Legend: K joints. Coordinates are in pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops.manifest import GROUND_TRUTH, IMAGES, REJECTS, Manifest, file_sha256, read_manifest
+from efafnet.pipelines.crops.schema import PERSON_SCHEMA, person_schema
+
+__all__ = ["GROUND_TRUTH", "IMAGES", "PERSON_SCHEMA", "REJECTS", "CropStore", "GroundTruth", "Manifest", "RowGroups"]
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """The row groups of all shards, in row order: G groups."""
+
+    shard: npt.NDArray[np.int64]
+    """(G,) shard index."""
+    index: npt.NDArray[np.int64]
+    """(G,) row group inside the shard."""
+    first_row: npt.NDArray[np.int64]
+    """(G,) first row in the store."""
+    rows: npt.NDArray[np.int64]
+    """(G,) number of rows."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all groups."""
+        return int(self.rows.sum())
+
+    def group_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Group (N,) of each row (N,)."""
+        return np.searchsorted(self.first_row, rows, side="right") - 1
+
+    @classmethod
+    def of(cls, shard_rows: Sequence[int], rows_per_group: int) -> RowGroups:
+        """Groups of shards with ``shard_rows`` rows, each cut every ``rows_per_group`` rows."""
+        shard: list[int] = []
+        index: list[int] = []
+        rows: list[int] = []
+        for number, total in enumerate(shard_rows):
+            for group, first in enumerate(range(0, total, rows_per_group)):
+                shard.append(number)
+                index.append(group)
+                rows.append(min(rows_per_group, total - first))
+        sizes = np.array(rows, dtype=np.int64)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if rows else sizes
+        return cls(np.array(shard, dtype=np.int64), np.array(index, dtype=np.int64), starts, sizes)
+
+
+class GroundTruth:
+    """Every usable annotation of the sources: what OKS AP is measured against."""
+
+    def __init__(self, skeleton: Skeleton, images: pa.Table, annotations: pa.Table) -> None:
+        self.skeleton = skeleton
+        self.images = images
+        self.annotations = annotations
+
+    def to_coco(self) -> dict[str, Any]:
+        """COCO's layout: images, annotations without segmentation, categories; evaluates as the source file does."""
+        return {
+            "images": [self._image(row) for row in self.images.to_pylist()],
+            "annotations": [self._annotation(row) for row in self.annotations.to_pylist()],
+            "categories": [
+                {
+                    "id": category,
+                    "name": "person",
+                    "keypoints": list(self.skeleton.joints),
+                    "skeleton": [[a + 1, b + 1] for a, b in self.skeleton.limbs],
+                }
+                for category in sorted(set(self.annotations.column("category_id").to_pylist())) or [1]
+            ],
+        }
+
+    @staticmethod
+    def _image(row: dict[str, Any]) -> dict[str, Any]:
+        image = {"id": row["image_id"], **{name: row[name] for name in ("file_name", "width", "height")}}
+        return image if row["crowd_index"] is None else {**image, "crowdIndex": row["crowd_index"]}
+
+    @staticmethod
+    def _annotation(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "id": row["annotation_id"],
+            "image_id": row["image_id"],
+            "category_id": row["category_id"],
+            "bbox": row["box_xywh"],
+            "area": row["area"],
+            "iscrowd": int(row["is_crowd"]),
+            "num_keypoints": row["num_keypoints"],
+            "keypoints": row["keypoints"],
+            **({} if row["head_size"] is None else {"head_size": row["head_size"]}),
+        }
+
+
+class CropStore:
+    """A crop store opened for reading. Holds the manifest only; tables are read when asked for."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.row_groups = RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group)
+
+    @classmethod
+    def open(cls, path: str | Path, expect_skeleton: Skeleton | None = None) -> CropStore:
+        """Open the store at ``path``.
+
+        Raises ValueError or OSError where there is no store, where it was written by another version or is
+        incomplete, or where its joints are not those of ``expect_skeleton``.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        for record in (*manifest.shards, *manifest.tables):
+            file = path / record.name
+            size = file.stat().st_size if file.is_file() else None
+            if size != record.bytes:
+                found = "is missing" if size is None else f"has {size} bytes instead of {record.bytes}"
+                raise ValueError(f"crop store {path}: {record.name} {found}; prepare the store again")
+        if expect_skeleton is not None and manifest.skeleton.joints != expect_skeleton.joints:
+            raise ValueError(
+                f"crop store {path} holds skeleton {manifest.skeleton.name!r} ({manifest.skeleton.num_joints} joints), "
+                f"but {expect_skeleton.name!r} ({expect_skeleton.num_joints} joints) is needed; give a store and a "
+                "model of the same skeleton"
+            )
+        return cls(path, manifest)
+
+    @property
+    def skeleton(self) -> Skeleton:
+        """Joints of every row."""
+        return self.manifest.skeleton
+
+    @property
+    def digest(self) -> str:
+        """Content digest."""
+        return self.manifest.digest
+
+    @property
+    def num_persons(self) -> int:
+        """Number of rows."""
+        return self.row_groups.num_rows
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """The person columns ``names`` of all rows, in row order. Cheap without ``image``."""
+        parts = [pq.read_table(self.path / shard.name, columns=list(names)) for shard in self.manifest.shards]
+        schema = person_schema(self.skeleton.num_joints)
+        empty = pa.schema([schema.field(name) for name in names]).empty_table()
+        return pa.concat_tables(parts) if parts else empty
+
+    def table(self, name: str) -> pa.Table:
+        """One of the tables IMAGES, GROUND_TRUTH, REJECTS."""
+        return pq.read_table(self.path / name)
+
+    def ground_truth(self) -> GroundTruth:
+        """Every usable annotation of the sources."""
+        return GroundTruth(self.skeleton, self.table(IMAGES), self.table(GROUND_TRUTH))
+
+    def verify(self) -> list[str]:
+        """What does not agree with the manifest, one sentence each; reads every byte."""
+        problems = []
+        for record in (*self.manifest.shards, *self.manifest.tables):
+            found = file_sha256(self.path / record.name)
+            if found != record.sha256:
+                problems.append(f"{record.name}: sha256 {found[:12]}, manifest {record.sha256[:12]}")
+        if self.manifest.content_digest() != self.manifest.digest:
+            problems.append("manifest.json: its digest does not match its content")
+        return problems
