@@ -138,7 +138,7 @@ def _suggest(entries: Sequence[Entry], trial: Trial) -> Settings:
             settings[entry.key] = _suggest_number(entry.name, domain, trial)
         else:
             label = trial.suggest_categorical(entry.name, [option.label for option in domain.options])
-            option = next(option for option in domain.options if _same(option.label, label))
+            option = _labelled(entry.key, domain, label)
             settings |= {entry.key: option.value} | _suggest(option.entries, trial)
     return settings
 
@@ -149,8 +149,11 @@ def _suggest_number(name: str, domain: Range, trial: Trial) -> float:
     return trial.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
 
 
-def _same(a: Scalar, b: Scalar) -> bool:
-    return type(a) is type(b) and a == b
+def _labelled(key: str, domain: Choice, label: Scalar) -> Option:
+    for option in domain.options:
+        if type(option.label) is type(label) and option.label == label:
+            return option
+    raise ValueError(f"{key} has no option {label!r}; there are {[option.label for option in domain.options]}")
 
 
 def parameters(space: Space, settings: Mapping[str, Any]) -> dict[str, Scalar]:

@@ -1,0 +1,205 @@
+"""The search's only memory: an Optuna study in sqlite, written at every event, from which a killed search continues.
+
+Ray Tune's own snapshots are seconds old when a driver dies and would lose or double trials; a row in the study is
+there or it is not.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from efafnet.tune_spaces.space import Settings, Space, grid, parameters, suggest
+
+Sampler = Literal["tpe", "random", "grid"]
+State = Literal["complete", "pruned", "failed"]
+SQLITE_TIMEOUT_S = 60
+"""Seconds a writer waits for another; sqlite's own default of 5 is too short on a busy machine."""
+IMPORTED = "imported_from"
+"""Attribute of trials that were taken over from another study."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One trial to run: its number in the study, its settings, and what an earlier, interrupted attempt left."""
+
+    number: int
+    settings: Settings
+    attempt: int
+    """1 for the first attempt; more when the search was killed while the trial ran."""
+    attributes: Mapping[str, Any]
+    """What was noted about the trial before, for example its MLflow run."""
+
+
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """Open or create the sqlite file of a study."""
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
+    )
+
+
+def make_sampler(kind: Sampler, seed: int, asked: int, startup: int) -> optuna.samplers.BaseSampler:
+    """The sampler of one trial: a function of the seed and the number of trials before it.
+
+    A sampler that lived as long as the process would repeat its first draws after every restart.
+    """
+    stream = int(np.random.SeedSequence([seed, asked]).generate_state(1)[0])
+    if kind != "tpe":
+        return optuna.samplers.RandomSampler(seed=stream)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(
+            seed=stream, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup
+        )
+
+
+class Ledger:
+    """Hands out trials and records what became of them. Every method is one committed write or none.
+
+    Args:
+        path: the study's sqlite file.
+        name: the study's name.
+        space: what is searched.
+        trials: how many trials the search has in all.
+        sampler: how values are drawn.
+        seed: seed of the draws.
+        startup: trials drawn at random before the sampler learns.
+    """
+
+    def __init__(
+        self, path: Path, name: str, space: Space, *, trials: int, sampler: Sampler, seed: int, startup: int
+    ) -> None:
+        self.space, self.trials, self._sampler, self._seed, self._startup = space, trials, sampler, seed, startup
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            storage=open_storage(path), study_name=name, direction="maximize", load_if_exists=True
+        )
+        self._live: dict[int, Trial] = {}
+        self._interrupted = [trial for trial in self.own() if trial.state == TrialState.RUNNING]
+        self.curves = {trial.number: dict(trial.intermediate_values) for trial in self.own()}
+
+    # ---- what there is
+
+    def own(self) -> list[FrozenTrial]:
+        """The trials of this search, in order; enqueued ones that were not handed out yet are not among them."""
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and IMPORTED not in trial.user_attrs
+        ]
+
+    def remaining(self) -> int:
+        """Trials that still have to run to their end, interrupted ones included."""
+        return max(0, self.trials - sum(trial.state.is_finished() for trial in self.own()))
+
+    def best(self) -> FrozenTrial | None:
+        """The complete trial with the largest figure."""
+        complete = [trial for trial in self.own() if trial.state == TrialState.COMPLETE]
+        return max(complete, key=lambda trial: trial.value or -math.inf, default=None)
+
+    # ---- before the search
+
+    def enqueue_grid(self) -> None:
+        """Queue every combination of the space, once."""
+        for settings in grid(self.space):
+            self.study.enqueue_trial(parameters(self.space, settings), skip_if_exists=True)
+
+    def enqueue_start(self) -> None:
+        """Queue the space's start points, once."""
+        for _, settings in self.space.start:
+            self.study.enqueue_trial(parameters(self.space, settings), skip_if_exists=True)
+
+    def learn_from(self, earlier: optuna.Study, label: str) -> int:
+        """Take over the finished trials of an earlier study that fit this space; returns how many.
+
+        Trials that searched the same keys count, whatever else their study fixed; ``label`` names it.
+        """
+        known = {t.user_attrs[IMPORTED] for t in self.study.get_trials(deepcopy=False) if IMPORTED in t.user_attrs}
+        taken = 0
+        for trial in earlier.get_trials(deepcopy=True, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            mark = f"{label}#{trial.number}"
+            if mark not in known and trial.values and self._fits(trial):
+                trial.user_attrs[IMPORTED] = mark
+                self.study.add_trial(trial)
+                taken += 1
+        return taken
+
+    def _fits(self, trial: FrozenTrial) -> bool:
+        """Whether this space could have drawn the trial: the same parameters over the same ranges."""
+        replay = optuna.trial.FixedTrial(trial.params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a value outside this space's range is why this is asked
+            try:
+                suggest(self.space, replay)
+            except ValueError:
+                return False
+        return replay.distributions == trial.distributions
+
+    # ---- during the search
+
+    def next(self) -> Assignment | None:
+        """The next trial: first those that were interrupted, then new ones; None when all have been handed out."""
+        if self._interrupted:
+            frozen = self._interrupted.pop(0)
+            return self._hand_out(self._trial(frozen))
+        if len(self.own()) >= self.trials:
+            return None
+        self._set_sampler()
+        return self._hand_out(self.study.ask())
+
+    def _trial(self, frozen: FrozenTrial) -> Trial:
+        self._set_sampler()
+        return Trial(self.study, frozen._trial_id)
+
+    def _set_sampler(self) -> None:
+        self.study.sampler = make_sampler(self._sampler, self._seed, len(self.own()), self._startup)
+
+    def _hand_out(self, trial: Trial) -> Assignment:
+        # Values that an interrupted attempt had drawn are in the study and come out the same.
+        settings = suggest(self.space, trial)
+        attempt = int(trial.user_attrs.get("attempts", 0)) + 1
+        trial.set_user_attr("settings", settings)
+        trial.set_user_attr("attempts", attempt)
+        self._live[trial.number] = trial
+        self.curves.setdefault(trial.number, {})
+        return Assignment(trial.number, settings, attempt, dict(trial.user_attrs))
+
+    def note(self, number: int, key: str, value: Any) -> None:
+        """Remember something about a trial that runs."""
+        self._live[number].set_user_attr(key, value)
+
+    def report(self, number: int, samples: int, value: float) -> None:
+        """Record a validation figure. One that is there already stays: a resumed trial repeats its last epochs."""
+        if samples not in self.curves[number]:
+            self._live[number].report(value, samples)
+            self.curves[number][samples] = value
+
+    def finish(self, number: int, state: State, reason: str = "") -> tuple[State, str]:
+        """Close a trial, whose last figure is its value if it is complete; returns how it was closed, and why."""
+        trial, curve = self._live.pop(number), self.curves[number]
+        if state == "complete" and not curve:
+            state, reason = "failed", "it ended without a single validation figure"
+        if reason:
+            trial.set_user_attr("reason", reason)
+        value = curve[max(curve)] if state == "complete" else None
+        self.study.tell(trial, value, state=_STATES[state])
+        return state, reason
+
+    def live(self) -> list[int]:
+        """Numbers of the trials that were handed out and not closed."""
+        return sorted(self._live)
+
+
+_STATES: dict[State, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}

@@ -1,0 +1,155 @@
+"""Ray Tune's view of the ledger: a searcher that hands out trials, and a scheduler that records and stops them.
+
+Tune's own ``OptunaSearch`` is not used: it stores a stopped trial as complete with its early figure (which misleads the
+sampler), loses the last figure, leaves RUNNING trials behind a kill and keeps its state in a pickle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from efafnet.pipelines.search.ledger import Assignment, Ledger, State
+
+METRIC = "figure"
+"""Name under which a trial reports its validation figure to Tune."""
+SAMPLES = "samples_seen"
+"""Name under which it reports how many samples it has trained on."""
+FAILURE = "failure"
+"""Name under which it reports why it failed."""
+
+Rule = Callable[[Ledger, int], bool]
+"""Tells from the ledger whether a trial is to be stopped at its newest figure."""
+
+
+class Bookkeeper(Protocol):
+    """What else is to be done when a trial begins and ends (tracking, the terminal)."""
+
+    def began(self, assignment: Assignment) -> dict[str, Any]:
+        """Prepare a trial and return what its process must know."""
+
+    def ended(self, number: int, state: State, reason: str) -> None:
+        """Take note that a trial is over."""
+
+
+class Desk:
+    """Keeps the ledger in step with Tune: which Tune trial is which number, and how each ends."""
+
+    def __init__(self, ledger: Ledger, rule: Rule, books: Bookkeeper) -> None:
+        self.ledger, self.rule, self.books = ledger, rule, books
+        self.numbers: dict[str, int] = {}
+        self.stopped: set[int] = set()
+        self.failures: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave nothing to Tune's pickles: the study is the state, and open files do not travel."""
+        return {}
+
+    def next(self, trial_id: str) -> dict[str, Any] | None:
+        """Settings of the next trial; None when there is none."""
+        while (assignment := self.ledger.next()) is not None:
+            # The search was killed between this trial's figure and its end: decide as would have been decided then.
+            if (
+                assignment.attempt > 1
+                and self.ledger.curves[assignment.number]
+                and self.rule(self.ledger, assignment.number)
+            ):
+                self.close(assignment.number, "pruned", "")
+                continue
+            self.numbers[trial_id] = assignment.number
+            return self.books.began(assignment)
+        return None
+
+    def close(self, number: int, state: State, reason: str) -> None:
+        """End a trial everywhere."""
+        state, reason = self.ledger.finish(number, state, reason)
+        self.books.ended(number, state, reason)
+
+
+class StudySearch(Searcher):
+    """Hands out the ledger's trials. Its state is the study; Tune has nothing of it to save."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self.desk = desk
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the next trial's settings, or that there are no more."""
+        finished: Any = Searcher.FINISHED  # a word, although Tune's signature says dict
+        return self.desk.next(trial_id) or finished
+
+    def on_trial_complete(
+        self,
+        trial_id: str,
+        result: dict[str, Any] | None = None,  # noqa: ARG002 (Tune's; the ledger has every figure)
+        error: bool = False,
+    ) -> None:
+        """Close a trial: complete, stopped early, or failed."""
+        desk, number = self.desk, self.desk.numbers[trial_id]
+        if error or number in desk.failures:
+            desk.close(number, "failed", desk.failures.get(number, "its process died"))
+        else:
+            desk.close(number, "pruned" if number in desk.stopped else "complete", "")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the study is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the study is the state."""
+
+
+class StudyScheduler(FIFOScheduler):
+    """Records each figure and stops the trials that the rule gives up."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.desk = desk
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002 (Tune's)
+        """Decide whether the trial goes on."""
+        desk, number = self.desk, self.desk.numbers[trial.trial_id]
+        if FAILURE in result:
+            desk.failures[number] = str(result[FAILURE])
+            return TrialScheduler.STOP
+        # At a trial's end Tune shows its last result once more; nothing is decided then.
+        if METRIC not in result or result.get("done"):
+            return TrialScheduler.CONTINUE
+        desk.ledger.report(number, int(result[SAMPLES]), float(result[METRIC]))
+        if desk.rule(desk.ledger, number):
+            desk.stopped.add(number)
+            return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002 (Tune's)
+        """Remember why the trial's process died, for the ledger that is closed next."""
+        cause = trial.get_error()
+        if cause is not None:
+            self.desk.failures[self.desk.numbers[trial.trial_id]] = reason_of(cause)
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost cause of what Ray wrapped, as one line: ``ValueError: the loss is NaN``."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = _inner(error)
+        if inner is None:
+            break
+        error = inner
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict):
+        return next((item for item in failures.values() if isinstance(item, BaseException)), None)
+    for name in ("controller_failure", "cause", "__cause__"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            return inner
+    return None

@@ -1,0 +1,387 @@
+"""The search's memory, its stopping rules, and Ray Tune's view of both."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from efafnet.pipelines.search.ledger import Assignment, Ledger, State, make_sampler, open_storage
+from efafnet.pipelines.search.searcher import (
+    FAILURE,
+    METRIC,
+    SAMPLES,
+    Desk,
+    StudyScheduler,
+    StudySearch,
+    reason_of,
+)
+from efafnet.pipelines.search.stopping import at_rung, halving_stops, median_stops, rungs
+from efafnet.tune_spaces.reading import parse_space
+from efafnet.tune_spaces.space import Space, suggest
+
+SPACE = """\
+search:
+  optimizer.lr: {float: [1e-4, 1e-2], log: true}
+  loss.kind: {choice: {mse: {}, ohkm: {loss.hard_joints: {int: [1, 17]}}}}
+"""
+
+
+def space(text: str = SPACE) -> Space:
+    return parse_space(text, "my.yaml")
+
+
+def ledger(directory: Path, **changes: Any) -> Ledger:
+    settings: dict[str, Any] = {"trials": 4, "sampler": "random", "seed": 1, "startup": 2} | changes
+    return Ledger(directory / "study.db", "search", settings.pop("space", space()), **settings)
+
+
+def states(book: Ledger) -> list[str]:
+    return [trial.state.name for trial in book.study.trials]
+
+
+# ------------------------------------------------------------------------------------------------------ stopping rules
+
+
+def test_rungs_climb_from_the_grace_by_the_reduction_and_stay_below_the_budget() -> None:
+    assert rungs(budget=8100, grace=100, reduction=3) == [100, 300, 900, 2700]
+    assert rungs(budget=8000, grace=2000, reduction=2) == [2000, 4000]
+    assert rungs(budget=1000, grace=1000, reduction=3) == []
+
+
+def test_a_rung_takes_the_first_figure_at_or_after_it() -> None:
+    curve = {100: 0.1, 220: 0.3, 410: 0.2}
+    assert at_rung(curve, 200) == 0.3
+    assert at_rung(curve, 410) == 0.2
+    assert at_rung(curve, 411) is None
+
+
+def test_halving_keeps_the_best_third_of_what_has_arrived() -> None:
+    # At rung 100 there are .1 .2 .3 .4; the cut for the best third is the 66.67th percentile of those: .3
+    curves = {0: {100: 0.1}, 1: {100: 0.2}, 2: {100: 0.3}, 3: {100: 0.4}}
+    assert halving_stops(curves | {4: {100: 0.299}}, 4, [100, 300], 3)
+    assert not halving_stops(curves | {4: {100: 0.301}}, 4, [100, 300], 3)
+
+
+def test_halving_decides_once_per_rung_and_never_stops_the_first() -> None:
+    assert not halving_stops({0: {100: 0.0}}, 0, [100], 2)
+    assert not halving_stops({0: {100: 0.9}, 1: {50: 0.0}}, 1, [100], 2)
+    assert not halving_stops({0: {100: 0.9}, 1: {100: 0.8, 150: 0.0}}, 1, [100], 2)
+    assert halving_stops({0: {100: 0.9, 200: 0.9}, 1: {100: 0.95, 200: 0.8}}, 1, [100, 200], 2)
+
+
+@pytest.mark.parametrize("reduction", [2, 3])
+def test_halving_decides_as_rays_asha_does(reduction: int) -> None:
+    rays = ASHAScheduler(
+        time_attr="t", metric="m", mode="max", max_t=81, grace_period=3, reduction_factor=reduction
+    )  # fmt: skip
+    draw = random.Random(0)
+    live: list[tuple[int, Any]] = []
+    curves: dict[int, dict[int, float]] = {}
+    number = 0
+    decisions = {True: 0, False: 0}
+    for _ in range(1500):
+        if len(live) < 5:
+            trial: Any = SimpleNamespace(trial_id=str(number))
+            rays.on_trial_add(None, trial)  # type: ignore[arg-type]
+            live.append((number, trial))
+            curves[number] = {}
+            number += 1
+        key, trial = draw.choice(live)
+        time = len(curves[key]) + 1
+        figure = draw.random() + time / 40
+        curves[key][time] = figure
+        theirs = rays.on_trial_result(None, trial, {"t": time, "m": figure})  # type: ignore[arg-type]
+        ours = halving_stops(curves, key, rungs(81, 3, reduction), reduction)
+        assert ours == (theirs == TrialScheduler.STOP and time < 81)
+        decisions[ours] += 1
+        if theirs == TrialScheduler.STOP:
+            live.remove((key, trial))
+    assert min(decisions.values()) > 100
+
+
+def test_the_median_rule_compares_a_trials_best_with_the_others_means() -> None:
+    curves = {0: {10: 0.2, 20: 0.4}, 1: {10: 0.4, 20: 0.6}, 2: {10: 0.6, 20: 0.8}}  # means .3 .5 .7 at 20
+    assert median_stops(curves | {3: {10: 0.49, 20: 0.1}}, 3, grace=20)
+    assert not median_stops(curves | {3: {10: 0.51, 20: 0.1}}, 3, grace=20)
+    assert not median_stops(curves | {3: {20: 0.1}}, 3, grace=21)
+    assert not median_stops({0: {10: 0.9}, 1: {10: 0.9}, 3: {10: 0.1}}, 3, grace=5)
+
+
+# -------------------------------------------------------------------------------------------------------------- ledger
+
+
+def test_a_search_writes_every_state_and_the_last_figure(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    numbers = [assigned.number for _ in range(4) if (assigned := book.next())]
+    assert numbers == [0, 1, 2, 3]
+    assert book.next() is None
+    book.report(0, 100, 0.25)
+    book.report(0, 200, 0.5)
+    book.report(1, 100, 0.125)
+    assert book.finish(0, "complete") == ("complete", "")
+    book.finish(1, "pruned")
+    book.finish(2, "failed", "ValueError: the loss is NaN")
+    assert book.finish(3, "complete")[0] == "failed"
+    complete, pruned, failed, silent = book.study.trials
+    assert (complete.state, complete.value) == (TrialState.COMPLETE, 0.5)
+    assert complete.intermediate_values == {100: 0.25, 200: 0.5}
+    assert (pruned.state, pruned.value) == (TrialState.PRUNED, 0.125)
+    assert failed.state == silent.state == TrialState.FAIL
+    assert failed.user_attrs["reason"] == "ValueError: the loss is NaN"
+    assert "without a single" in silent.user_attrs["reason"]
+    assert book.remaining() == 0
+    best = book.best()
+    assert best is not None
+    assert best.number == 0
+
+
+def test_a_second_process_takes_up_what_the_first_left_running(tmp_path: Path) -> None:
+    first = ledger(tmp_path)
+    given = [first.next() for _ in range(3)]
+    first.note(0, "mlflow_run_id", "abc")
+    first.report(0, 100, 0.25)
+    first.finish(1, "pruned")
+    second = ledger(tmp_path)
+    assert second.remaining() == 3
+    again = second.next()
+    assert isinstance(again, Assignment)
+    assert isinstance(given[0], Assignment)
+    assert (again.number, again.attempt, again.settings) == (0, 2, given[0].settings)
+    assert again.attributes["mlflow_run_id"] == "abc"
+    assert second.curves[0] == {100: 0.25}
+    second.report(0, 100, 0.75)  # repeated after the restart: the first figure stays
+    second.report(0, 200, 0.5)
+    second.finish(0, "complete")
+    assert second.study.trials[0].intermediate_values == {100: 0.25, 200: 0.5}
+    assert [second.next().number for _ in range(2)] == [2, 3]  # type: ignore[union-attr]
+    assert second.next() is None
+    assert states(second) == ["COMPLETE", "PRUNED", "RUNNING", "RUNNING"]
+
+
+def test_random_draws_are_the_same_whether_or_not_the_search_was_interrupted(tmp_path: Path) -> None:
+    for name in ("whole", "broken"):
+        (tmp_path / name).mkdir()
+    whole = [ledger_next.settings for book in [ledger(tmp_path / "whole", trials=6)] for _ in range(6)
+             if (ledger_next := book.next())]  # fmt: skip
+    broken = []
+    for _ in range(6):
+        book = ledger(tmp_path / "broken", trials=6)
+        assigned = book.next()
+        assert assigned is not None
+        broken.append(assigned.settings)
+        book.finish(assigned.number, "pruned")
+    assert broken == whole
+    assert len({str(settings) for settings in whole}) == 6
+
+
+def test_a_kill_between_ask_and_draw_leaves_a_trial_that_is_drawn_later(tmp_path: Path) -> None:
+    ledger(tmp_path).study.ask()
+    book = ledger(tmp_path)
+    assigned = book.next()
+    assert assigned is not None
+    assert (assigned.number, assigned.attempt) == (0, 1)
+    assert "optimizer.lr" in assigned.settings
+
+
+def test_a_grid_is_walked_once_whatever_happens(tmp_path: Path) -> None:
+    text = "search:\n  loss.hard_joints: {int: [6, 8]}\n  loss.kind: ohkm\n"
+    seen = []
+    for _ in range(3):
+        book = ledger(tmp_path, space=space(text), sampler="grid", trials=3)
+        book.enqueue_grid()
+        assigned = book.next()
+        assert assigned is not None
+        seen.append(assigned.settings["loss.hard_joints"])
+        book.report(assigned.number, 1, 0.1)
+        book.finish(assigned.number, "complete")
+    assert seen == [6, 7, 8]
+    assert ledger(tmp_path, space=space(text), sampler="grid", trials=3).next() is None
+
+
+def test_start_points_come_first_and_the_rest_is_drawn(tmp_path: Path) -> None:
+    book = ledger(tmp_path, space=space(SPACE + "start:\n  - {optimizer.lr: 5e-3, loss.kind: mse}\n"))
+    book.enqueue_start()
+    book.enqueue_start()
+    drawn = [assigned.settings for _ in range(4) if (assigned := book.next())]
+    assert drawn[0] == {"optimizer.lr": 0.005, "loss.kind": "mse"}
+    assert all(settings["optimizer.lr"] != 0.005 for settings in drawn[1:])
+
+
+def test_an_earlier_study_teaches_what_fits_and_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    old = ledger(tmp_path / "old")
+    for _ in range(3):
+        assigned = old.next()
+        assert assigned is not None
+        old.report(assigned.number, 100, 0.3)
+        old.finish(assigned.number, "complete" if assigned.number else "pruned")
+    old.next()
+    book = ledger(tmp_path)
+    assert book.learn_from(old.study, "old") == 3
+    assert book.learn_from(old.study, "old") == 0
+    assert (book.remaining(), len(book.own()), len(book.study.trials)) == (4, 0, 3)
+    other = space(SPACE.replace("1e-2", "2e-2"))
+    (tmp_path / "other").mkdir()
+    assert ledger(tmp_path / "other", space=other).learn_from(old.study, "old") == 0
+    narrower = space("search:\n  loss.kind: {choice: [mse]}\n  seed: {int: [0, 1]}\n")
+    (tmp_path / "narrower").mkdir()
+    assert ledger(tmp_path / "narrower", space=narrower).learn_from(old.study, "old") == 0
+
+
+def test_samplers_made_anew_for_each_trial_still_learn() -> None:
+    """The figure falls with the distance of the rate from 1e-3: TPE's later draws must lie closer to it."""
+
+    def distance(kind: Literal["tpe", "random"], seed: int) -> float:
+        study = optuna.create_study(direction="maximize")
+        distances = []
+        for asked in range(30):
+            study.sampler = make_sampler(kind, seed, asked, startup=8)
+            drawn = study.ask()
+            distances.append(abs(math.log10(suggest(space(), drawn)["optimizer.lr"]) + 3))
+            study.tell(drawn, 1 - distances[-1])
+        return sum(distances[15:]) / 15
+
+    tpe, random_draws = (sum(distance(kind, seed) for seed in range(4)) for kind in ("tpe", "random"))
+    assert tpe < 0.75 * random_draws
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """SIGKILL at random moments of a busy search; afterwards every trial is there once and ended once."""
+    program = textwrap.dedent(
+        f"""
+        import sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
+        from efafnet.pipelines.search.ledger import Ledger
+        from efafnet.tune_spaces.reading import parse_space
+        book = Ledger(Path({str(tmp_path)!r}) / "study.db", "search", parse_space({SPACE!r}, "my.yaml"),
+                      trials=12, sampler="random", seed=1, startup=2)
+        print("ready", flush=True)
+        while (a := book.next()) is not None:
+            for samples in (100, 200, 300):
+                book.report(a.number, samples, samples / 1000)
+            book.finish(a.number, "complete" if a.number % 2 else "pruned")
+        """
+    )
+    draw = random.Random(5)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        signal.sigtimedwait([], draw.uniform(0.02, 0.12))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    study = optuna.load_study(study_name="search", storage=open_storage(tmp_path / "study.db"))
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"] * 6
+    assert all(list(trial.intermediate_values) == [100, 200, 300] for trial in study.trials)
+    assert len({str(trial.params) for trial in study.trials}) == 12
+
+
+# ------------------------------------------------------------------------------------------------------- Tune's view
+
+
+FINISHED: Any = Searcher.FINISHED
+
+
+class Books:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def began(self, assignment: Assignment) -> dict[str, Any]:
+        self.told.append(("began", assignment.number, assignment.attempt))
+        return {"number": assignment.number}
+
+    def ended(self, number: int, state: State, reason: str) -> None:
+        self.told.append(("ended", number, state, reason))
+
+
+def tune(book: Ledger) -> tuple[Desk, StudySearch, StudyScheduler, Books]:
+    books = Books()
+    desk = Desk(book, lambda its, number: halving_stops(its.curves, number, [100], 2), books)
+    return desk, StudySearch(desk), StudyScheduler(desk), books
+
+
+def trial(name: str) -> Any:
+    return SimpleNamespace(trial_id=name, get_error=lambda: None)
+
+
+def result(samples: int, figure: float, **more: Any) -> dict[str, Any]:
+    return {SAMPLES: samples, METRIC: figure, **more}
+
+
+def test_a_stopped_trial_is_pruned_with_its_last_figure_and_a_finished_one_complete(tmp_path: Path) -> None:
+    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    assert search.suggest("a") == {"number": 0}
+    assert search.suggest("b") == {"number": 1}
+    assert search.suggest("c") is FINISHED
+    assert scheduler.on_trial_result(None, trial("a"), result(100, 0.5)) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial("b"), result(100, 0.25)) == "STOP"
+    search.on_trial_complete("b", result(100, 0.25))
+    assert scheduler.on_trial_result(None, trial("a"), result(200, 0.75)) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial("a"), result(200, 0.75, done=True)) == "CONTINUE"
+    search.on_trial_complete("a", result(200, 0.75))
+    one, two = search.desk.ledger.study.trials
+    assert (one.state, one.value, one.intermediate_values) == (TrialState.COMPLETE, 0.75, {100: 0.5, 200: 0.75})
+    assert (two.state, two.value, two.intermediate_values) == (TrialState.PRUNED, 0.25, {100: 0.25})
+    assert books.told == [("began", 0, 1), ("began", 1, 1), ("ended", 1, "pruned", ""), ("ended", 0, "complete", "")]
+
+
+def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
+    _, search, scheduler, _ = tune(ledger(tmp_path, trials=4))
+    for name in "abc":
+        search.suggest(name)
+    assert scheduler.on_trial_result(None, trial("a"), {FAILURE: "DivergedError: the loss"}) == "STOP"
+    search.on_trial_complete("a", {})
+    died = SimpleNamespace(trial_id="b", get_error=lambda: RuntimeError("node lost"))
+    scheduler.on_trial_error(None, died)  # type: ignore[arg-type]
+    search.on_trial_complete("b", None, error=True)
+    search.on_trial_complete("c", None, error=True)
+    reasons = [each.user_attrs["reason"] for each in search.desk.ledger.study.trials]
+    assert reasons == ["DivergedError: the loss", "RuntimeError: node lost", "its process died"]
+    assert search.suggest("d") == {"number": 3}
+
+
+def test_a_trial_killed_after_a_losing_figure_is_not_run_again(tmp_path: Path) -> None:
+    _, search, scheduler, _ = tune(ledger(tmp_path, trials=2))
+    search.suggest("a")
+    search.suggest("b")
+    scheduler.on_trial_result(None, trial("a"), result(100, 0.5))
+    scheduler.on_trial_result(None, trial("b"), result(100, 0.25))  # and the driver dies
+    _, search, _, books = tune(ledger(tmp_path, trials=2))
+    assert search.suggest("x") == {"number": 0}
+    assert search.suggest("y") is FINISHED
+    assert books.told == [("began", 0, 2), ("ended", 1, "pruned", "")]
+
+
+def test_tune_pickles_searcher_and_scheduler(tmp_path: Path) -> None:
+    _, search, scheduler, _ = tune(ledger(tmp_path))
+    assert len(pickle.dumps((search, scheduler))) < 10_000
+
+
+def test_a_reason_is_the_innermost_cause_on_one_line() -> None:
+    inner = ValueError("the loss\n  is NaN")
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {0: inner}  # type: ignore[attr-defined]
+    wrapped = RuntimeError("trial failed")
+    wrapped.__cause__ = outer
+    assert reason_of(wrapped) == "ValueError: the loss is NaN"
+    assert reason_of(KeyError()) == "KeyError"
