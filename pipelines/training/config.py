@@ -1,0 +1,151 @@
+"""The settings of a training run: one tree, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.losses import LossConfig
+from efafnet.models.network import NetworkConfig
+from efafnet.models.settings import InputSize, Settings
+from efafnet.pipelines.crops.augmentation import AugmentationConfig
+from efafnet.pipelines.crops.reader import ReaderConfig
+from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.pipelines.training.schedule import ScheduleConfig
+from efafnet.pipelines.training.state import CheckpointConfig
+from efafnet.pipelines.training.step import ComputeConfig, OptimizerConfig, Precision
+from efafnet.pipelines.training.validation import ValidationConfig
+from efafnet.platform.tracking import TrackingConfig
+
+
+class DataConfig(Settings):
+    """Where the persons come from."""
+
+    train: Path | None = None
+    """Crop store to train on, a directory made by `efafnet prepare`; required."""
+    val: Path | None = None
+    """Crop store to validate on; none for training without validation."""
+
+
+class WorkerConfig(Settings):
+    """What each Ray worker gets. Without effect when workers is 0."""
+
+    cpus: float = Field(default=1, gt=0)
+    """CPU cores reserved per worker; also the number of threads of its arithmetic (at least 1)."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """One GPU per worker: auto takes them where the cluster has enough for all workers."""
+    max_failures: int = Field(default=3, ge=-1)
+    """Times that dead workers are replaced and training goes on from the last checkpoint; -1 for always."""
+
+
+class TrainConfig(Settings):
+    """One training run. Giving the same settings again resumes it."""
+
+    name: str = "train"
+    """Name of the run, and of its directory under `runs`."""
+    runs: Path = Path("runs")
+    """Directory that holds the runs; all workers must see it (a shared file system on several nodes)."""
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    input: InputSize = InputSize(height=256, width=192)
+    """Size of the network's input in pixels, HEIGHTxWIDTH, both divisible by 32."""
+    init: Path | None = None
+    """Checkpoint directory whose weights the run starts from; none for the network's own initialisation."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    heatmap: HeatmapConfig = HeatmapConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    batch_size: int = Field(default=64, ge=1)
+    """Samples per optimizer step over ALL workers; each takes a near-equal slice."""
+    epochs: float = Field(default=150, gt=0)
+    """Length of the full run in passes over the training store."""
+    max_samples: int | None = Field(default=None, ge=1)
+    """Budget in training samples: the run ends there if that is earlier, and its schedule is compressed to fit."""
+    max_time_s: float | None = Field(default=None, gt=0)
+    """Budget in seconds of the loop, validations included: the schedule is compressed as the measured speed demands.
+    Such a run depends on the machine and cannot be repeated exactly."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of initialisation, sample order and augmentation."""
+    precision: Precision = "fp32"
+    """Arithmetic of the network: float32, or bfloat16 or float16 under autocast with float32 weights."""
+    compute: ComputeConfig = ComputeConfig()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a run without Ray trains; auto takes the GPU if there is one. Ray's workers follow worker.gpu."""
+    workers: int = Field(default=1, ge=0)
+    """Ray workers that share each batch; 0 trains in this very process without Ray."""
+    worker: WorkerConfig = WorkerConfig()
+    reader: ReaderConfig = ReaderConfig()
+    test: TestConfig = TestConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    log_every_steps: int = Field(default=50, ge=1)
+    """Steps between two points of the training curves."""
+    trace: bool = False
+    """Write every step's sample rows and loss to trace-rank*.jsonl in the run's directory, to compare runs exactly."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        self._check_name()
+        if self.schedule.kind == "multistep":
+            late = [milestone for milestone in self.schedule.milestones if milestone >= self.epochs]
+            if late:
+                raise ValueError(
+                    f"schedule.milestones must lie before the end of the run at epochs={self.epochs:g}; "
+                    f"got {list(self.schedule.milestones)}: move them, drop them, or train longer"
+                )
+        slices = max(1, self.workers) * self.optimizer.accumulation
+        if self.batch_size < slices:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared by workers={self.workers} in "
+                f"optimizer.accumulation={self.optimizer.accumulation} parts each; it must be at least {slices}"
+            )
+        if self.heatmap.stride != self.network.heatmap_stride:
+            raise ValueError(
+                f"heatmap.stride = {self.heatmap.stride}: network.head={self.network.head} puts out heatmaps of stride "
+                f"{self.network.heatmap_stride}; set heatmap.stride={self.network.heatmap_stride}"
+            )
+        if self.precision == "fp16" and self.device == "cpu":
+            raise ValueError("precision = fp16: works on GPUs only; use bf16 or fp32 on device=cpu")
+        return self
+
+    def _check_name(self) -> None:
+        if not self.name or self.name.startswith((".", "-")) or set(self.name) & set("/\\\0 \t\n"):
+            raise ValueError(f"name = {self.name!r}: names a directory; use letters, digits, '_', '-' and '.'")
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of this run."""
+        return self.runs / self.name
+
+    def identity(self, train_digest: str, val_digest: str | None) -> dict[str, Any]:
+        """What makes this run the run it is, as dotted keys: everything that changes its figures.
+
+        Where files lie, how many workers share a batch, what is logged and kept is left out: a run may be moved, and
+        resumed on another cluster. Data is named by content, not by path.
+        """
+        flat = flatten(self.model_dump(mode="json", exclude=set(_INCIDENTAL)))
+        # The only one of the reader's settings that changes the order of the samples.
+        order = {"reader.shuffle_groups": self.reader.shuffle_groups}
+        return {**flat, **order, "data.train": train_digest, "data.val": val_digest}
+
+
+_INCIDENTAL = (
+    "name", "runs", "data", "device", "workers", "worker", "reader", "checkpoint", "tracking", "log_every_steps",
+    "trace",
+)  # fmt: skip
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,123 @@
+"""What the training loop knows of the processes around it: a plain process, or one of several that train together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from efafnet.platform import console
+
+T = TypeVar("T")
+
+
+class MetricSink(Protocol):
+    """Where metrics and files of a run are recorded; never raises and never blocks training."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record ``metrics`` at ``step`` completed optimizer steps."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Record a file."""
+
+
+class NoSink:
+    """Records nothing: training without a tracking server, or a worker other than the first."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Do nothing."""
+
+
+class PlainContext:
+    """One process that trains alone, with neither Ray nor MLflow. The base of all other contexts."""
+
+    rank = 0
+    """Index of this worker."""
+    world_size = 1
+    """Number of workers."""
+
+    def __init__(self, device: torch.device | None = None, sink: MetricSink | None = None) -> None:
+        self.device = device or pick_device("auto")
+        self.sink: MetricSink = sink or NoSink()
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Make the network exchange gradients with the other workers."""
+        return network
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum ``values`` over the workers."""
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Return every worker's value at rank 0, in order of rank, and an empty list elsewhere."""
+        return [value]
+
+    def agree(self, value: T) -> T:
+        """Return rank 0's value on every worker."""
+        return value
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Tell whoever supervises the run (a search) where it stands. All workers call this together."""
+
+    def say(self, line: str) -> None:
+        """Show one line to the user."""
+        console.note(line)
+
+
+class GroupContext(PlainContext):
+    """One of several processes in an initialised ``torch.distributed`` group, whoever started them."""
+
+    def __init__(self, device: torch.device | None = None, sink: MetricSink | None = None) -> None:
+        super().__init__(device, sink)
+        self.rank = torch.distributed.get_rank()
+        self.world_size = torch.distributed.get_world_size()
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Wrap for distributed data parallelism. Buffers are not broadcast: batch-norm statistics stay the worker's
+        own between checkpoints and are averaged there, which uses every worker's samples and no time in the step.
+        """
+        if self.world_size == 1:
+            return network
+        return nn.parallel.DistributedDataParallel(
+            network,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum ``values`` over the workers."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """Return every worker's value at rank 0, in order of rank, and an empty list elsewhere."""
+        values: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        torch.distributed.gather_object(value, values)
+        return values or []
+
+    def agree(self, value: T) -> T:
+        """Return rank 0's value on every worker."""
+        values = [value]
+        torch.distributed.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+
+def pick_device(wanted: str, index: int = 0) -> torch.device:
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device.
+
+    Raises:
+        ValueError: ``cuda`` was asked for where torch sees no GPU.
+    """
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ValueError("device = cuda: torch sees no GPU in this process; use device=cpu, or a machine with one")
+    return torch.device("cuda", index) if wanted != "cpu" and available else torch.device("cpu")

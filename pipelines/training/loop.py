@@ -1,0 +1,50 @@
+"""The training loop: the same in a plain process and in every worker of a cluster. Knows neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.job import prepare_job
+from efafnet.pipelines.training.schedule import learning_rate
+from efafnet.pipelines.training.step import train_step
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How a run ended; the same on every worker."""
+
+    checkpoint: Path
+    """The best validated checkpoint, or the last one where nothing was validated."""
+    metrics: dict[str, float]
+    """That checkpoint's validation figures and its ``step``, and the run's ``train_loss`` and ``elapsed_s``."""
+
+
+def run(config: TrainConfig, context: PlainContext) -> LoopResult:
+    """Train from the newest checkpoint of the run, or from the start, to the end of its plan.
+
+    All workers call this with the same settings; paths in them must be absolute where workers run elsewhere.
+
+    Raises:
+        ValueError: the stores do not fit the settings, or training diverged.
+    """
+    job = prepare_job(config, context)
+    with closing(job):
+        for batch in job.batches():
+            step = job.progress.step
+            rate = learning_rate(config.schedule, config.optimizer.lr, step, job.plan)
+            losses = train_step(job.trainee, batch, step, rate)
+            job.count(batch, losses, rate)
+            if job.publishes:
+                job.publish()
+            if job.validates:
+                job.validate()
+            if job.saves:
+                job.save()
+            if job.ended:
+                break
+        job.conclude()
+        return LoopResult(context.agree(job.checkpoints.to_use()), job.outcome())

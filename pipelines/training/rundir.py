@@ -1,0 +1,149 @@
+"""The directory of a run: what it is, whether it may be continued, and that only one process does so.
+
+``run.json``      what the run is: its identity (all settings and data that change its figures) and its MLflow run
+``config.yaml``   the settings it was last started with
+``checkpoints/``  with the links ``latest`` and ``best`` beside it
+``train.log``     the progress lines
+``result.json``   written when the run has ended
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from efafnet.platform.storage import read_json, sha256_json, write_json
+
+
+class RunConflictError(ValueError):
+    """A run directory that belongs to another run, or is in use."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What ``run.json`` says."""
+
+    name: str
+    digest: str
+    """16 hexadecimal digits of the identity."""
+    identity: dict[str, Any]
+    """Everything that changes the run's figures, as dotted keys."""
+    created: str
+    """Time of creation, UTC, ISO 8601."""
+    mlflow_run_id: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    run_dir: Path
+    checkpoint: Path
+    """The checkpoint to use: the best validated one, or the last where nothing was validated."""
+    metrics: dict[str, float]
+    """Figures of that checkpoint's validation, and of the run: step, epoch, samples, train_loss, elapsed_s."""
+    mlflow_run_id: str | None
+    resumed: bool = False
+    """Whether the run had ended before and nothing was trained now."""
+
+
+class RunDirectory:
+    """One run's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def result_file(self) -> Path:
+        """Present once the run has ended."""
+        return self.path / "result.json"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against a second process that would train the same run.
+
+        Raises:
+            RunConflictError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunConflictError(
+                    f"run {self.path} is being trained by another process; wait for it, or choose another name=…"
+                ) from error
+            yield
+        finally:
+            os.close(handle)
+
+    def claim(self, identity: Mapping[str, Any]) -> RunRecord:
+        """Return the record of this run, new or from before.
+
+        Raises:
+            RunConflictError: the directory holds a run with other settings or data; all differences are listed.
+        """
+        own = RunRecord(self.path.name, sha256_json(dict(identity))[:16], dict(identity), _now())
+        file = self.path / "run.json"
+        if not file.exists():
+            write_json(file, asdict(own))
+            return own
+        known = RunRecord(**read_json(file))
+        if known.digest != own.digest:
+            raise RunConflictError(
+                f"run {self.path} exists with other settings: {difference(known.identity, own.identity)}; "
+                "give the old settings to resume it, choose another name=…, or remove the directory"
+            )
+        return known
+
+    def record(self, record: RunRecord, config_yaml: str) -> None:
+        """Write what the run is and the settings it starts with now."""
+        write_json(self.path / "run.json", asdict(record))
+        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+
+    def result(self) -> TrainResult | None:
+        """Return how the run ended, or None if it has not."""
+        if not self.result_file.exists():
+            return None
+        stored = read_json(self.result_file)
+        return TrainResult(
+            run_dir=self.path,
+            checkpoint=self.path / stored["checkpoint"],
+            metrics=stored["metrics"],
+            mlflow_run_id=stored["mlflow_run_id"],
+            resumed=True,
+        )
+
+    def finish(self, result: TrainResult) -> None:
+        """Write how the run ended; the checkpoint is stored relative to the directory, which may be moved."""
+        write_json(
+            self.result_file,
+            {
+                "checkpoint": os.path.relpath(result.checkpoint.resolve(), self.path.resolve()),
+                "metrics": result.metrics,
+                "mlflow_run_id": result.mlflow_run_id,
+                "finished": _now(),
+            },
+        )
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """List what differs between two identities: ``optimizer.lr 0.001 -> 0.0005, …``."""
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} {_value(old, key)} -> {_value(new, key)}" for key in keys)
+
+
+def _value(identity: Mapping[str, Any], key: str) -> str:
+    return str(identity[key]) if key in identity else "(absent)"
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

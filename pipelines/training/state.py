@@ -1,0 +1,246 @@
+"""Everything a run must remember to go on exactly where it stopped, and the directories that remember it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from efafnet.models.settings import Settings
+from efafnet.pipelines.training.step import Trainee
+from efafnet.platform import console
+from efafnet.platform.checkpoint import Checkpoint, load_checkpoint, read_meta, restore_weights, save_checkpoint
+
+
+class CheckpointConfig(Settings):
+    """When checkpoints are written and which are kept."""
+
+    every_epochs: float | None = Field(default=1, gt=0)
+    """Epochs between two checkpoints (a fraction is allowed); none for no such checkpoints. Every validation and the
+    end of the run write one in any case."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints, in addition; none for no such checkpoints."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints kept: with two, a damaged one costs one interval and not the run."""
+    keep_best: int = Field(default=1, ge=1)
+    """Best validated checkpoints kept, beyond the newest."""
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> CheckpointConfig:
+        if self.every_epochs is None and self.every_steps is None:
+            raise ValueError("checkpoint.every_epochs and every_steps are both null; a run without checkpoints is lost")
+        return self
+
+
+@dataclass
+class Progress:
+    """Where a run stands between two steps. With the weights and the optimizer this is the whole state.
+
+    The reader's position and the schedule's are the step; random numbers are drawn from the step and the seed.
+    """
+
+    step: int = 0
+    """Completed optimizer steps."""
+    planned_steps: int = 0
+    """Length of the run; changes only under a budget in seconds."""
+    elapsed_s: float = 0.0
+    """Seconds spent in the loop, over all restarts."""
+    epoch_loss_sum: float = 0.0
+    """Sum over the steps of the epoch so far of the mean loss."""
+    epoch_steps: int = 0
+    """Steps in that sum."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Figures of the last validation."""
+    last_validation: int = 0
+    """Step of the last validation; 0 for none."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Figures of the best validation."""
+    best_step: int | None = None
+    """Step of the best validation."""
+    stale_validations: int = 0
+    """Validations since the best one."""
+
+    def note_validation(self, figures: dict[str, float], metric: str) -> None:
+        """Remember the figures of a validation at the present step; larger ``metric`` is better, the first of equals.
+
+        Raises:
+            ValueError: there is no such figure.
+        """
+        if metric not in figures:
+            raise ValueError(f"validation.metric = {metric!r}: validation gives {', '.join(figures)}; choose one")
+        self.validation, self.last_validation = figures, self.step
+        if self.best_step is None or figures[metric] > self.best[metric]:
+            self.best, self.best_step, self.stale_validations = figures, self.step, 0
+        else:
+            self.stale_validations += 1
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``checkpoints/step-00001200``, and links ``latest`` and ``best`` beside them.
+
+    One process writes (rank 0), any may read. ``save`` copies the state and returns; the copy is written by a thread,
+    atomically, and only then do the links move and old checkpoints go.
+    """
+
+    def __init__(self, run_dir: Path, config: CheckpointConfig, metric: str) -> None:
+        self.run_dir = run_dir
+        self.directory = run_dir / "checkpoints"
+        self._config = config
+        self._metric = metric
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def all(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path for path in self.directory.glob("step-*") if path.is_dir())
+
+    def path(self, step: int) -> Path:
+        """Directory of the checkpoint after ``step`` steps."""
+        return self.directory / f"step-{step:08d}"
+
+    def newest(self) -> Path | None:
+        """Newest checkpoint that loads; damaged ones are named and passed over."""
+        for path in reversed(self.all()):
+            try:
+                load_checkpoint(path)
+            except (ValueError, OSError) as error:
+                console.warn(f"passed over a checkpoint: {error}")
+            else:
+                return path
+        return None
+
+    def to_use(self, *, best: bool = True) -> Path | None:
+        """The best validated checkpoint, else the last one; None before the first."""
+        links = [self.run_dir / name for name in (("best", "latest") if best else ("latest",))]
+        return next((link.resolve() for link in links if link.exists()), None)
+
+    def save(
+        self, trainee: Trainee, progress: Progress, config: Mapping[str, Any], meta: Mapping[str, Any], *, final: bool
+    ) -> None:
+        """Write the state after ``progress.step`` steps. A failed write is told and training goes on, unless final.
+
+        Raises:
+            OSError: the final checkpoint could not be written.
+        """
+        self.wait()
+        here = progress.last_validation == progress.step
+        validated = progress.validation.get(self._metric) if here else None
+        content = {
+            "weights": _weights(trainee),
+            "state": _on_cpu({"progress": asdict(progress), **_machinery(trainee)}),
+            "config": dict(config),
+            "meta": {**meta, "step": progress.step, "validated": validated},
+        }
+        best = progress.best_step
+        if final or not self._config.asynchronous:
+            self._write(self.path(progress.step), content, best, tolerant=not final)
+        else:
+            self._pending = self._writer.submit(self._write, self.path(progress.step), content, best, tolerant=True)
+
+    def wait(self) -> None:
+        """Return once nothing is being written."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def close(self) -> None:
+        """Finish writing and end the thread."""
+        self.wait()
+        self._writer.shutdown()
+
+    def _write(self, path: Path, content: dict[str, Any], best_step: int | None, *, tolerant: bool) -> None:
+        try:
+            # An earlier life of this run may have left one here that no longer loads.
+            save_checkpoint(path, **content, overwrite=True)
+            _point(self.run_dir / "latest", path)
+            if best_step is not None and self.path(best_step).exists():
+                _point(self.run_dir / "best", self.path(best_step))
+            self._prune(best_step)
+        except OSError as error:
+            if not tolerant:
+                raise
+            console.warn(f"checkpoint {path} was not written ({error}); training goes on, the next one may succeed")
+
+    def _prune(self, best_step: int | None) -> None:
+        """Remove all but the newest, the best, and what validated almost as well."""
+        everything = self.all()
+        keep = set(everything[-self._config.keep_last :])
+        if best_step is not None:
+            keep.add(self.path(best_step))
+        if self._config.keep_best > 1:
+            ranked = sorted(everything, key=_validated, reverse=True)
+            keep |= {path for path in ranked[: self._config.keep_best] if _validated(path) > float("-inf")}
+        for path in everything:
+            if path not in keep:
+                # Renamed first, so that a kill halfway leaves nothing that looks like a checkpoint.
+                doomed = path.with_name(f".{path.name}.removed")
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def restore(path: Path, trainee: Trainee) -> Progress:
+    """Load a checkpoint of this very run into ``trainee`` and return where it stood.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another network.
+    """
+    checkpoint = load_checkpoint(path)
+    restore_weights(trainee.module, checkpoint.weights["network"], path)
+    if trainee.ema is not None:
+        restore_weights(trainee.ema, checkpoint.weights["ema"], path)
+    trainee.optimizer.load_state_dict(checkpoint.state["optimizer"])
+    trainee.scaler.load_state_dict(checkpoint.state["scaler"])
+    return Progress(**checkpoint.state["progress"])
+
+
+def published_weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """Weights to use a trained network with: the moving average where one was kept."""
+    return checkpoint.weights.get("ema", checkpoint.weights["network"])
+
+
+def _weights(trainee: Trainee) -> dict[str, dict[str, Tensor]]:
+    networks = {"network": trainee.module, "ema": trainee.ema}
+    return {name: _on_cpu(network.state_dict()) for name, network in networks.items() if network is not None}
+
+
+def _machinery(trainee: Trainee) -> dict[str, Any]:
+    return {"optimizer": trainee.optimizer.state_dict(), "scaler": trainee.scaler.state_dict()}
+
+
+def _on_cpu(value: Any) -> Any:
+    """Copy nested tensors to CPU memory: training changes the originals while the copy is written.
+
+    The order of dimensions in memory stays as it is: the fused optimizer needs that of its moments to be the weights'.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on_cpu(item) for item in value)
+    return value
+
+
+def _point(link: Path, target: Path) -> None:
+    """Make ``link`` a relative link to ``target``, in one step."""
+    temporary = link.with_name(f".{link.name}.new")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(os.path.relpath(target, link.parent))
+    temporary.replace(link)
+
+
+def _validated(path: Path) -> float:
+    try:
+        value = read_meta(path)["validated"]
+    except (ValueError, OSError):
+        value = None
+    return float("-inf") if value is None else float(value)

@@ -1,0 +1,218 @@
+"""The arithmetic of one training step, the same for every precision, accumulation and number of workers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from efafnet.models.heatmaps import HeatmapConfig, encode
+from efafnet.models.losses import LossConfig, pose_loss
+from efafnet.models.network import PoseNetwork, PoseOutput, normalise
+from efafnet.models.settings import InputSize, Settings
+from efafnet.pipelines.crops.batch import Batch
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class OptimizerConfig(Settings):
+    """How gradients become weights."""
+
+    kind: Literal["adam", "adamw"] = "adam"
+    """Adam (weight decay joins the gradient) or AdamW (weight decay is decoupled)."""
+    lr: float = 5e-4
+    """Peak learning rate, for the global batch."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's running means of the gradient and of its square, each in [0, 1)."""
+    weight_decay: float = 0.0
+    """Weight decay per unit of learning rate."""
+    accumulation: int = 1
+    """Micro-batches per step and worker: the same step in less memory (batch norm sees the micro-batches)."""
+    clip_norm: float | None = None
+    """Largest L2 norm of the whole gradient; a longer one is scaled down. None for no clipping."""
+    ema_decay: float | None = None
+    """Decay per step of an exponential moving average of the weights, which is then what is validated and published;
+    the first steps use less, (1 + step) / (10 + step). None for no average."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> OptimizerConfig:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive; got {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1); got {list(self.betas)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative; got {self.weight_decay}")
+        if self.accumulation < 1:
+            raise ValueError(f"accumulation is a number of micro-batches, at least 1; got {self.accumulation}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be positive, or null for no clipping; got {self.clip_norm}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, or be null for no average; got {self.ema_decay}")
+        return self
+
+
+class ComputeConfig(Settings):
+    """How the hardware computes a step; no setting here changes what is computed beyond rounding."""
+
+    channels_last: bool = True
+    """Keep activations and convolution weights in NHWC order in memory, which convolutions prefer."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps after."""
+    sync_batch_norm: bool = False
+    """Batch-norm statistics over all GPUs instead of each worker's slice; CUDA only."""
+
+
+@dataclass
+class Trainee:
+    """What a step needs: the network in its wrappings, the optimizer, and the settings of the arithmetic."""
+
+    module: PoseNetwork
+    """The bare network: its parameters and buffers are the run's weights."""
+    wrapped: nn.Module
+    """The same network as the step calls it: distributed and compiled where asked."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Loss scaling for fp16; passes everything through otherwise."""
+    ema: PoseNetwork | None
+    """Moving average of the weights."""
+    input_size: InputSize
+    heatmap: HeatmapConfig
+    loss: LossConfig
+    optimizing: OptimizerConfig
+    compute: ComputeConfig
+    precision: Precision
+    seed: int
+    global_batch: int
+    """Samples per step over all workers."""
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def published(self) -> PoseNetwork:
+        """The network to validate and to hand out: the moving average if there is one."""
+        return self.module if self.ema is None else self.ema
+
+
+@dataclass
+class StepLosses:
+    """Losses of this worker's slice of one step, as shares of the global batch: their sum over workers is the mean."""
+
+    total: Tensor
+    """() what was minimised."""
+    by_head: dict[str, Tensor]
+    """Each head's () share."""
+    by_joint: Tensor
+    """(K,) loss of each joint at the final head."""
+    grad_norm: Tensor
+    """() L2 norm of the averaged gradient before clipping; equal on all workers. Not finite in a step that fp16's
+    loss scaling skipped."""
+
+
+def train_step(trainee: Trainee, batch: Batch, step: int, learning_rate: float) -> StepLosses:
+    """Do the 0-based optimizer step ``step`` on this worker's slice of the global batch.
+
+    Workers average their gradients. Each weights its samples by ``world_size / global_batch``, so that the average is
+    the mean over the global batch even when the slices differ in size.
+    """
+    # Drawn from the step, not from a running generator: nothing to save, and the same after any restart.
+    torch.manual_seed((trainee.seed * 1_000_003 + step) * 4_099 + trainee.rank)
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = learning_rate
+    trainee.optimizer.zero_grad(set_to_none=True)
+    parts = [_backward(trainee, part, synchronise) for part, synchronise in _micro_batches(trainee, batch)]
+    trainee.scaler.unscale_(trainee.optimizer)
+    parameters = list(trainee.module.parameters())
+    grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if trainee.optimizing.clip_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, trainee.optimizing.clip_norm, grad_norm)
+    trainee.scaler.step(trainee.optimizer)
+    trainee.scaler.update()
+    _update_average(trainee, step)
+    return StepLosses(
+        total=_summed([part.total for part in parts]),
+        by_head={name: _summed([part.by_head[name] for part in parts]) for name in parts[0].by_head},
+        by_joint=_summed([part.by_joint for part in parts]),
+        grad_norm=grad_norm,
+    )
+
+
+def _backward(trainee: Trainee, part: Batch, synchronise: AbstractContextManager[object]) -> StepLosses:
+    """Add the gradient of one micro-batch. The loss is computed in float32 whatever the network's precision."""
+    part = part.to(trainee.device)
+    target = encode(part.joints_px, part.visibility, trainee.input_size, trainee.heatmap)
+    with synchronise:
+        output = forward(trainee, part.images)
+        loss = pose_loss(output, target, trainee.loss)
+        share = loss.per_sample.sum() / trainee.global_batch
+        trainee.scaler.scale(share * trainee.world_size).backward()
+    return StepLosses(
+        total=share.detach(),
+        by_head={name: value.sum() / trainee.global_batch for name, value in loss.by_head.items()},
+        by_joint=loss.by_joint.sum(dim=0) / trainee.global_batch,
+        grad_norm=share.new_zeros(()),
+    )
+
+
+def forward(trainee: Trainee, images: Tensor) -> PoseOutput:
+    """Run the wrapped network on uint8 images (N,3,H,W); heatmaps and auxiliary maps come back in float32."""
+    inputs = normalise(images)
+    if trainee.compute.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    dtype = _AUTOCAST[trainee.precision]
+    with torch.autocast(trainee.device.type, dtype=dtype, enabled=dtype is not None):
+        output: PoseOutput = trainee.wrapped(inputs)
+    return PoseOutput(
+        heatmaps=output.heatmaps.float(),
+        auxiliary={name: heatmaps.float() for name, heatmaps in output.auxiliary.items()},
+    )
+
+
+def _micro_batches(trainee: Trainee, batch: Batch) -> Iterator[tuple[Batch, AbstractContextManager[object]]]:
+    """Near-equal parts of the slice; workers exchange gradients in the last one only."""
+    count = trainee.optimizing.accumulation
+    for index, rows in enumerate(torch.tensor_split(torch.arange(len(batch)), count)):
+        part = batch if count == 1 else _subset(batch, rows)
+        silent = index < count - 1 and isinstance(trainee.wrapped, nn.parallel.DistributedDataParallel)
+        yield part, trainee.wrapped.no_sync() if silent else nullcontext()
+
+
+def _subset(batch: Batch, rows: Tensor) -> Batch:
+    return Batch(**{field.name: getattr(batch, field.name)[rows] for field in fields(batch)})
+
+
+def _summed(values: list[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack(values).sum(dim=0)
+
+
+@torch.no_grad()
+def _update_average(trainee: Trainee, step: int) -> None:
+    """Move the average towards the weights; batch-norm statistics are averaged like the weights they belong to."""
+    decay = trainee.optimizing.ema_decay
+    if trainee.ema is None or decay is None:
+        return
+    averages, values = list(trainee.ema.state_dict().values()), list(trainee.module.state_dict().values())
+    moving = [i for i, value in enumerate(values) if value.is_floating_point()]
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_([averages[i] for i in moving], [values[i] for i in moving], weight)
+    for average, value in zip(averages, values, strict=True):
+        if not value.is_floating_point():
+            average.copy_(value)
+
+
+def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Make the optimizer over all parameters; fused, because one kernel per tensor is slow everywhere."""
+    kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
+    return kind(network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+
+
+def average_of(network: PoseNetwork) -> PoseNetwork:
+    """Copy a network as the start of its moving average: evaluation mode, no gradients."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
