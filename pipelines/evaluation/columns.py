@@ -17,6 +17,7 @@ from efafnet.models.skeleton import SKELETONS, Skeleton
 if TYPE_CHECKING:
     from efafnet.pipelines.crops.store import GroundTruth
 
+PERSON_CATEGORY = 1
 CROWDPOSE_AREA_PER_BOX = 0.53
 """Person area over box area where annotations hold no area (source: the CrowdPose evaluation tool)."""
 
@@ -74,12 +75,13 @@ def truth(ground_truth: GroundTruth | Mapping[str, Any], skeleton: Skeleton | No
     source = ground_truth if isinstance(ground_truth, Mapping) else ground_truth.to_coco()
     if skeleton is None:
         skeleton = skeleton_of(ground_truth)
-    for key in ("images", "annotations"):
-        if not isinstance(source.get(key), list):
-            raise ValueError(f"annotations in COCO layout need a list {key!r}; found the keys {sorted(source)}")
-    category_id = _person_category(source.get("categories") or [])
+    _check_layout(source)
+    # A store holds persons only; what its source called them does not matter any more.
+    category_id = _person_category(source.get("categories") or []) if source is ground_truth else None
     image_ids, crowd_index = _images(source["images"])
-    annotations = [a for a in source["annotations"] if a.get("category_id", category_id) == category_id]
+    annotations = [
+        a for a in source["annotations"] if category_id is None or a.get("category_id", category_id) == category_id
+    ]
     boxes, areas, image, keypoints = _annotation_columns(annotations, image_ids, skeleton)
     visibility = keypoints[:, :, 2].astype(np.int64)
     num_labelled = np.array(
@@ -97,13 +99,19 @@ def truth(ground_truth: GroundTruth | Mapping[str, Any], skeleton: Skeleton | No
         area_px2=areas,
         crowd=crowd,
         ignored=crowd | (num_labelled == 0),
-        category_id=category_id,
+        category_id=PERSON_CATEGORY if category_id is None else category_id,
         crowd_index=crowd_index,
     )
 
 
+def _check_layout(source: Mapping[str, Any]) -> None:
+    for key in ("images", "annotations"):
+        if not isinstance(source.get(key), list):
+            raise ValueError(f"annotations in COCO layout need a list {key!r}; found the keys {sorted(source)}")
+
+
 def _person_category(categories: Sequence[Mapping[str, Any]]) -> int:
-    with_joints = [c for c in categories if c.get("keypoints")] or [{"id": 1}]
+    with_joints = [c for c in categories if c.get("keypoints")] or [{"id": PERSON_CATEGORY}]
     return int(with_joints[0]["id"])
 
 

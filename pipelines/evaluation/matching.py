@@ -1,8 +1,9 @@
-"""Who found whom: predictions matched to true persons by OKS, once, for every threshold and size of person.
+"""Who found whom: predictions matched to true persons, once, for every threshold and size of person.
 
 The rules, their order and their arithmetic are those of pycocotools (`evaluateImg`), computed for many images at once.
+The same code matches joints by OKS and boxes by IoU.
 
-Legend: I images, G true persons, D predictions, K joints, A size classes, T OKS thresholds.
+Legend: I images, G true persons, D predictions, P pairs of both in one image, A size classes, T thresholds.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MAX_DETECTIONS = 20
 
 @dataclass(frozen=True)
 class MatchTable:
-    """Matches of D counting predictions, ordered by image and falling score."""
+    """Matches of the D counting predictions, ordered by image and falling score."""
 
     detection: NDArray[np.int64]
     """int64 (D,), index into the detections given."""
@@ -37,20 +38,26 @@ class MatchTable:
     """bool (A, T, D): counts neither as right nor as wrong."""
     num_true: NDArray[np.int64]
     """int64 (A, I), true persons of the class that should be found in each image."""
-    pair_detection: NDArray[np.int64]
-    """int64 (P,), position in this table of each prediction-truth pair of one image."""
-    pair_truth: NDArray[np.int64]
-    """int64 (P,), index of the true person of the pair."""
-    pair_oks: NDArray[np.float64]
-    """float64 (P,)."""
+    pairs: Pairs
+    """How alike every prediction and true person of one image are."""
 
 
-def match(truth: Truth, found: Detections) -> MatchTable:
-    """Match predictions to true persons in each image; see the rules at :func:`_match_images`."""
-    detection = _counting(found)
-    image, scores = found.image[detection], found.scores[detection]
-    ignored_truth = _ignored_by_class(truth)
-    pair_d, pair_g = _pairs(image, truth.image, len(truth.image_ids))
+@dataclass(frozen=True)
+class Pairs:
+    """All P pairs of a prediction and a true person of the same image."""
+
+    detection: NDArray[np.int64]
+    """int64 (P,), position of the prediction in the match table."""
+    truth: NDArray[np.int64]
+    """int64 (P,), index of the true person."""
+    similarity: NDArray[np.float64]
+    """float64 (P,), OKS or IoU."""
+
+
+def match(truth: Truth, found: Detections, thresholds: NDArray[np.float64] = OKS_THRESHOLDS) -> MatchTable:
+    """Match predicted to true persons in each image by OKS."""
+    detection = counting(found.image, found.scores, MAX_DETECTIONS)
+    pair_d, pair_g = pairs_of(found.image[detection], truth.image, len(truth.image_ids))
     oks = oks_of_pairs(
         found.joints_px[detection[pair_d]],
         truth.joints_px[pair_g],
@@ -59,45 +66,66 @@ def match(truth: Truth, found: Detections) -> MatchTable:
         truth.box_xywh_px[pair_g],
         truth.skeleton.sigmas,
     )
-    matched = np.full((len(AREA_RANGES_PX2), len(OKS_THRESHOLDS), len(detection)), -1, np.int32)
-    for block in _blocks(image, truth.image, pair_d, pair_g, oks):
-        _match_images(block, ignored_truth, truth.crowd, matched)
-    area = found.area_px2[detection]
-    outside = np.stack([(area < low) | (area > high) for low, high in AREA_RANGES_PX2.values()])
-    classes = np.arange(len(AREA_RANGES_PX2))[:, None, None]
-    on_ignored = (matched >= 0) & (ignored_truth[classes, matched] if len(truth.image) else False)
+    return match_pairs(
+        Pairs(pair_d, pair_g, oks),
+        detection,
+        found,
+        truth,
+        ignored=truth.ignored,
+        ranges=list(AREA_RANGES_PX2.values()),
+        thresholds=thresholds,
+    )
+
+
+def match_pairs(
+    pairs: Pairs,
+    detection: NDArray[np.int64],
+    found: Detections,
+    truth: Truth,
+    *,
+    ignored: NDArray[np.bool_],
+    ranges: list[tuple[float, float]],
+    thresholds: NDArray[np.float64],
+) -> MatchTable:
+    """Match by any similarity: ``detection`` (D,) are the predictions that count, ``ignored`` (G,) need not be found.
+
+    ``ranges`` are the size classes in px². A true person outside a class is ignored in it, and so is a prediction
+    outside it that matches nobody.
+    """
+    image, area = found.image[detection], found.area_px2[detection]
+    by_class = np.stack([ignored | (truth.area_px2 < low) | (truth.area_px2 > high) for low, high in ranges])
+    matched = np.full((len(ranges), len(thresholds), len(detection)), -1, np.int32)
+    for block in _blocks(image, truth.image, pairs):
+        _match_images(block, by_class, truth.crowd, thresholds, matched)
+    outside = np.stack([(area < low) | (area > high) for low, high in ranges])[:, None]
+    on_ignored = matched >= 0
+    if len(truth.image):
+        on_ignored &= by_class[np.arange(len(ranges))[:, None, None], matched]
+    num_images = len(truth.image_ids)
     return MatchTable(
         detection=detection,
         image=image,
-        scores=scores,
+        scores=found.scores[detection],
         match=matched,
-        ignored=on_ignored | ((matched < 0) & outside[:, None, :]),
-        num_true=np.stack(
-            [np.bincount(truth.image[~flags], minlength=len(truth.image_ids)) for flags in ignored_truth]
-        ),
-        pair_detection=pair_d,
-        pair_truth=pair_g,
-        pair_oks=oks,
+        ignored=on_ignored | ((matched < 0) & outside),
+        num_true=np.stack([np.bincount(truth.image[~flags], minlength=num_images) for flags in by_class]),
+        pairs=pairs,
     )
 
 
-def _counting(found: Detections) -> NDArray[np.int64]:
-    """Indices of the best 20 predictions of each image, by image and falling score; equal scores keep their order."""
-    order = np.lexsort((-found.scores, found.image))
-    image = found.image[order]
-    first = np.searchsorted(image, image, side="left")
-    rank = np.arange(len(order)) - first
-    return order[rank < MAX_DETECTIONS].astype(np.int64)
+def counting(image: NDArray[np.int64], scores: NDArray[np.float64], max_per_image: int) -> NDArray[np.int64]:
+    """Indices of each image's best predictions, by image and falling score; equal scores keep their order."""
+    order = np.lexsort((-scores, image))
+    ranks = _rank_in_run(image[order])
+    return order[ranks < max_per_image].astype(np.int64)
 
 
-def _ignored_by_class(truth: Truth) -> NDArray[np.bool_]:
-    """bool (A, G): true persons that need not be found because of what they are or because of their size."""
-    return np.stack(
-        [truth.ignored | (truth.area_px2 < low) | (truth.area_px2 > high) for low, high in AREA_RANGES_PX2.values()]
-    )
+def _rank_in_run(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of each entry among its equals, of sorted ``values``."""
+    return np.arange(len(values)) - np.searchsorted(values, values, side="left")
 
 
-def _pairs(
+def pairs_of(
     image_of_detection: NDArray[np.int64], image_of_truth: NDArray[np.int64], num_images: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All pairs within an image, by detection and, within it, by the true persons' order in the annotations."""
@@ -107,7 +135,7 @@ def _pairs(
     repeats = count[image_of_detection]
     pair_d = np.repeat(np.arange(len(image_of_detection)), repeats)
     within = np.arange(len(pair_d)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    pair_g = by_image[start[image_of_detection[pair_d]] + within] if len(pair_d) else np.zeros(0, np.int64)
+    pair_g = by_image[start[image_of_detection[pair_d]] + within]
     return pair_d.astype(np.int64), pair_g.astype(np.int64)
 
 
@@ -117,70 +145,66 @@ class _Block:
 
     detection: NDArray[np.int64]  # (B, R) position in the table, -1 where there is none
     truth: NDArray[np.int64]  # (B, S) index, -1 where there is none
-    oks: NDArray[np.float64]  # (B, R, S), -1 where there is no pair
+    similarity: NDArray[np.float64]  # (B, R, S), -1 where there is no pair
 
 
-def _blocks(
-    image_d: NDArray[np.int64],
-    image_g: NDArray[np.int64],
-    pair_d: NDArray[np.int64],
-    pair_g: NDArray[np.int64],
-    oks: NDArray[np.float64],
-) -> list[_Block]:
+def _blocks(image_d: NDArray[np.int64], image_g: NDArray[np.int64], pairs: Pairs) -> list[_Block]:
     """Rectangles over all images that hold both predictions and true persons."""
-    if not len(pair_d):
-        return []
-    pair_image = image_d[pair_d]
-    rank_d = np.arange(len(image_d)) - np.searchsorted(image_d, image_d, side="left")
+    pair_image = image_d[pairs.detection]
+    rank_d = _rank_in_run(image_d)
     by_image = np.argsort(image_g, kind="stable")
     rank_g = np.empty(len(image_g), np.int64)
-    rank_g[by_image] = np.arange(len(image_g)) - np.searchsorted(image_g[by_image], image_g[by_image], side="left")
-    # The size class is the power of two above the number of true persons: rectangles waste at most half of themselves.
-    size = np.zeros(pair_image.max() + 1, np.int64)
-    np.maximum.at(size, pair_image, rank_g[pair_g] + 1)
+    rank_g[by_image] = _rank_in_run(image_g[by_image])
+    size = np.bincount(image_g, minlength=int(pair_image.max()) + 1 if len(pair_image) else 0)
+    # Rectangles as wide as the next power of two waste at most half of themselves on images with fewer persons.
+    width = 2 ** np.ceil(np.log2(np.maximum(size, 1))).astype(np.int64)
     blocks = []
-    for columns in np.unique(2 ** np.ceil(np.log2(size[size > 0])).astype(np.int64)):
-        images = np.flatnonzero((size > columns // 2) & (size <= columns))
-        mine = np.flatnonzero(np.isin(pair_image, images))
-        row = np.searchsorted(images, pair_image[mine])
-        d, g = pair_d[mine], pair_g[mine]
+    for columns in np.unique(width[pair_image]):
+        mine = np.flatnonzero(width[pair_image] == columns)
+        images, row = np.unique(pair_image[mine], return_inverse=True)
+        d, g = pairs.detection[mine], pairs.truth[mine]
         shape = (len(images), int(rank_d[d].max()) + 1, int(columns))
         block = _Block(np.full(shape[:2], -1), np.full((shape[0], shape[2]), -1), np.full(shape, -1.0))
         block.detection[row, rank_d[d]] = d
         block.truth[row, rank_g[g]] = g
-        block.oks[row, rank_d[d], rank_g[g]] = oks[mine]
+        block.similarity[row, rank_d[d], rank_g[g]] = pairs.similarity[mine]
         blocks.append(block)
     return blocks
 
 
 def _match_images(
-    block: _Block, ignored: NDArray[np.bool_], crowd: NDArray[np.bool_], matched: NDArray[np.int32]
+    block: _Block,
+    ignored: NDArray[np.bool_],
+    crowd: NDArray[np.bool_],
+    thresholds: NDArray[np.float64],
+    matched: NDArray[np.int32],
 ) -> None:
     """Write the matches of a block into ``matched`` (A, T, D).
 
-    Predictions choose in order of score. Each takes the free true person of the highest OKS at or above the threshold,
-    the later one of two equals; an ignored person only where no other is to be had; a crowd is never used up.
+    Predictions choose in order of score. Each takes the free true person of the highest similarity at or above the
+    threshold, the later one of two equals; an ignored person only where no other is to be had; a crowd is never used
+    up.
     """
     present = block.truth >= 0
     # Axes: size class, threshold, image, true person.
     ignorable = (ignored[:, block.truth] & present)[:, None]
     regular = (~ignored[:, block.truth] & present)[:, None]
     reusable = crowd[block.truth] & present
-    free = np.broadcast_to(present, (len(ignored), len(OKS_THRESHOLDS), *present.shape)).copy()
-    thresholds = np.minimum(OKS_THRESHOLDS, 1 - 1e-10)[None, :, None, None]
+    free = np.broadcast_to(present, (len(ignored), len(thresholds), *present.shape)).copy()
+    at_least = np.minimum(thresholds, 1 - 1e-10)[None, :, None, None]
     for rank in range(block.detection.shape[1]):
-        oks = block.oks[:, rank]
-        candidate = free & (oks >= thresholds)
-        chosen = _last_best(oks, candidate & regular)
-        chosen = np.where(chosen >= 0, chosen, _last_best(oks, candidate & ignorable))
+        similarity = block.similarity[:, rank]
+        candidate = free & (similarity >= at_least)
+        chosen = _last_best(similarity, candidate & regular)
+        chosen = np.where(chosen >= 0, chosen, _last_best(similarity, candidate & ignorable))
         a, t, b = np.nonzero(chosen >= 0)
         s = chosen[a, t, b]
         matched[a, t, block.detection[b, rank]] = block.truth[b, s]
         free[a, t, b, s] = reusable[b, s]
 
 
-def _last_best(oks: NDArray[np.float64], allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Index of the highest ``oks`` (B, S) among ``allowed`` (A, T, B, S), the last of equals; -1 for none."""
-    values = np.where(allowed, oks, -1.0)[..., ::-1]
+def _last_best(similarity: NDArray[np.float64], allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Index of the highest ``similarity`` (B, S) among ``allowed`` (A, T, B, S), the last of equals; -1 for none."""
+    values = np.where(allowed, similarity, -1.0)[..., ::-1]
     index = values.shape[-1] - 1 - values.argmax(axis=-1)
     return np.where(allowed.any(axis=-1), index, -1)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from efafnet.pipelines.crops.store import GroundTruth
 
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
+METRIC_NAMES = (
+    "ap", "ap_50", "ap_75", "ap_medium", "ap_large", "ar", "ar_50", "ar_75", "ar_medium", "ar_large",
+)  # fmt: skip
 NO_PERSONS = -1.0
 """What COCO reports for a class of persons that the ground truth does not hold."""
 
@@ -59,18 +62,19 @@ def summary(of: Curves) -> dict[str, float]:
     everyone, medium, large = range(len(AREA_RANGES_PX2))
     at_50, at_75 = (int(np.flatnonzero(t == OKS_THRESHOLDS)[0]) for t in (0.5, 0.75))
     precision, recall = of.precision, of.recall
-    return {
-        "ap": _mean(precision[everyone]),
-        "ap_50": _mean(precision[everyone, at_50]),
-        "ap_75": _mean(precision[everyone, at_75]),
-        "ap_medium": _mean(precision[medium]),
-        "ap_large": _mean(precision[large]),
-        "ar": _mean(recall[everyone]),
-        "ar_50": _mean(recall[everyone, at_50]),
-        "ar_75": _mean(recall[everyone, at_75]),
-        "ar_medium": _mean(recall[medium]),
-        "ar_large": _mean(recall[large]),
-    }
+    figures = (
+        _mean(precision[everyone]),
+        _mean(precision[everyone, at_50]),
+        _mean(precision[everyone, at_75]),
+        _mean(precision[medium]),
+        _mean(precision[large]),
+        _mean(recall[everyone]),
+        _mean(recall[everyone, at_50]),
+        _mean(recall[everyone, at_75]),
+        _mean(recall[medium]),
+        _mean(recall[large]),
+    )
+    return dict(zip(METRIC_NAMES, figures, strict=True))
 
 
 def _mean(values: NDArray[np.float64]) -> float:
