@@ -1,0 +1,223 @@
+"""Ray: joining a cluster or starting one on this machine, and what it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from efafnet.models.settings import Settings
+from efafnet.platform.provenance import code_version, is_checkout, package_root
+
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+class ClusterConfig(Settings):
+    """Which Ray to use."""
+
+    address: str | None = None
+    """HOST:PORT of a running cluster, auto for the one on this machine, or local for a new one that ends with the
+    program. Null: RAY_ADDRESS (set inside submitted jobs), else a cluster running on this machine, else a new one."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """CPU slots of a new local Ray; null for the number of cores. Ignored, and said so, when a cluster is joined."""
+
+
+class ClusterError(OSError):
+    """No usable Ray; the message says which one was tried and what to do."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the connected Ray has."""
+
+    address: str
+    """HOST:PORT of its head."""
+    is_local: bool
+    """Whether this program started it."""
+    nodes: int
+    """Number of living nodes."""
+    cpus: float
+    """CPU slots."""
+    gpus: float
+    """GPUs."""
+    gpu_types: tuple[str, ...]
+    """Ray's names of the GPU models."""
+    memory_gib: float
+    """Memory Ray schedules with, GiB."""
+    dashboard: str
+    """Address of the dashboard, empty without one."""
+
+    def __str__(self) -> str:
+        kind = "Ray on this machine" if self.is_local else f"Ray cluster at {self.address}"
+        gpus = f"{self.gpus:g} GPU ({', '.join(self.gpu_types)})" if self.gpus else "no GPU"
+        return f"{kind}: {self.nodes} node{'s'[: self.nodes != 1]}, {self.cpus:g} CPU, {gpus}"
+
+
+def connect(config: ClusterConfig | None = None, env: Mapping[str, str] | None = None) -> Resources:
+    """Join or start Ray, once per program; a second call returns what is there.
+
+    Args:
+        config: which Ray; default ``ClusterConfig()``.
+        env: environment variables for the workers, added to ``worker_env()``.
+
+    Raises:
+        ClusterError: the cluster does not answer, wants a token, or cannot be used from here.
+    """
+    config = config or ClusterConfig()
+    quiet_environment()
+    quiet_logs()
+    import ray
+
+    if not ray.is_initialized():
+        address = _choose_address(config)
+        if address == "local":
+            _init(None, config, env or {})
+        else:
+            _init(address, config, env or {})
+    quiet_logs()
+    return resources()
+
+
+def _choose_address(config: ClusterConfig) -> str:
+    """Return ``local``, ``auto`` or HOST:PORT."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    if address.startswith(("ray://", "http://", "https://")):
+        raise ClusterError(
+            f"Ray address {address}: training through a client connection does not work; submit the command instead: "
+            "ray job submit --address http://HOST:8265 --working-dir . -- python -m efafnet.pipelines …"
+        )
+    if address != "local" and config.num_cpus is not None:
+        from efafnet.platform import console
+
+        console.warn(f"num_cpus = {config.num_cpus} is ignored: the cluster at {address} has its own")
+    return address
+
+
+def _running_here() -> str | None:
+    """Return the address of a cluster that ``ray start`` left running on this machine, if it lives."""
+    from ray._private import services
+
+    found = services.find_bootstrap_address(None)
+    return found if found and found in services.find_gcs_addresses() else None
+
+
+def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str]) -> None:
+    import ray
+
+    options: dict[str, Any] = {
+        "logging_level": logging.WARNING,
+        "log_to_driver": True,
+        "runtime_env": runtime_env(address, env),
+    }
+    if address is None:
+        options |= {"address": "local", "num_cpus": config.num_cpus, "include_dashboard": True}
+    else:
+        options |= {"address": address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"no Ray at {address or 'this machine'}: {reason}; check `ray status`, RAY_ADDRESS, and that "
+            "RAY_AUTH_MODE and the token are the cluster's"
+        ) from error
+
+
+def runtime_env(address: str | None, env: Mapping[str, str]) -> dict[str, Any]:
+    """Return what Ray's workers need to run the code of this program and to see its environment.
+
+    A checkout is put first on the path of local workers, and sent along to a cluster it was not submitted to by
+    ``ray job submit``: otherwise workers would silently run whatever version is installed on their node.
+    """
+    variables = {**worker_env(), **env}
+    result: dict[str, Any] = {"env_vars": variables}
+    if address is None:
+        if is_checkout():
+            variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_root()), os.environ.get("PYTHONPATH")]))
+        return result
+    if address != "auto":
+        # Ray's own helpers in workers look for "the" cluster of the host, and fail where there are two.
+        variables["RAY_ADDRESS"] = address
+    if _JOB_VARIABLE not in os.environ and is_checkout():
+        result["working_dir"] = str(package_root())
+    return result
+
+
+def worker_env() -> dict[str, str]:
+    """Return the environment variables every worker needs."""
+    env = {
+        # Workers would otherwise change into Ray's session folder, where relative paths mean something else.
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
+    }
+    passed = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    env |= {
+        name: os.environ[name] for name in (*passed, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ
+    }
+    commit = code_version()["git_commit"]
+    return {**env, "EFAFNET_GIT_COMMIT": commit} if commit else env
+
+
+def quiet_environment() -> None:
+    """Set, before Ray is imported, what keeps it from chatting and from calling home; the user's own values win."""
+    for name, value in {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+def quiet_logs() -> None:
+    """Leave Ray's libraries their warnings only."""
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # It warns that a local Ray is protected by a token, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+def resources() -> Resources:
+    """Describe the connected Ray."""
+    import ray
+
+    total = ray.cluster_resources()
+    context = ray.get_runtime_context()
+    prefix = "accelerator_type:"
+    worker = ray._private.worker
+    return Resources(
+        address=str(context.gcs_address),
+        is_local=worker._global_node is not None and worker._global_node.head,
+        nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
+        cpus=total.get("CPU", 0.0),
+        gpus=total.get("GPU", 0.0),
+        gpu_types=tuple(sorted(name.removeprefix(prefix) for name in total if name.startswith(prefix))),
+        memory_gib=round(total.get("memory", 0.0) / 2**30, 1),
+        dashboard=str(worker.get_dashboard_url() or ""),
+    )
+
+
+def shared_path_problem(path: Path) -> str | None:
+    """Return why workers on other nodes could not see ``path``, or None when all nodes can (checked by a task each)."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def sees(place: str) -> bool:
+        return os.path.exists(place)  # noqa: PTH110 (runs on nodes that need nothing of this project)
+
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    tasks = [
+        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(path))
+        for node in nodes
+    ]
+    blind = [node["NodeManagerHostname"] for node, seen in zip(nodes, ray.get(tasks), strict=True) if not seen]
+    return f"{path} is not visible on {', '.join(blind)}; put it on storage all nodes share" if blind else None

@@ -1,0 +1,309 @@
+"""A run's metrics and files on their way to MLflow: queued, sent by a thread, kept on disk while the server is away.
+
+Training calls a method that appends to a list; whatever the server does, training neither waits nor fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, takewhile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from efafnet.platform import console
+from efafnet.platform.system_metrics import SystemMonitor
+
+_MAX_METRICS = 1000  # MLflow's own limit of one log_batch
+_MAX_TAGS = 100
+_TRANSIENT = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"})
+_LONGEST_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Unlogged:
+    """What MLflow never received."""
+
+    count: int
+    """Number of metrics, tags and files."""
+    file: Path | None
+    """JSON lines that hold them, or None when there was no place to write."""
+    reason: str
+    """The last thing MLflow (or the way to it) answered; empty when everything was logged."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One thing to log; ``kind`` is metric, tag, artifact or text."""
+
+    kind: str
+    key: str
+    value: Any
+    step: int = 0
+    timestamp_ms: int = 0
+    spilled: bool = False
+
+
+class Tracker:
+    """Sends one run's metrics, tags and files to MLflow in the background.
+
+    Args:
+        uri: absolute tracking address, from ``prepare_tracking``.
+        run_id: the run, created by the driver.
+        spill: file for what cannot be sent (JSON lines). If it exists, an earlier process of the same run left it,
+            and its content is sent first.
+        system_metrics_every_s: seconds between two samples of CPU, memory, disk, network and GPU; None for none.
+        request_timeout_s: longest wait for one answer of a tracking server, seconds.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        *,
+        spill: Path | None = None,
+        system_metrics_every_s: float | None = None,
+        request_timeout_s: int = 30,
+    ) -> None:
+        # MLflow's own defaults wait up to 120 s an answer and try eight times: close() would hang behind them.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(request_timeout_s))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        self._uri = uri
+        self._run_id = run_id
+        self._spill = spill
+        self._pending: deque[_Item] = deque()
+        self._refused: list[_Item] = []
+        self._reason = ""
+        self._failing = False
+        self._give_up_at: float | None = None
+        self._changed = threading.Condition()
+        self._monitor = SystemMonitor(uri, run_id, system_metrics_every_s) if system_metrics_every_s else None
+        self._recover()
+        self._thread = threading.Thread(target=self._run, name=f"tracker-{run_id[:8]}", daemon=True)
+        self._thread.start()
+
+    # ---- called by training: only append
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Queue ``metrics`` measured at ``step``. Never raises, never waits."""
+        now = int(time.time() * 1000)
+        self._append([_Item("metric", key, value, step, now) for key, value in metrics.items()])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Queue tags of the run. Never raises, never waits."""
+        self._append([_Item("tag", key, str(value)) for key, value in tags.items()])
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Queue a file or a directory, which must stay where it is until ``close``. Never raises, never waits."""
+        self._append([_Item("artifact", folder or "", str(Path(path).absolute()))])
+
+    def log_text(self, text: str, artifact: str) -> None:
+        """Queue a text as the artifact file ``artifact``. Never raises, never waits."""
+        self._append([_Item("text", artifact, text)])
+
+    def log_dict(self, value: Mapping[str, Any], artifact: str) -> None:
+        """Queue a JSON-able value as the artifact file ``artifact`` (``.json``). Never raises, never waits."""
+        self.log_text(json.dumps(value, indent=2, default=str), artifact)
+
+    def flush(self, timeout_s: float = 30.0, patience_s: float = 600.0) -> bool:
+        """Wait until everything queued so far is sent; return whether it was.
+
+        Args:
+            timeout_s: longest wait while MLflow does not answer.
+            patience_s: longest wait while it does (a large file may take its time).
+        """
+        began = time.monotonic()
+        with self._changed:
+            while self._pending:
+                limit_s = timeout_s if self._failing else patience_s
+                left_s = began + limit_s - time.monotonic()
+                if left_s <= 0 or not self._thread.is_alive():
+                    return False
+                self._changed.wait(min(left_s, 0.5))
+        return True
+
+    def close(self, timeout_s: float = 20.0) -> Unlogged:
+        """Send what is left; after ``timeout_s`` without an answer keep the rest in the spill file and say so."""
+        with self._changed:
+            self._give_up_at = time.monotonic() + timeout_s
+            self._changed.notify_all()
+        self.flush(timeout_s)
+        with self._changed:
+            lost = [*self._refused, *self._pending]
+            self._write_spill(list(self._pending))
+            self._pending.clear()
+            self._refused.clear()
+            self._changed.notify_all()
+        kept = self._spill if lost and self._spill is not None and self._spill.exists() else None
+        if lost:
+            where = f"; they are in {kept}" if kept else ""
+            console.warn(f"{len(lost)} records did not reach MLflow at {self._uri} ({self._reason}){where}")
+        return Unlogged(len(lost), kept, self._reason if lost else "")
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _append(self, items: list[_Item]) -> None:
+        with self._changed:
+            self._pending.extend(items)
+            self._changed.notify_all()
+
+    # ---- the thread: items leave the queue only when they are logged or refused
+
+    def _run(self) -> None:
+        wait_s = 1.0
+        while (batch := self._next()) is not None:
+            if not batch or self._send(batch):
+                wait_s = 1.0
+                continue
+            with self._changed:
+                self._changed.wait(timeout=wait_s if self._give_up_at is None else min(wait_s, 2.0))
+            wait_s = min(_LONGEST_WAIT_S, wait_s * 2)
+
+    def _next(self) -> list[_Item] | None:
+        """Return the next items of one kind (none after a while without any), or None when closed and done."""
+        self._sample_system()
+        with self._changed:
+            if self._give_up_at is not None:
+                late = time.monotonic() > self._give_up_at
+                if not self._pending or (late and self._failing):
+                    return None
+            elif not self._pending:
+                self._changed.wait(timeout=1.0)
+            kind = self._pending[0].kind if self._pending else ""
+            limit = {"metric": _MAX_METRICS, "tag": _MAX_TAGS}.get(kind, 1)
+            return list(takewhile(lambda item: item.kind == kind, islice(self._pending, limit)))
+
+    def _sample_system(self) -> None:
+        if self._monitor is None or self._give_up_at is not None:
+            return
+        for step, values in self._monitor.sample():
+            self.log_metrics(values, step)
+
+    def _send(self, batch: list[_Item]) -> bool:
+        """Log ``batch`` and return True, or return False when MLflow is away. What it refuses is set aside."""
+        try:
+            self._log(batch)
+        except Exception as error:
+            self._reason = " ".join(str(error).split())[:300]
+            if not _is_refusal(error):
+                self._keep()
+                return False
+            if len(batch) > 1 and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
+                # One bad name spoils a whole batch: find it, and log the others.
+                return all(self._send([item]) for item in batch)
+            self._write_spill(batch)
+            self._done(batch, refused=True)
+            return True
+        self._done(batch)
+        return True
+
+    def _done(self, batch: list[_Item], *, refused: bool = False) -> None:
+        with self._changed:
+            for _ in range(min(len(batch), len(self._pending))):
+                self._pending.popleft()
+            if refused:
+                self._refused.extend(batch)
+            self._failing = False
+            if not self._pending and not self._refused and self._spill is not None:
+                self._spill.unlink(missing_ok=True)
+            self._changed.notify_all()
+
+    def _keep(self) -> None:
+        """Write down what waits, so that not even a kill loses it while the server is away."""
+        with self._changed:
+            self._failing = True
+            waiting = list(self._pending)
+            self._changed.notify_all()
+        self._write_spill(waiting)
+        with self._changed:
+            # Only this thread takes items away, so those written down are still the first ones, unless close() came.
+            for index in range(min(len(waiting), len(self._pending))):
+                self._pending[index] = replace(waiting[index], spilled=True)
+
+    def _log(self, batch: list[_Item]) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, RunTag
+
+        store = sqlite_file(self._uri)
+        if store is not None and not store.exists():
+            # MLflow would create an empty store here: the usual case is a worker on another machine than the driver.
+            raise FileNotFoundError(f"{store} is not on this machine; several machines need a tracking server")
+        client = MlflowClient(self._uri)
+        first = batch[0]
+        if first.kind == "metric":
+            metrics = [Metric(item.key, float(item.value), item.timestamp_ms, item.step) for item in batch]
+            client.log_batch(self._run_id, metrics=metrics)
+        elif first.kind == "tag":
+            client.log_batch(self._run_id, tags=[RunTag(item.key, item.value) for item in batch])
+        elif first.kind == "text":
+            client.log_text(self._run_id, first.value, first.key)
+        elif Path(first.value).is_dir():
+            # A directory keeps its name: log_artifacts would pour its files into the folder.
+            folder = "/".join(part for part in (first.key, Path(first.value).name) if part)
+            client.log_artifacts(self._run_id, first.value, folder)
+        else:
+            client.log_artifact(self._run_id, first.value, first.key or None)
+
+    # ---- the spill file: everything in it is not (known to be) logged
+
+    def _write_spill(self, items: list[_Item]) -> None:
+        fresh = [item for item in items if not item.spilled]
+        if self._spill is None or not fresh:
+            return
+        try:
+            self._spill.parent.mkdir(parents=True, exist_ok=True)
+            with self._spill.open("a", encoding="utf-8") as file:
+                for item in fresh:
+                    record = {"run_id": self._run_id, **asdict(replace(item, spilled=True))}
+                    file.write(json.dumps(record, default=str) + "\n")
+        except OSError as error:
+            self._reason = f"{self._reason}; and {self._spill} cannot be written: {error.strerror}"
+
+    def _recover(self) -> None:
+        """Queue what an earlier process of this run could not send. MLflow ignores a metric it already has."""
+        if self._spill is None or not self._spill.is_file():
+            return
+        for line in self._spill.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line a killed process was writing
+            if record.pop("run_id", None) == self._run_id:
+                self._pending.append(_Item(**record))
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a ``sqlite:///…`` address, or None for any other address."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell an answer that will never change (a bad name, a missing file) from a server or store that is away."""
+    code = getattr(error, "error_code", None)
+    if isinstance(code, str):
+        return code not in _TRANSIENT
+    # Not isinstance(error, ValueError): requests reports unreadable answers of a failing proxy as one.
+    return isinstance(error, FileNotFoundError | TypeError) or type(error) is ValueError
+
+
+def quietly(action: Callable[[], object], what: str) -> bool:
+    """Run a tracking call whose failure must not end the program; say what failed and return whether it worked."""
+    try:
+        action()
+    except Exception as error:
+        console.warn(f"MLflow: {what} failed: {' '.join(str(error).split())[:300]}")
+        return False
+    return True

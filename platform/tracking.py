@@ -1,0 +1,332 @@
+"""MLflow: where runs are recorded, and how they are created and ended.
+
+The driver prepares the store and creates the run; whoever trains logs to it by its id, so a restart goes on in the
+same run. MLflow is imported only when one of these functions is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from efafnet.models.settings import Settings
+from efafnet.platform.tracker import Tracker, Unlogged, quietly, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+__all__ = [
+    "Tracker",
+    "TrackingConfig",
+    "TrackingError",
+    "Unlogged",
+    "create_run",
+    "dataset_input",
+    "finish_run",
+    "flatten",
+    "prepare_tracking",
+    "quietly",
+    "sqlite_file",
+]
+
+_MAX_PARAM_CHARS = 500  # the limit of servers before MLflow 2.8; newer ones take 6000
+_PARAMS_PER_BATCH = 100
+_SERVER_START_S = 30.0
+
+
+class TrackingConfig(Settings):
+    """What is recorded in MLflow, and where."""
+
+    enabled: bool = True
+    """Whether the run is recorded in MLflow at all."""
+    uri: str | None = None
+    """Address of the store: http(s)://HOST:PORT of a tracking server, or sqlite:///PATH. Null: the environment's
+    MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
+    experiment: str = Field(default="efafnet", min_length=1)
+    """Experiment that holds the run; created when absent."""
+    run_name: str | None = None
+    """Name of the run in MLflow; null for the run's own name."""
+    register_as: str | None = None
+    """Name in the model registry under which the final network is registered; null for not registering."""
+    alias: str | None = None
+    """Alias the registered version receives, for example champion: models:/NAME@ALIAS then loads it. Needs
+    register_as."""
+    log_checkpoint: bool = True
+    """Whether the best checkpoint is copied to the run's artifacts."""
+    system_metrics_every_s: float | None = Field(default=10.0, gt=0)
+    """Seconds between samples of CPU, memory, disk, network and GPU; null for none."""
+
+    @model_validator(mode="after")
+    def _alias_needs_a_name(self) -> TrackingConfig:
+        if self.alias is not None and self.register_as is None:
+            raise ValueError(f"alias = {self.alias!r} names a registered network; set register_as too, or drop alias")
+        return self
+
+
+class TrackingError(OSError):
+    """The tracking store cannot be used; the message names it, the reason and the remedy."""
+
+
+# ---- the store
+
+
+def prepare_tracking(uri: str | None = None) -> str:
+    """Make sure the store answers and return its absolute address. To be called once, before any worker starts.
+
+    A fresh sqlite store is created here under a lock, because several processes creating one break it.
+
+    Args:
+        uri: see ``TrackingConfig.uri``.
+
+    Raises:
+        TrackingError: the address is of a kind MLflow does not support, or nothing usable is there.
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if address.startswith(("http://", "https://")):
+        _await_server(address.rstrip("/"))
+        return address.rstrip("/")
+    file = sqlite_file(address)
+    if file is None:
+        if "://" in address and not address.startswith("file:"):
+            return address  # another database, or a scheme of an MLflow plugin
+        raise TrackingError(
+            f"tracking address {address}: MLflow no longer keeps runs in plain directories; "
+            "use sqlite:///PATH/mlflow.db or the http address of a tracking server"
+        )
+    file = file.expanduser().absolute()
+    _create_sqlite(file)
+    return f"sqlite:///{file}"
+
+
+def _create_sqlite(file: Path) -> None:
+    from mlflow import MlflowClient
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = file.with_name(f".{file.name}.lock").open("w")
+    except OSError as error:
+        raise TrackingError(
+            f"MLflow's store {file} cannot be written: {error.strerror}; choose another place with tracking.uri=…"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            with _quiet_alembic():
+                MlflowClient(f"sqlite:///{file}").search_experiments(max_results=1)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrackingError(
+                f"MLflow's store {file} cannot be opened: {reason}; move the file away, run `mlflow db upgrade "
+                f"sqlite:///{file}` if an older MLflow wrote it, or choose another with tracking.uri=…"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet_alembic() -> Iterator[None]:
+    """Keep the sixty migrations of a fresh store from the terminal."""
+    import logging
+
+    names = ("alembic", "alembic.runtime.migration", "mlflow.store.db.utils")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _await_server(address: str) -> None:
+    """Wait until a tracking server answers; one that is just starting may need more than ten seconds."""
+    deadline = time.monotonic() + float(os.environ.get("EFAFNET_TRACKING_START_S", _SERVER_START_S))
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
+                answer.read()
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == 403:
+                raise TrackingError(
+                    f"tracking server {address} refuses this host name (403); start it with --allowed-hosts naming it"
+                ) from error
+            if error.code < 500:
+                return  # it lives, and asks for credentials or keeps /health elsewhere
+            reason = f"HTTP {error.code}"
+        except (OSError, ValueError) as error:
+            reason = str(getattr(error, "reason", error))
+        if time.monotonic() > deadline:
+            raise TrackingError(
+                f"tracking server {address} does not answer ({reason}); start it, or set tracking.uri=… or "
+                "MLFLOW_TRACKING_URI to one that runs"
+            )
+        time.sleep(0.5)
+
+
+def _experiment_id(uri: str, name: str) -> str:
+    """Return the experiment's id; create it when absent, with its artifacts beside a sqlite store."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        store = sqlite_file(uri)
+        # MLflow's own default is ./mlruns of whatever directory the process that creates the experiment runs in.
+        location = (store.parent / "mlartifacts" / name).as_uri() if store else None
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise TrackingError(f"experiment {name!r} cannot be created at {uri}: {error}") from error
+            experiment = client.get_experiment_by_name(name)  # another process was faster
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"experiment {name!r} at {uri} was deleted; restore it in MLflow or choose another with "
+            "tracking.experiment=…"
+        )
+    return str(experiment.experiment_id)
+
+
+# ---- runs
+
+
+def create_run(
+    uri: str,
+    experiment: str,
+    run_name: str | None = None,
+    *,
+    parent_run_id: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+    datasets: Sequence[DatasetInput] = (),
+) -> str:
+    """Create a run and return its id. Called by the driver only, once per training or search.
+
+    Args:
+        uri: from ``prepare_tracking``.
+        experiment: name of the experiment.
+        run_name: name people see.
+        parent_run_id: the search this run is a trial of.
+        params: settings; nested groups become dotted keys, long values are cut (and the whole kept as
+            ``params.json``).
+        tags: further tags; the user, the program and the code version are added.
+        datasets: from ``dataset_input``.
+
+    Raises:
+        TrackingError: the store refuses, or does not answer.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(uri)
+        parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+        every = {**_context_tags(), **parent, **(tags or {})}
+        run = client.create_run(_experiment_id(uri, experiment), tags=every, run_name=run_name)
+        run_id = str(run.info.run_id)
+        log_params(uri, run_id, params or {})
+        if datasets:
+            client.log_inputs(run_id, datasets=list(datasets))
+    except (MlflowException, OSError) as error:
+        if isinstance(error, TrackingError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(f"MLflow at {uri} did not take the run: {reason}") from error
+    return run_id
+
+
+def _context_tags() -> dict[str, str]:
+    import getpass
+
+    from efafnet.platform.provenance import code_version
+
+    code = code_version()
+    user = ""
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        user = getpass.getuser()
+    tags = {
+        "mlflow.user": user,
+        "mlflow.source.name": "efafnet",
+        "mlflow.source.type": "JOB" if os.environ.get("RAY_JOB_ID") else "LOCAL",
+        "mlflow.source.git.commit": str(code["git_commit"] or ""),
+        "code.version": str(code["version"]),
+        "code.digest": str(code["source_digest"]),
+        "code.git_dirty": str(code["git_dirty"]).lower(),
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
+    """Log settings as parameters; nested groups become dotted keys. Raises what MLflow raises."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Param
+
+    client = MlflowClient(uri)
+    flat = flatten(params)
+    entities = [Param(key, _short(value)) for key, value in flat.items()]
+    for start in range(0, len(entities), _PARAMS_PER_BATCH):
+        client.log_batch(run_id, params=entities[start : start + _PARAMS_PER_BATCH])
+    if any(len(value) > _MAX_PARAM_CHARS for value in flat.values()):
+        client.log_text(run_id, json.dumps(params, indent=2, default=str), "params.json")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as dotted keys and texts; an empty group stays visible as ``{}``."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def _short(text: str) -> str:
+    """Cut what is too long for a parameter; a digest keeps two different long values apart."""
+    if len(text) <= _MAX_PARAM_CHARS:
+        return text
+    mark = f"… ({len(text)} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
+    return text[: _MAX_PARAM_CHARS - len(mark)] + mark
+
+
+def dataset_input(name: str, digest: str, source: Path, context: str, profile: Mapping[str, Any]) -> DatasetInput:
+    """Describe a data set a run uses, for MLflow's lineage.
+
+    Args:
+        name: what people call it.
+        digest: identity of its content; the first 36 characters count.
+        source: where it lies.
+        context: ``training``, ``validation`` or ``evaluation``.
+        profile: counts worth seeing beside it.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = Dataset(
+        name=name,
+        digest=digest[:36],
+        source_type="local",
+        source=json.dumps({"uri": str(source)}),
+        profile=json.dumps(dict(profile)),
+    )
+    return DatasetInput(dataset=data, tags=[InputTag("mlflow.data.context", context)])
+
+
+def finish_run(uri: str, run_id: str, status: str = "FINISHED") -> bool:
+    """Set a run's final status (FINISHED, FAILED or KILLED); say so, and return False, when MLflow is away."""
+    from mlflow import MlflowClient
+
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    return quietly(lambda: MlflowClient(uri).set_terminated(run_id, status), f"setting run {run_id} to {status}")
