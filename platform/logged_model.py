@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import TrackingError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def log_model(
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
+    mlflow_client(uri)
     plain = copy.deepcopy(network).cpu().eval()
     try:
         mlflow.set_tracking_uri(uri)
@@ -81,7 +83,7 @@ def log_model(
             )
         version = info.registered_model_version
         if register_as and alias and version is not None:
-            mlflow.MlflowClient(uri).set_registered_model_alias(register_as, alias, str(version))
+            mlflow_client(uri).set_registered_model_alias(register_as, alias, str(version))
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TrackingError(f"MLflow at {uri} did not take the network: {reason}") from error

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from efafnet.platform.mlflow_client import mlflow_client
+
 
 class SystemMonitor:
     """Samples this machine every ``every_s`` seconds, when asked often enough.
@@ -41,12 +43,10 @@ class SystemMonitor:
 
     def _age_s(self) -> int:
         """Return the seconds since the run was created: a resumed run goes on after its earlier samples."""
-        from mlflow import MlflowClient
-
         if self._start_s is None:
             self._start_s = time.time()
             with suppress(Exception):
-                self._start_s = MlflowClient(self._uri).get_run(self._run_id).info.start_time / 1000
+                self._start_s = mlflow_client(self._uri).get_run(self._run_id).info.start_time / 1000
         return max(0, round(time.time() - self._start_s))
 
 

@@ -6,11 +6,10 @@ Training calls a method that appends to a list; whatever the server does, traini
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from efafnet.platform import console
+from efafnet.platform.mlflow_client import mlflow_client, sqlite_file
 from efafnet.platform.system_metrics import SystemMonitor
 
 _MAX_METRICS = 1000  # MLflow's own limit of one log_batch
@@ -40,7 +40,7 @@ class Unlogged:
 
 @dataclass(frozen=True)
 class _Item:
-    """One thing to log; ``kind`` is metric, tag, artifact or text."""
+    """One thing to log; ``kind`` is metric, tag, artifact or text; ``reason`` says why MLflow refused it."""
 
     kind: str
     key: str
@@ -48,6 +48,7 @@ class _Item:
     step: int = 0
     timestamp_ms: int = 0
     spilled: bool = False
+    reason: str = ""
 
 
 class Tracker:
@@ -59,7 +60,6 @@ class Tracker:
         spill: file for what cannot be sent (JSON lines). If it exists, an earlier process of the same run left it,
             and its content is sent first.
         system_metrics_every_s: seconds between two samples of CPU, memory, disk, network and GPU; None for none.
-        request_timeout_s: longest wait for one answer of a tracking server, seconds.
     """
 
     def __init__(
@@ -69,11 +69,7 @@ class Tracker:
         *,
         spill: Path | None = None,
         system_metrics_every_s: float | None = None,
-        request_timeout_s: int = 30,
     ) -> None:
-        # MLflow's own defaults wait up to 120 s an answer and try eight times: close() would hang behind them.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(request_timeout_s))
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self._uri = uri
         self._run_id = run_id
         self._spill = spill
@@ -203,7 +199,7 @@ class Tracker:
             if len(batch) > 1 and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 # One bad name spoils a whole batch: find it, and log the others.
                 return all(self._send([item]) for item in batch)
-            self._write_spill(batch)
+            self._write_spill([replace(item, reason=self._reason) for item in batch])
             self._done(batch, refused=True)
             return True
         self._done(batch)
@@ -233,14 +229,13 @@ class Tracker:
                 self._pending[index] = replace(waiting[index], spilled=True)
 
     def _log(self, batch: list[_Item]) -> None:
-        from mlflow import MlflowClient
         from mlflow.entities import Metric, RunTag
 
         store = sqlite_file(self._uri)
         if store is not None and not store.exists():
             # MLflow would create an empty store here: the usual case is a worker on another machine than the driver.
             raise FileNotFoundError(f"{store} is not on this machine; several machines need a tracking server")
-        client = MlflowClient(self._uri)
+        client = mlflow_client(self._uri)
         first = batch[0]
         if first.kind == "metric":
             metrics = [Metric(item.key, float(item.value), item.timestamp_ms, item.step) for item in batch]
@@ -284,12 +279,6 @@ class Tracker:
                 self._pending.append(_Item(**record))
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a ``sqlite:///…`` address, or None for any other address."""
-    prefix = "sqlite:///"
-    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
-
-
 def _is_refusal(error: Exception) -> bool:
     """Tell an answer that will never change (a bad name, a missing file) from a server or store that is away."""
     code = getattr(error, "error_code", None)
@@ -297,13 +286,3 @@ def _is_refusal(error: Exception) -> bool:
         return code not in _TRANSIENT
     # Not isinstance(error, ValueError): requests reports unreadable answers of a failing proxy as one.
     return isinstance(error, FileNotFoundError | TypeError) or type(error) is ValueError
-
-
-def quietly(action: Callable[[], object], what: str) -> bool:
-    """Run a tracking call whose failure must not end the program; say what failed and return whether it worked."""
-    try:
-        action()
-    except Exception as error:
-        console.warn(f"MLflow: {what} failed: {' '.join(str(error).split())[:300]}")
-        return False
-    return True

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
-from efafnet.platform.tracker import Tracker, Unlogged, quietly, sqlite_file
+from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
+from efafnet.platform.tracker import Tracker, Unlogged
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -92,7 +93,6 @@ def prepare_tracking(uri: str | None = None) -> str:
     Raises:
         TrackingError: the address is of a kind MLflow does not support, or nothing usable is there.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     address = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if address.startswith(("http://", "https://")):
         _await_server(address.rstrip("/"))
@@ -111,7 +111,6 @@ def prepare_tracking(uri: str | None = None) -> str:
 
 
 def _create_sqlite(file: Path) -> None:
-    from mlflow import MlflowClient
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +123,7 @@ def _create_sqlite(file: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             with _quiet_alembic():
-                MlflowClient(f"sqlite:///{file}").search_experiments(max_results=1)
+                mlflow_client(f"sqlite:///{file}").search_experiments(max_results=1)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise TrackingError(
@@ -177,10 +176,9 @@ def _await_server(address: str) -> None:
 
 def _experiment_id(uri: str, name: str) -> str:
     """Return the experiment's id; create it when absent, with its artifacts beside a sqlite store."""
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(uri)
+    client = mlflow_client(uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         store = sqlite_file(uri)
@@ -228,11 +226,10 @@ def create_run(
     Raises:
         TrackingError: the store refuses, or does not answer.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
-        client = MlflowClient(uri)
+        client = mlflow_client(uri)
         parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         every = {**_context_tags(), **parent, **(tags or {})}
         run = client.create_run(_experiment_id(uri, experiment), tags=every, run_name=run_name)
@@ -271,10 +268,9 @@ def _context_tags() -> dict[str, str]:
 
 def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
     """Log settings as parameters; nested groups become dotted keys. Raises what MLflow raises."""
-    from mlflow import MlflowClient
     from mlflow.entities import Param
 
-    client = MlflowClient(uri)
+    client = mlflow_client(uri)
     flat = flatten(params)
     entities = [Param(key, _short(value)) for key, value in flat.items()]
     for start in range(0, len(entities), _PARAMS_PER_BATCH):
@@ -326,7 +322,5 @@ def dataset_input(name: str, digest: str, source: Path, context: str, profile: M
 
 def finish_run(uri: str, run_id: str, status: str = "FINISHED") -> bool:
     """Set a run's final status (FINISHED, FAILED or KILLED); say so, and return False, when MLflow is away."""
-    from mlflow import MlflowClient
 
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    return quietly(lambda: MlflowClient(uri).set_terminated(run_id, status), f"setting run {run_id} to {status}")
+    return quietly(lambda: mlflow_client(uri).set_terminated(run_id, status), f"setting run {run_id} to {status}")

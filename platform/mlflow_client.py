@@ -1,0 +1,49 @@
+"""One way to reach MLflow: bounded waiting, nothing written outside the store's own directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from efafnet.platform import console
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_REQUEST_TIMEOUT_S = 30
+
+
+def mlflow_client(uri: str) -> MlflowClient:
+    """Return a client of an absolute tracking address."""
+    from mlflow import MlflowClient
+
+    bound_waiting()
+    store = sqlite_file(uri)
+    if store is not None:
+        # Without it every process that opens a sqlite store makes a folder ./mlruns wherever it happens to run.
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (store.parent / "mlartifacts").as_uri()
+    return MlflowClient(uri)
+
+
+def bound_waiting() -> None:
+    """Let MLflow give up early on a server that is away: by default it waits 120 s an answer, eight times."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_REQUEST_TIMEOUT_S))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a ``sqlite:///…`` address, or None for any other address."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix).partition("?")[0]) if uri.startswith(prefix) else None
+
+
+def quietly(action: Callable[[], object], what: str) -> bool:
+    """Run a tracking call whose failure must not end the program; say what failed and return whether it worked."""
+    try:
+        action()
+    except Exception as error:
+        console.warn(f"MLflow: {what} failed: {' '.join(str(error).split())[:300]}")
+        return False
+    return True
