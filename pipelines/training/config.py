@@ -18,6 +18,7 @@ from efafnet.pipelines.training.schedule import ScheduleConfig
 from efafnet.pipelines.training.state import CheckpointConfig
 from efafnet.pipelines.training.step import ComputeConfig, OptimizerConfig, Precision
 from efafnet.pipelines.training.validation import ValidationConfig
+from efafnet.platform.cluster import ClusterConfig
 from efafnet.platform.tracking import TrackingConfig
 
 
@@ -78,6 +79,7 @@ class TrainConfig(Settings):
     workers: int = Field(default=1, ge=0)
     """Ray workers that share each batch; 0 trains in this very process without Ray."""
     worker: WorkerConfig = WorkerConfig()
+    cluster: ClusterConfig = ClusterConfig()
     reader: ReaderConfig = ReaderConfig()
     test: TestConfig = TestConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -135,8 +137,8 @@ class TrainConfig(Settings):
 
 
 _INCIDENTAL = (
-    "name", "runs", "data", "device", "workers", "worker", "reader", "checkpoint", "tracking", "log_every_steps",
-    "trace",
+    "name", "runs", "data", "device", "workers", "worker", "cluster", "reader", "checkpoint", "tracking",
+    "log_every_steps", "trace",
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ class GroupContext(PlainContext):
     def agree(self, value: T) -> T:
         """Return rank 0's value on every worker."""
         values = [value]
-        torch.distributed.broadcast_object_list(values, device=self.device)
+        torch.distributed.broadcast_object_list(values)
         return values[0]
 
 

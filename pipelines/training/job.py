@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import nn
@@ -96,8 +97,8 @@ class Job:
         Raises:
             DivergedError: a loss or gradient in the window was not finite.
         """
-        step, window, advice = self.progress.step, self.window, f"the last good checkpoint is {self._last_good()}"
-        point = summarise(window, self.context, self.trainee.scaler.is_enabled(), step, advice)
+        step, window = self.progress.step, self.window
+        point = summarise(window, self.context, self.trainee.scaler.is_enabled(), step, self._last_good)
         if self.trace:
             self.trace.write(window, step)
         wait_s = self.reader.wait_s - window.waited_before_s
@@ -109,7 +110,7 @@ class Job:
         self._replan()
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:
-            self._say(text)
+            self.say(text)
 
     def validate(self) -> None:
         """Measure the network on all workers, remember the best, tell whoever supervises the run."""
@@ -120,7 +121,7 @@ class Job:
         progress.note_validation(figures, name)
         self._tick()
         self.context.sink.log_metrics({f"val/{key}": value for key, value in figures.items()}, progress.step)
-        self._say(validation_text(progress, name))
+        self.say(validation_text(progress, name))
         self.context.report({**figures, **self._position(), "step": float(progress.step), "loss": self.train_loss})
 
     def save(self, *, final: bool = False) -> None:
@@ -200,11 +201,15 @@ class Job:
             buffer.copy_(mean.view_as(buffer))
 
     def _last_good(self) -> str:
-        path = self.checkpoints.to_use(best=False)
-        return str(path) if path else "none yet"
+        self.checkpoints.wait()
+        latest = self.config.run_dir / "latest"
+        return f"the last good checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Add a line to the run's log and show it (rank 0)."""
         if self.context.rank == 0:
+            with (self.config.run_dir / "train.log").open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
             self.context.say(text)
 
 
@@ -221,14 +226,13 @@ def plan_of(config: TrainConfig, inputs: Inputs) -> Plan:
 def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
     inputs = open_inputs(config)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
     trainee = build_trainee(config, inputs, context)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint, config.validation.metric)
     newest = context.agree(checkpoints.newest() if context.rank == 0 else None)
     plan = plan_of(config, inputs)
     progress = Progress(planned_steps=plan.steps) if newest is None else restore(newest, trainee)
-    if newest is not None and context.rank == 0:
-        context.say(f"resuming at step {progress.step} from {newest}")
-    return Job(
+    job = Job(
         config=config,
         context=context,
         inputs=inputs,
@@ -240,6 +244,9 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
         trace=Trace(config.run_dir / f"trace-rank{context.rank}.jsonl", progress.step) if config.trace else None,
         saved_step=-1 if newest is None else progress.step,
     )
+    if newest is not None:
+        job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest}")
+    return job
 
 
 def _reader(config: TrainConfig, inputs: Inputs, context: PlainContext) -> TrainReader:
@@ -264,11 +271,11 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
     if config.compute.sync_batch_norm:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
-    module = module.to(device=context.device, memory_format=memory_format)
+    module = module.to(context.device).to(memory_format=memory_format)
     wrapped = context.wrap(module)
     return Trainee(
         module=module,
-        wrapped=torch.compile(wrapped) if config.compute.compile else wrapped,
+        wrapped=cast(nn.Module, torch.compile(wrapped)) if config.compute.compile else wrapped,
         optimizer=build_optimizer(config.optimizer, module),
         scaler=torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16"),
         ema=None if config.optimizer.ema_decay is None else average_of(module),

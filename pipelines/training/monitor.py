@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Point:
     """Of the last step."""
 
 
-def summarise(window: Window, context: PlainContext, scaled: bool, step: int, advice: str) -> Point:
+def summarise(window: Window, context: PlainContext, scaled: bool, step: int, last_good: Callable[[], str]) -> Point:
     """Sum a window over the workers in one exchange.
 
     Args:
@@ -75,7 +75,7 @@ def summarise(window: Window, context: PlainContext, scaled: bool, step: int, ad
         context: the workers.
         scaled: whether the loss is scaled (fp16), which skips steps whose gradient is not finite.
         step: completed steps at the end of the window.
-        advice: for the error message: where the last good checkpoint is.
+        last_good: says where the last good checkpoint is, for the error message.
 
     Raises:
         DivergedError: a loss or a gradient was not finite; names the step and the samples.
@@ -92,7 +92,7 @@ def summarise(window: Window, context: PlainContext, scaled: bool, step: int, ad
         finite = _finite(sums[index]) and (scaled or _finite(norms[index]))
         if not finite:
             what = "loss" if not _finite(sums[index]) else "gradient"
-            _diverged(what, step - count + index + 1, window.rows[index], context, advice)
+            _diverged(what, step - count + index + 1, window.rows[index], context, last_good())
     return Point(
         loss=sums[:count],
         by_head=dict(zip(heads, sums[count : count + len(heads)], strict=True)),
@@ -105,13 +105,13 @@ def _finite(value: float) -> bool:
     return abs(value) < float("inf")
 
 
-def _diverged(what: str, step: int, rows: torch.Tensor, context: PlainContext, advice: str) -> None:
+def _diverged(what: str, step: int, rows: torch.Tensor, context: PlainContext, last_good: str) -> None:
     parts = context.agree(context.gather(rows.tolist()))
     everyone = [row for part in parts for row in part]
     shown = ", ".join(str(row) for row in everyone[:12]) + (", …" if len(everyone) > 12 else "")
     raise DivergedError(
         f"training diverged: the {what} is not finite at step {step}; the batch held rows {shown} of the training "
-        f"store; {advice}; lower optimizer.lr, add schedule.warmup_steps or set optimizer.clip_norm",
+        f"store; {last_good}; lower optimizer.lr, add schedule.warmup_steps or set optimizer.clip_norm",
         step,
         everyone,
     )
@@ -160,7 +160,8 @@ class ProgressLine:
 def validation_text(progress: Progress, metric: str) -> str:
     """Say what the last validation found."""
     figures = progress.validation
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items() if name != "seconds")
+    names = dict.fromkeys((metric, "ap", "ap_50", "ap_75", "ar"))
+    shown = "  ".join(f"{name} {figures[name]:.4f}" for name in names if name in figures)
     best = f"best {metric} {progress.best[metric]:.4f} at step {progress.best_step}"
     return f"validation at step {progress.step}: {shown}  ({figures['seconds']:.1f} s; {best})"
 
@@ -188,7 +189,7 @@ class Trace:
         """Append a window that ends after ``step`` completed steps; losses are this worker's shares, in hexadecimal."""
         first = step - len(window.losses) + 1
         records = [
-            {"step": first + index, "rows": rows.tolist(), "loss": losses.total.item().hex()}
+            {"step": first + index, "rows": rows.tolist(), "loss": float(losses.total).hex()}
             for index, (losses, rows) in enumerate(zip(window.losses, window.rows, strict=True))
         ]
         with self._path.open("a", encoding="utf-8") as file:

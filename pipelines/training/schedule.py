@@ -12,7 +12,7 @@ from efafnet.models.settings import Settings
 
 
 class ScheduleConfig(Settings):
-    """Learning rate over the run, in multiples of ``optimizer.lr``. A smaller budget compresses it, warm-up included."""
+    """Learning rate over the run, in multiples of ``optimizer.lr``. A smaller budget compresses it, warm-up too."""
 
     kind: Literal["multistep", "cosine", "one_cycle"] = "multistep"
     """multistep: times ``factor`` at each milestone. cosine: half a wave from 1 down to ``floor``.

@@ -118,10 +118,10 @@ class Checkpoints:
                 return path
         return None
 
-    def to_use(self, *, best: bool = True) -> Path | None:
-        """The best validated checkpoint, else the last one; None before the first."""
-        links = [self.run_dir / name for name in (("best", "latest") if best else ("latest",))]
-        return next((link.resolve() for link in links if link.exists()), None)
+    def to_use(self) -> Path:
+        """The best validated checkpoint, else the last one. Only after the first was written."""
+        best = self.run_dir / "best"
+        return (best if best.exists() else self.run_dir / "latest").resolve(strict=True)
 
     def save(
         self, trainee: Trainee, progress: Progress, config: Mapping[str, Any], meta: Mapping[str, Any], *, final: bool

@@ -6,11 +6,12 @@ import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from efafnet.models.heatmaps import HeatmapConfig, encode
 from efafnet.models.losses import LossConfig, pose_loss
@@ -180,8 +181,8 @@ def _micro_batches(trainee: Trainee, batch: Batch) -> Iterator[tuple[Batch, Abst
     count = trainee.optimizing.accumulation
     for index, rows in enumerate(torch.tensor_split(torch.arange(len(batch)), count)):
         part = batch if count == 1 else _subset(batch, rows)
-        silent = index < count - 1 and isinstance(trainee.wrapped, nn.parallel.DistributedDataParallel)
-        yield part, trainee.wrapped.no_sync() if silent else nullcontext()
+        silent = index < count - 1 and isinstance(trainee.wrapped, DistributedDataParallel)
+        yield part, cast(DistributedDataParallel, trainee.wrapped).no_sync() if silent else nullcontext()
 
 
 def _subset(batch: Batch, rows: Tensor) -> Batch:

@@ -1,0 +1,129 @@
+"""A small crop store that a network learns in seconds: four coloured spots per picture, on noise."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efafnet.models.settings import InputSize
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.pipelines.crops.manifest import Counts, Encoding, FileRecord, Manifest
+from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA, person_schema
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.platform.configuration import apply_overrides, load_preset, resolve
+
+SIDE = 64
+SPOTS = Skeleton(
+    name="spots4",
+    joints=("red", "green", "blue", "white"),
+    flip_pairs=(),
+    limbs=((0, 1), (1, 2), (2, 3)),
+    sigmas=(0.1, 0.1, 0.1, 0.1),
+    upper_body=(0, 1),
+)
+_COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
+_INPUT = InputSize(height=64, width=64)
+
+
+def write_store(path: Path, persons: int = 40, *, seed: int = 0, skeleton: Skeleton = SPOTS, group: int = 8) -> Path:
+    """Write a store of ``persons`` pictures of 64x64 pixels, one person each, ``group`` rows per row group."""
+    path.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    k = skeleton.num_joints
+    joints = generator.integers(12, SIDE - 12, (persons, k, 2)).astype(np.float64)
+    rows = [_person(number, joints[number], generator) for number in range(persons)]
+    truth = [_annotation(number, joints[number]) for number in range(persons)]
+    pictures = [
+        {"image_id": n, "data_set": "spots", "file_name": f"{n}.png", "width": SIDE, "height": SIDE}
+        for n in range(persons)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, person_schema(k)), path / "persons-00000.parquet", row_group_size=group)
+    pq.write_table(pa.Table.from_pylist(truth, GROUND_TRUTH_SCHEMA), path / "ground_truth.parquet")
+    pq.write_table(pa.Table.from_pylist(pictures, IMAGES_SCHEMA), path / "images.parquet")
+    pq.write_table(REJECTS_SCHEMA.empty_table(), path / "rejects.parquet")
+    manifest = _manifest(path, persons, skeleton, group)
+    (path / "manifest.json").write_text(manifest.model_dump_json())
+    return path
+
+
+def _person(number: int, joints: np.ndarray[Any, Any], generator: np.random.Generator) -> dict[str, Any]:
+    picture = generator.integers(60, 120, (SIDE, SIDE, 3)).astype(np.uint8)
+    for index, (x, y) in enumerate(joints.astype(int)):
+        picture[y - 3 : y + 4, x - 3 : x + 4] = _COLOURS[index % len(_COLOURS)]
+    return {
+        "image": picture.tobytes(),
+        "crop_width": SIDE,
+        "crop_height": SIDE,
+        "crop_to_image": [1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+        "joints_px": joints.reshape(-1).tolist(),
+        "visibility": [2] * len(joints),
+        "box_xywh": [4.0, 4.0, 56.0, 56.0],
+        "area": 56.0 * 56.0,
+        "box_score": 1.0,
+        "person_id": number + 1,
+        "image_id": number,
+        "data_set": "spots",
+        "file_name": f"{number}.png",
+        "image_width": SIDE,
+        "image_height": SIDE,
+    }
+
+
+def _annotation(number: int, joints: np.ndarray[Any, Any]) -> dict[str, Any]:
+    keypoints = np.concatenate([joints, np.full((len(joints), 1), 2.0)], axis=1)
+    return {
+        "annotation_id": number + 1,
+        "image_id": number,
+        "data_set": "spots",
+        "category_id": 1,
+        "box_xywh": [4.0, 4.0, 56.0, 56.0],
+        "area": 56.0 * 56.0,
+        "is_crowd": False,
+        "num_keypoints": len(joints),
+        "keypoints": keypoints.reshape(-1).tolist(),
+    }
+
+
+def _manifest(path: Path, persons: int, skeleton: Skeleton, group: int) -> Manifest:
+    records = {
+        file.name: FileRecord(
+            name=file.name,
+            rows=pq.read_metadata(file).num_rows,
+            bytes=file.stat().st_size,
+            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        )
+        for file in sorted(path.glob("*.parquet"))
+    }
+    manifest = Manifest(
+        format_version=1,
+        skeleton=skeleton,
+        sources=(),
+        envelope=Envelope(inputs=(_INPUT,), half_body=False),
+        encoding=Encoding(format="raw"),
+        box_rule="none",
+        max_oversampling=4.0,
+        rows_per_group=group,
+        shards=(records["persons-00000.parquet"],),
+        tables=tuple(record for name, record in records.items() if not name.startswith("persons")),
+        counts=Counts(images=persons, images_read=persons, annotations=persons, crowds=0, persons=persons, reduced=0),
+        rejects={},
+        versions={},
+        input_digest="",
+        digest="",
+    )
+    return manifest.model_copy(update={"digest": manifest.content_digest()})
+
+
+def config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
+    """Settings of a run of seconds on stores ``train`` and ``val`` at ``tmp_path``, without Ray or MLflow."""
+    for name, persons in (("train", 40), ("val", 11)):
+        if not (tmp_path / name).exists():
+            write_store(tmp_path / name, persons, seed=len(name))
+    paths = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs"]
+    return resolve(TrainConfig, apply_overrides(load_preset("nano_test"), [*paths, *overrides]))
