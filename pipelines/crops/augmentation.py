@@ -98,9 +98,12 @@ def half_body_region(
 
 
 def halves(visibility: npt.NDArray[np.uint8], skeleton: Skeleton, min_joints: int) -> dict[str, npt.NDArray[np.bool_]]:
-    """Masks (K,) of the halves ("upper", "lower") with enough annotated joints; empty for a person with too few."""
+    """Masks (K,) of the halves ("upper", "lower") with enough annotated joints.
+
+    Empty for a person with too few joints, and where the skeleton names no upper body.
+    """
     annotated = visibility > 0
-    if annotated.sum() < min_joints:
+    if annotated.sum() < min_joints or not skeleton.upper_body:
         return {}
     is_upper = np.zeros(skeleton.num_joints, dtype=bool)
     is_upper[list(skeleton.upper_body)] = True

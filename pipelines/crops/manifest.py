@@ -50,6 +50,8 @@ class SourceRecord(Settings):
     """Digest of the names and sizes in bytes of the images that were wanted."""
     format: str
     """Annotation format."""
+    box_rule: str
+    """Rule that turned annotated boxes into cropped boxes."""
 
 
 class FileRecord(Settings):
@@ -95,8 +97,6 @@ class Manifest(Settings):
     """Samples that the crops serve exactly."""
     encoding: Encoding
     """How crops are stored."""
-    box_rule: str
-    """Rule that turned annotated boxes into cropped boxes."""
     max_oversampling: float
     """Pixels per input pixel above which crops were reduced."""
     rows_per_group: int

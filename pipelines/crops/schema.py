@@ -42,8 +42,8 @@ IMAGES_SCHEMA = pa.schema(
     [
         *_ID,
         pa.field("file_name", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32()),  # null where neither the annotations say nor the image was read
+        pa.field("height", pa.int32()),
         pa.field("crowd_index", pa.float64()),
     ]
 )

@@ -1,0 +1,149 @@
+"""The last step of preparing: tables and manifest beside the finished shards, then everything appears at once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efafnet.pipelines.crops.manifest import (
+    FORMAT_VERSION,
+    GROUND_TRUTH,
+    IMAGES,
+    MANIFEST,
+    REJECTS,
+    Counts,
+    FileRecord,
+    Manifest,
+)
+from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA
+from efafnet.pipelines.crops.shards import CropSettings, ShardResult
+from efafnet.pipelines.crops.sources import Source, image_index
+from efafnet.pipelines.crops.work import WorkDirectory
+from efafnet.platform import provenance, storage
+
+
+def finish_store(
+    out: Path,
+    overwrite: bool,
+    work: WorkDirectory,
+    settings: CropSettings,
+    sources: Sequence[Source],
+    results: Sequence[ShardResult],
+    input_digest: str,
+) -> Manifest:
+    """Make the store at ``out`` of the shards in ``work``; it is there whole or not at all.
+
+    Raises ValueError where every person was rejected.
+    """
+    kept = [result for result in results if result.rows]
+    if not kept:
+        raise ValueError("every person was rejected: there is nothing to store")
+    with storage.atomic_directory(out, overwrite=overwrite) as directory:
+        shards = []
+        for number, result in enumerate(kept):
+            name = f"persons-{number:05d}.parquet"
+            _place(work.path / result.name, directory / name)
+            shards.append(FileRecord(name=name, rows=result.rows, bytes=result.bytes, sha256=result.sha256))
+        rejects = _reject_rows(sources, results)
+        tables = [
+            _write_table(directory / GROUND_TRUTH, _ground_truth_rows(sources), GROUND_TRUTH_SCHEMA),
+            _write_table(directory / IMAGES, _image_rows(sources, results), IMAGES_SCHEMA),
+            _write_table(directory / REJECTS, rejects, REJECTS_SCHEMA),
+        ]
+        manifest = _manifest(settings, sources, results, shards, tables, rejects, input_digest)
+        storage.write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+    return manifest
+
+
+def _place(source: Path, target: Path) -> None:
+    """Link rather than move: should we be killed now, the work directory is still whole."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> FileRecord:
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+    return FileRecord(name=path.name, rows=len(rows), bytes=path.stat().st_size, sha256=storage.sha256_file(path))
+
+
+def _ground_truth_rows(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    return [
+        {**asdict(annotation), "data_set": source.record.data_set}
+        for source in sources
+        for annotation in source.content.annotations
+    ]
+
+
+def _image_rows(sources: Sequence[Source], results: Sequence[ShardResult]) -> list[dict[str, Any]]:
+    measured = {image_id: (width, height) for result in results for image_id, width, height in result.sizes}
+    rows = []
+    for source in sources:
+        for image in source.content.images:
+            row = {**asdict(image), "data_set": source.record.data_set}
+            if image.width is None:
+                row["width"], row["height"] = measured.get(image.image_id, (None, None))
+            rows.append(row)
+    return rows
+
+
+def _reject_rows(sources: Sequence[Source], results: Sequence[ShardResult]) -> list[dict[str, Any]]:
+    rows = []
+    for source in sources:
+        images = image_index(source)
+        for reject in source.rejects:
+            row = {**asdict(reject), "data_set": source.record.data_set}
+            if reject.image_id in images and reject.file_name is None:
+                row["file_name"] = images[reject.image_id].file_name
+            rows.append(row)
+    return rows + [row for result in results for row in result.rejects]
+
+
+def _manifest(
+    settings: CropSettings,
+    sources: Sequence[Source],
+    results: Sequence[ShardResult],
+    shards: list[FileRecord],
+    tables: list[FileRecord],
+    rejects: list[dict[str, Any]],
+    input_digest: str,
+) -> Manifest:
+    counts = Counts(
+        images=sum(len(source.content.images) for source in sources),
+        images_read=sum(result.images for result in results),
+        annotations=sum(source.candidates for source in sources),
+        crowds=sum(source.crowds for source in sources),
+        persons=sum(shard.rows for shard in shards),
+        reduced=sum(result.reduced for result in results),
+    )
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        skeleton=settings.skeleton,
+        sources=tuple(source.record for source in sources),
+        envelope=settings.envelope,
+        encoding=settings.encoding,
+        max_oversampling=settings.max_oversampling,
+        rows_per_group=settings.rows_per_group,
+        shards=tuple(shards),
+        tables=tuple(tables),
+        counts=counts,
+        rejects=dict(sorted(Counter(row["reason"] for row in rejects).items())),
+        versions={
+            "efafnet": str(provenance.code_version()["version"]),
+            "opencv": cv2.__version__,
+            "pyarrow": pa.__version__,
+        },
+        input_digest=input_digest,
+        digest="",
+    )
+    return manifest.model_copy(update={"digest": manifest.content_digest()})

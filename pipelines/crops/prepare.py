@@ -1,0 +1,198 @@
+"""``efafnet prepare``: images and annotations to a crop store, through Ray Data.
+
+Sources are read and checked here; which images make which shard is fixed here; Ray Data carries one row per image to
+tasks that decode it once for all its persons and write one shard each; the store appears whole, by a rename, at the
+end. Finished shards of a run that was killed are kept beside the output and used by the next run of the same command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops.annotations import Reject
+from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.pipelines.crops.finish import finish_store
+from efafnet.pipelines.crops.manifest import FORMAT_VERSION, Encoding
+from efafnet.pipelines.crops.plan import ShardPlan, plan_shards
+from efafnet.pipelines.crops.shards import CropSettings, ShardResult
+from efafnet.pipelines.crops.sources import Source, SourceConfig, load_source
+from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.crops.work import WorkDirectory, run_plans
+from efafnet.platform import console, storage
+from efafnet.platform.cluster import ClusterConfig
+
+
+class PrepareConfig(SourceConfig):
+    """What to prepare, how, and where to."""
+
+    out: Path
+    """Directory of the crop store; must not exist yet, unless it holds the same store already."""
+    extra_sources: tuple[SourceConfig, ...] = ()
+    """Further sources merged into the store; their ids are shifted by 10^12 each. All must have the same joints."""
+    overwrite: bool = False
+    """Replace an existing store."""
+    envelope: Envelope = Envelope()
+    """Widest augmentation and largest input that the crops must serve exactly."""
+    encoding: Encoding = Encoding()
+    """How crops are stored."""
+    max_oversampling: float = Field(default=2.0, ge=1.0)
+    """Pixels per input pixel, at the closest zoom of the largest input, that a denser crop is reduced to."""
+    max_reject_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Share of wanted persons that may be rejected before the job stops. Persons without joints do not count."""
+    rows_per_group: int = Field(default=64, ge=1)
+    """Persons in a Parquet row group: what a reader reads at once."""
+    rows_per_shard: int = Field(default=512, ge=1)
+    """Persons in a file (exceeded only by one image with more): what a task writes at once."""
+    engine: Literal["ray", "process"] = "ray"
+    """ray uses all CPUs of the cluster; process works in this process alone, for small sets and debuggers."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Which Ray."""
+
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """All sources, in order."""
+        own = {name: getattr(self, name) for name in SourceConfig.model_fields}
+        return SourceConfig.model_validate(own), *self.extra_sources
+
+
+def run_prepare(config: PrepareConfig) -> CropStore:
+    """Prepare the store, or recognise that it is there already.
+
+    Raises ValueError or OSError with one message for bad input, an output that exists or cannot be written, and too
+    many rejects. Nothing is left behind then.
+    """
+    sources = [load_source(source, number) for number, source in enumerate(config.sources())]
+    settings = _crop_settings(config, sources)
+    digest = _input_digest(config, settings, sources)
+    existing = _existing(config, digest)
+    if existing is not None:
+        console.say(f"{config.out} holds this store already ({existing.num_persons} persons): nothing to do")
+        return existing
+    storage.check_output(config.out, overwrite=config.overwrite)
+    plans = plan_shards(sources, config.rows_per_shard)
+    _check_wanted(config, sources, plans)
+    with WorkDirectory(config.out, digest) as work:
+        results = _work(config, settings, sources, plans, work)
+        finish_store(config.out, config.overwrite, work, settings, sources, results, digest)
+    store = CropStore.open(config.out)
+    _tell(config, store)
+    return store
+
+
+def _crop_settings(config: PrepareConfig, sources: Sequence[Source]) -> CropSettings:
+    first = sources[0].content.skeleton
+    for source in sources:
+        for remark in source.content.remarks:
+            console.warn(remark)
+        _check_joints(first, source)
+    return CropSettings(
+        skeleton=first,
+        envelope=config.envelope,
+        encoding=config.encoding,
+        max_oversampling=config.max_oversampling,
+        rows_per_group=config.rows_per_group,
+    )
+
+
+def _check_joints(first: Skeleton, source: Source) -> None:
+    other = source.content.skeleton
+    if other.joints != first.joints:
+        raise ValueError(
+            f"sources cannot be merged: {source.record.annotations} has skeleton {other.name!r} ({other.num_joints} "
+            f"joints), the first source {first.name!r} ({first.num_joints} joints); prepare one store each"
+        )
+
+
+def _input_digest(config: PrepareConfig, settings: CropSettings, sources: Sequence[Source]) -> str:
+    # Where the images lie does not matter, only what they are.
+    records = [source.record.model_dump(exclude={"images"}) for source in sources]
+    content = [FORMAT_VERSION, settings.model_dump(mode="json"), config.rows_per_shard, records]
+    return storage.sha256_json(content)
+
+
+def _existing(config: PrepareConfig, digest: str) -> CropStore | None:
+    """The store at ``out`` if it is the wanted one; ValueError if it is another and may not be replaced."""
+    if config.overwrite or not (config.out / "manifest.json").is_file():
+        return None
+    try:
+        store = CropStore.open(config.out)
+    except ValueError as error:
+        raise ValueError(f"{error}, with overwrite=true") from error
+    if store.manifest.input_digest != digest:
+        raise ValueError(
+            f"{config.out} holds a crop store of other input or settings; name another output, or replace it with "
+            "overwrite=true"
+        )
+    return store
+
+
+def _check_wanted(config: PrepareConfig, sources: Sequence[Source], plans: Sequence[ShardPlan]) -> None:
+    if not plans:
+        found = Counter(reject.reason for source in sources for reject in source.rejects)
+        why = ", ".join(f"{reason} {count}" for reason, count in sorted(found.items())) or "there are no annotations"
+        raise ValueError(f"{config.annotations} holds no person to crop ({why}); nothing was written")
+    _check_share(config, [reject for source in sources for reject in source.rejects], sources)
+
+
+def _check_share(config: PrepareConfig, rejects: Sequence[Reject], sources: Sequence[Source]) -> None:
+    """Stop where more than the allowed share of the wanted persons is lost."""
+    lost = sum(reject.persons for reject in rejects)
+    parsed = sum(reject.persons for source in sources for reject in source.rejects)
+    total = sum(source.num_wanted for source in sources) + parsed
+    if lost <= config.max_reject_share * total:
+        return
+    reasons: Counter[str] = Counter()
+    for reject in rejects:
+        reasons[reject.reason] += reject.persons
+    example = next(reject for reject in rejects if reject.persons)
+    raise ValueError(
+        f"{lost} of {total} persons are rejected, more than max_reject_share={config.max_reject_share:g} allows: "
+        + ", ".join(f"{reason} {count}" for reason, count in reasons.most_common() if count)
+        + f" (for example {example.file_name or ''} {example.detail}); mend the source or raise max_reject_share"
+    )
+
+
+def _work(
+    config: PrepareConfig,
+    settings: CropSettings,
+    sources: Sequence[Source],
+    plans: Sequence[ShardPlan],
+    work: WorkDirectory,
+) -> list[ShardResult]:
+    """Write all shards that an earlier run has not finished; results in shard order."""
+    results = work.finished(plans)
+    if results:
+        console.note(f"continuing: {len(results)} of {len(plans)} shards are there from an earlier run")
+    total = sum(plan.num_images for plan in plans)
+    began = time.perf_counter()
+    done = sum(result.images for result in results)
+    todo = [plan for plan in plans if plan.index not in {result.index for result in results}]
+    rejects = [reject for source in sources for reject in source.rejects]
+    with console.progress("preparing crops", total, unit="images") as advance:
+        advance(done)
+        for result in run_plans(todo, settings, work.path, config.engine, config.cluster):
+            results.append(result)
+            rejects.extend(Reject(**{k: v for k, v in row.items() if k != "data_set"}) for row in result.rejects)
+            _check_share(config, rejects, sources)
+            advance(result.images)
+    elapsed_s = time.perf_counter() - began
+    if todo:
+        console.note(f"{total - done} images in {elapsed_s:.1f} s ({(total - done) / elapsed_s:.0f} images/s)")
+    return sorted(results, key=lambda result: result.index)
+
+
+def _tell(config: PrepareConfig, store: CropStore) -> None:
+    manifest = store.manifest
+    size = sum(record.bytes for record in (*manifest.shards, *manifest.tables))
+    console.say(
+        f"{config.out}: {manifest.counts.persons} persons of {manifest.counts.images_read} images, "
+        f"{manifest.skeleton.name}, {size / 1e6:.1f} MB, digest {manifest.digest[:12]}"
+    )
+    for reason, count in manifest.rejects.items():
+        console.say(f"  left out: {reason} {count}")

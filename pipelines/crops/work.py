@@ -1,0 +1,127 @@
+"""Doing the work of a plan: through Ray Data or in this process, into a directory that survives a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import cv2
+import pyarrow as pa
+
+from efafnet.pipelines.crops.plan import ShardPlan
+from efafnet.pipelines.crops.shards import CropSettings, ShardResult, read_record, write_shard
+from efafnet.platform import cluster, console, provenance, storage
+
+
+class WorkDirectory:
+    """Where shards lie until the store is complete: a hidden sibling of the output, named after the input.
+
+    A killed or interrupted run leaves it, and the next run of the same command continues from its finished shards;
+    bad input removes it. Another input's leftovers are removed as well.
+    """
+
+    def __init__(self, out: Path, digest: str) -> None:
+        out = out.absolute()
+        # Shards of another version of the code or of the libraries might differ in their bytes.
+        source = provenance.code_version()["source_digest"]
+        key = storage.sha256_json([digest, source, cv2.__version__, pa.__version__])[:12]
+        self._pattern = str(out.parent / f".{glob.escape(out.name)}.prepare-*")
+        self.path = out.parent / f".{out.name}.prepare-{key}"
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            # The kernel drops the lock when the process dies, however it dies.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise ValueError(f"another prepare is writing this output ({self.path}); wait for it") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        worth_keeping = any(self.path.glob("*.json"))
+        if error is None or isinstance(error, ValueError) or not worth_keeping:
+            self._remove_all()
+        else:
+            console.note(f"finished shards are kept in {self.path}: the same command continues from them")
+        os.close(self._lock)
+
+    def finished(self, plans: Sequence[ShardPlan]) -> list[ShardResult]:
+        """Results of the shards that an earlier run has finished."""
+        found = (read_record(self.path, plan.index) for plan in plans)
+        return [result for result in found if result is not None]
+
+    def _remove_all(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        for leftover in glob.glob(self._pattern):  # noqa: PTH207 (the name is escaped, which pathlib has no word for)
+            with suppress(OSError):
+                handle = os.open(leftover, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(leftover, ignore_errors=True)
+                finally:
+                    os.close(handle)
+
+
+def run_plans(
+    plans: Sequence[ShardPlan],
+    settings: CropSettings,
+    directory: Path,
+    engine: Literal["ray", "process"],
+    ray_config: cluster.ClusterConfig,
+) -> Iterator[ShardResult]:
+    """Results of ``plans`` as they are finished, in any order."""
+    if engine == "process" or not plans:
+        for plan in plans:
+            yield write_shard(settings, plan.index, plan.images.to_pylist(), directory)
+        return
+    found = cluster.connect(ray_config)
+    console.note(str(found))
+    if found.nodes > 1 and (problem := cluster.shared_path_problem(directory)):
+        raise OSError(f"several nodes write into one directory: {problem}")
+    yield from _run_with_ray(plans, settings, directory)
+
+
+def _run_with_ray(plans: Sequence[ShardPlan], settings: CropSettings, directory: Path) -> Iterator[ShardResult]:
+    import ray
+
+    # One block per shard. Ray Data may split or join blocks, so the rows say which shard they belong to.
+    images = ray.data.from_arrow([plan.images for plan in plans])
+    results = images.map_batches(
+        _write_shards,  # type: ignore[arg-type]  # Ray's annotations leave out Arrow tables
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        fn_kwargs={"settings": settings, "directory": str(directory)},
+    )
+    try:
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for index in batch["index"].to_pylist():  # type: ignore[union-attr]
+                found = read_record(directory, index)
+                if found is None:
+                    raise OSError(f"shard {index} was written by a worker but is not in {directory}")
+                yield found
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        raise OSError(f"a worker failed: {type(cause).__name__}: {cause}") from error
+
+
+def _write_shards(table: pa.Table, settings: CropSettings, directory: str) -> pa.Table:
+    """Ray Data's task: write the shards that ``table`` holds the images of."""
+    done = []
+    rows: list[dict[str, Any]] = table.to_pylist()
+    for index, entries in groupby(rows, key=lambda row: int(row["shard"])):
+        done.append(write_shard(settings, index, list(entries), Path(directory)).index)
+    return pa.table({"index": pa.array(done, pa.int64())})
