@@ -260,15 +260,17 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
     """Suggest the key most like ``key``: spelled alike, or of the same last name in another group."""
     if key in known:
         return f" in the chosen kind of {key.rpartition('.')[0]!r}; it belongs to another kind, choose that one too"
-    same_leaf = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
-    spelled = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    if spelled or same_leaf:
-        return f"; did you mean {(spelled or same_leaf)[0]!r}?"
-    group = key.rpartition(".")[0]
+    group, _, leaf = key.rpartition(".")
     siblings = [other for other in known if other.rpartition(".")[0] == group]
-    close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.4)
-    where = f" {group!r}" if group else " the top level"
-    return f"; did you mean {close[0]!r}?" if close else f"; in{where} there are: {', '.join(siblings) or 'none'}"
+    alike = difflib.get_close_matches(leaf, [other.rpartition(".")[2] for other in siblings], n=1, cutoff=0.6)
+    same_name = [other for other in known if other.rpartition(".")[2] == leaf]
+    anywhere = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if alike:
+        return f"; did you mean {'.'.join(filter(None, [group, alike[0]]))!r}?"
+    if same_name or anywhere:
+        return f"; did you mean {[*same_name, *anywhere][0]!r}?"
+    where = repr(group) if group else "the top level"
+    return f"; in {where} there are: {', '.join(siblings) or 'none'}"
 
 
 # ---- paths, names, text

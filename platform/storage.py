@@ -40,8 +40,8 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
         UnwritableError: the parent cannot be created or written.
     """
     path = Path(path).absolute()
-    check_output(path, overwrite=overwrite)
     _sweep(path)
+    check_output(path, overwrite=overwrite)
     temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
     with _unwritable(path):
         temporary.mkdir()
