@@ -26,21 +26,16 @@ class Command:
     help: str
     config_module: str | None = None
     """Module of the settings, when it is not the function's."""
-    preset: bool = False
-    """Whether an argument names a preset (or a YAML file) that the settings start from: the first one, or the one
-    after ``before_preset``."""
-    before_preset: tuple[str, ...] = ()
-    """Fields given without their names before the preset."""
 
     def usage(self) -> str:
         """Return the command's usage line."""
-        words = [name.upper() for name in self.before_preset]
-        words += ["PRESET"] if self.preset else []
-        words += [name.upper() for name in self.positional]
-        return " ".join(["efafnet", self.name, *words, "[key=value …]"])
+        return " ".join(["efafnet", self.name, *(name.upper() for name in self.positional), "[key=value …]"])
 
 
 _HERE = "efafnet.pipelines"
+_PRESET = "preset"
+"""The argument that is not a setting: it names a preset, or a YAML file, that the settings start from."""
+
 COMMANDS = (
     Command(
         "synth", f"{_HERE}.synth.dataset", "SynthConfig", "run_synth", ("out",),
@@ -55,9 +50,9 @@ COMMANDS = (
         "Show what a crop store holds and draw some of its persons.",
     ),
     Command(
-        "train", f"{_HERE}.training.ray_run", "TrainConfig", "run_train", (),
+        "train", f"{_HERE}.training.ray_run", "TrainConfig", "run_train", (_PRESET,),
         "Train a network on crop stores, on one machine or a Ray cluster.",
-        config_module=f"{_HERE}.training.config", preset=True,
+        config_module=f"{_HERE}.training.config",
     ),
     Command(
         "evaluate", f"{_HERE}.evaluation.evaluate", "EvaluateConfig", "run_evaluate", ("checkpoint", "data"),
@@ -68,8 +63,9 @@ COMMANDS = (
         "Measure a results file against annotations.",
     ),
     Command(
-        "tune", f"{_HERE}.search.tune", "TuneConfig", "run_tune", (),
-        "Search settings with Ray Tune and Optuna.", preset=True, before_preset=("space",),
+        "tune", f"{_HERE}.search.tune", "TuneConfig", "run_tune", ("space", _PRESET),
+        "Search settings with Ray Tune and Optuna.",
+        config_module=f"{_HERE}.search.config",
     ),
     Command(
         "report", f"{_HERE}.report.report", "ReportConfig", "run_report", (),
@@ -171,23 +167,17 @@ def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]
     from efafnet.platform.configuration import load_preset
 
     plain, overrides = _split(words)
-    tree: Tree = {}
-    source = ""
-    fields = (*command.before_preset, *command.positional)
-    place = len(command.before_preset)
-    if command.preset and len(plain) > place:
-        preset = plain.pop(place)
-        tree = load_preset(preset)
-        source = f"{command.name} {preset}"
-    if len(plain) > len(fields):
-        extra = plain[len(fields)]
+    if len(plain) > len(command.positional):
+        extra = plain[len(command.positional)]
         raise UsageError(f"unexpected argument {extra!r}; usage: {command.usage()}; settings are written key=value")
+    named = dict(zip(command.positional, plain, strict=False))
     given = {override.partition("=")[0] for override in overrides}
-    for field, word in zip(fields, plain, strict=False):
-        if field in given:
-            raise UsageError(f"{field} is given twice: {word!r} and again as {field}=…; give it once")
-        tree[field] = word
-    return tree, source, overrides
+    if twice := sorted(set(named) & given):
+        raise UsageError(f"{twice[0]} is given twice: {named[twice[0]]!r} and as {twice[0]}=…; give it once")
+    preset = named.pop(_PRESET, None)
+    if preset is None:
+        return dict(named), "", overrides
+    return {**load_preset(preset), **named}, f"{command.name} {preset}", overrides
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -262,7 +252,7 @@ def _print_help(command: Command, prefixes: list[str]) -> None:
     console.say(f"usage: {command.usage()}")
     console.say()
     console.say(command.help)
-    if command.preset:
+    if _PRESET in command.positional:
         console.say(f"PRESET is the path of a YAML file, or one of: {', '.join(preset_names()) or 'none'}")
     console.say()
     for row in describe(_load_config(command)):
