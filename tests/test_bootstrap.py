@@ -23,7 +23,9 @@ def _drawn_set(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The resampled data set itself: each image copied as often as it was drawn, under an id of its own."""
     ground_truth, results = case
-    images, annotations, copies = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    copies: list[dict[str, Any]] = []
     for image, count in zip(ground_truth["images"], drawn, strict=True):
         for copy in range(count):
             new_id = image["id"] * 100 + copy

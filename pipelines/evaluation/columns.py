@@ -118,9 +118,9 @@ def _person_category(categories: Sequence[Mapping[str, Any]]) -> int:
 def _images(images: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     if not images:
         raise ValueError("the annotations list no images: there is nothing to measure on")
-    crowding = {int(i["id"]): float(i.get("crowdIndex", i.get("crowd_index", np.nan)) or 0.0) for i in images}
+    crowding = {int(i["id"]): i.get("crowdIndex", i.get("crowd_index")) for i in images}
     image_ids = np.array(sorted(crowding), np.int64)
-    return image_ids, np.array([crowding[int(i)] for i in image_ids])
+    return image_ids, np.array([crowding[int(i)] for i in image_ids], np.float64)
 
 
 def _annotation_columns(
@@ -159,6 +159,17 @@ def _index(ids: NDArray[np.int64], sorted_ids: NDArray[np.int64]) -> tuple[NDArr
     return position.astype(np.int64), int(wrong[0]) if len(wrong) else None
 
 
+def index_of_images(ids: Sequence[int], truth: Truth, what: str) -> NDArray[np.int64]:
+    """Index of each image id among the truth's; ValueError for one that is not there, named as ``what`` N."""
+    image, unknown = _index(np.array(ids, np.int64), truth.image_ids)
+    if unknown is not None:
+        raise ValueError(
+            f"{what} {unknown}: image {ids[unknown]} is not among the {len(truth.image_ids)} images of the "
+            "annotations; give the annotations that it belongs to"
+        )
+    return image
+
+
 def skeleton_of(ground_truth: GroundTruth | Mapping[str, Any]) -> Skeleton:
     """The skeleton of a ground truth: a store's own, or the known one whose joints the COCO category lists."""
     if not isinstance(ground_truth, Mapping):
@@ -185,13 +196,7 @@ def detections(results: Sequence[Mapping[str, Any]], truth: Truth, *, area_from_
     for number, entry in enumerate(results):
         if problem := _shape_problem(entry, length, truth.category_id):
             raise ValueError(f"results entry {number}: {problem}")
-    image_id = np.array([r["image_id"] for r in results], np.int64)
-    image, unknown = _index(image_id, truth.image_ids)
-    if unknown is not None:
-        raise ValueError(
-            f"results entry {unknown}: image {image_id[unknown]} is not among the {len(truth.image_ids)} images of the "
-            "annotations; score results against the annotations they were predicted for"
-        )
+    image = index_of_images([r["image_id"] for r in results], truth, "results entry")
     keypoints = np.array([r["keypoints"] for r in results], np.float64)
     keypoints = keypoints.reshape(len(results), truth.skeleton.num_joints, 3)
     scores = np.array([r["score"] for r in results], np.float64)

@@ -1,0 +1,109 @@
+"""Files that `score` reads: results, annotations of each data set, a crop store as ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from efafnet.models.skeleton import MPII_16, SKELETONS
+from efafnet.pipelines.evaluation.columns import Truth, truth
+from efafnet.pipelines.evaluation.mpii import head_size
+from efafnet.platform.storage import read_json
+
+DataFormat = Literal["auto", "coco", "crowdpose", "mpii"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Ground truth and how its data set is scored."""
+
+    truth: Truth
+    format: Literal["coco", "crowdpose", "mpii"]
+    head_size_px: dict[int, float] = field(default_factory=dict)
+    """Head size of each annotation that has one (MPII)."""
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """A list of COCO results; ValueError for another layout or an empty list, OSError where it cannot be read."""
+    content = read_json(path)
+    if isinstance(content, dict) and "annotations" in content:
+        raise ValueError(f"{path} holds annotations, not results; usage: efafnet score PREDICTIONS ANNOTATIONS")
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise ValueError(f"{path} is not in COCO's results format: a list of objects with image_id, category_id, …")
+    if not content:
+        raise ValueError(f"{path} holds no results: there is nothing to score")
+    return content
+
+
+def read_reference(path: Path, wanted: DataFormat = "auto", skeleton: str | None = None) -> Reference:
+    """Ground truth from a COCO or CrowdPose JSON, a crop store's directory, or MPII's ``gt_valid.mat``.
+
+    ``auto`` takes the format from the joints (14 of CrowdPose with crowd indices, 16 of MPII, else COCO).
+    """
+    if path.suffix == ".mat":
+        return _mpii_mat(path)
+    known = SKELETONS[skeleton] if skeleton else None
+    if path.is_dir():
+        from efafnet.pipelines.crops.store import CropStore
+
+        ground_truth = CropStore.open(path, expect_skeleton=known).ground_truth()
+        reference, annotations = truth(ground_truth), ground_truth.to_coco()["annotations"]
+    else:
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise ValueError(
+                f"{path} is not in COCO's layout; give COCO or CrowdPose JSON, a crop store, or gt_valid.mat"
+            )
+        try:
+            reference, annotations = truth(content, known), content["annotations"]
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    heads = {int(a["id"]): float(a["head_size"]) for a in annotations if a.get("head_size") is not None}
+    found = _format_of(reference) if wanted == "auto" else wanted
+    if found == "mpii" and not heads:
+        raise ValueError(
+            f"{path} holds no head sizes, so no PCKh; prepare from MPII's original release, or format=coco"
+        )
+    return Reference(reference, found, heads)
+
+
+def _format_of(reference: Truth) -> Literal["coco", "crowdpose", "mpii"]:
+    if reference.skeleton.joints == MPII_16.joints:
+        return "mpii"
+    crowded = reference.skeleton.name == "crowdpose14" and not np.isnan(reference.crowd_index).any()
+    return "crowdpose" if crowded else "coco"
+
+
+def _mpii_mat(path: Path) -> Reference:
+    """The validation ground truth distributed with simple baselines, ``gt_valid.mat``; its coordinates count from 1."""
+    import scipy.io
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = scipy.io.loadmat(str(path))
+        true_px = np.moveaxis(content["pos_gt_src"], -1, 0).astype(np.float64) - 1.0
+        missing = content["jnt_missing"].T
+        corners = content["headboxes_src"].astype(np.float64)
+    except (OSError, KeyError, ValueError, NotImplementedError, MatReadError) as error:
+        raise ValueError(f"{path} is not MPII's gt_valid.mat (pos_gt_src, jnt_missing, …): {error}") from error
+    sizes = head_size(corners.transpose(2, 0, 1).reshape(-1, 4))
+    num = len(true_px)
+    visibility = (missing == 0).astype(np.int64)
+    reference = Truth(
+        skeleton=MPII_16,
+        image_ids=np.arange(num),
+        image=np.arange(num),
+        annotation_id=np.arange(num),
+        joints_px=true_px,
+        visibility=visibility,
+        box_xywh_px=np.zeros((num, 4)),
+        area_px2=sizes**2,
+        crowd=np.zeros(num, bool),
+        ignored=~(visibility > 0).any(axis=1),
+        category_id=1,
+        crowd_index=np.full(num, np.nan),
+    )
+    return Reference(reference, "mpii", dict(enumerate(sizes.tolist())))

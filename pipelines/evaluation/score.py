@@ -1,0 +1,103 @@
+"""`efafnet score PREDICTIONS ANNOTATIONS`: any results file against any annotations, by the same code as `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from efafnet.models.settings import Settings
+from efafnet.pipelines.evaluation.boxes import box_figures
+from efafnet.pipelines.evaluation.results_file import DataFormat, Reference, read_reference, read_results
+from efafnet.pipelines.evaluation.scoring import (
+    Scored,
+    ScoringConfig,
+    score_persons,
+    score_results,
+    show,
+    write_picture,
+)
+from efafnet.platform import console
+from efafnet.platform.storage import atomic_directory, check_output, write_json
+
+
+class ScoreConfig(Settings):
+    """Measure a results file against annotations."""
+
+    predictions: Path
+    """Results in COCO's format (a JSON list); entries with boxes only are scored as a detector's."""
+    annotations: Path
+    """COCO or CrowdPose annotations (JSON), a crop store, or MPII's gt_valid.mat."""
+    format: DataFormat = "auto"
+    """Whose figures: COCO's, CrowdPose's (easy, medium, hard), MPII's (PCKh); auto by the annotations' joints."""
+    skeleton: Literal["coco17", "mpii16", "crowdpose14"] | None = None
+    """Skeleton of annotations that do not name their joints; none to take it from them."""
+    result_boxes: Literal["use", "ignore"] = "use"
+    """Whether a person's area is taken from the results' `bbox`, as COCO's tools do where the first result has one, or
+    always from its joints. Matters for AP by size."""
+    against: Path | None = None
+    """Other results on the same annotations, to compare with: differences with paired intervals."""
+    detections: Path | None = None
+    """The person boxes behind the predictions (COCO results with `bbox`), whose own AP is added."""
+    scoring: ScoringConfig = ScoringConfig()
+    as_json: bool = False
+    """Print JSON at full precision instead of tables."""
+    output: Path | None = None
+    """Directory for score.json and errors.png; none for no files."""
+    overwrite: bool = False
+    """Whether an output that exists is replaced."""
+
+
+def run_score(config: ScoreConfig) -> None:
+    """Score, print, and write what was asked for."""
+    if config.output is not None:
+        check_output(config.output, overwrite=config.overwrite)
+    scored = score(config)
+    if config.as_json:
+        console.say(json.dumps(scored.to_json(), indent=2))
+    else:
+        show(scored, config.scoring)
+    if config.output is not None:
+        with atomic_directory(config.output, overwrite=config.overwrite) as folder:
+            write_json(folder / "score.json", {"config": config.model_dump(mode="json"), **scored.to_json()})
+            write_picture(scored, folder / "errors.png", config.predictions.name)
+        console.note(f"written to {config.output}")
+
+
+def score(config: ScoreConfig) -> Scored:
+    """The figures of a results file. Raises ValueError or OSError for files that do not fit, naming entry and value."""
+    results = read_results(config.predictions)
+    reference = read_reference(config.annotations, config.format, config.skeleton)
+    try:
+        scored = _scored(results, reference, config)
+    except ValueError as error:
+        raise ValueError(f"{config.predictions}: {error}") from error
+    if config.detections is None:
+        return scored
+    boxes = read_results(config.detections)
+    try:
+        scored.figures.update(box_figures(boxes, reference.truth))
+    except ValueError as error:
+        raise ValueError(f"{config.detections}: {error}") from error
+    return scored
+
+
+def _scored(results: list[dict[str, Any]], reference: Reference, config: ScoreConfig) -> Scored:
+    if "keypoints" not in results[0] and "bbox" in results[0]:
+        return Scored(box_figures(results, reference.truth))
+    if reference.format == "mpii":
+        return score_persons(results, reference.truth, reference.head_size_px)
+    boxed = bool(results[0].get("bbox"))
+    if boxed and config.result_boxes == "use":
+        console.warn(
+            "the results have a bbox field: COCO's tools then take each person's area from it, which moves AP by size; "
+            "result_boxes=ignore takes it from the joints"
+        )
+    return score_results(
+        results,
+        reference.truth,
+        config.scoring,
+        crowd=reference.format == "crowdpose",
+        area_from_box=boxed and config.result_boxes == "use",
+        against=read_results(config.against) if config.against else None,
+    )
