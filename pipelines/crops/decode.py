@@ -18,21 +18,6 @@ DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _WARP_FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
-def encode_crop(crop_bgr: UInt8, encoding: Encoding) -> bytes:
-    """Bytes of a crop (h, w, 3) uint8 BGR."""
-    if encoding.format == "raw":
-        return crop_bgr[:, :, ::-1].tobytes()
-    if encoding.format == "png":
-        done, data = cv2.imencode(".png", crop_bgr, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    else:
-        chroma = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
-        options = [cv2.IMWRITE_JPEG_QUALITY, encoding.quality]
-        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, chroma[encoding.chroma]]
-        done, data = cv2.imencode(".jpg", crop_bgr, options)
-    assert done
-    return data.tobytes()
-
-
 @dataclass(frozen=True)
 class CropDecoder:
     """Decodes the crops of one store."""
@@ -61,8 +46,10 @@ class CropDecoder:
     def warp_into(self, image: UInt8, input_to_crop: Float64, out: UInt8) -> None:
         """Sample ``image`` (h, w, 3) bilinearly at ``input_to_crop`` (2, 3) into ``out`` (3, H, W) RGB, outside 0."""
         height, width = out.shape[1:]
-        warped = cv2.warpAffine(image, input_to_crop, (width, height), flags=_WARP_FLAGS)
+        # OpenCV warps four channels in half the time of three, to the same values.
+        padded = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
+        warped = cv2.warpAffine(padded, input_to_crop, (width, height), flags=_WARP_FLAGS)
         red, green, blue = self.planes
-        planes: list[UInt8] = [out[0]] * 3
+        planes = [np.empty((height, width), dtype=np.uint8)] * 4
         planes[red], planes[green], planes[blue] = out[0], out[1], out[2]
         cv2.split(warped, planes)

@@ -16,6 +16,8 @@ from efafnet.pipelines.crops.geometry import Float64
 _MARGIN_PX = 2.0
 # So that a declared limit read back from text still covers itself.
 _TOLERANCE = 1e-9
+# Width / height from 2:3 to 1:1.
+_INPUTS = (InputSize(height=384, width=288), InputSize(height=256, width=256), InputSize(height=192, width=128))
 
 
 class Envelope(Settings):
@@ -33,7 +35,7 @@ class Envelope(Settings):
     """Largest padding of half-body samples."""
     half_body_min_joints: int = Field(default=9, ge=1)
     """Fewest annotated joints of a person who gets half-body samples."""
-    inputs: tuple[InputSize, ...] = Field(default=(InputSize(height=384, width=288),), min_length=1)
+    inputs: tuple[InputSize, ...] = Field(default=_INPUTS, min_length=1)
     """Network inputs served: their aspects and everything between, and every size up to the largest."""
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
@@ -25,10 +25,10 @@ class Encoding(Settings):
 
     format: Literal["jpeg", "png", "raw"] = "jpeg"
     """jpeg is small and fast; png is exact and slow; raw (height x width x 3 RGB bytes) is exact, fast and large."""
-    quality: int = Field(default=95, ge=1, le=100)
-    """JPEG quality."""
+    quality: Literal["source"] | Annotated[int, Field(ge=1, le=100)] = "source"
+    """JPEG quality, 1 to 100; source quantises each crop as its image was, which loses least for its size."""
     chroma: Literal["444", "420"] = "444"
-    """JPEG chroma sampling: 444 keeps colour at full resolution, 420 halves it for a third fewer bytes."""
+    """JPEG chroma sampling where the source does not decide: 444 keeps colour at full resolution, 420 halves it."""
 
 
 class SourceRecord(Settings):

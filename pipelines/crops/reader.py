@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -181,7 +181,8 @@ class _Reader:
         # The threads are ours; OpenCV's own would compete with them.
         cv2.setNumThreads(0)
 
-    def _start(self, plan: Iterable[Planned]) -> Iterator[Batch]:
+    def start(self, plan: Iterable[Planned]) -> Iterator[Batch]:
+        """Batches of ``plan``, prepared by threads that live as long as the iterator."""
         iterator = self._run(plan)
         self._running.add(iterator)
         return iterator
@@ -238,6 +239,11 @@ class TrainReader(_Reader):
                 f"{world_size} workers (rank {rank}) cannot share a global batch of {global_batch}: every worker needs "
                 "a sample of each batch; raise the batch size or lower the number of workers"
             )
+        if all(source.detections for source in store.manifest.sources):
+            raise ValueError(
+                f"crop store {store.path} was prepared from detections, which have no joints: it serves evaluation; "
+                "prepare one from the annotated boxes for training"
+            )
         self.global_batch = global_batch
         self._rank, self._world_size = rank, world_size
         self._order = SampleOrder(store.row_groups, store.digest, seed, config.shuffle_groups)
@@ -251,7 +257,7 @@ class TrainReader(_Reader):
         """This rank's batches of the steps ``first_step`` to ``last_step`` - 1."""
         steps = range(first_step, last_step)
         plan = (self._order.batch(step, self.global_batch, self._rank, self._world_size) for step in steps)
-        return self._start(plan)
+        return self.start(plan)
 
 
 class EvalReader(_Reader):
@@ -281,7 +287,7 @@ class EvalReader(_Reader):
 
     def batches(self) -> Iterator[Batch]:
         """This rank's rows, in order."""
-        return self._start(self._plan())
+        return self.start(self._plan())
 
     def _plan(self) -> Iterator[Planned]:
         for step in range(len(self)):
@@ -289,3 +295,25 @@ class EvalReader(_Reader):
             groups = self.store.row_groups.group_of(rows)
             # Groups come in order, so each is its own window and goes as soon as it has passed.
             yield Planned(step, rows, np.zeros_like(rows), groups, groups)
+
+
+def read_rows(
+    store: CropStore,
+    rows: Sequence[int],
+    *,
+    input_size: InputSize,
+    augmentation: AugmentationConfig | None = None,
+    seed: int = 0,
+    udp: bool = False,
+) -> Batch:
+    """The persons ``rows`` as one batch, in the order given: for pictures and spot checks.
+
+    Without ``augmentation`` they are cropped as validation does. Raises ValueError for a row the store does not have.
+    """
+    chosen = np.array(rows, dtype=np.int64)
+    if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= store.num_persons:
+        raise ValueError(f"crop store {store.path} has rows 0..{store.num_persons - 1}; got {list(rows)}")
+    wanted = augmentation or AugmentationConfig().without_variation()
+    with _Reader(store, _Sampling(input_size, wanted, seed, udp), ReaderConfig(), pin_memory=False) as reader:
+        zeros = np.zeros_like(chosen)
+        return next(reader.start([Planned(0, chosen, zeros, store.row_groups.group_of(chosen), zeros)]))

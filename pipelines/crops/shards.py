@@ -24,7 +24,7 @@ from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.annotations import Reject
-from efafnet.pipelines.crops.decode import encode_crop
+from efafnet.pipelines.crops.encode import JpegTables, encode_crop, jpeg_tables
 from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
@@ -112,6 +112,11 @@ class Crop:
     crop_to_image: Float64
     """(2, 3) affine from crop pixels to image pixels."""
 
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the crop is below the original resolution."""
+        return bool(self.crop_to_image[0, 0] > 1)
+
 
 def cut(image: UInt8, bounds: Float64, density: float, max_oversampling: float) -> Crop | None:
     """The part of ``image`` (h, w, 3) inside ``bounds`` (x1, y1, x2, y2 in pixels); None where it is empty.
@@ -152,29 +157,32 @@ class _ShardBuilder:
         """Rows of one image of the plan; what cannot be used goes to the rejects."""
         self.images += 1
         try:
-            image = self._open(entry)
+            image, tables = self._open(entry)
         except ImageProblemError as problem:
             self._reject(entry, problem.reason, problem.detail, None, len(entry["persons"]))
             return
         if entry["width"] is None:
             self.sizes.append([entry["image_id"], image.shape[1], image.shape[0]])
         for person in entry["persons"]:
-            row = self._row(entry, image, person)
+            row = self._row(entry, image, tables, person)
             if row is not None:
                 yield row
 
-    def _open(self, entry: dict[str, Any]) -> UInt8:
+    def _open(self, entry: dict[str, Any]) -> tuple[UInt8, JpegTables | None]:
         folder = self._folders.setdefault(entry["folder"], ImageFolder(entry["folder"]))
-        image = decode_image(folder.read(entry["file_name"]))
+        data = folder.read(entry["file_name"])
+        image = decode_image(data)
         height, width = image.shape[:2]
         if entry["width"] is not None and (entry["width"], entry["height"]) != (width, height):
             raise ImageProblemError(
                 "image_size_differs",
                 f"{entry['file_name']} is {width}x{height}, its annotations say {entry['width']}x{entry['height']}",
             )
-        return image
+        return image, jpeg_tables(data)
 
-    def _row(self, entry: dict[str, Any], image: UInt8, person: dict[str, Any]) -> dict[str, Any] | None:
+    def _row(
+        self, entry: dict[str, Any], image: UInt8, tables: JpegTables | None, person: dict[str, Any]
+    ) -> dict[str, Any] | None:
         settings, (height, width) = self.settings, image.shape[:2]
         box = geometry.clip_box(person["box_xywh"], width, height, entry["box_rule"])
         x, y, box_width, box_height = box.tolist()
@@ -190,9 +198,9 @@ class _ShardBuilder:
         crop = cut(image, bounds, density, settings.max_oversampling)
         # A box inside the image has its centre inside, or at most half its size outside.
         assert crop is not None
-        self.reduced += int(crop.crop_to_image[0, 0] > 1)
+        self.reduced += int(crop.is_reduced)
         return {
-            "image": encode_crop(crop.pixels, settings.encoding),
+            "image": encode_crop(crop.pixels, settings.encoding, None if crop.is_reduced else tables),
             "crop_width": crop.pixels.shape[1],
             "crop_height": crop.pixels.shape[0],
             "crop_to_image": crop.crop_to_image.ravel(),

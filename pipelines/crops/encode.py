@@ -1,0 +1,70 @@
+"""Storing crops: JPEG that quantises as its source did, PNG, or plain bytes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+
+from efafnet.pipelines.crops.manifest import Encoding
+
+UInt8 = npt.NDArray[np.uint8]
+
+# For sources that are no JPEG, and for crops that were resampled.
+_DEFAULT_QUALITY = 95
+_CHROMA = {"444": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "420": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420}
+
+
+@dataclass(frozen=True)
+class JpegTables:
+    """How a JPEG was quantised."""
+
+    quantisation: list[list[int]]
+    """Luma and chroma tables, 64 numbers each."""
+    sampling: int
+    """Pillow's number for the chroma sampling: 0 is 4:4:4, 1 is 4:2:2, 2 is 4:2:0."""
+
+
+def jpeg_tables(data: bytes) -> JpegTables | None:
+    """Tables of a colour JPEG in YCbCr with a usual sampling; None for anything else."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        image = Image.open(io.BytesIO(data), formats=["JPEG"])
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        return None
+    sampling = JpegImagePlugin.get_sampling(image)
+    tables = getattr(image, "quantization", {})
+    if image.mode != "RGB" or sampling not in (0, 1, 2) or sorted(tables) not in ([0], [0, 1]):
+        return None
+    return JpegTables([list(tables[0]), list(tables[max(tables)])], sampling)
+
+
+def encode_crop(crop_bgr: UInt8, encoding: Encoding, tables: JpegTables | None) -> bytes:
+    """Bytes of a crop (h, w, 3) uint8 BGR; ``tables`` are its source's, if it lies on the source's block grid.
+
+    Quantising the same blocks with the same tables gives back nearly the same coefficients: the crop loses next to
+    nothing and is no larger than its share of the source.
+    """
+    if encoding.format == "raw":
+        return crop_bgr[:, :, ::-1].tobytes()
+    if encoding.format == "png":
+        return _with_opencv(crop_bgr, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    if encoding.quality == "source" and tables is not None:
+        buffer = io.BytesIO()
+        picture = Image.fromarray(cv2.cvtColor(crop_bgr, cv2.COLOR_BGR2RGB))
+        picture.save(buffer, "JPEG", qtables=tables.quantisation, subsampling=tables.sampling)
+        return buffer.getvalue()
+    quality = _DEFAULT_QUALITY if encoding.quality == "source" else encoding.quality
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _CHROMA[encoding.chroma]]
+    return _with_opencv(crop_bgr, ".jpg", options)
+
+
+def _with_opencv(crop_bgr: UInt8, ending: str, options: list[int]) -> bytes:
+    done, data = cv2.imencode(ending, crop_bgr, options)
+    assert done
+    return data.tobytes()

@@ -1,0 +1,179 @@
+"""``efafnet inspect``: what a crop store holds, whether it is whole, and what its persons look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from pydantic import Field
+
+from efafnet.models.settings import Settings
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops import philox
+from efafnet.pipelines.crops.augmentation import AugmentationConfig
+from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.reader import read_rows
+from efafnet.pipelines.crops.store import REJECTS, CropStore
+from efafnet.platform import console, storage
+
+UInt8 = npt.NDArray[np.uint8]
+
+_LEFT, _RIGHT, _MIDDLE = (80, 200, 255), (255, 120, 80), (120, 255, 120)
+_PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+
+
+class InspectConfig(Settings):
+    """Which store to look at, and how."""
+
+    store: Path
+    """Directory of the crop store."""
+    sheet: Path | None = None
+    """PNG file for the contact sheet; by default STORE-sheet.png beside the store."""
+    crops: int = Field(default=24, ge=0)
+    """Persons on the contact sheet, drawn at random; 0 for none."""
+    augmented: bool = False
+    """Show augmented training samples (COCO's settings, within the store's envelope) instead of plain crops."""
+    seed: int = 0
+    """Chooses the persons."""
+    verify: bool = True
+    """Read every byte and compare digests."""
+
+
+def run_inspect(config: InspectConfig) -> None:
+    """Print what the store holds and draw the contact sheet; ValueError where there is no store or it is damaged."""
+    store = CropStore.open(config.store)
+    _tell_counts(store)
+    _tell_sizes(store)
+    _tell_rejects(store)
+    if config.crops:
+        _draw(config, store)
+    if config.verify:
+        _verify(store)
+
+
+def _tell_counts(store: CropStore) -> None:
+    manifest, counts = store.manifest, store.manifest.counts
+    size = sum(record.bytes for record in (*manifest.shards, *manifest.tables))
+    encoding = manifest.encoding
+    stored = f"jpeg, quality {encoding.quality}" if encoding.format == "jpeg" else encoding.format
+    inputs = ", ".join(str(size) for size in manifest.envelope.inputs)
+    rows = [
+        ("skeleton", f"{store.skeleton.name} ({store.skeleton.num_joints} joints)"),
+        ("persons", counts.persons),
+        ("images", f"{counts.images} ({counts.images_read} with persons to crop)"),
+        ("annotations", f"{counts.annotations} ({counts.crowds} crowds)"),
+        ("sources", ", ".join(f"{source.data_set} ({source.format})" for source in manifest.sources)),
+        ("size", f"{size / 1e6:.1f} MB in {len(manifest.shards)} files, {stored}"),
+        ("reduced crops", counts.reduced),
+        ("envelope", _envelope_text(store)),
+        ("inputs", inputs),
+        ("digest", manifest.digest),
+    ]
+    console.table(["", str(store.path)], rows)
+
+
+def _envelope_text(store: CropStore) -> str:
+    envelope = store.manifest.envelope
+    parts = [f"padding {envelope.padding:g}", f"scale ±{envelope.scale_factor:g}"]
+    parts += [f"rotation ±{2 * envelope.rotation_deg:g}°", "half bodies" if envelope.half_body else "no half bodies"]
+    return ", ".join(parts)
+
+
+def _tell_sizes(store: CropStore) -> None:
+    table = store.columns(["box_xywh", "crop_width", "crop_height", "visibility"])
+    boxes = table["box_xywh"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    joints = table["visibility"].combine_chunks().flatten().to_numpy().reshape(len(boxes), -1)
+    pixels = table["crop_width"].to_numpy().astype(np.int64) * table["crop_height"].to_numpy()
+    rows = [
+        ("box width, px", *_spread(boxes[:, 2])),
+        ("box height, px", *_spread(boxes[:, 3])),
+        ("crop, 1000 px", *_spread(pixels / 1000)),
+        ("annotated joints", *_spread((joints > 0).sum(axis=1))),
+        ("hidden joints", *_spread((joints == 1).sum(axis=1))),
+    ]
+    console.table(["per person", *("min" if p == 0 else "max" if p == 100 else f"{p} %" for p in _PERCENTILES)], rows)
+
+
+def _spread(values: npt.NDArray[np.number]) -> list[str]:
+    return [f"{value:.0f}" for value in np.percentile(values, _PERCENTILES)]
+
+
+def _tell_rejects(store: CropStore) -> None:
+    if not store.manifest.rejects:
+        console.say("nothing was rejected")
+        return
+    table = store.table(REJECTS)
+    rows = []
+    for reason, count in store.manifest.rejects.items():
+        first = table.filter(pc.equal(table["reason"], reason)).slice(0, 1).to_pylist()[0]
+        rows.append((reason, count, f"{first['file_name'] or ''}: {first['detail']}"))
+    console.table(["left out", "count", "for example"], rows)
+
+
+def _verify(store: CropStore) -> None:
+    problems = store.verify()
+    if problems:
+        raise ValueError(f"crop store {store.path} is damaged: {'; '.join(problems)}; prepare it again")
+    console.say("digests agree")
+
+
+def _draw(config: InspectConfig, store: CropStore) -> None:
+    count = min(config.crops, store.num_persons)
+    rows = np.sort(philox.permutation(store.num_persons, 0, 0, philox.key_of("inspect", config.seed))[:count])
+    envelope = store.manifest.envelope
+    shown = AugmentationConfig(
+        padding=envelope.padding,
+        scale_factor=envelope.scale_factor,
+        rotation_deg=envelope.rotation_deg,
+        half_body_probability=0.3 if envelope.half_body else 0.0,
+        half_body_padding=envelope.half_body_padding,
+        half_body_min_joints=envelope.half_body_min_joints,
+    )
+    wanted = shown if config.augmented else shown.without_variation()
+    batch = read_rows(store, rows.tolist(), input_size=envelope.inputs[0], augmentation=wanted, seed=config.seed)
+    sheet = contact_sheet(batch, store.skeleton)
+    path = config.sheet or store.path.absolute().parent / f"{store.path.absolute().name}-sheet.png"
+    done, data = cv2.imencode(".png", sheet[:, :, ::-1])
+    assert done
+    storage.write_bytes(path, data.tobytes())
+    console.say(f"contact sheet of {count} persons: {path}")
+
+
+def contact_sheet(batch: Batch, skeleton: Skeleton, columns: int = 8) -> UInt8:
+    """Picture (h, w, 3) uint8 RGB of all samples with their joints and row numbers, ``columns`` side by side."""
+    cells = [
+        _cell(image, joints, visibility, skeleton, int(row))
+        for image, joints, visibility, row in zip(
+            batch.images.numpy(), batch.joints_px.numpy(), batch.visibility.numpy(), batch.rows, strict=True
+        )
+    ]
+    blank = np.zeros_like(cells[0])
+    cells += [blank] * (-len(cells) % min(columns, len(cells)))
+    width = min(columns, len(cells))
+    lines = [np.concatenate(cells[first : first + width], axis=1) for first in range(0, len(cells), width)]
+    return np.concatenate(lines, axis=0)
+
+
+def _cell(image: UInt8, joints: npt.NDArray[np.float32], visibility: UInt8, skeleton: Skeleton, row: int) -> UInt8:
+    """One sample (3, H, W) as a picture (H, W, 3): limbs, filled visible and hollow hidden joints."""
+    picture = np.ascontiguousarray(image.transpose(1, 2, 0))
+    size = max(1, picture.shape[0] // 96)
+    points = [(round(float(x)), round(float(y))) for x, y in np.clip(joints, -1e4, 1e4)]
+    for a, b in skeleton.limbs:
+        if visibility[a] and visibility[b]:
+            cv2.line(picture, points[a], points[b], _MIDDLE, 1, cv2.LINE_AA)
+    for joint, point in enumerate(points):
+        if visibility[joint]:
+            thickness = cv2.FILLED if visibility[joint] == 2 else 1
+            cv2.circle(picture, point, size + 1, _colour(skeleton.joints[joint]), thickness, cv2.LINE_AA)
+    cv2.putText(picture, str(row), (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    picture[-1:], picture[:, -1:] = 255, 255
+    return picture
+
+
+def _colour(joint: str) -> Sequence[int]:
+    return _LEFT if joint.startswith("left") else _RIGHT if joint.startswith("right") else _MIDDLE
