@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.envelope import Envelope
-from efafnet.pipelines.crops.manifest import Counts, Encoding, FileRecord, Manifest
+from efafnet.pipelines.crops.manifest import Counts, Encoding, FileRecord, Manifest, SourceRecord
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA, person_schema
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
 
+ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
 SPOTS = Skeleton(
     name="spots4",
@@ -29,6 +30,15 @@ SPOTS = Skeleton(
 )
 _COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], np.uint8)
 _INPUT = InputSize(height=64, width=64)
+_SOURCE = SourceRecord(
+    data_set="spots",
+    annotations="",
+    annotations_sha256="",
+    images="",
+    images_sha256="",
+    format="coco",
+    box_rule="none",
+)
 
 
 def write_store(path: Path, persons: int = 40, *, seed: int = 0, skeleton: Skeleton = SPOTS, group: int = 8) -> Path:
@@ -103,10 +113,9 @@ def _manifest(path: Path, persons: int, skeleton: Skeleton, group: int) -> Manif
     manifest = Manifest(
         format_version=1,
         skeleton=skeleton,
-        sources=(),
+        sources=(_SOURCE,),
         envelope=Envelope(inputs=(_INPUT,), half_body=False),
         encoding=Encoding(format="raw"),
-        box_rule="none",
         max_oversampling=4.0,
         rows_per_group=group,
         shards=(records["persons-00000.parquet"],),

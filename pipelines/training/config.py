@@ -50,16 +50,23 @@ class TrainConfig(Settings):
     runs: Path = Path("runs")
     """Directory that holds the runs; all workers must see it (a shared file system on several nodes)."""
     data: DataConfig = DataConfig()
+    """Where the persons come from."""
     network: NetworkConfig = NetworkConfig()
+    """The network."""
     input: InputSize = InputSize(height=256, width=192)
     """Size of the network's input in pixels, HEIGHTxWIDTH, both divisible by 32."""
     init: Path | None = None
     """Checkpoint directory whose weights the run starts from; none for the network's own initialisation."""
     augmentation: AugmentationConfig = AugmentationConfig()
+    """How training samples are varied; its padding holds for validation too."""
     heatmap: HeatmapConfig = HeatmapConfig()
+    """How joints become heatmaps and back."""
     loss: LossConfig = LossConfig()
+    """What is minimised."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How gradients become weights."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over the run."""
     batch_size: int = Field(default=64, ge=1)
     """Samples per optimizer step over ALL workers; each takes a near-equal slice."""
     epochs: float = Field(default=150, gt=0)
@@ -74,17 +81,25 @@ class TrainConfig(Settings):
     precision: Precision = "fp32"
     """Arithmetic of the network: float32, or bfloat16 or float16 under autocast with float32 weights."""
     compute: ComputeConfig = ComputeConfig()
+    """How the hardware computes a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a run without Ray trains; auto takes the GPU if there is one. Ray's workers follow worker.gpu."""
     workers: int = Field(default=1, ge=0)
     """Ray workers that share each batch; 0 trains in this very process without Ray."""
     worker: WorkerConfig = WorkerConfig()
+    """What each Ray worker gets."""
     cluster: ClusterConfig = ClusterConfig()
+    """Which Ray to use."""
     reader: ReaderConfig = ReaderConfig()
+    """How the stores are read."""
     test: TestConfig = TestConfig()
+    """How the network is tested in validations."""
     validation: ValidationConfig = ValidationConfig()
+    """When the run is validated, and what follows from it."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written and which are kept."""
     tracking: TrackingConfig = TrackingConfig()
+    """What is recorded in MLflow, and where."""
     log_every_steps: int = Field(default=50, ge=1)
     """Steps between two points of the training curves."""
     trace: bool = False

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from efafnet.models import losses
 from efafnet.models.network import PoseNetwork, build_network
-from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.crops.augmentation import AugmentationConfig
+from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.state import published_weights
 from efafnet.platform.checkpoint import load_checkpoint, restore_weights
+
+if TYPE_CHECKING:
+    from efafnet.pipelines.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -51,27 +57,56 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"{_describe(train.skeleton)}; a network is validated on the joints it learns"
         )
     losses.check(config.loss, train.skeleton.num_joints)
-    _check_envelope(train, config.augmentation, config.input, "data.train")
+    with _naming("data.train", train.path):
+        train_reader(config, train, PlainContext(torch.device("cpu")))
     if val is not None:
-        _check_envelope(val, config.augmentation.without_variation(), config.input, "data.val")
+        with _naming("data.val", val.path):
+            val_reader(config, val, PlainContext(torch.device("cpu")))
     return Inputs(train, val)
 
 
 def _open(path: Path, key: str) -> CropStore:
+    with _naming(key, path):
+        return CropStore.open(path)
+
+
+@contextmanager
+def _naming(key: str, path: Path) -> Iterator[None]:
+    """Say which setting an error of a store is about."""
     try:
-        store = CropStore.open(path)
+        yield
     except (ValueError, OSError) as error:
-        raise type(error)(f"{key} = {path}: {error}") from error
-    if store.num_persons == 0:
-        raise ValueError(f"{key} = {path}: the store holds no persons; look at its rejects with `efafnet inspect`")
-    return store
+        raise ValueError(f"{key} = {path}: {error}") from error
 
 
-def _check_envelope(store: CropStore, wanted: AugmentationConfig, size: InputSize, key: str) -> None:
-    try:
-        store.manifest.envelope.check(wanted, size, any_reduced=store.manifest.counts.reduced > 0)
-    except ValueError as error:
-        raise ValueError(f"{key} = {store.path}: {error}") from error
+def train_reader(config: TrainConfig, store: CropStore, context: PlainContext) -> TrainReader:
+    """Make the reader of this worker's slices; raises ValueError where the store does not serve such samples."""
+    return TrainReader(
+        store,
+        input_size=config.input,
+        augmentation=config.augmentation,
+        global_batch=config.batch_size,
+        seed=config.seed,
+        rank=context.rank,
+        world_size=context.world_size,
+        config=config.reader,
+        pin_memory=context.device.type == "cuda",
+        udp=config.heatmap.encoding == "udp",
+    )
+
+
+def val_reader(config: TrainConfig, store: CropStore, context: PlainContext) -> EvalReader:
+    """Make the reader of this worker's share of the validation persons; raises ValueError as ``train_reader``."""
+    return EvalReader(
+        store,
+        input_size=config.input,
+        padding=config.augmentation.padding,
+        batch_size=config.test.batch_size,
+        rank=context.rank,
+        world_size=context.world_size,
+        config=config.reader,
+        udp=config.heatmap.encoding == "udp",
+    )
 
 
 def _describe(skeleton: Skeleton) -> str:

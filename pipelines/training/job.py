@@ -14,7 +14,7 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.reader import TrainReader
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
-from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
+from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs, train_reader
 from efafnet.pipelines.training.monitor import (
     Point,
     ProgressLine,
@@ -24,6 +24,7 @@ from efafnet.pipelines.training.monitor import (
     summarise,
     validation_text,
 )
+from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
 from efafnet.pipelines.training.schedule import Plan, due, plan_run
 from efafnet.pipelines.training.state import Checkpoints, Progress, restore
 from efafnet.pipelines.training.step import StepLosses, Trainee, average_of, build_optimizer
@@ -42,6 +43,8 @@ class Job:
     checkpoints: Checkpoints
     plan: Plan
     progress: Progress
+    facts: dict[str, str | None]
+    """What every checkpoint says about its origin."""
     trace: Trace | None
     saved_step: int
     """Step of the newest checkpoint; -1 for none."""
@@ -132,10 +135,9 @@ class Job:
             meta = {
                 **self._position(),
                 "train_loss": self.train_loss,
-                "validation": self.progress.validation,
-                "skeleton": self.inputs.skeleton.name,
-                "train_digest": self.inputs.train.digest,
+                "metrics": self.progress.validation,
                 "workers": self.context.world_size,
+                **self.facts,
             }
             self.checkpoints.save(self.trainee, self.progress, self.config.model_dump(mode="json"), meta, final=final)
         self._tick()
@@ -237,10 +239,11 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
         context=context,
         inputs=inputs,
         trainee=trainee,
-        reader=_reader(config, inputs, context),
+        reader=train_reader(config, inputs.train, context),
         checkpoints=checkpoints,
         plan=plan.shortened(progress.planned_steps),
         progress=progress,
+        facts=_facts(config, inputs),
         trace=Trace(config.run_dir / f"trace-rank{context.rank}.jsonl", progress.step) if config.trace else None,
         saved_step=-1 if newest is None else progress.step,
     )
@@ -249,19 +252,16 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     return job
 
 
-def _reader(config: TrainConfig, inputs: Inputs, context: PlainContext) -> TrainReader:
-    return TrainReader(
-        inputs.train,
-        input_size=config.input,
-        augmentation=config.augmentation,
-        global_batch=config.batch_size,
-        seed=config.seed,
-        rank=context.rank,
-        world_size=context.world_size,
-        config=config.reader,
-        pin_memory=context.device.type == "cuda",
-        udp=config.heatmap.encoding == "udp",
-    )
+def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | None]:
+    record = RunDirectory(config.run_dir).known()
+    return {
+        "run": config.name,
+        "skeleton": inputs.skeleton.name,
+        "train_digest": inputs.train.digest,
+        "val_digest": None if inputs.val is None else inputs.val.digest,
+        "config_digest": identity_digest(inputs.identity(config)),
+        "mlflow_run_id": None if record is None else record.mlflow_run_id,
+    }
 
 
 def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) -> Trainee:

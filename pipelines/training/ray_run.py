@@ -5,6 +5,7 @@ The one module of training that knows Ray; ``recording`` is the one that knows M
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,8 +36,10 @@ def run_train(config: TrainConfig) -> None:
     result = train(config)
     if result.resumed:
         console.say(f"run {result.run_dir} had ended before; remove it or choose another name=… to train again")
-    rows = [(key, f"{value:.6g}") for key, value in sorted(result.metrics.items())]
-    console.table(["figure", "value"], rows, title=f"{config.name}: {result.checkpoint}")
+    console.say(f"checkpoint: {result.checkpoint}")
+    if result.mlflow_run_id:
+        console.say(f"MLflow run: {result.mlflow_run_id}")
+    console.table(["figure", "value"], [(key, f"{value:.6g}") for key, value in sorted(result.metrics.items())])
 
 
 def train(
@@ -112,7 +115,10 @@ def _recorded(config: TrainConfig, record: RunRecord, context: PlainContext) -> 
 def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCallback]) -> loop.LoopResult:
     """Train on Ray's workers; the lines they write are shown here."""
     resources = connect(config.cluster)
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    if resources.is_local:
+        # Nobody drains a Ray that lives and dies with this program; its watcher only writes to the terminal.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = _use_gpu(config, resources)
@@ -128,6 +134,7 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
             name="ray",
             storage_path=str(config.run_dir),
             failure_config=FailureConfig(max_failures=config.worker.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=cast(Any, list(callbacks)),  # annotated for the API before V2
         ),
     )

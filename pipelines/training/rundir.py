@@ -91,18 +91,22 @@ class RunDirectory:
         Raises:
             RunConflictError: the directory holds a run with other settings or data; all differences are listed.
         """
-        own = RunRecord(self.path.name, sha256_json(dict(identity))[:16], dict(identity), _now())
-        file = self.path / "run.json"
-        if not file.exists():
-            write_json(file, asdict(own))
+        own = RunRecord(self.path.name, identity_digest(identity), dict(identity), _now())
+        known = self.known()
+        if known is None:
+            write_json(self.path / "run.json", asdict(own))
             return own
-        known = RunRecord(**read_json(file))
         if known.digest != own.digest:
             raise RunConflictError(
                 f"run {self.path} exists with other settings: {difference(known.identity, own.identity)}; "
                 "give the old settings to resume it, choose another name=…, or remove the directory"
             )
         return known
+
+    def known(self) -> RunRecord | None:
+        """Return what the directory holds, or None if it is new."""
+        file = self.path / "run.json"
+        return RunRecord(**read_json(file)) if file.exists() else None
 
     def record(self, record: RunRecord, config_yaml: str) -> None:
         """Write what the run is and the settings it starts with now."""
@@ -133,6 +137,11 @@ class RunDirectory:
                 "finished": _now(),
             },
         )
+
+
+def identity_digest(identity: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits that name a run's identity."""
+    return sha256_json(dict(identity))[:16]
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from efafnet.models.network import PoseNetwork
 from efafnet.models.settings import Settings
-from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.inference import predict_batch
 from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.inputs import val_reader
 
 if TYPE_CHECKING:
     from efafnet.pipelines.training.config import TrainConfig
@@ -48,16 +48,7 @@ def predict_share(config: TrainConfig, network: PoseNetwork, store: CropStore, c
     """Predict this worker's share of the persons of ``store``, in the original images' pixels."""
     k = store.skeleton.num_joints
     rows, joints, scores = [np.zeros(0, np.int64)], [np.zeros((0, k, 2))], [np.zeros((0, k), np.float32)]
-    reader = EvalReader(
-        store,
-        input_size=config.input,
-        padding=config.augmentation.padding,
-        batch_size=config.test.batch_size,
-        rank=context.rank,
-        world_size=context.world_size,
-        config=config.reader,
-        udp=config.heatmap.encoding == "udp",
-    )
+    reader = val_reader(config, store, context)
     for batch in reader.batches():
         joints_px, joint_scores = predict_batch(
             network,

@@ -1,0 +1,188 @@
+"""The loop in one plain process: that it learns, what falls on which step, and how it stops."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from efafnet.pipelines.training import job as job_module
+from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.loop import run
+from efafnet.pipelines.training.monitor import DivergedError, Trace, Window, clock
+from efafnet.pipelines.training.step import StepLosses
+from efafnet.platform.checkpoint import load_checkpoint
+from tests.training_cases import ROOT, config_of
+
+
+class Curves:
+    """Keeps what a tracking server would get."""
+
+    def __init__(self) -> None:
+        self.points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        for key, value in metrics.items():
+            self.points[key].append((step, value))
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        raise AssertionError((path, folder))
+
+    def steps(self, key: str) -> list[int]:
+        return [step for step, _ in self.points[key]]
+
+
+class Quiet(PlainContext):
+    """Keeps what would be shown and reported."""
+
+    def __init__(self) -> None:
+        self.curves = Curves()
+        self.lines: list[str] = []
+        self.reports: list[dict[str, float]] = []
+        super().__init__(torch.device("cpu"), self.curves)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        self.reports.append(dict(metrics))
+
+
+def trace_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "trace-rank0.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
+    context, config = Quiet(), config_of(tmp_path, "epochs=8", "trace=true", "validation.every_epochs=3")
+    result = run(config, context)
+    # 8 epochs of 40 persons in batches of 8: 40 steps; validations after epochs 3 and 6 and at the end.
+    assert result.metrics["ap"] > 0.9
+    assert [report["step"] for report in context.reports] == [15, 30, 40]
+    assert [report["ap"] for report in context.reports] == [value for _, value in context.curves.points["val/ap"]]
+    assert context.reports[-1]["epoch"] == 8
+    curve = context.curves
+    assert curve.steps("train/loss") == list(range(5, 41, 5))  # every 5 steps, which are also the epochs' ends
+    assert curve.steps("train/joint_loss/red") == curve.steps("train/loss")
+    trace = trace_of(config.run_dir)
+    assert [entry["step"] for entry in trace] == list(range(1, 41))
+    losses = [float.fromhex(entry["loss"]) for entry in trace]
+    assert dict(curve.points["train/loss"])[10] == pytest.approx(sum(losses[5:10]) / 5)
+    assert dict(curve.points["train/epoch_loss"])[10] == pytest.approx(sum(losses[5:10]) / 5)
+    assert sorted(row for entry in trace[:5] for row in entry["rows"]) == list(range(40))
+    meta = load_checkpoint(result.checkpoint).meta
+    assert meta["skeleton"] == "spots4"
+    assert meta["metrics"]["ap"] == result.metrics["ap"]
+    log = (config.run_dir / "train.log").read_text().splitlines()
+    assert log == context.lines
+    assert log[0].startswith("epoch 1.00/8.00  step 5/40  loss 0.0")
+    assert "validation at step 15: ap" in "".join(log)
+
+
+def test_points_close_at_epochs_and_checkpoints_wherever_they_fall(tmp_path: Path) -> None:
+    context = Quiet()
+    run(config_of(tmp_path, "batch_size=12", "log_every_steps=4", "checkpoint.every_steps=7", "epochs=3"), context)
+    # One epoch is 40/12 = 3.33 steps: ends at 4, 7, 10; points at 4, 8; checkpoints at 7; validation after 2 epochs at
+    # 7; the end at 10.
+    assert context.curves.steps("train/loss") == [4, 7, 8, 10]
+    assert context.curves.steps("train/epoch_loss") == [4, 7, 10]
+    assert context.curves.steps("val/ap") == [7, 10]
+
+
+def test_a_budget_in_samples_is_a_small_full_run(tmp_path: Path) -> None:
+    context = Quiet()
+    result = run(config_of(tmp_path, "max_samples=60", "log_every_steps=1", "data.val=null"), context)
+    rates = [value for _, value in context.curves.points["train/lr"]]
+    assert len(rates) == 8  # ceil(60 / 8)
+    assert rates[0] == pytest.approx(0.04 * 5e-3)
+    # Step 7 of 8 is (7/8 - .3) / .7 of the way down the cosine: far below the peak, as at the end of a full run.
+    assert rates[-1] == pytest.approx(5e-3 * (1 + math.cos(math.pi * 0.575 / 0.7)) / 2)
+    assert max(rates) > 4.9e-3
+    assert "ap" not in result.metrics
+    assert result.checkpoint.name == "step-00000008"
+
+
+def test_a_budget_in_seconds_ends_the_run_with_its_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that is read once in two steps and goes on by 50 ms: 3 s are 120 steps.
+    monkeypatch.setattr(job_module, "time", SimpleNamespace(monotonic=itertools.count(0, 0.05).__next__))
+    context = Quiet()
+    run(config_of(tmp_path, "epochs=4000", "max_time_s=3", "log_every_steps=2", "data.val=null"), context)
+    rates = [value for _, value in context.curves.points["train/lr"]]
+    assert len(rates) == pytest.approx(60, abs=2)
+    assert rates[-1] < 0.01 * max(rates)
+
+
+def test_patience_stops_a_run_that_no_longer_improves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = iter([0.1, 0.4, 0.3, 0.4, 0.9])
+    monkeypatch.setattr(job_module, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
+    config, context = config_of(tmp_path, "validation={every_epochs: 1, patience: 2}", "epochs=9"), Quiet()
+    result = run(config, context)
+    assert [report["ap"] for report in context.reports] == [0.1, 0.4, 0.3, 0.4]
+    assert (result.metrics["step"], result.metrics["ap"]) == (10, 0.4)
+    assert result.checkpoint.name == "step-00000010"
+    # The same command again has nothing left to do and says the same.
+    again = Quiet()
+    assert run(config, again).metrics["ap"] == 0.4
+    assert again.reports == []
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_divergence_names_step_samples_and_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    honest = job_module.Job.count
+
+    def poisoned(self: job_module.Job, batch: Any, losses: StepLosses, rate: float) -> None:
+        if self.progress.step + 1 == 13:
+            (losses.total if what == "loss" else losses.grad_norm).fill_(float("nan"))
+        honest(self, batch, losses, rate)
+
+    monkeypatch.setattr(job_module.Job, "count", poisoned)
+    config = config_of(tmp_path, "trace=true", "data.val=null")
+    with pytest.raises(DivergedError, match=f"the {what} is not finite at step 13; .*step-00000010; lower") as caught:
+        run(config, Quiet())
+    assert caught.value.step == 13
+    assert len(caught.value.rows) == 8
+    monkeypatch.undo()
+    # What was in the batch is what an honest run trains on at that step, and nothing bad was kept.
+    run(config, Quiet())
+    assert trace_of(config.run_dir)[12]["rows"] == caught.value.rows
+
+
+def test_the_loop_needs_neither_ray_nor_mlflow() -> None:
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('ray', 'mlflow', 'optuna')));"
+    code = blocked + "import efafnet.pipelines.training.loop; print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_a_trace_drops_what_will_be_trained_again(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    window = Window(losses=[_losses(0.5), _losses(0.25)], rows=[torch.tensor([1, 2]), torch.tensor([3])])
+    trace = Trace(path, 0)
+    trace.write(window, 2)
+    trace.write(window, 4)
+    with path.open("a") as file:
+        file.write('{"step": 5, "rows": [')  # the process was killed here
+    Trace(path, 3)
+    kept = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(entry["step"], float.fromhex(entry["loss"])) for entry in kept] == [(1, 0.5), (2, 0.25), (3, 0.5)]
+
+
+def _losses(value: float) -> StepLosses:
+    zero = torch.zeros(())
+    return StepLosses(total=torch.tensor(value), by_head={"final": zero}, by_joint=torch.zeros(4), grad_norm=zero)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

@@ -1,0 +1,115 @@
+"""A run that was stopped anywhere and started again is the run that was not: step, samples, loss and weights."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efafnet.pipelines.training import job as job_module
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.loop import run
+from efafnet.platform.checkpoint import load_checkpoint
+from efafnet.platform.configuration import to_yaml
+from tests.training_cases import ROOT, config_of
+
+OVERRIDES = ("trace=true", "checkpoint.every_steps=4", "optimizer.ema_decay=0.9", "tracking.enabled=false")
+
+
+class PowerCutError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def trace_of(config: TrainConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (config.run_dir / "trace-rank0.jsonl").read_text().splitlines()]
+
+
+def run_until(step: int, config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = job_module.Job.count
+
+    def count(self: job_module.Job, *arguments: Any) -> None:
+        honest(self, *arguments)
+        if self.progress.step == step:
+            raise PowerCutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job_module.Job, "count", count)
+        with pytest.raises(PowerCutError):
+            run(config, PlainContext(torch.device("cpu")))
+
+
+def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
+    assert trace_of(one) == trace_of(other)
+    a, b = (load_checkpoint(config.run_dir / "latest") for config in (one, other))
+    assert a.weights.keys() == b.weights.keys()
+    for name, weights in a.weights.items():
+        assert all(torch.equal(value, b.weights[name][key]) for key, value in weights.items())
+    for key in ("epoch_loss_sum", "epoch_steps", "step", "best_step", "stale_validations"):
+        assert a.state["progress"][key] == b.state["progress"][key]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("precision=bf16", "optimizer.accumulation=2", "batch_size=9", "loss={kind: ohkm, hard_joints: 2}"),
+        ("optimizer={kind: adamw, weight_decay: 0.01, clip_norm: 0.05}", "schedule={kind: cosine, warmup_steps: 6}"),
+    ],
+)
+def test_a_stopped_run_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, *settings) for name in ("whole", "cut"))
+    run(whole, PlainContext(torch.device("cpu")))
+    for step in (3, 7, 11, 18):  # before the first checkpoint; between; twice in one epoch; near the end
+        run_until(step, cut, monkeypatch)
+    run(cut, PlainContext(torch.device("cpu")))
+    assert_same_run(whole, cut)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_interval_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES) for name in ("whole", "cut"))
+    run(whole, PlainContext(torch.device("cpu")))
+    run_until(14, cut, monkeypatch)
+    (cut.run_dir / "checkpoints" / "step-00000012" / "network.safetensors").write_bytes(b"torn")
+    run(cut, PlainContext(torch.device("cpu")))
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.slow
+def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, "epochs=12") for name in ("whole", "cut"))
+    preset = tmp_path / "cut.yaml"
+    preset.write_text(to_yaml(cut))
+    command = [sys.executable, "-m", "efafnet.pipelines", "train", str(preset)]
+    for step in (9, 31):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _await_checkpoint(cut, step, process)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "resuming at step" in last.stderr
+    run(whole, PlainContext(torch.device("cpu")))
+    assert_same_run(whole, cut)
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "had ended before" in again.stdout
+
+
+def _await_checkpoint(config: TrainConfig, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        if any(int(p.name[5:]) >= step for p in (config.run_dir / "checkpoints").glob("step-*")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint at step {step} within two minutes")

@@ -1,0 +1,111 @@
+"""The settings of a run: what is refused, what identifies it, and that every preset is possible."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from efafnet.models.cost import network_cost
+from efafnet.pipelines.training.config import TrainConfig, flatten
+from efafnet.platform.configuration import (
+    ConfigurationError,
+    apply_overrides,
+    describe,
+    load_preset,
+    preset_names,
+    resolve,
+    to_yaml,
+)
+
+
+def resolved(*overrides: str) -> TrainConfig:
+    return resolve(TrainConfig, apply_overrides({}, overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epochs=100"], r"schedule.milestones must lie before the end of the run at epochs=100; got \[90.0, 120.0\]"),
+        (["batch_size=3", "workers=4"], "batch_size=3 cannot be shared by workers=4 .* at least 4"),
+        (["batch_size=6", "workers=2", "optimizer.accumulation=4"], "at least 8"),
+        (["precision=fp16", "device=cpu"], "works on GPUs only"),
+        (["heatmap.stride=1"], "heatmap.stride = 1: network.head=duc puts out heatmaps of stride 4"),
+        (["input=250x192"], "multiple of 32; got 250, try 224 or 256"),
+        (["name=a/b"], "names a directory"),
+        (["name=''"], "names a directory"),
+        (["optimizer.learning_rate=1"], "optimizer.learning_rate"),
+        (["schedule.kind=linear"], "schedule.kind"),
+        (["checkpoint.every_epochs=null"], "a run without checkpoints is lost"),
+        (["workers=-1"], "workers"),
+        (["epochs=0"], "epochs"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_remedy(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        resolved(*overrides)
+
+
+def test_every_setting_is_explained() -> None:
+    assert [row.key for row in describe(TrainConfig) if not row.text] == []
+
+
+def test_identity_holds_what_changes_the_figures_and_nothing_else() -> None:
+    base = resolved().identity("t", "v")
+    same = resolved(
+        "name=other", "runs=/elsewhere", "workers=4", "data.train=/moved", "device=cpu", "reader.threads=7",
+        "checkpoint.every_steps=9", "tracking.experiment=x", "log_every_steps=3", "trace=true", "cluster.num_cpus=4",
+    )  # fmt: skip
+    assert same.identity("t", "v") == base
+    assert resolved().identity("other", "v") != base
+    for override in (
+        "optimizer.lr=1e-3", "loss.kind=ohkm", "input=288x192", "seed=1", "batch_size=32", "network.ffm=false",
+        "reader.shuffle_groups=2", "max_samples=999", "precision=bf16", "test.flip_test=false",
+    ):  # fmt: skip
+        changed = resolved(override).identity("t", "v")
+        assert [key for key in base if base[key] != changed[key]] == [_leaf(override)]
+
+
+def _leaf(override: str) -> str:
+    key = override.partition("=")[0]
+    return {"input": "input.height"}.get(key, key)
+
+
+def test_flatten_makes_dotted_keys() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_are_possible_and_read_back(name: str) -> None:
+    config = resolve(TrainConfig, load_preset(name), name)
+    assert config.name == name
+    assert resolve(TrainConfig, _reread(to_yaml(config))) == config
+
+
+def _reread(text: str) -> dict[str, object]:
+    from efafnet.platform.configuration import read_tree
+
+    return read_tree(text, "test")
+
+
+def test_the_baseline_preset_is_the_published_network() -> None:
+    config = resolve(TrainConfig, load_preset("sbn_r50_256x192"))
+    cost = network_cost(config.network, 17, config.input)
+    assert cost.params_m == pytest.approx(34.00, abs=0.005)
+    assert cost.paper_g == pytest.approx(8.99, abs=0.01)
+
+
+def test_presets_hold_their_published_recipes() -> None:
+    paper = resolve(TrainConfig, load_preset("coco_r50_256x192"))
+    assert (paper.optimizer.lr, paper.epochs, paper.schedule.milestones, paper.batch_size) == (5e-4, 150, (90, 120), 64)
+    assert (paper.loss.kind, paper.loss.hard_joints, paper.heatmap.sigma_px) == ("ohkm", 8, 2)
+    large = resolve(TrainConfig, load_preset("coco_r50_384x288"))
+    assert (str(large.input), large.heatmap.sigma_px) == ("384x288", 3)
+    simple = resolve(TrainConfig, load_preset("sbn_r50_256x192"))
+    assert (simple.optimizer.lr, simple.epochs, simple.batch_size, simple.loss.kind) == (1e-3, 140, 128, "mse")
+
+
+def test_relative_paths_are_kept_for_the_caller_to_resolve() -> None:
+    config = resolved("data.train=crops/train")
+    assert config.data.train == Path("crops/train")
+    assert config.run_dir == Path("runs/train")
