@@ -46,6 +46,21 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
     )
 
 
+def open_study(path: Path) -> optuna.Study:
+    """Open the one study of an earlier search's file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name the directory of an earlier search, which holds {path.name}")
+    storage = open_storage(path)
+    names = optuna.get_all_study_names(storage)
+    if len(names) != 1:
+        raise ValueError(f"{path} holds {len(names)} studies; a search's file holds one")
+    return optuna.load_study(study_name=names[0], storage=storage)
+
+
 def make_sampler(kind: Sampler, seed: int, asked: int, startup: int) -> optuna.samplers.BaseSampler:
     """The sampler of one trial: a function of the seed and the number of trials before it.
 

@@ -1,0 +1,127 @@
+"""What a search tells: to MLflow (the parent run and its trials) and to the terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
+from efafnet.pipelines.search.ledger import Assignment, Ledger, State
+from efafnet.pipelines.search.naming import describe
+from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
+from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.rundir import RunRecord
+from efafnet.platform import console
+from efafnet.platform.mlflow_client import mlflow_client, quietly
+from efafnet.platform.storage import read_json
+from efafnet.platform.tracking import finish_run
+from efafnet.tune_spaces.space import Space
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STAGE = "efafnet.stage"
+NUMBER = "efafnet.trial"
+STATE = "efafnet.trial_state"
+REASON = "efafnet.trial_reason"
+_MLFLOW_STATUS: Mapping[State, str] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+class Books:
+    """Begins and ends trials in MLflow and on the terminal; MLflow's answers are never waited for.
+
+    Args:
+        config: the search, its name and paths settled.
+        inputs: its stores.
+        space: what is searched.
+        ledger: its memory.
+        record: the search's own run in MLflow.
+    """
+
+    def __init__(self, config: TuneConfig, inputs: Inputs, space: Space, ledger: Ledger, record: RunRecord) -> None:
+        self.config, self.inputs, self.space, self.ledger, self.record = config, inputs, space, ledger, record
+        self.searched = [entry.key for entry in space.searched]
+        self.environment: dict[str, str] = {}
+        """Environment variables of the trials' processes."""
+        # One thread, so that what is told about a trial arrives in order.
+        self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
+
+    @property
+    def trials_dir(self) -> Path:
+        """Directory that holds the trials' run directories."""
+        return self.config.run_dir / "trials"
+
+    def began(self, assignment: Assignment) -> dict[str, Any]:
+        """Prepare a trial and return its job for ``run_trial``."""
+        name = describe(assignment.settings, self.searched)
+        trial = trial_config(self.config, assignment.settings, assignment.number, self.trials_dir)
+        trial = paced(trial, self.inputs, self.config.search.validations)
+        titled = trial.tracking.model_copy(update={"run_name": f"#{assignment.number} {name}"})
+        again = "goes on" if assignment.attempt > 1 else "starts"
+        console.note(f"trial {assignment.number} {again}: {name}")
+        return {
+            "number": assignment.number,
+            "train": trial.model_copy(update={"tracking": titled}).model_dump_json(),
+            "parent_run_id": self.record.mlflow_run_id,
+            "tags": {STAGE: "trial", NUMBER: str(assignment.number)},
+            "environment": self.environment,
+        }
+
+    def ended(self, number: int, state: State, reason: str) -> None:
+        """Tell how a trial ended."""
+        curve = self.ledger.curves[number]
+        figure = f"{self.config.validation.metric} {curve[max(curve)]:.3f} after {max(curve)} samples" if curve else ""
+        word = {"complete": "complete", "pruned": "stopped early", "failed": "FAILED"}[state]
+        told = ", ".join(part for part in (figure, reason) if part)
+        over = sum(trial.state.is_finished() for trial in self.ledger.own())
+        console.note(f"trial {number} {word} ({over}/{self.ledger.trials}): {told}")
+        self._mlflow.submit(self._end_in_mlflow, number, state, reason, dict(curve))
+        self.tell_study()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the checkpoints of all trials that ended, except the best one's."""
+        best = self.ledger.best()
+        if self.config.search.keep == "all":
+            return
+        for trial in self.ledger.own():
+            if trial.state.is_finished() and (best is None or trial.number != best.number):
+                # A stopped trial's workers may still be writing; the next call removes what they leave.
+                shutil.rmtree(self.trials_dir / f"{trial.number:04d}" / "checkpoints", ignore_errors=True)
+
+    def _end_in_mlflow(self, number: int, state: State, reason: str, curve: Mapping[int, float]) -> None:
+        file = self.trials_dir / f"{number:04d}" / "run.json"
+        known = RunRecord(**read_json(file)) if file.exists() else None
+        if known is None or known.mlflow_run_id is None or known.tracking_uri is None:
+            return
+        uri, run_id = known.tracking_uri, known.mlflow_run_id
+
+        def tell() -> None:
+            from mlflow.entities import Metric, RunTag
+
+            tags = [RunTag(STATE, state), *([RunTag(REASON, reason)] if reason else [])]
+            metrics = [Metric("trial/figure", curve[max(curve)], 0, max(curve))] if curve else []
+            mlflow_client(uri).log_batch(run_id, metrics=metrics, tags=tags)
+
+        quietly(tell, f"noting the end of trial {number}")
+        if state != "complete":
+            finish_run(uri, run_id, _MLFLOW_STATUS[state])
+
+    def tell_study(self) -> None:
+        """Put the study as it is now among the artifacts of the search's run."""
+        content = study_to_json(self.ledger.own())
+        self.tell_parent(lambda client, run_id: client.log_dict(run_id, content, STUDY_FILE), "logging the study")
+
+    def tell_parent(self, action: Callable[[MlflowClient, str], object], what: str) -> None:
+        """Queue ``action(client, run_id)`` on the search's run."""
+        uri, run_id = self.record.tracking_uri, self.record.mlflow_run_id
+        if uri is None or run_id is None:
+            return
+        self._mlflow.submit(quietly, lambda: action(mlflow_client(uri), run_id), what)
+
+    def close(self) -> None:
+        """Wait until MLflow has been told everything."""
+        self._mlflow.shutdown(wait=True)

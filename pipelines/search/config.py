@@ -1,0 +1,175 @@
+"""The settings of a search: those of a training run, the base of every trial, and how the search goes about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from efafnet.models import losses
+from efafnet.models.settings import Settings
+from efafnet.pipelines.search.ledger import Sampler
+from efafnet.pipelines.search.stopping import rungs
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.schedule import Plan, plan_run
+from efafnet.platform.configuration import resolve
+
+TRIALS = 20
+"""Trials of a search that does not say how many."""
+_TUNE_ONLY = ("space", "search")
+_MAY_CHANGE = {"trials", "concurrency", "retries", "time_s", "keep", "learn_from"}
+
+
+class SearchConfig(Settings):
+    """How a search looks for settings."""
+
+    trials: int | None = Field(default=None, ge=1)
+    """Trials in all, stopped and failed ones included; none for 20, or for all points of a grid."""
+    sampler: Sampler = "tpe"
+    """How values are drawn: tpe learns from finished and stopped trials, random does not, grid walks through all."""
+    stop: Literal["asha", "median", "none"] = "asha"
+    """Which trials end early. asha: at each rung all but the best 1/``reduction`` of those that got there. median:
+    those below the median of the others. none: no trial."""
+    grace: float = Field(default=0.25, gt=0, le=1)
+    """Share of a trial's budget that every trial gets; asha's first rung."""
+    reduction: float = Field(default=2.0, gt=1)
+    """Factor from one asha rung to the next, and of trials from one to the next."""
+    validations: int = Field(default=4, ge=1)
+    """Validations per trial, evenly spread over its budget, in place of ``validation.every_epochs``."""
+    concurrency: int | None = Field(default=None, ge=1)
+    """Trials at a time; none for as many as the cluster has room for."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of what is drawn. All trials train with the run's own ``seed``, so that they see the same data in the same
+    order."""
+    startup: int | None = Field(default=None, ge=1)
+    """Trials drawn at random before tpe learns; none for a third of the trials, between 3 and 10."""
+    retries: int = Field(default=2, ge=0)
+    """Times that a trial whose process died (a node was lost) starts again from its checkpoint. Its workers are
+    replaced ``worker.max_failures`` times besides."""
+    time_s: float | None = Field(default=None, gt=0)
+    """Seconds after which no more trials start and the running ones end; none for no limit."""
+    keep: Literal["best", "all"] = "best"
+    """Whose checkpoints stay: the best complete trial's, or all. A search leaves hundreds of megabytes otherwise."""
+    learn_from: Path | None = None
+    """Directory of an earlier search over the same space, whose results are known to this one from the start."""
+
+    @property
+    def startup_trials(self) -> int:
+        """Trials drawn at random before the sampler learns."""
+        return self.startup or min(10, max(3, (self.trials or TRIALS) // 3))
+
+
+class TuneConfig(TrainConfig):
+    """A search: the settings of a training run, and what of them is searched. Giving the same again continues it."""
+
+    name: str = "auto"
+    """Name of the search, and of its directory under ``runs``; auto makes one of the space and all settings."""
+    space: str
+    """What is searched: a name (ohkm, lr_schedule, input_size, all, …) or the path of a YAML file."""
+    search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="after")
+    def _searchable(self) -> TuneConfig:
+        if self.data.val is None:
+            raise ValueError("data.val is required: trials are compared by their figures on it, data.val=crops/val")
+        if self.max_time_s is not None:
+            raise ValueError("max_time_s: trials of a search need equal budgets; use max_samples or epochs")
+        if self.search.stop != "none" and self.search.validations == 1:
+            raise ValueError(
+                "search.validations=1 leaves nothing to stop a trial by; raise it, or set search.stop=none"
+            )
+        return self
+
+    def base(self) -> dict[str, Any]:
+        """The training settings as a tree."""
+        return self.model_dump(mode="json", exclude=set(_TUNE_ONLY))
+
+    def plan(self, inputs: Inputs) -> Plan:
+        """Length of a trial with the base settings."""
+        return plan_run(
+            epochs=self.epochs,
+            samples=inputs.train.num_persons,
+            global_batch=self.batch_size,
+            max_samples=self.max_samples,
+        )
+
+    def rungs(self, inputs: Inputs) -> tuple[list[int], int]:
+        """Samples at which trials are compared, and the samples every trial gets."""
+        budget = self.plan(inputs).steps * self.batch_size
+        grace = max(1, round(self.search.grace * budget))
+        return rungs(budget, grace, self.search.reduction), grace
+
+    def names(self, inputs: Inputs) -> dict[str, float]:
+        """What numbers in a space may refer to."""
+        return {
+            "num_joints": inputs.skeleton.num_joints,
+            "epochs": float(self.epochs),
+            "steps": self.plan(inputs).full_steps,
+        }
+
+    def identity(self, train_digest: str, val_digest: str | None) -> dict[str, Any]:
+        """What makes the search the search it is: the training settings and data, the space and how it is searched.
+
+        How many trials there are, how many run at a time and the like may change from one continuation to the next.
+        """
+        search = self.search.model_dump(mode="json", exclude=_MAY_CHANGE)
+        base = super().identity(train_digest, val_digest)
+        own = {key: value for key, value in base.items() if not key.startswith(("space", "search."))}
+        return own | {f"search.{key}": value for key, value in search.items()}
+
+
+def trial_config(config: TuneConfig, settings: Mapping[str, Any], number: int, directory: Path) -> TrainConfig:
+    """The training settings of one trial.
+
+    Raises:
+        ConfigurationError: the settings are not possible.
+    """
+    tree = with_settings(config.base(), settings)
+    tree |= {"name": f"{number:04d}", "runs": str(directory)}
+    tree["tracking"] |= {"log_checkpoint": False, "register_as": None, "alias": None}
+    return resolve(TrainConfig, tree)
+
+
+def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
+    """The same trial with its validations spread evenly over its budget."""
+    plan = plan_run(
+        epochs=trial.epochs,
+        samples=inputs.train.num_persons,
+        global_batch=trial.batch_size,
+        max_samples=trial.max_samples,
+    )
+    every = plan.epoch(plan.steps) / validations
+    return trial.model_copy(update={"validation": trial.validation.model_copy(update={"every_epochs": every})})
+
+
+def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree with dotted settings put in; the input stays as it is."""
+    result = dict(tree)
+    for key, value in settings.items():
+        group, _, rest = key.partition(".")
+        inner = result.get(group)
+        result[group] = with_settings(inner if isinstance(inner, Mapping) else {}, {rest: value}) if rest else value
+    return result
+
+
+def check_trial(trial: TrainConfig, inputs: Inputs) -> None:
+    """Refuse what only the data shows to be impossible.
+
+    Raises:
+        ValueError: more hard joints than the skeleton has, or samples that the crop store was not prepared for.
+    """
+    losses.check(trial.loss, inputs.skeleton.num_joints)
+    manifest = inputs.train.manifest
+    manifest.envelope.check(trial.augmentation, trial.input, any_reduced=manifest.counts.reduced > 0)
+
+
+def automatic_name(config: TuneConfig, space_name: str, identity: Mapping[str, Any]) -> str:
+    """A name that the same command gives again and any other does not: ``ohkm-3f9a01c2``."""
+    if config.name != "auto":
+        return config.name
+    from efafnet.platform.storage import sha256_json
+
+    return f"{space_name}-{sha256_json(dict(identity))[:8]}"

@@ -1,0 +1,33 @@
+"""Short names for settings: what differs between trials, in few words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The shortest ends of dotted keys that still tell them apart: ``optimizer.lr`` is ``lr`` where no other is."""
+    keys = list(dict.fromkeys(keys))
+    names = dict.fromkeys(keys, "")
+    for parts in range(1, max((key.count(".") + 1 for key in keys), default=0) + 1):
+        ends = {key: ".".join(key.split(".")[-parts:]) for key in keys if not names[key]}
+        counts = Counter(ends.values())
+        names |= {key: end for key, end in ends.items() if counts[end] == 1}
+    return {key: name or key for key, name in names.items()}
+
+
+def short_value(value: Any) -> str:
+    """A value in few characters: three digits of a float, a list without brackets."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return "/".join(short_value(item) for item in value) or "none"
+    return str(value)
+
+
+def describe(settings: Mapping[str, Any], searched: Iterable[str]) -> str:
+    """What a trial's settings are, of those that are searched: ``lr=0.00312 kind=ohkm hard_joints=7``."""
+    names = short_names(searched)
+    return " ".join(f"{names[key]}={short_value(value)}" for key, value in settings.items() if key in names)

@@ -1,0 +1,167 @@
+"""What a search found: the best trial's settings as a preset, a table, and pictures for the search's run in MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from efafnet.pipelines.search.books import Books
+from efafnet.pipelines.search.config import TuneConfig, with_settings
+from efafnet.pipelines.search.naming import describe, short_names, short_value
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.platform import console
+from efafnet.platform.configuration import resolve, to_yaml
+from efafnet.platform.storage import write_text
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BEST = "best.yaml"
+"""Preset of the best trial's settings, in the search's directory."""
+_STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "interrupted"}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """How a search ended."""
+
+    directory: Path
+    counts: dict[str, int]
+    """Trials by how they ended: complete, stopped early, failed, interrupted."""
+    best_number: int | None
+    best_value: float | None
+    """Figure of the best complete trial at the end of its budget."""
+    best_settings: dict[str, Any]
+    best_preset: Path | None
+    """What ``efafnet train`` takes."""
+    mlflow_run_id: str | None
+
+
+def conclude(books: Books) -> SearchResult:
+    """Write the best settings as a preset and collect the result."""
+    config, trials, best = books.config, books.ledger.own(), books.ledger.best()
+    counts = {name: sum(trial.state.name == state for trial in trials) for state, name in _STATES.items()}
+    preset = _write_preset(config, best) if best is not None else None
+    result = SearchResult(
+        directory=config.run_dir,
+        counts=counts,
+        best_number=best.number if best else None,
+        best_value=best.value if best else None,
+        best_settings=dict(best.user_attrs["settings"]) if best else {},
+        best_preset=preset,
+        mlflow_run_id=books.record.mlflow_run_id,
+    )
+    books.tidy()
+    books.tell_study()
+    books.tell_parent(lambda client, run_id: _tell(client, run_id, books, result), "logging the search's result")
+    return result
+
+
+def _write_preset(config: TuneConfig, best: FrozenTrial) -> Path:
+    tree = with_settings(config.base(), best.user_attrs["settings"]) | {"name": f"{config.name}-best"}
+    settings = resolve(TrainConfig, tree)
+    head = f"# Trial {best.number} of the search {config.name}: {config.validation.metric} {best.value:.4f}, one run.\n"
+    path = config.run_dir / BEST
+    write_text(path, head + to_yaml(settings))
+    return path
+
+
+def show(books: Books, result: SearchResult) -> None:
+    """Print all trials, best first, and what to do next."""
+    config, searched = books.config, books.searched
+    names = short_names(searched)
+    order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1}
+    trials = sorted(books.ledger.own(), key=lambda trial: (order.get(trial.state, 2), -_figure(trial), trial.number))
+    rows = [
+        [
+            trial.number,
+            _STATES[trial.state.name],
+            f"{_figure(trial):.4f}" if trial.values or trial.intermediate_values else "",
+            max(trial.intermediate_values, default=""),
+            *(short_value(_setting(trial, key)) for key in names),
+            _brief(trial.user_attrs.get("reason", "")),
+        ]
+        for trial in trials
+    ]
+    columns = ["trial", "end", config.validation.metric, "samples", *names.values(), "why"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    console.table(columns, rows, title=f"search {config.name} over {books.space.name}")
+    if result.best_preset is None:
+        console.say("no trial ran to its end: there is no best one")
+        return
+    told = describe(result.best_settings, searched)
+    console.say(f"best: trial {result.best_number}, {config.validation.metric} {result.best_value:.4f}, {told}")
+    console.say("one run per setting does not tell small differences from luck: repeat the best with other seeds")
+    console.say(f"train it as it is: efafnet train {result.best_preset} seed=1 name=…")
+
+
+def _figure(trial: FrozenTrial) -> float:
+    values = trial.intermediate_values
+    return float(values[max(values)]) if values else float("-inf")
+
+
+def _brief(reason: str, limit: int = 70) -> str:
+    first = reason.partition(";")[0]
+    return first if len(first) <= limit else first[: limit - 1] + "…"
+
+
+def _setting(trial: FrozenTrial, key: str) -> Any:
+    return trial.user_attrs.get("settings", {}).get(key, "")
+
+
+def _tell(client: MlflowClient, run_id: str, books: Books, result: SearchResult) -> None:
+    """Put the result on the search's run: figures, tags, files and pictures."""
+    client.log_dict(run_id, {"settings": result.best_settings, "trial": result.best_number}, "search/best.json")
+    client.log_text(run_id, books.space.text, f"search/{books.space.name}.yaml")
+    for name, count in result.counts.items():
+        client.log_metric(run_id, f"trials/{name.replace(' ', '_')}", count)
+    if result.best_preset is not None and result.best_value is not None:
+        client.log_artifact(run_id, str(result.best_preset), "search")
+        client.log_metric(run_id, "best/figure", result.best_value)
+        client.set_tag(run_id, "efafnet.best_trial", str(result.best_number))
+    with tempfile.TemporaryDirectory() as place:
+        for path in _pictures(books, Path(place)):
+            client.log_artifact(run_id, str(path), "search")
+
+
+def _pictures(books: Books, place: Path) -> Iterator[Path]:
+    """Optuna's views as PNG, which MLflow's pages show at a click."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from optuna.visualization import matplotlib as view
+
+    study = books.ledger.study
+    complete = sum(trial.state == TrialState.COMPLETE for trial in books.ledger.own())
+    drawings: dict[str, tuple[Callable[..., Any], int]] = {
+        "history": (view.plot_optimization_history, 1),
+        "intermediate_values": (view.plot_intermediate_values, 1),
+        "importance": (view.plot_param_importances, 4),
+        "slices": (view.plot_slice, 2),
+        "parallel_coordinates": (view.plot_parallel_coordinate, 2),
+    }
+    for name, (draw, needed) in drawings.items():
+        if complete >= needed and _draw(draw, study, place / f"{name}.png"):
+            yield place / f"{name}.png"
+
+
+def _draw(draw: Callable[..., Any], study: Any, path: Path) -> bool:
+    from matplotlib import pyplot
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            draw(study)
+        pyplot.gcf().savefig(path, dpi=110, bbox_inches="tight")
+    except (ValueError, RuntimeError, ZeroDivisionError):
+        return False  # nothing to rate, for example where all figures are equal
+    finally:
+        pyplot.close("all")
+    return True

@@ -1,0 +1,209 @@
+"""``efafnet tune``: a search, from its checks to its result. The one module of the search that runs Ray Tune."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from efafnet.pipelines.search.books import STAGE, Books
+from efafnet.pipelines.search.config import TRIALS, TuneConfig, automatic_name, check_trial, trial_config
+from efafnet.pipelines.search.ledger import Ledger, open_study
+from efafnet.pipelines.search.outcome import SearchResult, conclude, show
+from efafnet.pipelines.search.searcher import Desk, Rule, StudyScheduler, StudySearch
+from efafnet.pipelines.search.stopping import halving_stops, median_stops
+from efafnet.pipelines.search.trial import run_trial
+from efafnet.pipelines.training.inputs import Inputs, open_inputs
+from efafnet.pipelines.training.recording import open_record
+from efafnet.pipelines.training.rundir import RunDirectory
+from efafnet.platform import console
+from efafnet.platform.cluster import connect
+from efafnet.platform.configuration import absolute_paths, to_yaml
+from efafnet.platform.tracking import finish_run
+from efafnet.tune_spaces.checking import check_space
+from efafnet.tune_spaces.reading import load_space
+from efafnet.tune_spaces.space import Space, grid
+
+STUDY = "study.db"
+"""The Optuna study, in the search's directory."""
+
+
+def run_tune(config: TuneConfig) -> None:
+    """Search and show what was found."""
+    tune(config, shown=show)
+
+
+def tune(
+    config: TuneConfig, shown: Callable[[Books, SearchResult], None] = lambda _books, _result: None
+) -> SearchResult:
+    """Run a search to its end, from wherever it stands.
+
+    Args:
+        config: the search.
+        shown: called with the result while the search's directory is still held.
+
+    Raises:
+        ValueError: the space, the settings, the stores or the directory do not fit together.
+        OSError: no Ray, no tracking store, or a file system that refuses.
+        KeyboardInterrupt: it was interrupted; the same command continues it.
+    """
+    config = absolute_paths(config)
+    inputs = open_inputs(config)
+    space = load_space(config.space, config.names(inputs))
+    tried = check_space(space, lambda settings: check_trial(trial_config(config, settings, 0, Path("/")), inputs))
+    identity = inputs.identity(config) | {"space": space.text}
+    config = config.model_copy(update={"name": automatic_name(config, space.name, identity)})
+    console.note(f"search {config.name}: {space.about or space.name} ({tried} extreme settings checked)")
+    directory = RunDirectory(config.run_dir)
+    with directory.locked():
+        record = directory.claim(identity)
+        record = open_record(config, inputs, record, parent_run_id=None, tags={STAGE: "search"})
+        directory.record(record, to_yaml(config))
+        books = Books(config, inputs, space, _open_ledger(config, space), record)
+        try:
+            _search(books)
+            result = conclude(books)
+        finally:
+            books.close()
+        if record.mlflow_run_id is not None and record.tracking_uri is not None:
+            finish_run(record.tracking_uri, record.mlflow_run_id)
+        shown(books, result)
+        return result
+
+
+def _open_ledger(config: TuneConfig, space: Space) -> Ledger:
+    search = config.search
+    points = len(grid(space)) if search.sampler == "grid" else TRIALS
+    if search.sampler == "grid" and (search.trials or points) < points:
+        raise ValueError(f"search.trials={search.trials}: the grid of {space.source} has {points} points; raise it or "
+                         "leave it out, or narrow the space")  # fmt: skip
+    ledger = Ledger(
+        config.run_dir / STUDY,
+        config.name,
+        space,
+        trials=min(search.trials or points, points) if search.sampler == "grid" else search.trials or TRIALS,
+        sampler=search.sampler,
+        seed=search.seed,
+        startup=search.startup_trials,
+    )
+    if search.sampler == "grid":
+        ledger.enqueue_grid()
+    ledger.enqueue_start()
+    if search.learn_from is not None:
+        known = ledger.learn_from(open_study(search.learn_from / STUDY), str(search.learn_from))
+        console.note(f"{known} trials of {search.learn_from} are known from the start")
+    return ledger
+
+
+def _search(books: Books) -> None:
+    """Run what is left to run."""
+    ledger, config = books.ledger, books.config
+    left = ledger.remaining()
+    if left == 0:
+        console.note("this search had ended before; raise search.trials to go on, or choose another name=…")
+        return
+    _quiet_tune()
+    there = connect(config.cluster)
+    if there.is_local:
+        # Nobody drains a Ray that lives and dies with this program, and each trial's watcher is one process more.
+        books.environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    at_once = min(left, config.search.concurrency or slots(config))
+    console.note(f"{there}; {left} trials to run, {at_once} at a time")
+    _run_tune(Desk(ledger, stopping_rule(config, books.inputs), books), books, left, at_once)
+    _settle(books)
+
+
+def _quiet_tune() -> None:
+    """Leave Tune nothing to write and to say: MLflow, the study and this program's own lines have it all."""
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+
+
+def _run_tune(desk: Desk, books: Books, left: int, at_once: int) -> None:
+    from ray import tune as ray_tune
+
+    config = books.config
+    session = config.run_dir / "tune"
+    shutil.rmtree(session, ignore_errors=True)  # Tune's notes of an earlier life; the study is what is continued
+    tuner = ray_tune.Tuner(
+        ray_tune.with_resources(run_trial, trial_resources(config)),
+        tune_config=ray_tune.TuneConfig(
+            search_alg=StudySearch(desk),
+            scheduler=StudyScheduler(desk),
+            num_samples=left,
+            max_concurrent_trials=at_once,
+            time_budget_s=config.search.time_s,
+            trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+        ),
+        run_config=ray_tune.RunConfig(
+            name=session.name,
+            storage_path=str(session.parent),
+            failure_config=ray_tune.FailureConfig(max_failures=config.search.retries),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _settle(books: Books) -> None:
+    """Close what still runs because the time was up; leave what an interruption left, to be continued."""
+    ledger, live = books.ledger, books.ledger.live()
+    if not live:
+        return
+    if books.config.search.time_s is None:
+        console.note(f"interrupted with {len(live)} trials running; the same command continues the search")
+        raise KeyboardInterrupt
+    for number in live:
+        state, reason = ledger.finish(
+            number, "pruned" if ledger.curves[number] else "failed", "the search's time was up"
+        )
+        books.ended(number, state, reason)
+
+
+def stopping_rule(config: TuneConfig, inputs: Inputs) -> Rule:
+    """The rule by which trials of a search end early."""
+    levels, grace = config.rungs(inputs)
+    if config.search.stop == "asha":
+        return lambda ledger, number: halving_stops(ledger.curves, number, levels, config.search.reduction)
+    if config.search.stop == "median":
+        return lambda ledger, number: median_stops(ledger.curves, number, grace)
+    return lambda _ledger, _number: False
+
+
+def trial_resources(config: TuneConfig) -> dict[str, float]:
+    """What Tune reserves for a trial's own process. With Ray's workers that is nothing but a place on the head node:
+    the workers reserve for themselves, and two 1-CPU trials fit a machine with two CPUs exactly.
+    """
+    if config.workers > 0:
+        return {"node:__internal_head__": 0.001}
+    return {"CPU": config.worker.cpus, **({"GPU": 1.0} if _on_gpu(config) else {})}
+
+
+def slots(config: TuneConfig, nodes: list[Mapping[str, Any]] | None = None) -> int:
+    """How many trials the cluster has room for at once: Tune does not know what a trial's workers need.
+
+    Args:
+        config: the search.
+        nodes: resources of each node; asked of Ray when absent.
+    """
+    import ray
+
+    there = nodes if nodes is not None else [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needs = {"CPU": config.worker.cpus, **({"GPU": 1.0} if _on_gpu(config, there) else {})}
+    workers = sum(min(int(node.get(kind, 0) / need + 1e-9) for kind, need in needs.items()) for node in there)
+    return max(1, workers // max(1, config.workers))
+
+
+def _on_gpu(config: TuneConfig, nodes: list[Mapping[str, Any]] | None = None) -> bool:
+    """Whether a trial's workers take GPUs, as ``training.ray_run`` decides it."""
+    import ray
+
+    if config.worker.gpu != "auto" or config.device == "cpu":
+        return config.worker.gpu == "yes"
+    there = sum(node.get("GPU", 0) for node in nodes) if nodes is not None else ray.cluster_resources().get("GPU", 0)
+    return bool(there >= max(1, config.workers))
