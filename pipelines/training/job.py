@@ -52,7 +52,7 @@ class Job:
     line: ProgressLine = field(default_factory=ProgressLine)
     train_loss: float = 0.0
     """Newest point of the loss curve."""
-    ticked_s: float = field(default_factory=time.monotonic)
+    ticked_s: float = field(default_factory=lambda: time.monotonic())
     """When ``progress.elapsed_s`` was last brought up to date."""
 
     def batches(self) -> Iterator[Batch]:

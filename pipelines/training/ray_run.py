@@ -130,12 +130,12 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
         train_loop_config={"config": config.model_dump_json(), "record": asdict(record)},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=needs),
-        run_config=RunConfig(
+        run_config=cast(Any, RunConfig)(  # annotated for the API before V2
             name="ray",
             storage_path=str(config.run_dir),
             failure_config=FailureConfig(max_failures=config.worker.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=cast(Any, list(callbacks)),  # annotated for the API before V2
+            callbacks=list(callbacks),
         ),
     )
     console.note(f"{resources}; {config.workers} workers, each {needs}")
