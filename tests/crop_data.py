@@ -1,0 +1,103 @@
+"""Small data sets and stores for tests, written to a temporary folder. Nothing here starts Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from efafnet.models.skeleton import COCO_17, Skeleton
+from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
+from efafnet.pipelines.crops.store import CropStore
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def real_data(name: str) -> Path:
+    """Folder of real data, or skip."""
+    folder = REAL_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"real data {name} is not on this machine")
+    return folder
+
+
+def picture(width: int, height: int, seed: int) -> np.ndarray[Any, Any]:
+    """Smooth random colours (h, w, 3) uint8: like a photograph, JPEG stores it well."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(smooth.astype(int) + rng.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def category(skeleton: Skeleton = COCO_17) -> dict[str, Any]:
+    """COCO category of ``skeleton``."""
+    limbs = [[a + 1, b + 1] for a, b in skeleton.limbs]
+    return {"id": 1, "name": "person", "keypoints": list(skeleton.joints), "skeleton": limbs}
+
+
+def person(number: int, image_id: int, box: list[float], num_joints: int = 17, visible: int = 2) -> dict[str, Any]:
+    """An annotation with joints spread over its box."""
+    x, y, width, height = box
+    keypoints: list[float] = []
+    for joint in range(num_joints):
+        keypoints += [x + width * (joint % 4 + 0.5) / 4, y + height * (joint // 4 + 0.5) / 5, visible]
+    return {
+        "id": number,
+        "image_id": image_id,
+        "category_id": 1,
+        "bbox": box,
+        "area": 0.6 * width * height,
+        "iscrowd": 0,
+        "num_keypoints": num_joints,
+        "keypoints": keypoints,
+    }
+
+
+def write_coco(
+    folder: Path, images: int = 6, persons: int = 3, size: tuple[int, int] = (200, 160), seed: int = 0
+) -> tuple[Path, Path]:
+    """A COCO set of ``images`` pictures with ``persons`` each: annotation file and image folder."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    width, height = size
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": [category()]}
+    for number in range(images):
+        name = f"{number:06d}.jpg"
+        cv2.imwrite(str(folder / "images" / name), picture(width, height, seed * 1000 + number))
+        content["images"].append({"id": number + 1, "file_name": name, "width": width, "height": height})
+        for index in range(persons):
+            w, h = rng.uniform(0.2, 0.5) * width, rng.uniform(0.3, 0.7) * height
+            box = [round(float(v), 2) for v in (rng.uniform(0, width - w), rng.uniform(0, height - h), w, h)]
+            content["annotations"].append(person(100 * (number + 1) + index, number + 1, box))
+    (folder / "annotations.json").write_text(json.dumps(content))
+    return folder / "annotations.json", folder / "images"
+
+
+def edit(path: Path, change: Any) -> None:
+    """Apply ``change`` to the content of a JSON file."""
+    content = json.loads(path.read_text())
+    result = change(content)
+    path.write_text(json.dumps(content if result is None else result))
+
+
+def config(folder: Path, **settings: Any) -> PrepareConfig:
+    """Settings that prepare ``folder``'s set into ``folder/store`` in this process, whatever the share of rejects."""
+    given = {
+        "annotations": folder / "annotations.json",
+        "images": folder / "images",
+        "out": folder / "store",
+        "engine": "process",
+        "max_reject_share": 1.0,
+        **settings,
+    }
+    return PrepareConfig.model_validate(given)
+
+
+def make_store(folder: Path, images: int = 6, persons: int = 3, **settings: Any) -> CropStore:
+    """A prepared store of a small COCO set."""
+    write_coco(folder, images, persons)
+    return run_prepare(config(folder, **settings))

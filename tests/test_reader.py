@@ -1,0 +1,273 @@
+"""Batches: equal to what the original image gives, the same whatever reads them, and no thread left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from efafnet.models.settings import InputSize
+from efafnet.pipelines.crops.augmentation import AugmentationConfig
+from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.prepare import run_prepare
+from efafnet.pipelines.crops.reader import EvalReader, ReaderConfig, TrainReader, read_rows
+from efafnet.pipelines.crops.store import CropStore
+from tests import crop_data
+
+_SIZE = InputSize(height=128, width=96)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CropStore:
+    """18 persons in row groups of 4."""
+    return crop_data.make_store(tmp_path_factory.mktemp("crops"), rows_per_group=4, rows_per_shard=10)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def _train(store: CropStore, **settings: object) -> TrainReader:
+    given = {"input_size": _SIZE, "augmentation": AugmentationConfig(), "global_batch": 7, "seed": 5, **settings}
+    return TrainReader(store, **given)  # type: ignore[arg-type]
+
+
+def _all(batches: Iterator[Batch]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    parts = list(batches)
+    return tuple(np.concatenate([getattr(p, name).numpy() for p in parts]) for name in ("rows", "images", "joints_px"))  # type: ignore[return-value]
+
+
+def test_shapes_and_types(store: CropStore) -> None:
+    with _train(store) as reader:
+        batch = next(reader.batches(0, 1))
+    assert batch.images.shape == (7, 3, 128, 96)
+    assert batch.images.dtype == torch.uint8
+    assert (batch.joints_px.shape, batch.joints_px.dtype) == ((7, 17, 2), torch.float32)
+    assert (batch.visibility.shape, batch.visibility.dtype) == ((7, 17), torch.uint8)
+    assert (batch.input_to_image.shape, batch.input_to_image.dtype) == ((7, 2, 3), torch.float64)
+    assert batch.images.is_contiguous()
+
+
+@pytest.mark.parametrize(("threads", "prefetch", "ahead"), [(1, 1, 0), (3, 5, 2)])
+def test_threads_and_queues_change_nothing(store: CropStore, threads: int, prefetch: int, ahead: int) -> None:
+    config = ReaderConfig(threads=threads, prefetch_batches=prefetch, read_ahead_batches=ahead, read_threads=threads)
+    with _train(store) as one, _train(store, config=config) as other:
+        for a, b in zip(_all(one.batches(0, 8)), _all(other.batches(0, 8)), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_together_read_what_one_reads(store: CropStore, world: int) -> None:
+    with _train(store) as one:
+        whole = [batch.images.numpy() for batch in one.batches(0, 6)]
+    for rank in range(world):
+        with _train(store, rank=rank, world_size=world) as reader:
+            for step, batch in enumerate(reader.batches(0, 6)):
+                np.testing.assert_array_equal(batch.images.numpy(), np.array_split(whole[step], world)[rank])
+
+
+def test_resuming_continues_with_the_next_sample(store: CropStore) -> None:
+    """Steps 0..7 in one go, and 0..3 by one worker then 3..8 by two."""
+    with _train(store) as one:
+        rows, images, _ = _all(one.batches(0, 8))
+    with _train(store) as first:
+        begun = _all(first.batches(0, 3))
+    parts = []
+    for rank in range(2):
+        with _train(store, rank=rank, world_size=2) as reader:
+            parts.append([(batch.rows.numpy(), batch.images.numpy()) for batch in reader.batches(3, 8)])
+    resumed = [np.concatenate([parts[rank][step][k] for step in range(5) for rank in range(2)]) for k in range(2)]
+    np.testing.assert_array_equal(np.concatenate([begun[0], resumed[0]]), rows)
+    np.testing.assert_array_equal(np.concatenate([begun[1], resumed[1]]), images)
+
+
+def test_an_epoch_has_every_person_once(store: CropStore) -> None:
+    with _train(store, global_batch=6) as reader:
+        assert reader.samples_per_epoch == 18
+        rows, _, _ = _all(reader.batches(3, 6))
+    assert sorted(rows.tolist()) == list(range(18))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_evaluation_sees_every_person_once(store: CropStore, world: int) -> None:
+    rows: list[int] = []
+    for rank in range(world):
+        with EvalReader(store, input_size=_SIZE, batch_size=4, rank=rank, world_size=world) as reader:
+            batches = list(reader.batches())
+            assert len(batches) == len(reader)
+            rows += [row for batch in batches for row in batch.rows.tolist()]
+    assert rows == list(range(18))
+
+
+def test_more_workers_than_persons_leave_some_without(store: CropStore) -> None:
+    with EvalReader(store, input_size=_SIZE, rank=20, world_size=21) as reader:
+        assert list(reader.batches()) == []
+
+
+def _original(folder: Path, name: str, affine: np.ndarray, size: InputSize) -> np.ndarray:
+    """The sample as a peer takes it: the whole image decoded, warped, RGB planes."""
+    image = cv2.imread(str(folder / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(image, affine, (size.width, size.height), flags=flags)[:, :, ::-1].transpose(2, 0, 1)
+
+
+def _compare(store: CropStore, images: Path, size: InputSize, count: int) -> tuple[float, float, int]:
+    """Mean absolute difference, PSNR and largest difference of ``count`` samples over the whole envelope."""
+    table = store.columns(["file_name", "joints_px"])
+    names = table["file_name"].to_pylist()
+    joints = np.array(table["joints_px"].to_pylist()).reshape(len(names), -1, 2)
+    # Every sample rotated, most of them as far as the envelope goes: +-80 degrees.
+    wild = AugmentationConfig(rotation_probability=1.0, half_body_probability=0.3)
+    total, squares, pixels, largest = 0.0, 0.0, 0, 0
+    with TrainReader(store, input_size=size, augmentation=wild, global_batch=10, seed=2) as reader:
+        for batch in reader.batches(0, count // 10):
+            for n, row in enumerate(batch.rows.tolist()):
+                affine = batch.input_to_image[n].numpy()
+                back = batch.joints_px[n].numpy().astype(np.float64) @ affine[:, :2].T + affine[:, 2]
+                # In the frame of the input: a pixel there is `zoom` image pixels.
+                zoom = np.hypot(affine[0, 0], affine[1, 0])
+                swapped = back[list(store.skeleton.flip_permutation)] if np.linalg.det(affine[:, :2]) < 0 else back
+                seen = batch.visibility[n].numpy() > 0
+                seen = seen[list(store.skeleton.flip_permutation)] if swapped is not back else seen
+                assert np.abs(swapped - joints[row])[seen].max() / zoom < 1e-3
+                expected = _original(images, names[row], affine, size)
+                difference = np.abs(expected.astype(int) - batch.images[n].numpy())
+                inside = expected.any(axis=0) | batch.images[n].numpy().any(axis=0)
+                total += difference[:, inside].sum()
+                squares += float((difference[:, inside] ** 2).sum())
+                pixels += 3 * int(inside.sum())
+                largest = max(largest, int(difference.max()))
+    psnr = 10 * np.log10(255**2 / (squares / pixels)) if squares else np.inf
+    return total / pixels, float(psnr), largest
+
+
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_exact_encodings_equal_the_original_image(tmp_path: Path, encoding: str) -> None:
+    """Within one grey level: OpenCV interpolates in single precision, and crop coordinates are smaller numbers."""
+    store = crop_data.make_store(tmp_path, encoding={"format": encoding})
+    difference, _, largest = _compare(store, tmp_path / "images", InputSize(height=256, width=192), 60)
+    assert largest <= 1
+    assert difference < 1e-3
+
+
+def test_jpeg_equals_the_original_image(tmp_path: Path) -> None:
+    """Grainy pictures with halved chroma, the hardest case: what is lost is the chroma's second halving."""
+    store = crop_data.make_store(tmp_path)
+    difference, psnr, _ = _compare(store, tmp_path / "images", InputSize(height=256, width=256), 60)
+    assert difference < 0.9
+    assert psnr > 43
+
+
+def test_real_crops_equal_the_original_images(tmp_path: Path) -> None:
+    """COCO's own JPEGs: measured 0.08 grey levels and 58.7 dB."""
+    folder = crop_data.real_data("coco-mini")
+    annotations = folder / "annotations" / "person_keypoints_train.json"
+    store = run_prepare(
+        crop_data.config(tmp_path, annotations=annotations, images=folder / "images", out=tmp_path / "store")
+    )
+    difference, psnr, _ = _compare(store, folder / "images", InputSize(height=256, width=192), 170)
+    assert difference < 0.12
+    assert psnr > 55
+
+
+def test_reduced_crops_keep_joints_exact(tmp_path: Path) -> None:
+    """A 64-pixel input of 400-pixel images with no density to spare: joints stay exact, pixels are averaged."""
+    crop_data.write_coco(tmp_path, size=(400, 300))
+    store = run_prepare(
+        crop_data.config(tmp_path, max_oversampling=1.0, envelope={"inputs": ["64x64"]}, encoding={"format": "raw"})
+    )
+    assert store.manifest.counts.reduced > 10
+    difference, _, _ = _compare(store, tmp_path / "images", InputSize(height=64, width=64), 60)
+    assert difference < 12
+
+
+def test_outside_the_image_is_black(tmp_path: Path) -> None:
+    """A white image, a person at its left edge: what lies left of the image is 0, what lies inside stays white."""
+    annotations, images = crop_data.write_coco(tmp_path, images=1, persons=1)
+    cv2.imwrite(str(images / "000000.jpg"), np.full((160, 200, 3), 255, dtype=np.uint8))
+
+    def move(content: dict[str, list[dict[str, object]]]) -> None:
+        content["annotations"][0] = crop_data.person(1, 1, [0.0, 20, 60, 80])
+
+    crop_data.edit(annotations, move)
+    store = run_prepare(crop_data.config(tmp_path))
+    batch = read_rows(store, [0], input_size=_SIZE)
+    # Clipped box 59x79 at (0, 20), widened to 59.25, padded to 74.06: input column 0 is image column -7.5.
+    column = batch.images[0, 0, 64].tolist()
+    edge = (0 - float(batch.input_to_image[0, 0, 2])) / float(batch.input_to_image[0, 0, 0])
+    assert 9 < edge < 10.5
+    assert column[:9] == [0] * 9
+    assert min(column[12:90]) > 250
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augmentation": AugmentationConfig(rotation_deg=60)}, "rotation_deg is 60"),
+        ({"input_size": InputSize(height=256, width=512)}, "width / height 2"),
+        ({"rank": 3, "world_size": 8, "global_batch": 4}, "cannot share a global batch of 4"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(store: CropStore, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _train(store, **settings)
+
+
+def test_rows_that_do_not_exist_are_refused(store: CropStore) -> None:
+    with pytest.raises(ValueError, match=r"has rows 0..17"):
+        read_rows(store, [0, 18], input_size=_SIZE)
+
+
+def test_leaving_early_ends_the_threads(store: CropStore) -> None:
+    """The fixture counts the threads."""
+    reader = _train(store)
+    for step, _ in enumerate(reader.batches(0, 1000)):
+        if step == 2:
+            break
+    reader.close()
+    batches = _train(store).batches(0, 1000)
+    next(batches)
+    del batches
+
+
+def test_a_damaged_crop_is_an_error_that_names_it(tmp_path: Path) -> None:
+    made = crop_data.make_store(tmp_path)
+    shard = tmp_path / "store" / made.manifest.shards[0].name
+    data = bytearray(shard.read_bytes())
+    # Overwrite the first crops' JPEG headers, not the Parquet around them.
+    start = data.find(b"\xff\xd8\xff")
+    data[start : start + 30] = bytes(30)
+    shard.write_bytes(data)
+    with (
+        _train(CropStore.open(tmp_path / "store")) as reader,
+        pytest.raises(ValueError, match=r"row 0: a crop of \d+x\d+ pixels cannot be decoded"),
+    ):
+        list(reader.batches(0, 3))
+
+
+def test_waiting_is_counted(store: CropStore) -> None:
+    with _train(store) as reader:
+        list(reader.batches(0, 5))
+        assert 0 < reader.wait_s < 60
+
+
+def test_needs_neither_ray_nor_mlflow() -> None:
+    code = (
+        "import sys; sys.modules.update(ray=None, mlflow=None, optuna=None)\n"
+        "import efafnet.pipelines.crops.reader, efafnet.pipelines.crops.store"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
