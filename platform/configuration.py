@@ -223,6 +223,8 @@ def _problem(key: str, detail: ErrorDetails, model_class: type[BaseModel]) -> st
     if not key:
         return message
     value = detail["input"]
+    if isinstance(value, dict) and key in known and not known[key].is_group and kind.endswith("_type"):
+        return f"{key} is one setting ({known[key].type}) and holds no {', '.join(value)}; give {key}=…{help_text}"
     # A rule about several settings together already names them; repeating the whole group would bury the message.
     shown = "" if isinstance(value, dict | BaseModel) else f" = {_short(value)}"
     return f"{key}{shown}: {message}" + ("" if kind in {"value_error", "assertion_error"} else help_text)

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import Field
+
+from efafnet.models.settings import Settings
+from efafnet.pipelines import cli
+from efafnet.pipelines.cli import COMMANDS, Command, main
+from efafnet.platform.configuration import load_preset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Depth(Settings):
+    depth: int = Field(default=2, ge=1)
+    """Blocks per stage, a count."""
+
+
+class ToyConfig(Settings):
+    """A toy."""
+
+    source: Path
+    """Where it reads, a directory."""
+    out: Path = Path("out")
+    """Where it writes."""
+    rate: float = 0.5
+    """Rate per second."""
+    network: Depth = Depth(depth=3)
+    """The network."""
+
+
+calls: list[ToyConfig] = []
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """A command ``toy SOURCE OUT`` whose function records its settings."""
+    module = types.ModuleType("toy_module")
+    vars(module).update(ToyConfig=ToyConfig, run_toy=calls.append)
+    monkeypatch.setitem(sys.modules, "toy_module", module)
+    command = Command("toy", "toy_module", "ToyConfig", "run_toy", ("source", "out"), "Play.")
+    monkeypatch.setitem(cli._BY_NAME, "toy", command)
+    calls.clear()
+    return module
+
+
+def fails(module: types.ModuleType, error: BaseException) -> None:
+    def run_toy(_config: ToyConfig) -> None:
+        raise error
+
+    vars(module)["run_toy"] = run_toy
+
+
+# ---- calling
+
+
+@pytest.mark.usefixtures("toy")
+def test_arguments_and_settings_reach_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["toy", "in/put", "./a=b", "rate=1e-3", "network.depth=5"]) == 0
+    assert calls == [ToyConfig(source=tmp_path / "in/put", out=tmp_path / "a=b", rate=0.001, network=Depth(depth=5))], (
+        "paths are absolute before any worker runs elsewhere"
+    )
+
+
+@pytest.mark.usefixtures("toy")
+def test_an_argument_is_text_even_if_it_looks_like_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    assert main(["toy", "1e3"]) == 0
+    assert calls[0].source == Path("/1e3")
+
+
+def test_the_exit_code_of_a_command_is_kept(toy: types.ModuleType) -> None:
+    vars(toy)["run_toy"] = lambda _config: 1
+    assert main(["toy", "x"]) == 1
+
+
+@pytest.mark.usefixtures("toy")
+def test_print_config_shows_what_would_run_and_runs_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["toy", "--print-config", "/x", "rate=2"]) == 0
+    assert calls == []
+    text = capsys.readouterr().out
+    assert "source: /x\n" in text
+    (tmp_path / "again.yaml").write_text(text)
+    assert load_preset(str(tmp_path / "again.yaml"))["rate"] == 2.0
+
+
+@pytest.mark.usefixtures("toy")
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["toy", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "usage: efafnet toy SOURCE OUT [key=value …]" in text
+    assert "source  (path)  required\n    Where it reads, a directory." in text
+    assert "rate  (float)  default 0.5\n    Rate per second." in text
+    assert "network.depth  (int >= 1)  default 3\n    Blocks per stage, a count." in text
+    assert main(["toy", "--help", "network"]) == 0
+    assert "rate" not in capsys.readouterr().out
+
+
+# ---- mistakes
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["toi"], "there is no command 'toi'; did you mean 'toy'?"),
+        (["toy"], "source is required (path): give source=… (Where it reads, a directory.)"),
+        (["toy", "a", "b", "c"], "unexpected argument 'c'; usage: efafnet toy SOURCE OUT [key=value …]"),
+        (["toy", "a", "source=b"], "source is given twice: 'a' and as source=…; give it once"),
+        (["toy", "a", "--rate=3"], "unknown option --rate=3; settings are written without dashes: rate=3"),
+        (["toy", "a", "--dry-run"], "unknown option --dry-run; settings are written without dashes: dry_run=VALUE"),
+        (["toy", "a", "rat=3"], "there is no setting 'rat'; did you mean 'rate'?"),
+        (["toy", "a", "rate=fast"], "rate = 'fast': Input should be a valid number"),
+        (["toy", "a", "network.depth=0"], "network.depth = 0: Input should be greater than or equal to 1"),
+        (
+            ["toy", "a", "network.depth.x=0"],
+            "network.depth is one setting (int >= 1) and holds no x; give network.depth=…",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bad\n  value"), FileNotFoundError(2, "No such file or directory", "/x"), OSError("disk full")]
+)
+def test_a_users_error_is_one_line(toy: types.ModuleType, capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    fails(toy, error)
+    assert main(["toy", "x"]) == 2
+    assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+
+
+def test_our_own_error_keeps_its_traceback(toy: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails(toy, AssertionError("ours"))
+    with pytest.raises(AssertionError):
+        main(["toy", "x"])
+    fails(toy, ValueError("theirs"))
+    monkeypatch.setenv("EFAFNET_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="theirs"):
+        main(["toy", "x"])
+
+
+def test_a_missing_package_is_named(toy: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(toy, ModuleNotFoundError("No module named 'ray'", name="ray"))
+    assert main(["toy", "x"]) == 2
+    assert "needs the package 'ray'; install it: pip install" in capsys.readouterr().err
+    fails(toy, ModuleNotFoundError("No module named 'efafnet.x'", name="efafnet.x"))
+    with pytest.raises(ModuleNotFoundError):
+        main(["toy", "x"])
+
+
+def test_interruption_is_130(toy: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(toy, KeyboardInterrupt())
+    assert main(["toy", "x"]) == 130
+    assert capsys.readouterr().err == "warning: interrupted\n"
+
+
+# ---- what Ray wraps around a worker's exception
+
+
+def test_the_cause_of_a_failed_task_is_told(toy: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    from ray.exceptions import RayTaskError
+
+    cause = ValueError("image 7 is empty")
+    wrapped = RayTaskError("f", "Traceback: forty lines", cause).as_instanceof_cause()
+    assert isinstance(wrapped, ValueError)
+    fails(toy, wrapped)
+    assert main(["toy", "x"]) == 2
+    assert capsys.readouterr().err == "error: image 7 is empty\n"
+
+
+def test_the_cause_of_a_failed_worker_group_is_told(toy: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    from ray.exceptions import RayTaskError
+    from ray.train import WorkerGroupError
+
+    inner = RayTaskError("train", "Traceback", FileNotFoundError("store gone")).as_instanceof_cause()
+    fails(toy, WorkerGroupError("Worker failed, long text", {0: inner}))
+    assert main(["toy", "x"]) == 2
+    assert capsys.readouterr().err == "error: store gone\n"
+
+
+def test_a_bug_in_a_worker_is_not_hidden(toy: types.ModuleType) -> None:
+    from ray.exceptions import RayTaskError
+
+    fails(toy, RayTaskError("f", "Traceback", KeyError("bug")).as_instanceof_cause())
+    with pytest.raises(KeyError):
+        main(["toy", "x"])
+
+
+# ---- the real table, the real program
+
+
+def command_modules() -> list[Command]:
+    return [command for command in COMMANDS if importlib.util.find_spec(command.module) is not None]
+
+
+@pytest.mark.parametrize("command", command_modules(), ids=lambda command: command.name)
+def test_every_command_explains_every_setting_with_its_unit(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from efafnet.platform.configuration import describe
+
+    assert main([command.name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert command.usage() in text
+    model = cli._load_config(command)
+    rows = describe(model)
+    silent = [row.key for row in rows if not row.text and not row.is_group and not row.key.endswith("kind")]
+    assert not silent, f"settings without an explanation: {silent}"
+    fields: Any = model.model_fields
+    assert {name for name in command.positional if name != "preset"} <= set(fields)
+
+
+def test_all_commands_have_landed() -> None:
+    assert [command.name for command in COMMANDS if command not in command_modules()] == []
+
+
+def efafnet(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-m", "efafnet.pipelines", *words]
+    return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+def test_the_overview_is_quick_because_it_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from efafnet.pipelines.cli import main; code = main(['--help']); "
+        "heavy = {'torch', 'ray', 'mlflow', 'pydantic', 'yaml', 'numpy'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in COMMANDS:
+        assert f"\n  {command.name} " in done.stdout
+
+
+def test_the_program_reports_mistakes_by_its_exit_code() -> None:
+    done = efafnet("traim")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: there is no command 'traim'; did you mean 'train'?")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m efafnet.pipelines | head -n 1",
+        cwd=ROOT, shell=True, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.startswith("usage: efafnet COMMAND")
+    assert done.stderr == ""
+
+
+def test_ctrl_c_ends_the_program_with_130(tmp_path: Path) -> None:
+    (tmp_path / "slow_toy.py").write_text(
+        "import time\n"
+        "from efafnet.models.settings import Settings\n"
+        "class C(Settings):\n    pass\n"
+        "def run(config):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    program = (
+        "import sys\nfrom efafnet.pipelines import cli\n"
+        "cli._BY_NAME['toy'] = cli.Command('toy', 'slow_toy', 'C', 'run', (), '')\n"
+        "sys.exit(cli.main(['toy']))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    arguments = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err == "warning: interrupted\n"

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from efafnet.platform import cluster
+from efafnet.platform.cluster import ClusterConfig, ClusterError, connect
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_running_here", lambda: None)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "running", "chosen"),
+    [
+        (None, None, None, "local"),
+        (None, None, "10.0.0.1:6379", "10.0.0.1:6379"),
+        (None, "10.0.0.2:6379", "10.0.0.1:6379", "10.0.0.2:6379"),
+        ("local", "10.0.0.2:6379", "10.0.0.1:6379", "local"),
+        ("auto", "10.0.0.2:6379", None, "auto"),
+    ],
+)
+def test_which_ray_is_used(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, environment: str | None, running: str | None, chosen: str
+) -> None:
+    monkeypatch.setattr(cluster, "_running_here", lambda: running)
+    if environment:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    assert cluster._choose_address(ClusterConfig(address=asked)) == chosen
+
+
+def test_a_client_address_is_refused_with_the_way_to_do_it() -> None:
+    with pytest.raises(ClusterError, match=r"ray://h:10001: .* submit the command instead: ray job submit"):
+        cluster._choose_address(ClusterConfig(address="ray://h:10001"))
+
+
+def test_an_ignored_number_of_cores_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster._choose_address(ClusterConfig(address="10.0.0.1:6379", num_cpus=3))
+    assert "num_cpus = 3 is ignored" in capsys.readouterr().err
+
+
+def test_workers_run_the_code_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/other")
+    local = cluster.runtime_env(None, {"A": "1"})
+    assert local["env_vars"]["PYTHONPATH"] == f"{ROOT}{os.pathsep}/other"
+    assert local["env_vars"]["A"] == "1"
+    assert "working_dir" not in local
+    joined = cluster.runtime_env("10.0.0.1:6379", {})
+    assert joined["working_dir"] == str(ROOT)
+    assert joined["env_vars"]["RAY_ADDRESS"] == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379", {}), "a submitted job brings its own"
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    monkeypatch.setattr(cluster, "is_checkout", lambda: False)
+    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379", {}), "a wheel is installed on the nodes"
+
+
+def test_workers_see_the_tracking_server_and_keep_their_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    env = cluster.worker_env()
+    assert env["MLFLOW_TRACKING_URI"] == "http://h:5000"
+    assert env["GLOO_SOCKET_IFNAME"] == "eth1"
+    assert env["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+
+
+def test_no_cluster_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**_options: object) -> None:
+        raise ConnectionError("Could not find\n any running Ray instance.")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        ClusterError, match=r"no Ray at 10\.9\.9\.9:1: Could not find any running Ray instance\.; check"
+    ):
+        connect(ClusterConfig(address="10.9.9.9:1"))
+
+
+def test_ray_is_kept_quiet() -> None:
+    cluster.quiet_logs()
+    assert logging.getLogger("ray.train").getEffectiveLevel() == logging.WARNING
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_local_ray_runs_this_checkout_in_this_directory() -> None:
+    import ray
+
+    found = connect()
+    assert found.is_local
+    assert (found.nodes, found.cpus, found.gpus) == (1, 4.0, 0.0)
+    assert str(found) == "Ray on this machine: 1 node, 4 CPU, no GPU"
+
+    @ray.remote
+    def look() -> tuple[list[str], str, str]:
+        import efafnet
+        from efafnet.platform.provenance import code_version
+
+        return list(efafnet.__path__), str(Path.cwd()), code_version()["source_digest"]
+
+    from efafnet.platform.provenance import code_version
+
+    path, directory, digest = ray.get(look.remote())
+    assert path == [str(ROOT)]
+    assert directory == str(Path.cwd())
+    assert digest == code_version()["source_digest"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_paths_that_workers_cannot_see_are_named(tmp_path: Path) -> None:
+    assert cluster.shared_path_problem(tmp_path) is None
+    problem = cluster.shared_path_problem(tmp_path / "none")
+    assert problem is not None
+    assert "put it on storage all nodes share" in problem
