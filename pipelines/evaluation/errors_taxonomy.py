@@ -80,8 +80,8 @@ def joint_kinds(truth: Truth, predicted_px: NDArray[np.float64], person: NDArray
     person has ks of at least .5, ``swap`` if the same or the mirror joint of another person has (the more similar of
     the two decides), else ``miss``. ``UNLABELLED`` where the truth has no joint.
     """
-    own = _similarity(truth, predicted_px, person, mirrored=False)
-    inverted = _similarity(truth, predicted_px, person, mirrored=True)
+    own = similarity_to(truth, predicted_px, person, mirrored=False)
+    inverted = similarity_to(truth, predicted_px, person, mirrored=True)
     swapped = _best_of_others(truth, predicted_px, person)
     kinds = np.full(own.shape, MISS, np.int8)
     kinds[swapped >= NEAR_FROM] = SWAP
@@ -92,7 +92,7 @@ def joint_kinds(truth: Truth, predicted_px: NDArray[np.float64], person: NDArray
     return kinds
 
 
-def _similarity(
+def similarity_to(
     truth: Truth, predicted_px: NDArray[np.float64], person: NDArray[np.int64], *, mirrored: bool
 ) -> NDArray[np.float64]:
     """Similarity (M, K) to the same (or mirror) joints of the persons ``person`` (M,), by their size; 0 without."""
@@ -114,7 +114,7 @@ def _best_of_others(truth: Truth, predicted_px: NDArray[np.float64], person: NDA
     apart = person[mine] != other
     mine, other = mine[apart], other[apart]
     for mirrored in (False, True):
-        np.maximum.at(best, mine, _similarity(truth, predicted_px[mine], other, mirrored=mirrored))
+        np.maximum.at(best, mine, similarity_to(truth, predicted_px[mine], other, mirrored=mirrored))
     return best
 
 

@@ -1,0 +1,168 @@
+"""The best and the worst persons of an evaluation as pictures: prediction beside annotation, sorted by OKS.
+
+Legend: N predicted persons, G true persons, K joints.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from efafnet.models.settings import InputSize
+from efafnet.pipelines.crops import geometry
+from efafnet.pipelines.crops.decode import CropDecoder
+from efafnet.pipelines.crops.groups import group_from_table
+from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.columns import Truth
+from efafnet.pipelines.evaluation.errors_taxonomy import NEAR_FROM, similarity_to
+from efafnet.pipelines.evaluation.matching import pairs_of
+from efafnet.pipelines.evaluation.oks import oks_of_pairs
+from efafnet.pipelines.evaluation.overlays import (
+    Cell,
+    Picture,
+    Strength,
+    contact_sheet,
+    draw_box,
+    draw_mistakes,
+    draw_person,
+    write_picture,
+)
+from efafnet.pipelines.evaluation.predictions import Predictions
+
+_HEIGHT_PX = 320
+_GROUP_COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh"]
+NOBODY = -1
+
+
+def oks_of_persons(
+    predictions: Predictions, truth: Truth, *, annotated_boxes: bool
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """OKS (N,) of each prediction and the true person (N,) it was compared with; ``NOBODY`` and OKS 0 where none.
+
+    With ``annotated_boxes`` that is the person whose box was cropped, else the most similar one of the image.
+    """
+    image = np.searchsorted(truth.image_ids, predictions.image_id).astype(np.int64)
+    mine, other = pairs_of(image, truth.image, len(truth.image_ids))
+    wanted = ~truth.ignored[other]
+    if annotated_boxes:
+        wanted &= truth.annotation_id[other] == predictions.person_id[mine]
+    mine, other = mine[wanted], other[wanted]
+    oks = oks_of_pairs(
+        predictions.joints_px[mine],
+        truth.joints_px[other],
+        truth.visibility[other],
+        truth.area_px2[other],
+        truth.box_xywh_px[other],
+        truth.skeleton.sigmas,
+    )
+    # Ascending by OKS within a prediction, so that the last one written is the most similar.
+    order = np.lexsort((oks, mine))
+    best, person = np.zeros(len(predictions)), np.full(len(predictions), NOBODY)
+    best[mine[order]], person[mine[order]] = oks[order], other[order]
+    return best, person.astype(np.int64)
+
+
+def write_galleries(
+    folder: Path,
+    store: CropStore,
+    predictions: Predictions,
+    truth: Truth,
+    *,
+    count: int,
+    input_size: InputSize,
+    padding: float,
+    sure_from: float,
+) -> list[Path]:
+    """Write ``best.jpg`` and ``worst.jpg`` with up to ``count`` persons each into ``folder``; the paths written.
+
+    Joints scored below ``sure_from`` are drawn as unsure. A person compared with nobody has no place in either.
+    """
+    oks, person = oks_of_persons(predictions, truth, annotated_boxes=has_annotated_boxes(store))
+    ranked = _best_of_each(oks, person)
+    written = []
+    for name, chosen in (("best", ranked[::-1][:count]), ("worst", ranked[:count])):
+        if not len(chosen):
+            continue
+        cells = [
+            Cell(
+                prediction=prediction,
+                annotation=annotation,
+                caption=f"OKS {oks[n]:.3f}",
+                detail=f"image {predictions.image_id[n]}, person {predictions.person_id[n]}",
+            )
+            for n, (prediction, annotation) in zip(
+                chosen,
+                _pairs_of_pictures(store, predictions, truth, person, chosen, input_size, padding, sure_from),
+                strict=True,
+            )
+        ]
+        write_picture(contact_sheet(cells, f"{name} {len(cells)} of {len(ranked)} persons"), folder / f"{name}.jpg")
+        written.append(folder / f"{name}.jpg")
+    return written
+
+
+def _best_of_each(oks: NDArray[np.float64], person: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The best prediction of every true person, by rising OKS: a detector's spare boxes are no persons."""
+    order = np.lexsort((-oks, person))
+    order = order[person[order] != NOBODY]
+    first = order[np.unique(person[order], return_index=True)[1]]
+    return np.asarray(first[np.argsort(oks[first], kind="stable")])
+
+
+def has_annotated_boxes(store: CropStore) -> bool:
+    """Whether the boxes of a store are those of its annotations, and not a detector's."""
+    return all(source.detections is None for source in store.manifest.sources)
+
+
+def _pairs_of_pictures(
+    store: CropStore,
+    predictions: Predictions,
+    truth: Truth,
+    person: NDArray[np.int64],
+    chosen: NDArray[np.intp],
+    input_size: InputSize,
+    padding: float,
+    sure_from: float,
+) -> list[tuple[Picture, Picture]]:
+    views = persons_in_view(store, predictions.rows[chosen], input_size.width / input_size.height, padding)
+    wrong = similarity_to(truth, predictions.joints_px[chosen], person[chosen], mirrored=False) < NEAR_FROM
+    wrong &= truth.visibility[person[chosen]] > 0
+    pairs = []
+    for n, mistakes, (picture, to_view) in zip(chosen, wrong, views, strict=True):
+        predicted = geometry.apply_affine(to_view, predictions.joints_px[n])
+        true = geometry.apply_affine(to_view, truth.joints_px[person[n]])
+        sure: list[Strength] = ["sure" if s >= sure_from else "unsure" for s in predictions.scores[n]]
+        seen: list[Strength] = [("absent", "unsure", "sure")[v] for v in truth.visibility[person[n]]]
+        box = predictions.box_xywh_px[n]
+        picture = draw_box(picture, geometry.apply_affine(to_view, np.stack([box[:2], box[:2] + box[2:]])))
+        drawn = draw_mistakes(draw_person(picture, predicted, sure, store.skeleton), predicted, true, mistakes)
+        pairs.append((drawn, draw_person(picture, true, seen, store.skeleton)))
+    return pairs
+
+
+def persons_in_view(
+    store: CropStore, rows: NDArray[np.int64], aspect: float, padding: float
+) -> list[tuple[Picture, NDArray[np.float64]]]:
+    """Pictures (320, W, 3) of store rows as the network's region shows them, each with its affine from image pixels."""
+    size = InputSize(height=_HEIGHT_PX, width=max(32, round(_HEIGHT_PX * aspect / 32) * 32))
+    decoder = CropDecoder(store.manifest.encoding)
+    views: list[tuple[Picture, NDArray[np.float64]]] = []
+    for row in rows.tolist():
+        group = int(store.row_groups.group_of(np.array([row]))[0])
+        shard = store.manifest.shards[int(store.row_groups.shard[group])]
+        with pq.ParquetFile(store.path / shard.name) as file:
+            content = group_from_table(file.read_row_group(int(store.row_groups.index[group]), columns=_GROUP_COLUMNS))
+        place = row - int(store.row_groups.first_row[group])
+        centre, extent = geometry.box_to_centre_scale(content.boxes_xywh[place], aspect, padding)
+        to_view = geometry.input_affine(centre, extent, 0.0, size)
+        view_to_crop = geometry.compose_affine(
+            geometry.invert_affine(content.crop_to_image[place]), geometry.invert_affine(to_view)
+        )
+        planes = np.empty((3, size.height, size.width), np.uint8)
+        width, height = content.crop_size[place].tolist()
+        decoder.warp_into(decoder.decode(content.image(place), width, height), view_to_crop, planes)
+        views.append((np.ascontiguousarray(planes.transpose(1, 2, 0)), to_view))
+    return views
