@@ -1,0 +1,229 @@
+"""`efafnet synth`: write a data set of synthetic people in the layout of COCO."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from pydantic import Field, model_validator
+
+from efafnet.models.settings import Settings
+from efafnet.pipelines.synth.coco import ImageRecord, coco_document, describe_people, image_record
+from efafnet.pipelines.synth.scene import Recipe, draw_scene
+from efafnet.pipelines.synth.textures import bank
+from efafnet.platform import console
+from efafnet.platform.storage import atomic_directory, write_text
+
+SPLITS = ("train", "val")
+SMALLEST_SIDE_PX = 96
+LARGEST_SIDE_PX = 4096
+
+
+class SplitCounts(Settings):
+    """How many images each split gets."""
+
+    train: int = Field(1800, ge=0)
+    """Number of images to train on."""
+    val: int = Field(400, ge=0)
+    """Number of images to validate on."""
+
+
+class PictureSize(Settings):
+    """Size of the pictures in pixels. Also accepted as text, height x width: ``240x320``."""
+
+    height: int = Field(240, ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)
+    """Height of every picture in pixels."""
+    width: int = Field(320, ge=SMALLEST_SIDE_PX, le=LARGEST_SIDE_PX)
+    """Width of every picture in pixels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        height, separator, width = value.partition("x")
+        if not (separator and height.isdigit() and width.isdigit()):
+            raise ValueError(f"a picture size is written HEIGHTxWIDTH, for example 240x320; got {value!r}")
+        return {"height": int(height), "width": int(width)}
+
+
+class PeopleRange(Settings):
+    """Fewest and most people in a picture. Also accepted as text: ``1-4``, or ``2`` for always two."""
+
+    fewest: int = Field(1, ge=1, le=40)
+    """Fewest people placed in a picture."""
+    most: int = Field(4, ge=1, le=40)
+    """Most people placed in a picture."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"fewest": value, "most": value}
+        if not isinstance(value, str):
+            return value
+        fewest, _, most = value.partition("-")
+        if not (fewest.isdigit() and (most or fewest).isdigit()):
+            raise ValueError(f"people per image are written FEWEST-MOST, for example 1-4; got {value!r}")
+        return {"fewest": int(fewest), "most": int(most or fewest)}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PeopleRange:
+        if self.fewest > self.most:
+            raise ValueError(f"fewest ({self.fewest}) must not exceed most ({self.most}); swap them")
+        return self
+
+
+class SynthConfig(Settings):
+    """Settings of `efafnet synth`."""
+
+    out: Path
+    """Directory to write: images/{train,val}/*.jpg and annotations/{train,val}.json."""
+    images: SplitCounts = SplitCounts()
+    """Number of images of each split."""
+    image_size: PictureSize = PictureSize()
+    """Size of the pictures, height x width in pixels."""
+    people_per_image: PeopleRange = PeopleRange()
+    """Fewest and most people placed in a picture; some may find no room or end up wholly hidden."""
+    crowding: float = Field(0.25, ge=0, le=1)
+    """Probability that a person stands right beside another one, instead of where it is freest."""
+    occlusion: float = Field(0.3, ge=0, le=1)
+    """Probability, per person, that a thing stands in front of them."""
+    seed: int = Field(0, ge=0)
+    """Seed of everything. The files depend on it and the settings above alone, not on the number of workers."""
+    workers: int = Field(0, ge=0)
+    """Processes that draw; 0 for one per CPU this process may use."""
+    overwrite: bool = False
+    """Replace what is in the output directory."""
+
+    @model_validator(mode="after")
+    def _something(self) -> SynthConfig:
+        if self.images.train + self.images.val == 0:
+            raise ValueError("images.train and images.val are both 0; ask for at least one image")
+        return self
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the pictures are like."""
+        people = self.people_per_image
+        return Recipe(
+            self.image_size.width, self.image_size.height, people.fewest, people.most, self.crowding, self.occlusion
+        )
+
+
+class Task(NamedTuple):
+    """A run of consecutive images of one split."""
+
+    split: str
+    first: int
+    last: int
+    """Exclusive."""
+
+
+def run_synth(config: SynthConfig) -> None:
+    """Draw the data set; it appears under its name only when it is complete.
+
+    Raises:
+        OutputExistsError: the output is there and ``overwrite`` is false.
+        UnwritableError: the output cannot be written.
+    """
+    began = time.perf_counter()
+    records: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
+    with atomic_directory(config.out, overwrite=config.overwrite) as directory:
+        for split in SPLITS:
+            (directory / "images" / split).mkdir(parents=True)
+        (directory / "annotations").mkdir()
+        total = config.images.train + config.images.val
+        with console.progress("drawing people", total, unit="images") as advance:
+            for task, made in _made(config, directory, advance):
+                records[task.split] += made
+        for split in SPLITS:
+            document = coco_document(records[split], split, config.model_dump(mode="json", exclude=_NOT_CONTENT))
+            write_text(directory / "annotations" / f"{split}.json", document)
+    _summarise(config.out, records, time.perf_counter() - began)
+
+
+_NOT_CONTENT = {"out", "workers", "overwrite"}
+"""Settings that must not show in the files: they do not change what is drawn."""
+
+
+def _tasks(config: SynthConfig, workers: int) -> list[Task]:
+    """Cut the splits into runs: enough of them to keep all workers busy and the progress moving."""
+    total = config.images.train + config.images.val
+    length = max(1, min(50, math.ceil(total / (8 * workers))))
+    return [
+        Task(split, first, min(first + length, count))
+        for split, count in (("train", config.images.train), ("val", config.images.val))
+        for first in range(0, count, length)
+    ]
+
+
+Made = Iterator[tuple[Task, list[ImageRecord]]]
+
+
+def _made(config: SynthConfig, directory: Path, advance: Callable[[float], None]) -> Made:
+    """Yield every task with what it made, in order."""
+    workers = config.workers or len(os.sched_getaffinity(0))
+    tasks = _tasks(config, workers)
+    maker = Maker(config.recipe, config.seed, directory)
+    if workers == 1 or len(tasks) == 1:
+        for task in tasks:
+            yield task, maker(task)
+            advance(task.last - task.first)
+        return
+    # Spawned, not forked: a fork would copy locks that a progress bar's or a library's thread may hold.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
+        try:
+            for task, made in zip(tasks, pool.map(maker, tasks), strict=True):
+                yield task, made
+                advance(task.last - task.first)
+        except BrokenProcessPool as error:
+            raise OSError(
+                f"a drawing process died (killed, or out of memory); run again with fewer than workers={workers}"
+            ) from error
+
+
+class Maker:
+    """Draws and writes runs of images; may run in any process, for the result depends on its arguments alone."""
+
+    def __init__(self, recipe: Recipe, seed: int, directory: Path) -> None:
+        self._recipe = recipe
+        self._seed = seed
+        self._directory = directory
+
+    def __call__(self, task: Task) -> list[ImageRecord]:
+        """Draw and write the images of a task."""
+        # One thread per process: OpenCV's own threads would fight over the CPUs that the workers already fill.
+        before = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        try:
+            return [self._image(task.split, index) for index in range(task.first, task.last)]
+        finally:
+            cv2.setNumThreads(before)
+
+    def _image(self, split: str, index: int) -> ImageRecord:
+        # Every image has its own counter-based stream: which process draws it, and when, cannot matter.
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((self._seed, SPLITS.index(split), index))))
+        image, labels = draw_scene(rng, self._recipe, bank(self._seed))
+        name = f"{index:012d}.jpg"
+        quality = int(rng.integers(72, 96))
+        done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+        assert done
+        (self._directory / "images" / split / name).write_bytes(data.tobytes())
+        return image_record(index, name, image.shape[1], image.shape[0], labels)
+
+
+def _summarise(out: Path, records: dict[str, list[ImageRecord]], elapsed_s: float) -> None:
+    """Say what was made, as a table on standard output."""
+    rows = [describe_people(split, records[split]) for split in SPLITS if records[split]]
+    console.table(list(rows[0]), [list(row.values()) for row in rows], title=f"{out}, drawn in {elapsed_s:.1f} s")

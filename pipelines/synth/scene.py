@@ -1,0 +1,139 @@
+"""One picture of people: who, where, among what; drawn from far to near, then labelled."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from efafnet.pipelines.synth.backdrop import Image, paint_backdrop
+from efafnet.pipelines.synth.body import Rng, pick, sample_body
+from efafnet.pipelines.synth.figure import build_person, joints_of
+from efafnet.pipelines.synth.kinematics import Stance, articulate
+from efafnet.pipelines.synth.outfit import sample_outfit
+from efafnet.pipelines.synth.picture import Actor, Label, Picture, person, thing
+from efafnet.pipelines.synth.pose import sample_pose
+from efafnet.pipelines.synth.shading import Light
+from efafnet.pipelines.synth.stage import (
+    Guest,
+    Place,
+    View,
+    jittered,
+    place_people,
+    sample_stature_px,
+    sample_view,
+    sample_yaw,
+)  # fmt: skip
+from efafnet.pipelines.synth.textures import Bank
+from efafnet.pipelines.synth.things import add_held, add_seat, sample_thing
+
+_CROWD_SHARE = 0.05
+"""Share of the pictures with a crowd in the distance (where the view reaches that far)."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What pictures are like."""
+
+    width: int
+    height: int
+    fewest: int
+    most: int
+    crowding: float
+    """Probability that a person stands right beside another one."""
+    occlusion: float
+    """Probability that a thing stands in front of a person."""
+
+
+def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label]]:
+    """Draw one picture (height, width, 3), red first, and its labels."""
+    guests = _sample_people(rng, recipe)
+    view = sample_view(rng, recipe.width, recipe.height, guests)
+    places = place_people(rng, view, guests, recipe.crowding)
+    standing = [(guest, place) for guest, place in zip(guests, places, strict=True) if place is not None]
+    queue = [(place.scale, _person_actor(rng, view, guest.stance, place)) for guest, place in standing]
+    queue += _things(rng, view, [place for _, place in standing], recipe.occlusion)
+    if rng.random() < _CROWD_SHARE:
+        queue += _crowd(rng, view)
+    queue.sort(key=lambda pair: pair[0])
+    backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise)
+    picture = Picture(backdrop, _sample_light(rng), noise)
+    for _, actor in queue:
+        _cast_shadow(picture, actor)
+        picture.add(actor)
+    return picture.photograph(rng), picture.labels()
+
+
+def _sample_people(rng: Rng, recipe: Recipe) -> list[Guest]:
+    """Draw who is there and how large, the nearest first."""
+    count = int(rng.integers(recipe.fewest, recipe.most + 1))
+    common = sample_stature_px(rng, recipe.height)
+    guests = []
+    for index in range(count):
+        stance = articulate(sample_body(rng), sample_pose(rng), sample_yaw(rng))
+        # Half of the others are about as far away as the first.
+        near = index == 0 or rng.random() < 0.5
+        stature_px = common * float(rng.uniform(0.8, 1.0)) if near else sample_stature_px(rng, recipe.height)
+        guests.append(Guest(stance, joints_of(stance), stature_px / 1.65))
+    return sorted(guests, key=lambda guest: -guest.scale)
+
+
+def _person_actor(rng: Rng, view: View, stance: Stance, place: Place) -> Actor:
+    outfit = sample_outfit(rng, stance.body)
+    model = build_person(stance, outfit)
+    if stance.pose.support == "seat":
+        add_seat(model, stance, rng)
+    if rng.random() < 0.18:
+        add_held(model, stance, rng)
+    camera = jittered(view, rng).aim(place.x, place.scale, 0.5 * stance.body.stature)
+    return person(stance, outfit, camera, model)
+
+
+def _crowd(rng: Rng, view: View) -> list[tuple[float, Actor]]:
+    """Draw people so far away that COCO's annotators would mark them as one crowd."""
+    if not -0.1 * view.height < view.horizon < 0.75 * view.height:
+        return []
+    scale = float(rng.uniform(7, 12))
+    middle = view.width * float(rng.uniform(0.2, 0.8))
+    actors = []
+    for _ in range(int(rng.integers(5, 10))):
+        near = Place(middle + scale * float(rng.normal(0, 1.2)), scale * float(rng.uniform(0.95, 1.05)))
+        stance = articulate(sample_body(rng), sample_pose(rng), sample_yaw(rng))
+        actors.append((near.scale, replace(_person_actor(rng, view, stance, near), crowd=True)))
+    return actors
+
+
+def _things(rng: Rng, view: View, places: list[Place], occlusion: float) -> list[tuple[float, Actor]]:
+    """Draw things before people, and things that just stand about."""
+    spots = [
+        Place(place.x + place.scale * float(rng.uniform(-0.6, 0.6)), place.scale * float(rng.uniform(1.04, 1.3)))
+        for place in places
+        if rng.random() < occlusion
+    ]
+    nearest = max((place.scale for place in places), default=100.0)
+    spots += [
+        Place(view.width * float(rng.random()), nearest * float(np.exp(rng.uniform(-1.2, 0.1))))
+        for _ in range(pick(rng, (0.45, 0.4, 0.15)))
+    ]
+    actors = []
+    for spot in spots:
+        made = sample_thing(rng)
+        actors.append((spot.scale, thing(made, view.aim(spot.x, spot.scale, 0.5 * made.height))))
+    return actors
+
+
+def _cast_shadow(picture: Picture, actor: Actor) -> None:
+    if actor.stance is None:
+        return
+    ground = actor.stance.origins.mean(axis=0) * (1, 0, 1)
+    spread = float(np.abs(actor.stance.origins - ground)[:, [0, 2]].max())
+    picture.shadow(actor.camera, ground, max(0.25, 0.8 * spread), 0.4)
+
+
+def _sample_light(rng: Rng) -> Light:
+    azimuth, height = float(rng.uniform(-1.2, 1.2)), float(rng.uniform(0.1, 1.2))
+    across = math.cos(height)
+    direction = (across * math.sin(azimuth), -math.sin(height), across * math.cos(azimuth))
+    warm = float(rng.uniform(-0.08, 0.08))
+    return Light(direction, float(rng.uniform(0.4, 0.75)), (1 + warm, 1.0, 1 - warm))

@@ -1,0 +1,117 @@
+"""Which joints the picture shows, which it lets one infer, and which nobody could place.
+
+The rules, joint by joint:
+
+2 (visible): the picture shows this person at the joint's pixel, and what shows there is the flesh or cloth around the
+  joint, not another part of the body that happens to be in front.
+1 (hidden, but inferable): it lies in the picture behind something (another person, a thing, the person's own body),
+  and enough of the limb it belongs to shows to place it; for hips and shoulders also when the partner shows; for the
+  face when two other points of it show.
+0 (not labelled): outside the picture, or hidden without such a clue, or a face turned away (COCO's annotators leave
+  the nose of a head seen from behind unlabelled).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efafnet.pipelines.synth.kinematics import JOINT
+from efafnet.pipelines.synth.raster import Depth
+from efafnet.pipelines.synth.solids import Array
+
+Flags = NDArray[np.bool_]
+
+_FACE = tuple(range(5))
+_SEGMENTS = tuple(
+    (JOINT[f"{side}_{a}"], JOINT[f"{side}_{b}"])
+    for side in ("left", "right")
+    for a, b in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle"), ("shoulder", "hip"))
+)
+_PARTNERS = {
+    JOINT[f"{a}_{name}"]: JOINT[f"{b}_{name}"]
+    for name in ("shoulder", "hip")
+    for a, b in (("left", "right"), ("right", "left"))
+}
+_SHOWN = 0.4
+"""Share of a limb's middle line that must show for its ends to be placed."""
+_STEPS = np.linspace(0.1, 0.9, 9)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about one person in a finished picture."""
+
+    ids: NDArray[np.int16]
+    """(H, W): which person each pixel of the picture shows; 0 for none."""
+    person: int
+    """This person's number in ``ids``."""
+    depth: Depth
+    """This person drawn alone."""
+    own: Flags
+    """(S,): which of the solids in ``depth`` are the person (and not a chair or a ball)."""
+    head: Flags
+    """(S,): which of them turn with the head."""
+    hair: Flags
+    """(S,): which of them are hair or a hat, under which no point of the face shows."""
+
+    def inside(self, points: Array) -> Flags:
+        """Whether points (P, ≥2) lie in the picture."""
+        height, width = self.ids.shape
+        x, y = points[:, 0], points[:, 1]
+        within: Flags = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
+        return within
+
+    def in_picture(self, points: Array) -> Flags:
+        """Whether the picture shows this person at the pixels of points (P, ≥2)."""
+        inside = self.inside(points)
+        column, row = np.floor(points[inside, :2] + 0.5).astype(np.intp).T
+        shown = np.zeros(len(points), dtype=np.bool_)
+        shown[inside] = self.ids[row, column] == self.person
+        return shown
+
+    def front(self, points: Array) -> tuple[NDArray[np.intp], Array]:
+        """The person's nearest solid at points (P, 3), -1 for none, and how far in front of the points it is, px."""
+        n, (height, width) = self.depth.oversampling, self.depth.z.shape
+        sample = np.floor((points[:, :2] - (self.depth.left, self.depth.top) + 0.5) * n).astype(np.intp)
+        inside = ((sample >= 0) & (sample < (width, height))).all(axis=1)
+        column, row = np.minimum(np.maximum(sample, 0), (width - 1, height - 1)).T
+        solid = np.where(inside, self.depth.solid[row, column], -1).astype(np.intp)
+        return solid, np.where(solid >= 0, self.depth.z[row, column], 0.0) - points[:, 2]
+
+
+def judge(joints: Array, flesh_px: Array, evidence: Evidence) -> NDArray[np.int64]:
+    """Visibility (17,) of joints (17, 3) in screen pixels whose flesh is ``flesh_px`` (17,) thick."""
+    solid, before = evidence.front(joints)
+    drawn, face = solid >= 0, np.arange(17) < len(_FACE)
+    on_surface = drawn & evidence.own[solid] & (before <= flesh_px) & ~(face & evidence.hair[solid])
+    visible = evidence.in_picture(joints) & on_surface
+    turned_away = drawn & ~on_surface & evidence.head[solid]
+    shown = _shown_segments(joints, flesh_px, evidence)
+    verdict = np.where(visible, 2, 0)
+    for joint in np.flatnonzero(evidence.inside(joints) & ~visible).tolist():
+        if _inferable(joint, visible, shown, turned_away):
+            verdict[joint] = 1
+    return verdict
+
+
+def _inferable(joint: int, visible: Flags, shown: Array, turned_away: Flags) -> bool:
+    if joint in _FACE:
+        return not turned_away[joint] and int(visible[list(_FACE)].sum()) >= 2
+    if joint in _PARTNERS and visible[_PARTNERS[joint]]:
+        return True
+    return any(shown[index] >= _SHOWN for index, segment in enumerate(_SEGMENTS) if joint in segment)
+
+
+def _shown_segments(joints: Array, flesh_px: Array, evidence: Evidence) -> Array:
+    """Share of each segment's middle line that the picture shows, (segments,)."""
+    start, end = np.array(_SEGMENTS).T
+    t = _STEPS[:, None]
+    points = joints[start, None] * (1 - t) + joints[end, None] * t
+    flesh = flesh_px[start, None] * (1 - _STEPS) + flesh_px[end, None] * _STEPS
+    flat = points.reshape(-1, 3)
+    solid, before = evidence.front(flat)
+    seen = evidence.in_picture(flat) & (solid >= 0) & evidence.own[solid] & (before <= flesh.ravel() * 1.3)
+    return np.asarray(seen.reshape(flesh.shape).mean(axis=1), dtype=np.float64)
