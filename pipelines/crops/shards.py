@@ -185,9 +185,10 @@ class _ShardBuilder:
     ) -> dict[str, Any] | None:
         settings, (height, width) = self.settings, image.shape[:2]
         box = geometry.clip_box(person["box_xywh"], width, height, entry["box_rule"])
-        x, y, box_width, box_height = box.tolist()
-        outside = x + box_width < 0 or y + box_height < 0 or x > width - 1 or y > height - 1
-        if box_width < 0 or box_height < 0 or max(box_width, box_height) <= 0 or outside:
+        # Asked of the annotated box: SBN's rule would move one that lies left of the image into it.
+        x, y, box_width, box_height = person["box_xywh"]
+        outside = x + box_width <= 0 or y + box_height <= 0 or x > width - 1 or y > height - 1
+        if outside or box[2:].min() < 0 or box[2:].max() <= 0:
             detail = f"box {person['box_xywh']} has no part in the image of {width}x{height} pixels"
             self._reject(entry, "box_outside_image", detail, person["person_id"], 1)
             return None

@@ -1,0 +1,390 @@
+"""Preparing: rejects with reasons, outputs that are whole or absent, equal bytes from equal input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from efafnet.models.settings import InputSize
+from efafnet.pipelines.crops import work
+from efafnet.pipelines.crops.annotations import SOURCE_STRIDE
+from efafnet.pipelines.crops.augmentation import AugmentationConfig
+from efafnet.pipelines.crops.prepare import run_prepare
+from efafnet.pipelines.crops.reader import EvalReader, TrainReader
+from efafnet.pipelines.crops.store import REJECTS, CropStore
+from tests import crop_data
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def _rejects(store: CropStore) -> list[tuple[str, int | None, int | None]]:
+    return [(r["reason"], r["image_id"], r["annotation_id"]) for r in store.table(REJECTS).to_pylist()]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _only(folder: Path) -> list[str]:
+    """Names beside the input: what a run left behind."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in {"images", "annotations.json"})
+
+
+def _damage(images: Path) -> dict[str, str]:
+    """Ten images damaged in ten ways, and the reason each must be rejected for."""
+    whole = (images / "000000.jpg").read_bytes()
+    png = cv2.imencode(".png", crop_data.picture(200, 160, 1))[1].tobytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    contents: dict[str, tuple[bytes | None, str]] = {
+        "000001.jpg": (None, "image_missing"),
+        "000002.jpg": (b"", "image_unreadable"),
+        "000003.jpg": (b"<html>not found</html>", "image_unreadable"),
+        "000004.jpg": (whole[: len(whole) // 2], "image_truncated"),
+        "000005.jpg": (whole[:-2], "image_truncated"),
+        "000006.jpg": (whole[:2] + bytes(400) + whole[402:], "image_corrupt"),
+        "000007.jpg": (whole[: len(whole) // 2] + b"\xff\x8f" + whole[len(whole) // 2 + 2 :], "image_corrupt"),
+        "000008.jpg": (png[: len(png) // 2], "image_truncated"),
+        "000009.jpg": (png[:-50] + bytes(10) + png[-40:], "image_corrupt"),
+        "000010.jpg": (cv2.imencode(".jpg", crop_data.picture(100, 80, 2))[1].tobytes(), "image_size_differs"),
+    }
+    for name, (content, _) in contents.items():
+        (images / name).unlink()
+        if content is not None:
+            (images / name).write_bytes(content)
+    return {name: reason for name, (_, reason) in contents.items()}
+
+
+def test_ten_kinds_of_damage_are_rejected_and_nothing_else(tmp_path: Path) -> None:
+    _, images = crop_data.write_coco(tmp_path, images=16, persons=2)
+    sound = run_prepare(crop_data.config(tmp_path, out=tmp_path / "sound"))
+    expected = _damage(images)
+    store = run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
+    found = store.table(REJECTS).to_pylist()
+    assert {reject["file_name"]: reject["reason"] for reject in found} == expected
+    assert all(reject["persons"] == 2 and reject["detail"] for reject in found)
+    assert store.num_persons == 2 * (16 - 10)
+    names = ["image", "person_id", "joints_px", "crop_to_image"]
+    kept = {row["person_id"]: row for row in store.columns(names).to_pylist()}
+    before = {row["person_id"]: row for row in sound.columns(names).to_pylist()}
+    assert all(before[number] == row for number, row in kept.items())
+    # Ground truth keeps the persons whose images are lost, so that AP does not rise.
+    assert len(store.ground_truth().to_coco()["annotations"]) == 32
+
+
+def test_bad_persons_are_rejected(tmp_path: Path) -> None:
+    annotations, _ = crop_data.write_coco(tmp_path, images=2, persons=1)
+
+    def spoil(content: dict[str, Any]) -> None:
+        def add(number: int, **changes: Any) -> None:
+            content["annotations"].append({**crop_data.person(number, 1, [10.0, 10, 50, 60]), **changes})
+
+        add(1, bbox=[10, 10, -5, 60])
+        add(2, bbox=[10, 10, 0, 60])
+        add(3, bbox=[10, 10, float("nan"), 60])
+        add(4, bbox=[300, 10, 50, 60])
+        add(5, bbox=[-80, 10, 50, 60])
+        add(6, area=0)
+        add(7, keypoints=[0] * 51, num_keypoints=0)
+        add(8, image_id=77)
+        add(100)
+        add(9, iscrowd=1)
+
+    crop_data.edit(annotations, spoil)
+    store = run_prepare(crop_data.config(tmp_path))
+    assert sorted(_rejects(store), key=str) == sorted(
+        [
+            ("box_invalid", 1, 1),
+            ("box_invalid", 1, 2),
+            ("box_invalid", 1, 3),
+            ("area_invalid", 1, 6),
+            ("no_joints", 1, 7),
+            ("unknown_image", 77, 8),
+            ("duplicate_annotation_id", 1, 100),
+            ("box_outside_image", 1, 4),
+            ("box_outside_image", 1, 5),
+        ],
+        key=str,
+    )
+    assert sorted(store.columns(["person_id"])["person_id"].to_pylist()) == [100, 200]
+    assert store.manifest.counts.crowds == 1
+    kept = [annotation["id"] for annotation in store.ground_truth().to_coco()["annotations"]]
+    assert sorted(kept) == [1, 2, 4, 5, 6, 7, 9, 100, 200]
+
+
+def test_too_many_rejects_stop_the_job(tmp_path: Path) -> None:
+    _, images = crop_data.write_coco(tmp_path, images=6, persons=3)
+    (images / "000002.jpg").unlink()
+    with pytest.raises(
+        ValueError, match=r"3 of 18 persons are rejected, more than max_reject_share=0.1 allows: image_missing 3"
+    ):
+        run_prepare(crop_data.config(tmp_path, max_reject_share=0.1))
+    assert _only(tmp_path) == []
+    assert run_prepare(crop_data.config(tmp_path, max_reject_share=0.17)).num_persons == 15
+
+
+def test_persons_without_joints_do_not_count_as_faults(tmp_path: Path) -> None:
+    annotations, _ = crop_data.write_coco(tmp_path)
+
+    def forget(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"][:15]:
+            annotation["keypoints"] = [0] * 51
+
+    crop_data.edit(annotations, forget)
+    store = run_prepare(crop_data.config(tmp_path, max_reject_share=0.0))
+    assert store.manifest.rejects == {"no_joints": 15}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not in COCO's layout"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "keypoints": ["a"]}]}',
+            "there are no annotations",
+        ),
+    ],
+)
+def test_input_that_is_nothing_is_one_error(tmp_path: Path, content: str, message: str) -> None:
+    crop_data.write_coco(tmp_path, images=1)
+    (tmp_path / "annotations.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        run_prepare(crop_data.config(tmp_path))
+    assert _only(tmp_path) == []
+
+
+def test_missing_inputs_are_one_error(tmp_path: Path) -> None:
+    crop_data.write_coco(tmp_path, images=1)
+    with pytest.raises(ValueError, match=r"nowhere.json does not exist"):
+        run_prepare(crop_data.config(tmp_path, annotations=tmp_path / "nowhere.json"))
+    with pytest.raises(ValueError, match=r"image folder .* does not exist"):
+        run_prepare(crop_data.config(tmp_path, images=tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="'coco18' is neither auto"):
+        run_prepare(crop_data.config(tmp_path, skeleton="coco18"))
+
+
+def test_every_image_lost_is_one_error(tmp_path: Path) -> None:
+    _, images = crop_data.write_coco(tmp_path, images=2)
+    for path in images.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="every person was rejected"):
+        run_prepare(crop_data.config(tmp_path))
+    assert _only(tmp_path) == []
+
+
+def test_an_existing_store_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = crop_data.make_store(tmp_path)
+    written = (first.path / "manifest.json").stat().st_mtime_ns
+    again = run_prepare(crop_data.config(tmp_path))
+    assert again.digest == first.digest
+    assert (again.path / "manifest.json").stat().st_mtime_ns == written
+    assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["settings", "annotations", "image"])
+def test_another_store_is_not_replaced_unless_told(tmp_path: Path, change: str) -> None:
+    first = crop_data.make_store(tmp_path)
+    before = _files(first.path)
+    settings: dict[str, Any] = {}
+    if change == "settings":
+        settings["envelope"] = {"padding": 1.3}
+    elif change == "annotations":
+        crop_data.edit(tmp_path / "annotations.json", lambda content: content["annotations"].__delitem__(0))
+    else:
+        cv2.imwrite(str(tmp_path / "images" / "000003.jpg"), crop_data.picture(200, 160, 999))
+    with pytest.raises(
+        ValueError, match="of other input or settings; name another output, or replace it with overwrite=true"
+    ):
+        run_prepare(crop_data.config(tmp_path, **settings))
+    assert _files(first.path) == before
+    second = run_prepare(crop_data.config(tmp_path, overwrite=True, **settings))
+    assert second.digest != first.digest
+    assert _only(tmp_path) == ["store"]
+
+
+def test_outputs_that_cannot_be(tmp_path: Path) -> None:
+    crop_data.write_coco(tmp_path, images=1)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "mine.txt").write_text("keep")
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        run_prepare(crop_data.config(tmp_path))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write output"):
+        run_prepare(crop_data.config(tmp_path, out=tmp_path / "file" / "store"))
+    assert (tmp_path / "store" / "mine.txt").read_text() == "keep"
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    first = crop_data.make_store(tmp_path, rows_per_shard=5)
+    second = run_prepare(crop_data.config(tmp_path, out=tmp_path / "again", rows_per_shard=5))
+    assert _files(first.path) == _files(second.path)
+
+
+def test_the_next_run_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that dies of something else than its input leaves finished shards, and the next one makes equal bytes."""
+    crop_data.write_coco(tmp_path)
+    whole = _files(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=5)).path)
+    written: list[int] = []
+    real = work.write_shard
+
+    def failing(settings: Any, index: int, entries: Any, directory: Path) -> Any:
+        if index == 3:
+            raise OSError(28, "No space left on device")
+        written.append(index)
+        return real(settings, index, entries, directory)
+
+    monkeypatch.setattr(work, "write_shard", failing)
+    with pytest.raises(OSError, match="No space left"):
+        run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
+    assert not (tmp_path / "store").exists()
+    assert "the same command continues" in capsys.readouterr().err
+    monkeypatch.setattr(work, "write_shard", lambda *a: written.append(a[1]) or real(*a))
+    store = run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
+    assert written == list(range(len(store.manifest.shards)))
+    assert _files(store.path) == whole
+    assert _only(tmp_path) == ["store", "whole"]
+
+
+def test_detections_give_the_boxes(tmp_path: Path) -> None:
+    """Boxes outside the image and of low score stay, unclipped; joints are absent, so training is refused."""
+    crop_data.write_coco(tmp_path, images=2)
+    detections = [
+        {"image_id": 1, "category_id": 1, "bbox": [-5.5, 10, 80, 90], "score": 0.75},
+        {"image_id": 2, "category_id": 1, "bbox": [3, 4, 50, 60], "score": 0.01},
+        {"image_id": 9, "category_id": 1, "bbox": [3, 4, 50, 60], "score": 0.5},
+        {"image_id": 2, "category_id": 1, "bbox": [3, 4, 0, 60], "score": 0.5},
+        {"image_id": 2, "category_id": 7, "bbox": [3, 4, 10, 60], "score": 0.5},
+    ]
+    (tmp_path / "det.json").write_text(json.dumps(detections))
+    store = run_prepare(crop_data.config(tmp_path, detections=tmp_path / "det.json"))
+    rows = store.columns(["person_id", "box_xywh", "box_score", "visibility", "area"]).to_pylist()
+    assert [(row["person_id"], row["box_xywh"], row["box_score"]) for row in rows] == [
+        (0, [-5.5, 10, 80, 90], 0.75),
+        (1, [3, 4, 50, 60], 0.01),
+    ]
+    assert rows[0]["visibility"] == [0] * 17
+    assert rows[0]["area"] == 7200
+    assert sorted(_rejects(store), key=str) == [("box_invalid", 2, 3), ("unknown_image", None, 2)]
+    assert len(store.ground_truth().to_coco()["annotations"]) == 6
+    size = InputSize(height=128, width=96)
+    with EvalReader(store, input_size=size) as reader:
+        assert next(iter(reader.batches())).rows.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="prepared from detections"):
+        TrainReader(store, input_size=size, augmentation=AugmentationConfig(), global_batch=1, seed=0)
+
+
+def test_sources_are_merged(tmp_path: Path) -> None:
+    crop_data.write_coco(tmp_path)
+    crop_data.write_coco(tmp_path / "other", images=2, seed=1)
+    other = {"annotations": tmp_path / "other" / "annotations.json", "images": tmp_path / "other" / "images"}
+    store = run_prepare(crop_data.config(tmp_path, extra_sources=[{**other, "data_set": "second"}]))
+    rows = store.columns(["image_id", "data_set", "person_id"]).to_pylist()
+    assert len(rows) == 18 + 6
+    assert {row["image_id"] for row in rows if row["data_set"] == "second"} == {SOURCE_STRIDE + 1, SOURCE_STRIDE + 2}
+    truth = store.ground_truth().to_coco()
+    assert len({image["id"] for image in truth["images"]}) == 8
+    assert len({annotation["id"] for annotation in truth["annotations"]}) == 24
+
+
+def test_sources_of_other_joints_are_refused(tmp_path: Path) -> None:
+    folder = crop_data.real_data("tiny-crowdpose")
+    crop_data.write_coco(tmp_path)
+    with pytest.raises(ValueError, match="sources cannot be merged"):
+        run_prepare(
+            crop_data.config(
+                tmp_path, extra_sources=[{"annotations": folder / "test_crowdpose.json", "images": folder}]
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("folder", "annotations", "persons", "joints"),
+    [
+        ("tiny-crowdpose", "test_crowdpose.json", 4, 14),
+        ("tiny-mpii", "test_mpii.json", 5, 16),
+        ("tiny-ochuman", "test_ochuman.json", 5, 17),
+    ],
+)
+def test_other_data_sets(tmp_path: Path, folder: str, annotations: str, persons: int, joints: int) -> None:
+    data = crop_data.real_data(folder)
+    store = run_prepare(crop_data.config(tmp_path, annotations=data / annotations, images=data, out=tmp_path / "out"))
+    assert (store.num_persons, store.skeleton.num_joints) == (persons, joints)
+    images = store.ground_truth().to_coco()["images"]
+    assert all(image["width"] and image["height"] for image in images)
+
+
+def test_grey_images(tmp_path: Path) -> None:
+    _, images = crop_data.write_coco(tmp_path, images=1, persons=1)
+    cv2.imwrite(str(images / "000000.jpg"), crop_data.picture(200, 160, 0)[:, :, 0])
+    store = run_prepare(crop_data.config(tmp_path))
+    with EvalReader(store, input_size=InputSize(height=128, width=96)) as reader:
+        (batch,) = list(reader.batches())
+    np.testing.assert_array_equal(batch.images[:, 0].numpy(), batch.images[:, 2].numpy())
+
+
+# ---- with Ray
+
+
+def _command(folder: Path, out: str, cpus: int, **settings: Any) -> list[str]:
+    """A process that prepares ``folder`` with Ray."""
+    given = {
+        "annotations": str(folder / "annotations.json"),
+        "images": str(folder / "images"),
+        "out": str(folder / out),
+        "cluster": {"address": "local", "num_cpus": cpus},
+        "rows_per_shard": 8,
+        **settings,
+    }
+    code = (
+        "import json, sys\n"
+        "from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare\n"
+        "run_prepare(PrepareConfig.model_validate(json.loads(sys.argv[1])))"
+    )
+    return [sys.executable, "-c", code, json.dumps(given)]
+
+
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_the_number_of_cpus(tmp_path: Path) -> None:
+    crop_data.write_coco(tmp_path, images=12)
+    for cpus in (1, 2):
+        subprocess.run(_command(tmp_path, f"with{cpus}", cpus), check=True, cwd=_ROOT, timeout=300)
+    alone = run_prepare(crop_data.config(tmp_path, rows_per_shard=8))
+    assert _files(tmp_path / "with1") == _files(tmp_path / "with2") == _files(alone.path)
+
+
+@pytest.mark.slow
+def test_killed_while_preparing(tmp_path: Path) -> None:
+    """SIGKILL of the whole process group in the middle: no store; the same command continues and makes equal bytes."""
+    crop_data.write_coco(tmp_path, images=60, size=(900, 700))
+    whole = _files(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=8)).path)
+    process = subprocess.Popen(
+        _command(tmp_path, "store", 1), cwd=_ROOT, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while len(list(tmp_path.glob(".store.prepare-*/*.json"))) < 3 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / "store").exists()
+    finished = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob(".store.prepare-*/*.json")}
+    assert 3 <= len(finished) < 23
+    store = run_prepare(crop_data.config(tmp_path, rows_per_shard=8))
+    assert _files(store.path) == whole
+    assert _only(tmp_path) == ["store", "whole"]

@@ -1,0 +1,165 @@
+"""The crop store as a file format: what it holds, what it refuses, what evaluation gets from it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
+from efafnet.pipelines.crops.prepare import run_prepare
+from efafnet.pipelines.crops.store import PERSON_SCHEMA, CropStore
+from tests import crop_data
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> CropStore:
+    return crop_data.make_store(tmp_path_factory.mktemp("store"), rows_per_group=4, rows_per_shard=10)
+
+
+def test_rows_follow_the_schema(store: CropStore) -> None:
+    for shard in store.manifest.shards:
+        assert pq.read_schema(store.path / shard.name).equals(PERSON_SCHEMA)
+        metadata = pq.ParquetFile(store.path / shard.name).metadata
+        assert metadata.num_rows == shard.rows
+        sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+        assert all(size == 4 for size in sizes[:-1])
+    assert [shard.rows for shard in store.manifest.shards] == [9, 9]
+
+
+def test_a_row_worked_out(tmp_path: Path) -> None:
+    """Box (20, 30, 60, 80) in 200x160 loses a pixel each way; its joints and ids are as annotated."""
+    annotations, _ = crop_data.write_coco(tmp_path, images=1, persons=1)
+    entry = crop_data.person(41, 1, [20.0, 30, 60, 80])
+    entry["keypoints"][2], entry["keypoints"][5] = 0, 1
+    crop_data.edit(annotations, lambda content: content.update(annotations=[entry]))
+    made = run_prepare(crop_data.config(tmp_path))
+    (row,) = made.columns([name for name in PERSON_SCHEMA.names if name != "image"]).to_pylist()
+    assert row["box_xywh"] == [20, 30, 59, 79]
+    assert row["area"] == pytest.approx(0.6 * 60 * 80)
+    assert row["visibility"] == [0, 1] + [2] * 15
+    # Second joint of the first row of four: x = 20 + 60 * 1.5 / 4, y = 30 + 80 * 0.5 / 5.
+    assert row["joints_px"][2:4] == [42.5, 38.0]
+    assert (row["person_id"], row["image_id"], row["file_name"]) == (41, 1, "000000.jpg")
+    assert (row["image_width"], row["image_height"], row["box_score"]) == (200, 160, 1.0)
+    assert (row["crowd_index"], row["head_size"], row["data_set"]) == (None, None, "annotations")
+    # The crop starts on the 16-pixel grid and is clipped to the image.
+    zoom_x, shear, x, _, zoom_y, y = row["crop_to_image"]
+    assert (zoom_x, shear, zoom_y) == (1, 0, 1)
+    assert (x % 16, y % 16) == (0, 0)
+    assert x + row["crop_width"] <= 200
+    assert y + row["crop_height"] <= 160
+
+
+def test_reopening_needs_every_file(store: CropStore, tmp_path: Path) -> None:
+    def copy(name: str) -> Path:
+        target = tmp_path / name
+        target.mkdir()
+        for file in store.path.iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        return target
+
+    missing = copy("missing")
+    (missing / "persons-00001.parquet").unlink()
+    with pytest.raises(ValueError, match=r"persons-00001.parquet is missing"):
+        CropStore.open(missing)
+    short = copy("short")
+    (short / "images.parquet").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"images.parquet has 1 bytes instead of \d+"):
+        CropStore.open(short)
+    newer = copy("newer")
+    crop_data.edit(newer / "manifest.json", lambda content: content.update(format_version=99))
+    with pytest.raises(ValueError, match="format version 99, this code reads 1"):
+        CropStore.open(newer)
+    for text in ("{", "[]", '{"format_version": 1}'):
+        (newer / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+            CropStore.open(newer)
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no manifest.json; make one with: efafnet prepare"):
+        CropStore.open(tmp_path)
+    with pytest.raises(ValueError, match="does not exist"):
+        CropStore.open(tmp_path / "nowhere")
+
+
+def test_another_skeleton_is_refused(store: CropStore) -> None:
+    assert CropStore.open(store.path, expect_skeleton=COCO_17).skeleton == COCO_17
+    with pytest.raises(ValueError, match=r"'coco17' \(17 joints\), but 'crowdpose14' \(14 joints\) is needed"):
+        CropStore.open(store.path, expect_skeleton=CROWDPOSE_14)
+
+
+def test_verify_finds_a_changed_byte_and_a_changed_manifest(tmp_path: Path) -> None:
+    made = crop_data.make_store(tmp_path)
+    assert made.verify() == []
+    shard = made.path / made.manifest.shards[0].name
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assert [problem.split(":")[0] for problem in made.verify()] == ["persons-00000.parquet"]
+    crop_data.edit(made.path / "manifest.json", lambda content: content["envelope"].update(padding=2.0))
+    assert "manifest.json" in " ".join(CropStore.open(made.path).verify())
+
+
+def _evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], sigmas: tuple[float, ...]) -> np.ndarray:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = ground_truth
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(results), "keypoints")
+        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["coco-mini/annotations/person_keypoints_train.json", "tiny-coco/test_coco.json", "tiny-ochuman/test_ochuman.json"],
+)
+def test_ground_truth_evaluates_as_the_source_file(file: str, tmp_path: Path) -> None:
+    """AP of noisy predictions, crowds, ignored persons and areas included: equal to the last bit."""
+    folder, _, rest = file.partition("/")
+    annotations = crop_data.real_data(folder) / rest
+    images = crop_data.real_data(folder) / ("images" if folder == "coco-mini" else "")
+    made = run_prepare(crop_data.config(tmp_path, annotations=annotations, images=images, out=tmp_path / "out"))
+    source = json.loads(annotations.read_text())
+    rng = np.random.default_rng(0)
+    results = [
+        {
+            "image_id": a["image_id"],
+            "category_id": 1,
+            "keypoints": (np.array(a["keypoints"]) + rng.normal(0, 0.08 * a["area"] ** 0.5, 51)).tolist(),
+            "score": float(rng.uniform()),
+        }
+        for a in source["annotations"]
+    ]
+    ours = _evaluate(made.ground_truth().to_coco(), results, COCO_17.sigmas)
+    theirs = _evaluate(source, results, COCO_17.sigmas)
+    np.testing.assert_array_equal(ours, theirs)
+    assert theirs[0] < 0.9
+
+
+def test_crowdpose_ground_truth(tmp_path: Path) -> None:
+    """The official tool's area, 0.53 w h, and each image's crowd index."""
+    folder = crop_data.real_data("tiny-crowdpose")
+    annotations = folder / "test_crowdpose.json"
+    made = run_prepare(crop_data.config(tmp_path, annotations=annotations, images=folder, out=tmp_path / "out"))
+    source = json.loads(annotations.read_text())
+    truth = made.ground_truth().to_coco()
+    assert [image["crowdIndex"] for image in truth["images"]] == [image["crowdIndex"] for image in source["images"]]
+    for ours, theirs in zip(truth["annotations"], source["annotations"], strict=True):
+        assert ours["area"] == pytest.approx(0.53 * theirs["bbox"][2] * theirs["bbox"][3])
+        assert ours["keypoints"] == theirs["keypoints"]
+        assert ours["bbox"] == theirs["bbox"]
+    assert truth["categories"][0]["keypoints"] == list(CROWDPOSE_14.joints)
