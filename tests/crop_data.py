@@ -33,6 +33,13 @@ def picture(width: int, height: int, seed: int) -> np.ndarray[Any, Any]:
     return np.clip(smooth.astype(int) + rng.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
 
 
+def read_picture(path: Path) -> np.ndarray[Any, Any]:
+    """A picture file as OpenCV's (h, w, 3) uint8, its pixels as stored."""
+    found = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert found is not None
+    return found
+
+
 def category(skeleton: Skeleton = COCO_17) -> dict[str, Any]:
     """COCO category of ``skeleton``."""
     limbs = [[a + 1, b + 1] for a, b in skeleton.limbs]

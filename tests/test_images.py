@@ -85,7 +85,9 @@ def test_orientation_is_not_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = _saved(Image.fromarray(_PICTURE), exif=exif)
-    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == (80, 60, 3)
+    turned = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert turned is not None
+    assert turned.shape == (80, 60, 3)
     assert decode_image(data).shape == (60, 80, 3)
 
 

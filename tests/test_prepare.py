@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from efafnet.models.settings import InputSize
-from efafnet.pipelines.crops import work
+from efafnet.pipelines.crops import shards, work
 from efafnet.pipelines.crops.annotations import SOURCE_STRIDE
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
@@ -239,7 +239,7 @@ def test_the_next_run_continues(
     crop_data.write_coco(tmp_path)
     whole = _files(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=5)).path)
     written: list[int] = []
-    real = work.write_shard
+    real = shards.write_shard
 
     def failing(settings: Any, index: int, entries: Any, directory: Path) -> Any:
         if index == 3:
@@ -252,7 +252,12 @@ def test_the_next_run_continues(
         run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
     assert not (tmp_path / "store").exists()
     assert "the same command continues" in capsys.readouterr().err
-    monkeypatch.setattr(work, "write_shard", lambda *a: written.append(a[1]) or real(*a))
+
+    def counting(settings: Any, index: int, entries: Any, directory: Path) -> Any:
+        written.append(index)
+        return real(settings, index, entries, directory)
+
+    monkeypatch.setattr(work, "write_shard", counting)
     store = run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
     assert written == list(range(len(store.manifest.shards)))
     assert _files(store.path) == whole

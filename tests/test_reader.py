@@ -120,7 +120,7 @@ def test_more_workers_than_persons_leave_some_without(store: CropStore) -> None:
 
 def _original(folder: Path, name: str, affine: np.ndarray, size: InputSize) -> np.ndarray:
     """The sample as a peer takes it: the whole image decoded, warped, RGB planes."""
-    image = cv2.imread(str(folder / name), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    image = crop_data.read_picture(folder / name)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, affine, (size.width, size.height), flags=flags)[:, :, ::-1].transpose(2, 0, 1)
 

@@ -120,7 +120,7 @@ def _evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], sigma
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return evaluation.stats
+    return np.array(evaluation.stats)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""``efafnet inspect``: what it says, what it draws, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from efafnet.models.skeleton import COCO_17
+from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.inspect import InspectConfig, contact_sheet, run_inspect
+from efafnet.pipelines.crops.prepare import run_prepare
+from tests import crop_data
+
+
+def test_a_store_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    crop_data.write_coco(tmp_path)
+    (tmp_path / "images" / "000001.jpg").unlink()
+    store = run_prepare(crop_data.config(tmp_path))
+    capsys.readouterr()
+    run_inspect(InspectConfig(store=store.path, crops=5))
+    said = capsys.readouterr().out
+    assert store.digest in said
+    assert "coco17 (17 joints)" in said
+    assert "6 (6 with persons to crop)" in said
+    assert "image_missing" in said
+    assert "digests agree" in said
+    sheet = crop_data.read_picture(tmp_path / "store-sheet.png")
+    # Five samples of 384x288 side by side.
+    assert sheet.shape == (384, 5 * 288, 3)
+    run_inspect(InspectConfig(store=store.path, crops=5, augmented=True, sheet=tmp_path / "other.png"))
+    assert not np.array_equal(sheet, crop_data.read_picture(tmp_path / "other.png"))
+
+
+def test_damage_is_an_error(tmp_path: Path) -> None:
+    store = crop_data.make_store(tmp_path)
+    file = store.path / "images.parquet"
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"is damaged: images.parquet: sha256"):
+        run_inspect(InspectConfig(store=store.path, crops=0))
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a crop store"):
+        run_inspect(InspectConfig(store=tmp_path))
+
+
+def test_a_sheet_that_cannot_be_written(tmp_path: Path) -> None:
+    store = crop_data.make_store(tmp_path)
+    with pytest.raises(OSError, match="cannot write"):
+        run_inspect(InspectConfig(store=store.path, sheet=tmp_path / "nowhere" / "sheet.png"))
+
+
+def test_joints_are_drawn_where_they_are() -> None:
+    """A visible left wrist is a filled disc at its place, a hidden one a ring, an absent one nothing."""
+    joints = torch.full((3, 17, 2), 32.0)
+    visibility = torch.zeros((3, 17), dtype=torch.uint8)
+    visibility[0, 9], visibility[1, 9] = 2, 1
+    batch = Batch(
+        images=torch.zeros((3, 3, 192, 64), dtype=torch.uint8),
+        joints_px=joints,
+        visibility=visibility,
+        rows=torch.arange(3),
+        input_to_image=torch.zeros((3, 2, 3), dtype=torch.float64),
+    )
+    sheet = contact_sheet(batch, COCO_17, columns=2)
+    assert sheet.shape == (2 * 192, 2 * 64, 3)
+    assert sheet[32, 32].tolist() == [80, 200, 255]
+    assert sheet[32, 64 + 32].tolist() == [0, 0, 0]
+    assert sheet[32, 64 + 32 - 3].any()
+    assert not sheet[192 + 20 : 192 + 60, 10:60].any()
