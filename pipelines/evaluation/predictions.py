@@ -115,16 +115,18 @@ def coco_results(
     input_size: InputSize,
     padding: float,
     test: TestConfig,
+    with_person_id: bool = False,
 ) -> list[dict[str, Any]]:
     """COCO results of the predictions: images in order of first row, persons by falling score, duplicates gone.
 
     No ``bbox`` field is written: COCO's tools would take a person's area from it instead of from its joints, which
-    moves AP by object size.
+    moves AP by object size. ``with_person_id`` adds the id of the annotation behind each crop, which PCKh needs.
     """
     scores = person_scores(predictions.scores, predictions.box_score, test.joint_score_threshold)
     areas = padded_area(predictions.box_xywh_px, input_size, padding)
+    persons = predictions.person_id if with_person_id else None
     return results_of_columns(
-        predictions.image_id, predictions.joints_px, predictions.scores, scores, areas, skeleton.sigmas, test
+        predictions.image_id, predictions.joints_px, predictions.scores, scores, areas, skeleton.sigmas, test, persons
     )
 
 
@@ -136,6 +138,7 @@ def results_of_columns(
     area_px2: NDArray[np.floating],
     sigmas: Sequence[float],
     test: TestConfig,
+    person_id: NDArray[np.int64] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of N persons with final ``scores`` (N,); ``area_px2`` (N,) scales the OKS of the suppression."""
     triplets = np.concatenate([np.asarray(joints_px, np.float64), np.asarray(joint_scores)[..., None]], axis=2)
@@ -145,6 +148,8 @@ def results_of_columns(
         for i in kept:
             keypoints = triplets[i].reshape(-1).tolist()
             results.append(_result(int(image_id[i]), keypoints, float(scores[i])))
+            if person_id is not None:
+                results[-1]["person_id"] = int(person_id[i])
     return results
 
 

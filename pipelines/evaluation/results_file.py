@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 from efafnet.models.skeleton import MPII_16, SKELETONS
 from efafnet.pipelines.evaluation.columns import Truth, truth
 from efafnet.pipelines.evaluation.mpii import head_size
+from efafnet.platform import console
 from efafnet.platform.storage import read_json
 
 DataFormat = Literal["auto", "coco", "crowdpose", "mpii"]
@@ -62,17 +64,20 @@ def read_reference(path: Path, wanted: DataFormat = "auto", skeleton: str | None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     heads = {int(a["id"]): float(a["head_size"]) for a in annotations if a.get("head_size") is not None}
-    found = _format_of(reference) if wanted == "auto" else wanted
-    if found == "mpii" and not heads:
-        raise ValueError(
-            f"{path} holds no head sizes, so no PCKh; prepare from MPII's original release, or format=coco"
-        )
-    return Reference(reference, found, heads)
+    return Reference(reference, _format_of(reference, heads, path, wanted), heads)
 
 
-def _format_of(reference: Truth) -> Literal["coco", "crowdpose", "mpii"]:
+def _format_of(
+    reference: Truth, heads: Mapping[int, float], path: Path, wanted: DataFormat
+) -> Literal["coco", "crowdpose", "mpii"]:
+    if wanted == "mpii" and not heads:
+        raise ValueError(f"{path} holds no head sizes, so no PCKh; prepare from MPII's original release")
+    if wanted != "auto":
+        return wanted
     if reference.skeleton.joints == MPII_16.joints:
-        return "mpii"
+        if not heads:
+            console.warn(f"{path} holds no head sizes, so no PCKh; OKS AP by assumed sigmas instead")
+        return "mpii" if heads else "coco"
     crowded = reference.skeleton.name == "crowdpose14" and not np.isnan(reference.crowd_index).any()
     return "crowdpose" if crowded else "coco"
 

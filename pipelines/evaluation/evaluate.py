@@ -1,0 +1,245 @@
+"""`efafnet evaluate CHECKPOINT DATA`: predict a crop store with a trained network, measure, and show the results."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.settings import Settings
+from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
+from efafnet.pipelines.evaluation.boxes import box_figures
+from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY, truth
+from efafnet.pipelines.evaluation.gallery import has_annotated_boxes, write_galleries
+from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
+from efafnet.pipelines.evaluation.results_file import Reference, read_reference
+from efafnet.pipelines.evaluation.scoring import (
+    Scored,
+    ScoringConfig,
+    score_persons,
+    score_results,
+    show,
+    write_picture,
+)
+from efafnet.pipelines.evaluation.store_prediction import WorkersConfig, predict_here, predict_with_ray
+from efafnet.pipelines.evaluation.trained import Trained, Weights, load_trained, open_store
+from efafnet.platform import console
+from efafnet.platform.cluster import connect
+from efafnet.platform.provenance import code_version
+from efafnet.platform.storage import atomic_directory, check_output, write_json, write_text
+
+PREDICTIONS = "predictions.json"
+METRICS = "metrics.json"
+ERRORS = "errors.png"
+
+
+class TestOverrides(Settings):
+    """What is tested differently than in training; none keeps what the checkpoint says."""
+
+    flip_test: bool | None = None
+    """Average with the mirrored crop."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Crops per forward pass of one process."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Arithmetic of the forward pass."""
+    joint_score_threshold: float | None = Field(default=None, ge=0, lt=1)
+    """A person's score is its box score times the mean of the joint scores above this."""
+    nms: Literal["none", "oks", "soft_oks"] | None = None
+    """Suppression of duplicates within an image."""
+    nms_threshold: float | None = Field(default=None, gt=0, le=1)
+    """OKS above which the weaker of two predictions is a duplicate (hard), or the decay's scale (soft)."""
+    decoding: Literal["argmax", "quarter", "dark", "udp"] | None = None
+    """From heatmap to joint."""
+
+
+class EvaluateConfig(Settings):
+    """Measure a trained network on a crop store."""
+
+    checkpoint: Path
+    """Checkpoint directory, or a run's directory (then its best checkpoint)."""
+    data: Path
+    """Crop store, a directory made by `efafnet prepare`; with annotated boxes or a detector's."""
+    output: Path = Path("evaluation")
+    """Directory for predictions.json (COCO results), metrics.json, errors.png, best.jpg and worst.jpg."""
+    overwrite: bool = False
+    """Whether an output that exists is replaced."""
+    weights: Weights = "best"
+    """Which weights of the checkpoint: best takes the moving average where one was kept."""
+    network: dict[str, Any] = Field(default_factory=dict)
+    """Switches the network must have, for example network.ffm=true; a checkpoint of another is refused."""
+    test: TestOverrides = TestOverrides()
+    workers: WorkersConfig = WorkersConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    overlays: int = Field(default=12, ge=0)
+    """Persons in each of best.jpg and worst.jpg; 0 for no pictures."""
+    mlflow: bool = False
+    """Log figures and files to the MLflow run that wrote the checkpoint, under evaluation/."""
+    tracking_uri: str | None = None
+    """Address of the MLflow store that holds the run; none for the training's own, then MLFLOW_TRACKING_URI."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out."""
+
+    scored: Scored
+    """Figures, intervals, mistakes."""
+    predictions: Predictions
+    """Every person of the store, before rescoring and suppression, in order of rows."""
+    results: list[dict[str, Any]]
+    """COCO results: what the figures were computed from."""
+    trained: Trained
+    """The network."""
+    test: TestConfig
+    """How it was tested."""
+    seconds: dict[str, float]
+    """Duration of each stage."""
+
+
+def run_evaluate(config: EvaluateConfig) -> Evaluation:
+    """Evaluate, write everything to ``config.output``, print the figures."""
+    check_output(config.output, overwrite=config.overwrite)
+    store = open_store(config.data)
+    evaluation = evaluate(config, store)
+    with atomic_directory(config.output, overwrite=config.overwrite) as folder:
+        _write(folder, config, store, evaluation)
+    _tell(config, store, evaluation)
+    if config.mlflow:
+        _log(config, store, evaluation)
+    return evaluation
+
+
+def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
+    """Predict every person of ``store`` and measure; writes nothing.
+
+    Raises ValueError or OSError for a checkpoint that is damaged or does not fit, and where no worker can be had.
+    """
+    trained, test = _prepared(config, store)
+    workers = config.workers
+    if workers.distributed:
+        # Before the clock starts: a local Ray takes longer to start than a small store to predict.
+        connect(workers.cluster)
+    began = time.monotonic()
+    if workers.distributed:
+        predictions = predict_with_ray(trained, store, test, workers, config.weights)
+    else:
+        predictions = predict_here(trained, store, test, workers)
+    predicted = time.monotonic()
+    reference = read_reference(store.path)
+    results = _results(predictions, reference, trained, test, store)
+    scored = _score(results, predictions, reference, config, store)
+    measured = time.monotonic()
+    seconds = {"predict": predicted - began, "measure": measured - predicted}
+    return Evaluation(scored, predictions, results, trained, test, seconds)
+
+
+def _prepared(config: EvaluateConfig, store: CropStore) -> tuple[Trained, TestConfig]:
+    """The network and how it is tested, with the command line's wishes over the checkpoint's."""
+    trained = load_trained(config.checkpoint, store.skeleton, weights=config.weights, expected=config.network)
+    if config.mlflow and not trained.meta.get("mlflow_run_id"):
+        raise ValueError(f"mlflow=true: checkpoint {trained.path} was written without an MLflow run; leave mlflow out")
+    wanted = {k: v for k, v in config.test.model_dump().items() if v is not None}
+    decoding = wanted.pop("decoding", trained.heatmap.decoding)
+    heatmap = HeatmapConfig.model_validate({**trained.heatmap.model_dump(), "decoding": decoding})
+    return replace(trained, heatmap=heatmap), TestConfig.model_validate({**trained.test.model_dump(), **wanted})
+
+
+def _results(
+    predictions: Predictions, reference: Reference, trained: Trained, test: TestConfig, store: CropStore
+) -> list[dict[str, Any]]:
+    """COCO results; for MPII of every person, duplicate or not, since PCKh asks for each one."""
+    by_person = reference.format == "mpii"
+    return coco_results(
+        predictions,
+        skeleton=store.skeleton,
+        input_size=trained.input_size,
+        padding=trained.padding,
+        test=test.model_copy(update={"nms": "none"}) if by_person else test,
+        with_person_id=by_person,
+    )
+
+
+def _score(
+    results: list[dict[str, Any]],
+    predictions: Predictions,
+    reference: Reference,
+    config: EvaluateConfig,
+    store: CropStore,
+) -> Scored:
+    if reference.format == "mpii":
+        return score_persons(results, reference.truth, reference.head_size_px)
+    scored = score_results(results, reference.truth, config.scoring, crowd=reference.format == "crowdpose")
+    if not has_annotated_boxes(store):
+        scored.figures.update(box_figures(_boxes(predictions), reference.truth))
+    return scored
+
+
+def _boxes(predictions: Predictions) -> list[dict[str, Any]]:
+    columns = (predictions.image_id, predictions.box_xywh_px, predictions.box_score)
+    return [
+        {"image_id": int(image), "category_id": PERSON_CATEGORY, "bbox": box.tolist(), "score": float(score)}
+        for image, box, score in zip(*columns, strict=True)
+    ]
+
+
+def _write(folder: Path, config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
+    category = store.table(GROUND_TRUTH)["category_id"].to_pylist()[:1] or [PERSON_CATEGORY]
+    results = [{**entry, "category_id": category[0]} for entry in done.results]
+    # On one line: with indentation, the results of COCO's validation images would take five million.
+    write_text(folder / PREDICTIONS, json.dumps(results, separators=(",", ":")) + "\n")
+    write_json(folder / METRICS, {**done.scored.to_json(), **_circumstances(config, store, done)})
+    write_picture(done.scored, folder / ERRORS, f"{done.trained.path.name} on {store.path.name}")
+    if config.overlays:
+        write_galleries(
+            folder,
+            store,
+            done.predictions,
+            truth(store.ground_truth()),
+            count=config.overlays,
+            input_size=done.trained.input_size,
+            padding=done.trained.padding,
+            sure_from=done.test.joint_score_threshold,
+        )
+
+
+def _circumstances(config: EvaluateConfig, store: CropStore, done: Evaluation) -> dict[str, Any]:
+    """What the figures belong to."""
+    trained = done.trained
+    return {
+        "checkpoint": {"path": str(trained.path), **trained.meta},
+        "store": {"path": str(store.path), "digest": store.digest, "persons": store.num_persons},
+        "test": {**done.test.model_dump(mode="json"), "heatmap": trained.heatmap.model_dump(mode="json")},
+        "settings": config.model_dump(mode="json"),
+        "code": code_version(),
+        "seconds": done.seconds,
+    }
+
+
+def _tell(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
+    persons, seconds = store.num_persons, done.seconds["predict"]
+    step = done.trained.meta.get("step")
+    console.say(f"{done.trained.path} (step {step}) on {store.path}: {persons} persons, {store.skeleton.name}")
+    show(done.scored, config.scoring)
+    console.say(f"{persons} persons predicted in {seconds:.1f} s ({persons / seconds:.3g}/s); files in {config.output}")
+
+
+def _log(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
+    """Add figures and files to the run that wrote the checkpoint; what MLflow does not take is told."""
+    from efafnet.platform.tracking import Tracker, prepare_tracking
+
+    uri = prepare_tracking(config.tracking_uri or (done.trained.config.get("tracking") or {}).get("uri"))
+    place = f"evaluation/{store.path.name}"
+    figures = {f"{place}/{name}": value for name, value in done.scored.figures.items() if value >= 0}
+    tracker = Tracker(uri, done.trained.meta["mlflow_run_id"], spill=config.output / "unlogged.jsonl")
+    tracker.log_metrics(figures, int(done.trained.meta.get("step", 0)))
+    for name in (METRICS, PREDICTIONS, ERRORS, "best.jpg", "worst.jpg"):
+        if (config.output / name).exists():
+            tracker.log_artifact(config.output / name, place)
+    tracker.close(timeout_s=120)
+    console.note(f"logged to MLflow run {done.trained.meta['mlflow_run_id']} under {place}")

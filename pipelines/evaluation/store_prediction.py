@@ -1,0 +1,286 @@
+"""Every person of a crop store predicted: in this process, or by Ray Data on all workers. Both see the same crops.
+
+Ray Data reads the shards and warps the crops in tasks; actors that loaded the checkpoint once predict them.
+Legend: N persons, K joints, H W input pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.settings import InputSize, Settings
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops import geometry
+from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.decode import CropDecoder
+from efafnet.pipelines.crops.groups import group_from_table
+from efafnet.pipelines.crops.manifest import Encoding
+from efafnet.pipelines.crops.reader import EvalReader, ReaderConfig
+from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.inference import TestConfig, predict_batch
+from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
+from efafnet.pipelines.evaluation.trained import Trained, Weights, load_trained
+from efafnet.platform import console
+from efafnet.platform.cluster import ClusterConfig
+
+if TYPE_CHECKING:
+    import ray.data
+
+_COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh", "person_id"]
+
+
+class WorkersConfig(Settings):
+    """Who predicts."""
+
+    distributed: bool = True
+    """Predict through Ray Data on all workers; false for this very process, without Ray."""
+    count: int | None = Field(default=None, ge=1)
+    """Actors that hold the network; none for one per GPU, or on CPUs for as many as leave a core for reading."""
+    cpus: float = Field(default=1, gt=0)
+    """CPU cores of each actor; also the threads of its arithmetic."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """One GPU per actor (or for this process): auto takes it where there is one."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Which Ray."""
+    reader: ReaderConfig = ReaderConfig()
+    """Reading without Ray."""
+
+
+def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: WorkersConfig) -> Predictions:
+    """Predict every person of ``store`` in this process."""
+    if workers.gpu == "yes" and not torch.cuda.is_available():
+        raise ValueError("workers.gpu=yes: this machine has no GPU that torch can use; set workers.gpu=auto")
+    device = torch.device("cuda" if workers.gpu != "no" and torch.cuda.is_available() else "cpu")
+    network = trained.network.to(device)
+    people = store.columns(list(PERSON_COLUMNS))
+    parts = []
+    with (
+        console.progress("predicting", store.num_persons, unit="persons") as advance,
+        EvalReader(
+            store,
+            input_size=trained.input_size,
+            padding=trained.padding,
+            batch_size=test.batch_size,
+            config=workers.reader,
+            udp=trained.udp,
+        ) as reader,
+    ):
+        for batch in reader.batches():
+            joints_px, scores = predict_batch(
+                network,
+                batch.to(device),
+                skeleton=store.skeleton,
+                input_size=trained.input_size,
+                heatmap=trained.heatmap,
+                flip_test=test.flip_test,
+                precision=test.precision,
+            )
+            parts.append(Predictions.gather(people, batch.rows.numpy(), joints_px, scores))
+            advance(len(batch))
+    return Predictions.concat(parts)
+
+
+@dataclass(frozen=True)
+class CropView:
+    """How rows of a store become the network's input; pure, so that any worker does it alike."""
+
+    encoding: Encoding
+    input_size: InputSize
+    padding: float
+    udp: bool
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of person shards -> their warped crops, ids and affines."""
+        cv2.setNumThreads(0)
+        group, size, decoder = group_from_table(table), self.input_size, CropDecoder(self.encoding)
+        centre, extent = geometry.box_to_centre_scale(group.boxes_xywh, size.width / size.height, self.padding)
+        to_image = geometry.invert_affine(geometry.input_affine(centre, extent, 0.0, size, udp=self.udp))
+        to_crop = geometry.compose_affine(geometry.invert_affine(group.crop_to_image), to_image)
+        pixels = np.empty((table.num_rows, 3, size.height, size.width), np.uint8)
+        for i, person in enumerate(table["person_id"].to_pylist()):
+            width, height = group.crop_size[i].tolist()
+            try:
+                decoder.warp_into(decoder.decode(group.image(i), width, height), to_crop[i], pixels[i])
+            except ValueError as error:
+                raise ValueError(f"the crop of person {person} cannot be read: {error}") from error
+        return pa.table(
+            {
+                "person_id": table["person_id"],
+                "pixels": _as_fixed_binary(pixels.reshape(len(pixels), -1)),
+                "input_to_image": pa.FixedSizeListArray.from_arrays(pa.array(to_image.reshape(-1)), 6),
+            }
+        )
+
+
+def _as_fixed_binary(rows: NDArray[np.uint8]) -> pa.Array:
+    """Bytes (N, B) as one Arrow value per row, without copying."""
+    buffer = pa.py_buffer(np.ascontiguousarray(rows))
+    return pa.Array.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, buffer])
+
+
+def _batch_of(table: pa.Table, size: InputSize, skeleton: Skeleton) -> Batch:
+    """What :class:`CropView` made, as tensors; joints are not known here."""
+    n = table.num_rows
+    pixels = table["pixels"].combine_chunks()
+    first, length = pixels.offset * pixels.type.byte_width, n * pixels.type.byte_width
+    images = np.frombuffer(pixels.buffers()[1], np.uint8, count=length, offset=first).copy()
+    affines = table["input_to_image"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return Batch(
+        images=torch.from_numpy(images.reshape(n, 3, size.height, size.width)),
+        joints_px=torch.zeros(n, skeleton.num_joints, 2),
+        visibility=torch.zeros(n, skeleton.num_joints, dtype=torch.uint8),
+        rows=torch.from_numpy(table["person_id"].to_numpy().astype(np.int64)),
+        input_to_image=torch.from_numpy(affines.reshape(n, 2, 3).copy()),
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What an actor needs to know."""
+
+    checkpoint: Path
+    weights: Weights
+    skeleton: Skeleton
+    heatmap: HeatmapConfig
+    test: TestConfig
+    threads: int
+    gpu: bool
+
+
+@dataclass
+class _Predictor:
+    """An actor: loads the checkpoint once, then predicts batches of warped crops."""
+
+    task: _Task
+    trained: Trained = field(init=False)
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.task.threads)
+        self.trained = load_trained(self.task.checkpoint, self.task.skeleton, weights=self.task.weights)
+        self.device = torch.device("cuda" if self.task.gpu else "cpu")
+        self.trained.network.to(self.device)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Warped crops -> joints and scores by person."""
+        trained, test = self.trained, self.task.test
+        joints_px, scores = predict_batch(
+            trained.network,
+            _batch_of(table, trained.input_size, self.task.skeleton).to(self.device),
+            skeleton=self.task.skeleton,
+            input_size=trained.input_size,
+            heatmap=self.task.heatmap,
+            flip_test=test.flip_test,
+            precision=test.precision,
+        )
+        k = scores.shape[1]
+        return pa.table(
+            {
+                "person_id": table["person_id"],
+                "joints_px": pa.FixedSizeListArray.from_arrays(pa.array(joints_px.reshape(-1)), 2 * k),
+                "scores": pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), k),
+            }
+        )
+
+
+def predict_with_ray(
+    trained: Trained, store: CropStore, test: TestConfig, workers: WorkersConfig, weights: Weights
+) -> Predictions:
+    """Predict every person of ``store`` on the workers of a Ray cluster; the result is in order of rows.
+
+    Raises OSError where no cluster can be used or a worker failed, ValueError where rows are missing in the end.
+    """
+    from efafnet.platform.cluster import connect, shared_path_problem
+
+    found = connect(workers.cluster)
+    console.note(str(found))
+    for path in (trained.path, store.path):
+        if found.nodes > 1 and (problem := shared_path_problem(path.absolute())):
+            raise OSError(f"the workers of several nodes read it: {problem}")
+    gpu, threads = _wants_gpu(workers, found.gpus), max(1, int(workers.cpus))
+    task = _Task(trained.path.absolute(), weights, store.skeleton, trained.heatmap, test, threads, gpu)
+    actors = workers.count or _default_actors(workers, found.cpus, found.gpus if gpu else 0)
+    view = CropView(store.manifest.encoding, trained.input_size, trained.padding, trained.udp)
+    predicted = _pipeline(store, view, task, actors, min(workers.cpus, found.cpus / (actors + 1)))
+    return _collect(predicted, store)
+
+
+def _wants_gpu(workers: WorkersConfig, gpus: float) -> bool:
+    if workers.gpu == "yes" and not gpus:
+        raise ValueError("workers.gpu=yes: the cluster has no GPU; set workers.gpu=auto")
+    return workers.gpu != "no" and gpus >= 1
+
+
+def _default_actors(workers: WorkersConfig, cpus: float, gpus: float) -> int:
+    return int(gpus) if gpus else max(1, int((cpus - 1) // workers.cpus))
+
+
+def _pipeline(store: CropStore, view: CropView, task: _Task, actors: int, cpus_per_actor: float) -> ray.data.Dataset:
+    """Read and warp in tasks, predict in actors."""
+    import ray.data
+
+    # Ray Data sets its loggers up when it is imported; only its warnings are for people.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    shards = [str((store.path / shard.name).absolute()) for shard in store.manifest.shards if shard.rows]
+    transform: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": task.test.batch_size}
+    warped = ray.data.read_parquet(shards, columns=_COLUMNS).map_batches(_callable(view), **transform)
+    return warped.map_batches(
+        _Predictor,
+        fn_constructor_args=(task,),
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=cpus_per_actor,
+        num_gpus=1 if task.gpu else 0,
+        **transform,
+    )
+
+
+def _callable(view: CropView) -> Callable[[pa.Table], pa.Table]:
+    """Ray Data takes an object that can be called for an actor; this stays a task."""
+
+    def warp(table: pa.Table) -> pa.Table:
+        return view(table)
+
+    return warp
+
+
+def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predictions:
+    people = store.columns(list(PERSON_COLUMNS))
+    row_of = {int(person): row for row, person in enumerate(people["person_id"].to_pylist())}
+    assert len(row_of) == store.num_persons, "person ids are unique in a store"
+    parts = []
+    with console.progress("predicting", store.num_persons, unit="persons") as advance:
+        for table in _tables(predicted):
+            rows = np.array([row_of[i] for i in table["person_id"].to_pylist()], np.int64)
+            scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            joints = table["joints_px"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+            parts.append(
+                Predictions.gather(people, rows, joints.reshape(len(rows), -1, 2), scores.reshape(len(rows), -1))
+            )
+            advance(len(rows))
+    predictions = Predictions.concat(parts)
+    if len(predictions) != store.num_persons:
+        raise ValueError(f"only {len(predictions)} of {store.num_persons} persons came back; run again")
+    return predictions
+
+
+def _tables(predicted: ray.data.Dataset) -> Iterator[pa.Table]:
+    import ray
+
+    try:
+        yield from predicted.iter_batches(batch_size=None, batch_format="pyarrow")
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        raise (cause if isinstance(cause, ValueError) else OSError(f"a worker failed: {cause}")) from error

@@ -1,0 +1,164 @@
+"""A trained network taken from a checkpoint, with everything needed to use it: input size, codec, test settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.network import NetworkConfig, PoseNetwork, build_network
+from efafnet.models.settings import InputSize, Settings
+from efafnet.models.skeleton import SKELETONS, Skeleton
+from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, read_meta, restore_weights
+
+Weights = Literal["best", "network", "ema"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and how it was trained to be used."""
+
+    path: Path
+    """The checkpoint's directory."""
+    network: PoseNetwork
+    """On the CPU, in evaluation mode."""
+    settings: NetworkConfig
+    """Its switches."""
+    input_size: InputSize
+    """Size of its input."""
+    heatmap: HeatmapConfig
+    """Its codec."""
+    padding: float
+    """Factor by which boxes grow before cropping."""
+    test: TestConfig
+    """How its run tested it."""
+    skeleton: str
+    """Name of its skeleton."""
+    config: dict[str, Any]
+    """The whole configuration of its run."""
+    meta: dict[str, Any]
+    """What the checkpoint says about itself: step, metrics, run."""
+
+    @property
+    def udp(self) -> bool:
+        """Whether crops are cut by UDP's rule, which its targets need."""
+        return self.heatmap.encoding == "udp"
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint at ``path``: the directory itself, or the best (else the latest) one of a run's directory."""
+    if not (path / "meta.json").is_file():
+        for name in ("best", "latest"):
+            if (path / name / "meta.json").is_file():
+                return (path / name).resolve()
+    return path
+
+
+def load_trained(
+    path: Path,
+    store_skeleton: Skeleton,
+    *,
+    weights: Weights = "best",
+    expected: Mapping[str, Any] | None = None,
+) -> Trained:
+    """Build the network of a checkpoint and load its weights; ``best`` takes the moving average where one was kept.
+
+    ``expected`` are switches that the network must have. Raises ValueError naming the file and the remedy for a
+    checkpoint that is damaged, of another skeleton than ``store_skeleton``, or of other switches than ``expected``.
+    """
+    path = find_checkpoint(path)
+    # The small files first: a mismatch should not cost reading the weights.
+    _check_skeleton(path, read_meta(path).get("skeleton"), store_skeleton)
+    checkpoint = load_checkpoint(path, with_state=False)
+    parts = _settings(path, checkpoint.config)
+    check_switches(path, parts["network"], expected or {})
+    found = checkpoint.weights
+    name = ("ema" if "ema" in found else "network") if weights == "best" else weights
+    if name not in found:
+        raise CheckpointError(f"checkpoint {path} holds no weights {name!r}, only {', '.join(found)}; set weights=best")
+    network = build_network(parts["network"], store_skeleton.num_joints)
+    restore_weights(network, found[name], f"checkpoint {path}")
+    _check_finite(path, found[name])
+    return Trained(
+        path=path,
+        network=network.eval(),
+        settings=parts["network"],
+        input_size=parts["input"],
+        heatmap=parts["heatmap"],
+        padding=float(checkpoint.config["augmentation"]["padding"]),
+        test=parts["test"],
+        skeleton=store_skeleton.name,
+        config=checkpoint.config,
+        meta=checkpoint.meta,
+    )
+
+
+def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that testing needs, of the whole tree of a training run."""
+    models: dict[str, type[Settings]] = {
+        "network": NetworkConfig,
+        "input": InputSize,
+        "heatmap": HeatmapConfig,
+        "test": TestConfig,
+    }
+    try:
+        return {name: model.model_validate(config[name]) for name, model in models.items()}
+    except (KeyError, ValidationError) as error:
+        detail = f"no group {error}" if isinstance(error, KeyError) else error.errors()[0]["msg"]
+        raise CheckpointError(
+            f"checkpoint {path}: its config.json is not that of a training run of this version ({detail})"
+        ) from error
+
+
+def _check_skeleton(path: Path, name: str | None, wanted: Skeleton) -> None:
+    known = SKELETONS.get(name or "")
+    if name is None or (name == wanted.name and (known is None or known.joints == wanted.joints)):
+        return
+    raise CheckpointError(
+        f"checkpoint {path} was trained for skeleton {name!r}, the crop store holds {wanted.name!r} "
+        f"({wanted.num_joints} joints); evaluate on a store of the skeleton it was trained for"
+    )
+
+
+def check_switches(path: Path, has: NetworkConfig, expected: Mapping[str, Any]) -> None:
+    """Raise ValueError naming every switch in which a checkpoint's network differs from what is expected of it."""
+    try:
+        wanted = NetworkConfig.model_validate({**has.model_dump(), **expected})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("network", *first["loc"]))
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+    differ = [
+        f"network.{name}={getattr(has, name)!r} instead of {getattr(wanted, name)!r}"
+        for name in NetworkConfig.model_fields
+        if getattr(has, name) != getattr(wanted, name)
+    ]
+    if differ:
+        raise CheckpointError(
+            f"checkpoint {path} holds another network: {', '.join(differ)}; name the checkpoint of the network meant, "
+            "or leave the switches out"
+        )
+
+
+def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    bad = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if bad:
+        raise CheckpointError(
+            f"checkpoint {path}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity (first: {bad[0]}); training "
+            "diverged, use an earlier checkpoint"
+        )
+
+
+def open_store(path: Path) -> CropStore:
+    """Open the crop store to evaluate on; ValueError where it holds no persons."""
+    store = CropStore.open(path)
+    if store.num_persons == 0:
+        raise ValueError(f"crop store {path} holds no persons; look at its rejects with: efafnet inspect {path}")
+    return store
