@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.platform.provenance import code_version, is_checkout, package_root
+
+T = TypeVar("T")
 
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -204,20 +208,56 @@ def resources() -> Resources:
     )
 
 
-def shared_path_problem(path: Path) -> str | None:
-    """Return why workers on other nodes could not see ``path``, or None when all nodes can (checked by a task each)."""
+def is_running(config: ClusterConfig) -> bool:
+    """Tell whether ``connect`` would join a cluster rather than start one."""
+    return _choose_address(config) != "local"
+
+
+def on_every_node(look: Callable[..., T], *arguments: object, timeout_s: float = 120.0) -> list[T | str]:
+    """Run a function in a task on each living node; where that fails, its place holds ``HOST: reason``."""
     import ray
-
-    @ray.remote(num_cpus=0)
-    def sees(place: str) -> bool:
-        return os.path.exists(place)  # noqa: PTH110 (runs on nodes that need nothing of this project)
-
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    task = ray.remote(num_cpus=0, max_retries=0)(look)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    tasks = [
-        sees.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(str(path))
-        for node in nodes
+    pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    answers = [task.options(scheduling_strategy=place).remote(*arguments) for place in pinned]
+    found: list[T | str] = []
+    for node, answer in zip(nodes, answers, strict=True):
+        try:
+            found.append(ray.get(answer, timeout=timeout_s))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            found.append(f"{node['NodeManagerHostname']}: {reason[:200]}")
+    return found
+
+
+def shared_path_problem(path: Path) -> str | None:
+    """Return why workers on other nodes could not see ``path``, or None when all nodes can."""
+    blind = [
+        host for host, seen in (pair for pair in on_every_node(_sees, str(path)) if isinstance(pair, tuple)) if not seen
     ]
-    blind = [node["NodeManagerHostname"] for node, seen in zip(nodes, ray.get(tasks), strict=True) if not seen]
     return f"{path} is not visible on {', '.join(blind)}; put it on storage all nodes share" if blind else None
+
+
+def _sees(place: str) -> tuple[str, bool]:
+    import socket
+
+    return socket.gethostname(), Path(place).exists()
+
+
+def token_required() -> bool:
+    """Tell whether the connected cluster refuses commands without its token."""
+    import ray
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    dashboard = ray._private.worker.get_dashboard_url()
+    if not dashboard:
+        return bool(is_token_auth_enabled())
+    try:
+        with urllib.request.urlopen(f"http://{dashboard}/api/jobs/", timeout=10):
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)
+    except OSError:
+        return bool(is_token_auth_enabled())

@@ -62,10 +62,9 @@ def log_model(
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
-    mlflow_client(uri)
-    plain = copy.deepcopy(network).cpu().eval()
+    client = mlflow_client(uri)
+    mlflow.set_tracking_uri(uri)
     try:
-        mlflow.set_tracking_uri(uri)
         with _without_pickle_warning():
             info = Model.log(
                 artifact_path=None,
@@ -75,15 +74,14 @@ def log_model(
                 registered_model_name=register_as,
                 step=step,
                 metadata=dict(metadata or {}),
-                pytorch_model=plain,
+                pytorch_model=copy.deepcopy(network).cpu().eval(),
                 serialization_format="pickle",
                 signature=_signature(input_shape),
-                # Given, because MLflow would find them out by loading the model in a new process.
                 pip_requirements=_requirements(),
             )
         version = info.registered_model_version
         if register_as and alias and version is not None:
-            mlflow_client(uri).set_registered_model_alias(register_as, alias, str(version))
+            client.set_registered_model_alias(register_as, alias, str(version))
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TrackingError(f"MLflow at {uri} did not take the network: {reason}") from error
@@ -99,6 +97,7 @@ def _signature(input_shape: Sequence[int]) -> Any:
 
 
 def _requirements() -> list[str]:
+    """Return what loading needs. Without it MLflow finds out by loading the model in a new process."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = []

@@ -1,0 +1,33 @@
+# Every target makes .venv and installs into it when that is needed, and only then.
+.PHONY: demo test lint bench
+.DELETE_ON_ERROR:
+
+# Kept inside the environment: whoever removes .venv gets a new one.
+INSTALLED := .venv/.installed
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell \
+  $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+RUN := .venv/bin/python -m
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'error: no Python >= 3.11 found; name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	test -x .venv/bin/pip || $(PYTHON) -m venv --clear .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The whole road on synthetic people: data, crops, training, evaluation, search, report. OUT names its directory.
+OUT ?= demo
+demo: $(INSTALLED)
+	$(RUN) efafnet.pipelines demo $(OUT)
+
+lint: $(INSTALLED)
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+# Fast tests first: most mistakes show within a minute or two.
+test: lint
+	$(RUN) pytest -m 'not slow' --durations=10
+	$(RUN) pytest -m slow --durations=15
+
+bench: $(INSTALLED)
+	@set -e; for claim in benchmarks/*.py; do echo "== $$claim"; .venv/bin/python "$$claim"; done

@@ -1,0 +1,244 @@
+"""The house: where modules live, who may import whom, and that the standard library's ``platform`` wins everywhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("models", "platform", "tune_spaces", "pipelines")
+
+RANKS = {
+    "models": 0,
+    "platform": 1,
+    "tune_spaces": 2,
+    "pipelines.synth": 3,
+    "pipelines.crops": 3,
+    "pipelines.evaluation": 4,
+    "pipelines.training": 5,
+    "pipelines.search": 6,
+    "pipelines.report": 7,
+    "pipelines.cli": 9,
+    "pipelines.__main__": 10,
+}
+"""A part may import parts of lower rank only. Other modules directly in pipelines/ stand above the stages."""
+TOP = 8
+
+MODELS_MAY_IMPORT = {"torch", "torchvision", "numpy", "pydantic", "efafnet", "safetensors"}
+RAY_PLACES = {
+    "platform/cluster.py": "connect",
+    "pipelines/crops/work.py": "the map over images of prepare",
+    "pipelines/evaluation/store_prediction.py": "the map over crops of evaluate",
+    "pipelines/training/ray_run.py": "launch, wrap and report",
+    "pipelines/search/searcher.py": "Tune's searcher and scheduler",
+    "pipelines/search/trial.py": "a trial",
+    "pipelines/search/tune.py": "the launch of a search",
+    "pipelines/doctor.py": "what is there",
+    "pipelines/demo.py": "the whole road",
+}
+BARE = (
+    "efafnet.models.network",
+    "efafnet.pipelines.crops.batch",
+    "efafnet.pipelines.crops.reader",
+    "efafnet.pipelines.crops.store",
+    "efafnet.pipelines.evaluation.inference",
+    "efafnet.pipelines.training.config",
+    "efafnet.pipelines.training.loop",
+    "efafnet.pipelines.training.step",
+    "efafnet.platform.checkpoint",
+    "efafnet.platform.configuration",
+    "efafnet.platform.tracking",
+)
+"""What a bare GPU machine, with neither Ray nor MLflow, must be able to import."""
+
+
+def modules() -> list[Path]:
+    return sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield (dotted name, whether it is imported when the module is) of everything a module imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {id(node) for block in ast.walk(tree) if is_deferred(block) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) not in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}:{node.lineno}: a relative import"
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", id(node) not in inside
+
+
+def is_deferred(node: ast.AST) -> bool:
+    """Tell whether what is below a node is not executed with the module: functions and ``if TYPE_CHECKING``."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+
+
+def part(dotted: str) -> tuple[str, int]:
+    """Return the part of the house a dotted name (without ``efafnet.``) belongs to, and its rank."""
+    names = dotted.split(".")
+    name = names[0] if names[0] != "pipelines" else ".".join(names[:2])
+    return name, RANKS.get(name, TOP)
+
+
+def python(program: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments, "-c", program], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+# ---- where things live
+
+
+def test_platform_is_no_regular_package() -> None:
+    assert not (ROOT / "platform" / "__init__.py").exists(), (
+        "platform/__init__.py would shadow the standard library's platform as soon as the root is on sys.path"
+    )
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_dir() and path.name != "__pycache__" and any(path.glob("*.py")) and folder != "platform":
+                assert (path / "__init__.py").exists(), f"{relative(path)} needs an __init__.py to be in the wheel"
+
+
+def test_efafnet_holds_nothing_but_its_init_and_the_links() -> None:
+    found = {path.name for path in (ROOT / "efafnet").iterdir() if path.name != "__pycache__"}
+    assert found == {"__init__.py", *FOLDERS}, "in a checkout, anything else in efafnet/ could not be imported"
+    for folder in FOLDERS:
+        assert (ROOT / "efafnet" / folder).is_symlink()
+        assert (ROOT / "efafnet" / folder).resolve() == ROOT / folder
+
+
+def test_modules_and_functions_are_short() -> None:
+    long = []
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        if len(text.splitlines()) >= 400:
+            long.append(f"{relative(path)}: {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines >= 60:
+                    long.append(f"{relative(path)}:{node.lineno} {node.name}: {lines} lines")
+    assert not long, long
+
+
+def test_the_project_names_no_host_of_a_package_index() -> None:
+    files = [ROOT / name for name in ("pyproject.toml", "constraints.txt", "Makefile", "cluster.yaml", "README.md")]
+    for path in filter(Path.exists, files):
+        assert not re.search(r"index-url|simple/|pypi\.|--find-links", path.read_text()), path.name
+
+
+# ---- who may import whom
+
+
+@pytest.mark.parametrize("path", modules(), ids=relative)
+def test_imports_go_one_way(path: Path) -> None:
+    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    own, rank = part(dotted)
+    for name, _ in imports(path):
+        assert name.split(".")[0] not in (*FOLDERS, "tests") or name.split(".")[0] == "platform", (
+            f"{relative(path)} imports {name}; write efafnet.{name}"
+        )
+        if not name.startswith("efafnet."):
+            continue
+        other, other_rank = part(name.removeprefix("efafnet."))
+        assert other == own or other_rank < rank, f"{relative(path)} ({own}) may not import {name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=relative)
+def test_models_import_torch_and_little_else(path: Path) -> None:
+    for name, _ in imports(path):
+        top = name.partition(".")[0]
+        assert top in MODELS_MAY_IMPORT or top in sys.stdlib_module_names, f"{relative(path)} imports {name}"
+
+
+def test_platform_knows_nothing_of_pose() -> None:
+    for path in (ROOT / "platform").rglob("*.py"):
+        for name, _ in imports(path):
+            if name.startswith("efafnet.models"):
+                assert name.startswith("efafnet.models.settings"), f"{relative(path)} imports {name}"
+
+
+def test_ray_appears_in_marked_places_only() -> None:
+    found = {relative(path) for path in modules() if any(name.partition(".")[0] == "ray" for name, _ in imports(path))}
+    assert found <= set(RAY_PLACES), found - set(RAY_PLACES)
+
+
+def test_platform_imports_ray_and_mlflow_only_when_asked() -> None:
+    for path in (ROOT / "platform").rglob("*.py"):
+        heavy = {name for name, at_once in imports(path) if at_once} & {"ray", "mlflow"}
+        assert not heavy, f"{relative(path)} imports {heavy}"
+
+
+def test_a_bare_machine_can_train_and_predict() -> None:
+    program = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('ray', 'mlflow', 'optuna', 'pandas', 'pycocotools', 'sklearn'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import importlib\n"
+        f"for name in {BARE!r}: importlib.import_module(name)\n"
+        "from pathlib import Path\n"
+        "for path in Path('models').glob('*.py'): importlib.import_module(f'efafnet.models.{path.stem}')\n"
+    )
+    done = python(program)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- the standard library wins
+
+LOOK = (
+    "import platform, efafnet; assert platform.system(), platform; print(platform.__file__, list(efafnet.__path__)); "
+    "import efafnet.platform.console as ours; print(ours.__file__)"
+)
+
+
+def check_seen(output: str) -> None:
+    standard, ours = output.splitlines()
+    assert standard.startswith(sys.base_prefix), f"the standard library's platform must win, got {standard}"
+    assert standard.endswith(f"[{str(ROOT)!r}]")
+    assert ours == str(ROOT / "platform" / "console.py")
+
+
+def test_python_in_the_root_sees_both_platforms() -> None:
+    done = python(LOOK)
+    assert done.returncode == 0, done.stderr
+    check_seen(done.stdout)
+
+
+def test_python_m_in_the_root_sees_both_platforms() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "efafnet.pipelines", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage: efafnet COMMAND" in done.stdout
+
+
+def test_pytest_sees_both_platforms() -> None:
+    import platform
+
+    import efafnet.platform.console as ours
+
+    assert platform.system()
+    assert Path(platform.__file__).is_relative_to(sys.base_prefix)
+    assert ours.__file__ == str(ROOT / "platform" / "console.py")
+
+
+def test_the_root_first_on_the_path_does_no_harm(tmp_path: Path) -> None:
+    done = python(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {LOOK}; import torch, ray, mlflow", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_seen(done.stdout)

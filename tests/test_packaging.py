@@ -1,0 +1,271 @@
+"""The wheel, the pins, the Makefile, and what travels to a cluster."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("models", "platform", "tune_spaces", "pipelines")
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+# ---- pins
+
+
+def test_every_pin_is_exact_and_names_no_place() -> None:
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line), line
+    names = [canonical(name) for name in constraints()]
+    assert len(names) == len(set(names))
+    assert "pip" not in names, "pip cannot replace itself while it installs"
+
+
+def test_every_dependency_is_pinned() -> None:
+    table = project()["project"]
+    wanted = [*table["dependencies"], *table["optional-dependencies"]["dev"]]
+    names = {canonical(re.split(r"[\[<>=!~; ]", entry)[0]) for entry in wanted}
+    assert names <= {canonical(name) for name in constraints()}
+
+
+def test_the_tested_environment_is_the_pinned_one() -> None:
+    different = {}
+    for name, pinned in constraints().items():
+        try:
+            if version(name) != pinned:
+                different[name] = (pinned, version(name))
+        except PackageNotFoundError:
+            continue  # a package of another operating system or processor
+    assert not different, f"pinned, installed: {different}"
+
+
+# ---- the wheel
+
+
+def test_every_folder_with_code_is_in_the_wheel() -> None:
+    found = {"efafnet"}
+    for folder in FOLDERS:
+        for path in [ROOT / folder, *(ROOT / folder).rglob("*")]:
+            if path.is_dir() and any(path.glob("*.py")):
+                found.add("efafnet." + ".".join(path.relative_to(ROOT).parts))
+    assert set(project()["tool"]["setuptools"]["packages"]) == found
+
+
+def copy_of_tree(target: Path) -> Path:
+    """Copy what a clone holds, so that building leaves nothing in the checkout."""
+    hidden = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "runs", "demo")
+    return Path(shutil.copytree(ROOT, target, symlinks=True, ignore=hidden))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the project's wheel installed and nothing else."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    tree = copy_of_tree(folder / "tree")
+    quiet = {"cwd": folder, "check": True, "capture_output": True}
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, tree], **quiet)  # type: ignore[call-overload]
+    [wheel] = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", folder / "site", wheel], **quiet)  # type: ignore[call-overload]
+    return folder / "site"
+
+
+def elsewhere(site: Path, program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    return subprocess.run(
+        [sys.executable, *program.split(maxsplit=1)] if program.startswith("-m ") else [sys.executable, "-c", program],
+        cwd=cwd, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_code_and_its_files_only(installed: Path) -> None:
+    top = sorted(path.name for path in installed.iterdir() if path.name not in ("bin", "__pycache__"))
+    assert [name for name in top if not name.endswith(".dist-info")] == ["efafnet"]
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".html", ".css") and "deploy" not in path.parts:
+                assert (installed / "efafnet" / path.relative_to(ROOT)).is_file(), f"{path} is not in the wheel"
+    assert not (installed / "efafnet" / "platform" / "__init__.py").exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_elsewhere(installed: Path, tmp_path: Path) -> None:
+    program = (
+        "import platform, efafnet, importlib.resources as r; platform.system()\n"
+        f"assert list(efafnet.__path__) == [{str(installed / 'efafnet')!r}], efafnet.__path__\n"
+        "from efafnet.platform.configuration import load_preset, preset_names, resolve\n"
+        "from efafnet.pipelines.training.config import TrainConfig\n"
+        "assert preset_names()\n"
+        "for name in preset_names(): resolve(TrainConfig, load_preset(name), name)\n"
+        "assert list(r.files('efafnet.tune_spaces').glob('*.yaml'))\n"
+        "from efafnet.platform.provenance import is_checkout, code_version\n"
+        "assert not is_checkout() and code_version()['version'] == '0.1.0', code_version()\n"
+    )
+    done = elsewhere(installed, program, tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = subprocess.run(
+        [sys.executable, "-m", "efafnet.pipelines", "train", "--help", "optimizer"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "optimizer.lr" in shown.stdout
+    script = (installed / "bin" / "efafnet").read_text()
+    assert "from efafnet.pipelines.cli import main" in script
+
+
+# ---- what travels to a cluster
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The archive Ray makes of this directory when a job is submitted from it."""
+    from ray._private.runtime_env.packaging import create_package
+
+    target = tmp_path_factory.mktemp("job") / "package.zip"
+    create_package(str(ROOT), target, include_gitignore=True, excludes=[])
+    return zipfile.ZipFile(target)
+
+
+def test_a_submitted_directory_is_small(package: zipfile.ZipFile) -> None:
+    assert package.filename is not None
+    assert Path(package.filename).stat().st_size < 5e6
+
+
+def test_a_submitted_directory_holds_the_code_once(package: zipfile.ZipFile) -> None:
+    names = {name for name in package.namelist() if not name.endswith("/")}
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".html", ".css"):
+                assert path.relative_to(ROOT).as_posix() in names
+    assert {"efafnet/__init__.py", "pyproject.toml"} <= names
+    unwanted = [name for name in names if name.startswith((".git/", ".venv/", "tests/", "efafnet/models"))]
+    assert not unwanted
+
+
+def test_the_submitted_code_runs_without_the_links(package: zipfile.ZipFile, tmp_path: Path) -> None:
+    package.extractall(tmp_path / "job")
+    program = (
+        "import platform, efafnet.models.settings as s, efafnet.platform.console as c; platform.system(); "
+        "print(s.__file__); print(c.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "job", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    job = tmp_path / "job"
+    assert done.stdout.split() == [str(job / "models" / "settings.py"), str(job / "platform" / "console.py")]
+
+
+@pytest.mark.slow
+def test_ray_workers_run_the_submitted_code_and_not_an_installed_one(
+    package: zipfile.ZipFile, installed: Path, tmp_path: Path
+) -> None:
+    """A copy of the tree with a mark is submitted while a wheel without it is installed for driver and workers."""
+    job = tmp_path / "job"
+    package.extractall(job)
+    (job / "models" / "mark.py").write_text("MARK = 'submitted'\n")
+    program = (
+        "import sys, ray\n"
+        "ray.init(address='local', num_cpus=1, logging_level='ERROR', runtime_env={'working_dir': sys.argv[1]})\n"
+        "@ray.remote\n"
+        "def look():\n"
+        "    import platform, os, efafnet\n"
+        "    from efafnet.models.mark import MARK\n"
+        "    assert platform.system()\n"
+        "    return MARK, list(efafnet.__path__), os.getcwd()\n"
+        "mark, path, here = ray.get(look.remote())\n"
+        "assert mark == 'submitted'\n"
+        "assert path == [here], (path, here)\n"
+        "assert 'working_dir' in here, here\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(installed), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(job)], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# ---- make
+
+
+def fake_tree(folder: Path) -> tuple[Path, dict[str, str]]:
+    """A tree whose Python is a script that writes down how it was called."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    fake = folder / "fake-python"
+    fake.write_text(
+        f'#!/bin/sh\necho "$(basename $0) $*" >> {folder}/calls\n'
+        f'if [ "$2" = venv ]; then mkdir -p .venv/bin; for n in python pip; do cp {fake} .venv/bin/$n; done; fi\n'
+    )
+    fake.chmod(0o755)
+    return folder / "calls", {**os.environ, "PYTHON": str(fake)}
+
+
+def make(target: str, folder: Path, env: dict[str, str]) -> list[str]:
+    calls = folder / "calls"
+    calls.write_text("")
+    done = subprocess.run(["make", target], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return calls.read_text().splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_installs_when_needed_and_only_then(tmp_path: Path) -> None:
+    _, env = fake_tree(tmp_path)
+    lint = ["python -m ruff check", "python -m ruff format --check", "python -m mypy"]
+    first = make("lint", tmp_path, env)
+    assert first[0] == "fake-python -m venv --clear .venv"
+    assert first[1].startswith("pip install ")
+    assert "-c constraints.txt -e .[dev]" in first[1]
+    assert first[2:] == lint
+    assert make("lint", tmp_path, env) == lint
+    newer = (tmp_path / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(tmp_path / "constraints.txt", (newer, newer))
+    again = make("lint", tmp_path, env)
+    assert again[0].startswith("pip install "), "new pins are installed into the environment that is there"
+    assert again[1:] == lint
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_test_runs_lint_then_fast_then_slow(tmp_path: Path) -> None:
+    _, env = fake_tree(tmp_path)
+    make("lint", tmp_path, env)
+    calls = make("test", tmp_path, env)
+    assert [call.split()[2] for call in calls] == ["ruff", "ruff", "mypy", "pytest", "pytest"]
+    assert "-m not slow" in calls[3]
+    assert "-m slow" in calls[4]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_demo_runs_the_demo(tmp_path: Path) -> None:
+    _, env = fake_tree(tmp_path)
+    assert make("demo", tmp_path, env)[-1] == "python -m efafnet.pipelines demo demo"
+
+
+def test_the_gate_is_make_test() -> None:
+    gate = ROOT / ".ci" / "run"
+    assert os.access(gate, os.X_OK)
+    assert gate.read_text().splitlines()[-1] == "make test"
