@@ -54,6 +54,27 @@ class Books:
         """Directory that holds the trials' run directories."""
         return self.config.run_dir / "trials"
 
+    def reconcile(self) -> None:
+        """Remove MLflow runs of trials that a kill left between their creation and their first note on disk."""
+        uri, parent = self.record.tracking_uri, self.record.mlflow_run_id
+        if uri is None or parent is None:
+            return
+
+        def remove() -> None:
+            client = mlflow_client(uri)
+            experiment = client.get_run(parent).info.experiment_id
+            for run in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=5000):
+                number = int(run.data.tags.get(NUMBER, -1))
+                known = self._run_of(number)
+                if run.info.run_id != (known.mlflow_run_id if known else None):
+                    client.delete_run(run.info.run_id)
+
+        quietly(remove, "looking for what a kill left")
+
+    def _run_of(self, number: int) -> RunRecord | None:
+        file = self.trials_dir / f"{number:04d}" / "run.json"
+        return RunRecord(**read_json(file)) if file.exists() else None
+
     def began(self, assignment: Assignment) -> dict[str, Any]:
         """Prepare a trial and return its job for ``run_trial``."""
         name = describe(assignment.settings, self.searched)
@@ -93,8 +114,7 @@ class Books:
                 shutil.rmtree(self.trials_dir / f"{trial.number:04d}" / "checkpoints", ignore_errors=True)
 
     def _end_in_mlflow(self, number: int, state: State, reason: str, curve: Mapping[int, float]) -> None:
-        file = self.trials_dir / f"{number:04d}" / "run.json"
-        known = RunRecord(**read_json(file)) if file.exists() else None
+        known = self._run_of(number)
         if known is None or known.mlflow_run_id is None or known.tracking_uri is None:
             return
         uri, run_id = known.tracking_uri, known.mlflow_run_id

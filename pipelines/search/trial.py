@@ -6,9 +6,11 @@ any restart, and a run on Ray's workers and one in this process are watched alik
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from efafnet.platform.checkpoint import read_meta
 
 POLL_S = 0.5
 """Seconds between two looks at the run's directory."""
+RELEASE_S = 60.0
+"""Longest wait for an earlier attempt's process to end, seconds."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ def run_trial(job: dict[str, Any]) -> None:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     training = _Training(config, job["parent_run_id"], job["tags"])
     watch = Watch(config.run_dir)
+    _await_release(config.run_dir)
     with _logged(config.run_dir / "trial.log"):
         _report(watch.new())  # what an interrupted attempt had reached, in case its last figure was not heard
         training.start()
@@ -72,6 +77,17 @@ def run_trial(job: dict[str, Any]) -> None:
         from ray import tune
 
         tune.report({FAILURE: reason_of(training.error), METRIC: float("nan"), SAMPLES: 0})
+
+
+def _await_release(run_dir: Path) -> None:
+    """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run."""
+    deadline = time.monotonic() + RELEASE_S
+    with (run_dir / ".lock").open("a") as lock:
+        while time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(POLL_S)
 
 
 def _report(figures: list[Figure]) -> None:

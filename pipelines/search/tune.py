@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ def tune(
         record = open_record(config, inputs, record, parent_run_id=None, tags={STAGE: "search"})
         directory.record(record, to_yaml(config))
         books = Books(config, inputs, space, _open_ledger(config, space), record)
+        if books.ledger.own():
+            books.reconcile()
         try:
             _search(books)
             result = conclude(books)
@@ -184,7 +186,7 @@ def trial_resources(config: TuneConfig) -> dict[str, float]:
     return {"CPU": config.worker.cpus, **({"GPU": 1.0} if _on_gpu(config) else {})}
 
 
-def slots(config: TuneConfig, nodes: list[Mapping[str, Any]] | None = None) -> int:
+def slots(config: TuneConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> int:
     """How many trials the cluster has room for at once: Tune does not know what a trial's workers need.
 
     Args:
@@ -199,7 +201,7 @@ def slots(config: TuneConfig, nodes: list[Mapping[str, Any]] | None = None) -> i
     return max(1, workers // max(1, config.workers))
 
 
-def _on_gpu(config: TuneConfig, nodes: list[Mapping[str, Any]] | None = None) -> bool:
+def _on_gpu(config: TuneConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> bool:
     """Whether a trial's workers take GPUs, as ``training.ray_run`` decides it."""
     import ray
 

@@ -1,0 +1,186 @@
+"""What the report knows of each run: its settings, figures and curves, read from MLflow once."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efafnet.pipelines.search.study_file import STUDY_FILE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+CURVES = ("val/ap", "train/loss", "train/lr", "train/epoch")
+"""Metrics whose whole history is read."""
+INCIDENTAL = (
+    "name", "runs", "tracking.", "checkpoint.", "reader.", "worker", "device", "log_every_steps", "trace", "data.",
+)  # fmt: skip
+"""Settings that do not change a run's figures, by the start of their keys: never among those that differ."""
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+class ReportError(ValueError):
+    """There is nothing to report on, or it cannot be read; the message says what to do."""
+
+
+@dataclass
+class RunData:
+    """One MLflow run."""
+
+    run_id: str
+    name: str
+    status: str
+    """MLflow's word: RUNNING, FINISHED, FAILED or KILLED."""
+    started_ms: int
+    duration_s: float | None
+    parent_id: str | None
+    stage: str
+    """The tag ``efafnet.stage``: train, trial or search; empty for runs that do not say."""
+    params: dict[str, str]
+    metrics: dict[str, float]
+    """Last value of each metric."""
+    tags: dict[str, str]
+    datasets: dict[str, str]
+    """Digest of each data set by its context (training, validation)."""
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Points (step, value) of the metrics in ``CURVES``, ascending."""
+
+    @property
+    def figure(self) -> float | None:
+        """AP of the last validation; of a stopped trial, whose last one MLflow may have missed, what the search saw."""
+        return self.metrics.get("val/ap", self.metrics.get("trial/figure"))
+
+    @property
+    def best_figure(self) -> float | None:
+        """Largest AP of any validation."""
+        return max((value for _, value in self.curves.get("val/ap", [])), default=self.figure)
+
+    @property
+    def evaluations(self) -> dict[str, float]:
+        """AP of each evaluation of the run's checkpoint, by the name of its crop store."""
+        marks = {
+            key: value for key, value in self.metrics.items() if key.startswith("evaluation/") and key.endswith("/ap")
+        }
+        return {key.split("/")[1]: value for key, value in marks.items()}
+
+    def against_epochs(self, metric: str) -> list[tuple[float, float]]:
+        """A curve over epochs where the run recorded them, else over steps."""
+        points = self.curves.get(metric, [])
+        epochs = dict(self.curves.get("train/epoch", []))
+        if not epochs or any(step not in epochs for step, _ in points):
+            return points
+        return [(epochs[step], value) for step, value in points]
+
+
+def load_runs(
+    client: MlflowClient, experiment: str, *, search: str | None = None, names: Sequence[str] = (), limit: int = 200
+) -> list[RunData]:
+    """Read the runs of an experiment, oldest first.
+
+    Args:
+        client: of the tracking store.
+        experiment: its name.
+        search: run id or name of a search; only it and its trials are read.
+        names: ids or names of the only runs to read (with their trials).
+        limit: most runs read; the newest are kept.
+
+    Raises:
+        ReportError: no such experiment, search or run, or nothing in it.
+    """
+    runs = _search(client, experiment, limit)
+    wanted = [*names, *([search] if search else [])]
+    if wanted:
+        known = {run.info.run_id for run in runs} | {run.info.run_name for run in runs}
+        for name in wanted:
+            if name not in known:
+                raise ReportError(f"experiment {experiment!r} has no run {name!r}; there are {_list(runs)}")
+        chosen = {run.info.run_id for run in runs if run.info.run_id in wanted or run.info.run_name in wanted}
+        runs = [run for run in runs if run.info.run_id in chosen or run.data.tags.get(_PARENT) in chosen]
+    return [_read(client, run) for run in reversed(runs)]
+
+
+_PARENT = "mlflow.parentRunId"
+
+
+def _search(client: MlflowClient, experiment: str, limit: int) -> list[Run]:
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        names = ", ".join(sorted(each.name for each in client.search_experiments())) or "none"
+        raise ReportError(f"there is no experiment {experiment!r} in MLflow; there are: {names}")
+    runs = list(client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"], max_results=limit))
+    if not runs:
+        raise ReportError(f"experiment {experiment!r} holds no runs yet; train something first, or name another one")
+    return runs
+
+
+def _list(runs: list[Run]) -> str:
+    names = [run.info.run_name for run in runs if _PARENT not in run.data.tags]
+    return ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+
+
+def _read(client: MlflowClient, run: Run) -> RunData:
+    end = run.info.end_time
+    curves = {}
+    for key in CURVES:
+        if key in run.data.metrics:
+            points = {float(point.step): point.value for point in client.get_metric_history(run.info.run_id, key)}
+            curves[key] = sorted(points.items())
+    contexts = {}
+    for each in run.inputs.dataset_inputs if run.inputs else []:
+        context = next((tag.value for tag in each.tags if tag.key == "mlflow.data.context"), "data")
+        contexts[context] = each.dataset.digest
+    return RunData(
+        run_id=run.info.run_id,
+        name=run.info.run_name or run.info.run_id[:8],
+        status=run.info.status,
+        started_ms=run.info.start_time,
+        duration_s=(end - run.info.start_time) / 1000 if end else None,
+        parent_id=run.data.tags.get(_PARENT),
+        stage=run.data.tags.get("efafnet.stage", ""),
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+        datasets=contexts,
+        curves=curves,
+    )
+
+
+def differing(runs: Sequence[RunData]) -> list[str]:
+    """Keys whose values are not the same in all runs, in the order of the configuration."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.params))
+    return [
+        key
+        for key in keys
+        if not key.startswith(INCIDENTAL) and len({run.params.get(key) for run in runs if run.params}) > 1
+    ]
+
+
+def load_study(client: MlflowClient, run_id: str) -> dict[str, Any] | None:
+    """The study that a search left among its artifacts, or None."""
+    folder, _, name = STUDY_FILE.rpartition("/")
+    if all(each.path != STUDY_FILE for each in client.list_artifacts(run_id, folder)):
+        return None
+    with tempfile.TemporaryDirectory() as place:
+        content = json.loads(Path(client.download_artifacts(run_id, f"{folder}/{name}", place)).read_text())
+    return dict(content)
+
+
+def pictures(client: MlflowClient, run_id: str, limit: int) -> Iterator[tuple[str, bytes]]:
+    """Up to ``limit`` pictures of a run's evaluations: (path within the artifacts, file content)."""
+    paths = sorted(_walk(client, run_id, "evaluation"))[:limit]
+    with tempfile.TemporaryDirectory() as place:
+        for path in paths:
+            yield path, Path(client.download_artifacts(run_id, path, place)).read_bytes()
+
+
+def _walk(client: MlflowClient, run_id: str, folder: str) -> Iterator[str]:
+    for item in client.list_artifacts(run_id, folder):
+        if item.is_dir:
+            yield from _walk(client, run_id, item.path)
+        elif item.path.lower().endswith(PICTURES):
+            yield item.path

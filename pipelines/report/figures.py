@@ -1,0 +1,227 @@
+"""The charts of the report: curves of the runs, and Optuna's own views of a search."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+from optuna.trial import TrialState
+
+from efafnet.pipelines.report.data import RunData
+from efafnet.pipelines.search.naming import short_names
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#3f4a5a", "#b8860b", "#8c564b")
+"""Colours that most colour-blind readers can tell apart (after Okabe and Ito)."""
+GREY = "#c3c9d2"
+_HEIGHT_PX = 380
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart with its heading, and a sentence on how to read it."""
+
+    title: str
+    note: str
+    figure: go.Figure | None
+    """None where the note says why there is no chart."""
+
+    def html(self) -> str:
+        """The chart as a fragment that needs plotly.js on the page."""
+        if self.figure is None:
+            return ""
+        config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+        return str(self.figure.to_html(full_html=False, include_plotlyjs=False, config=config))
+
+
+def styled(figure: go.Figure, x: str = "", y: str = "", height: int = _HEIGHT_PX) -> go.Figure:
+    """The page's look."""
+    figure.update_layout(
+        template="plotly_white",
+        title=None,
+        height=height,
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        legend={"orientation": "v", "font": {"size": 11}},
+        hoverlabel={"namelength": -1},
+    )
+    if x:
+        figure.update_xaxes(title_text=x)
+    if y:
+        figure.update_yaxes(title_text=y)
+    return figure
+
+
+def curves(runs: Sequence[RunData], colours: dict[str, str], metric: str, y: str, *, log: bool = False) -> go.Figure:
+    """One line per run over epochs; runs without a colour of their own are grey and have no legend."""
+    figure = go.Figure()
+    for run in sorted(runs, key=lambda each: each.run_id in colours):
+        points = run.against_epochs(metric)
+        if not points:
+            continue
+        colour = colours.get(run.run_id)
+        figure.add_trace(
+            go.Scatter(
+                x=[x for x, _ in points],
+                y=[value for _, value in points],
+                name=run.name,
+                mode="lines+markers" if len(points) <= 40 else "lines",
+                line={"color": colour or GREY, "width": 2 if colour else 1},
+                marker={"size": 5},
+                showlegend=colour is not None,
+                hovertemplate=f"{y} %{{y:.4g}} at epoch %{{x:.2f}}<extra>{run.name}</extra>",
+            )
+        )
+    styled(figure, "epoch", y)
+    if log:
+        figure.update_yaxes(type="log")
+    return figure
+
+
+def colour_of(runs: Sequence[RunData]) -> dict[str, str]:
+    """A colour for each of the best runs, as many as there are colours."""
+    ranked = sorted(runs, key=lambda run: run.figure if run.figure is not None else -1, reverse=True)
+    return {run.run_id: colour for run, colour in zip(ranked, PALETTE, strict=False)}
+
+
+def run_charts(runs: Sequence[RunData]) -> list[Chart]:
+    """Validation and training curves of the runs that have any."""
+    colours = colour_of(runs)
+    more = " The ten best are coloured, the others grey." if len(runs) > len(PALETTE) else ""
+    wanted = [
+        ("Validation AP", "val/ap", "AP", False, f"OKS AP on the validation persons.{more}"),
+        ("Training loss", "train/loss", "loss", True, "What was minimised; losses of different kinds do not compare."),
+        ("Learning rate", "train/lr", "learning rate", False, "As it was in force."),
+    ]
+    return [
+        Chart(title, note, curves(runs, colours, metric, y, log=log))
+        for title, metric, y, log, note in wanted
+        if any(run.curves.get(metric) for run in runs)
+    ]
+
+
+def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
+    """Optuna's views of a search.
+
+    Args:
+        study: its trials carry their number in the search as the attribute ``number``.
+        names: what differs in each trial, by that number.
+    """
+    view = optuna.visualization
+    complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
+    pruned = sum(trial.state == TrialState.PRUNED for trial in study.trials)
+    charts = [
+        _view("Search history", "Each point is a trial that ran to its end; the line is the best so far.",
+              lambda: view.plot_optimization_history(study, target_name="AP"), bool(complete)),
+        Chart("Trials over their budget",
+              f"AP at each validation. {pruned} trials were stopped early: their lines end before the others.",
+              _intermediate(study, names)),
+        _view("What mattered", "Share of the variance in AP that each setting explains, among complete trials. "
+              "With few trials this is a hint, not a finding.",
+              lambda: view.plot_param_importances(study), len(complete) >= 4),
+        _view("Settings against AP", "Each panel shows one setting; darker points are later trials.",
+              lambda: view.plot_slice(study, target_name="AP"), len(complete) >= 2),
+    ]  # fmt: skip
+    parallel = Chart(
+        "Settings together",
+        "One line per trial, from setting to setting, coloured by AP (stopped trials by their last). Drag along an "
+        "axis to select.",
+        _parallel(study) if len(study.trials) >= 2 else None,
+    )
+    return [*charts, parallel]
+
+
+def _view(title: str, note: str, draw: Callable[[], go.Figure], enough: bool) -> Chart:
+    if not enough:
+        return Chart(title, "Too few complete trials for this chart.", None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return Chart(title, note, styled(draw()))
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        # Optuna cannot rate importance where all figures or all values of a setting are equal.
+        return Chart(title, f"Optuna cannot draw this chart here: {error}", None)
+
+
+def _intermediate(study: optuna.Study, names: dict[int, str]) -> go.Figure:
+    """Validation figures of every trial over the samples it had seen: complete ones in colour, stopped ones grey."""
+    figure = go.Figure()
+    ranked = sorted(study.trials, key=_value, reverse=True)
+    complete = [trial for trial in ranked if trial.state == TrialState.COMPLETE]
+    colours = {trial.number: colour for trial, colour in zip(complete, PALETTE, strict=False)}
+    for trial in ranked:
+        points = sorted(trial.intermediate_values.items())
+        if not points:
+            continue
+        number = trial.user_attrs.get("number", trial.number)
+        ended = trial.state == TrialState.COMPLETE
+        label = f"#{number} {names.get(number, '')}".strip()
+        figure.add_trace(
+            go.Scatter(
+                x=[samples for samples, _ in points],
+                y=[value for _, value in points],
+                name=label if len(label) <= 60 else label[:59] + "…",
+                mode="lines+markers",
+                line={"color": colours.get(trial.number, GREY), "width": 2 if ended else 1.5},
+                marker={"symbol": ["circle"] * (len(points) - 1) + ["circle" if ended else "x"], "size": 7},
+                hovertemplate=f"AP %{{y:.3f}} after %{{x}} samples<extra>{label}</extra>",
+            )
+        )
+    return styled(figure, "training samples seen", "AP")
+
+
+def _value(trial: optuna.trial.FrozenTrial) -> float:
+    return trial.value if trial.values and trial.value is not None else -1.0
+
+
+def _parallel(study: optuna.Study) -> go.Figure:
+    """Parallel coordinates over all trials with a figure; a setting that a trial does not have stands at "none".
+
+    Optuna's own view leaves out every trial that lacks one of the settings, which in a conditional space is most.
+    """
+    trials = [trial for trial in study.trials if trial.values]
+    values = [_value(trial) for trial in trials]
+    labels = short_names(name for trial in trials for name in trial.params)
+    axes: list[dict[str, Any]] = [_axis(name, label, trials) for name, label in labels.items()]
+    axes.append({"label": "AP", "values": values})
+    figure = go.Figure(
+        go.Parcoords(
+            dimensions=axes,
+            line={"color": values, "colorscale": "Viridis", "showscale": True, "colorbar": {"title": {"text": "AP"}}},
+        )
+    )
+    styled(figure, height=420)
+    return figure.update_layout(margin={"l": 80, "r": 40, "t": 60, "b": 30})
+
+
+def _axis(name: str, label: str, trials: Sequence[optuna.trial.FrozenTrial]) -> dict[str, Any]:
+    """One axis: numbers as they are (a log range in powers of ten), everything else as categories."""
+    domain: Any = next(trial.distributions[name] for trial in trials if name in trial.distributions)
+    if isinstance(domain, optuna.distributions.CategoricalDistribution):
+        marks: dict[float, str] = {float(place): _text(choice) for place, choice in enumerate(domain.choices)}
+        place_of: Callable[[Any], float] = domain.choices.index
+    else:
+        scale: Callable[[float], float] = math.log10 if domain.log else float
+        low, high = scale(domain.low), scale(domain.high)
+        places = [low + (high - low) * step / 4 for step in range(5)]
+        marks = {place: _text(10**place if domain.log else place) for place in places}
+        place_of = scale
+    low, high = min(marks), max(max(marks), min(marks) + 1e-9)
+    absent = low - 0.18 * (high - low)
+    if any(name not in trial.params for trial in trials):
+        marks = {absent: "none", **marks}
+    return {
+        "label": label,
+        "values": [place_of(trial.params[name]) if name in trial.params else absent for trial in trials],
+        "tickvals": list(marks),
+        "ticktext": list(marks.values()),
+        "range": [min(marks), max(marks) if max(marks) > min(marks) else min(marks) + 1],
+    }
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,149 @@
+"""``efafnet report``: from MLflow to one self-contained page and a table on the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from efafnet.models.settings import Settings
+from efafnet.pipelines.report.data import RunData, differing, load_runs
+from efafnet.pipelines.report.sections import Section, run_section, search_section
+from efafnet.pipelines.report.tables import duration, figure_text, runs_of, varied_settings
+from efafnet.pipelines.search.naming import short_names
+from efafnet.platform import console
+from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.storage import write_text
+from efafnet.platform.tracking import prepare_tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class ReportConfig(Settings):
+    """Compare runs."""
+
+    out: Path = Path("report.html")
+    """The page; one file that needs nothing else, not even a network. An older one is replaced."""
+    experiment: str = "efafnet"
+    """MLflow experiment that holds the runs."""
+    uri: str | None = None
+    """MLflow's address; none for MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
+    runs: tuple[str, ...] = ()
+    """Names or ids of the only runs to show (searches with their trials); none for all."""
+    limit: int = Field(default=200, ge=1)
+    """Most runs shown; the newest are kept."""
+    pictures: int = Field(default=4, ge=0)
+    """Pictures of best and worst persons embedded per evaluated run."""
+    title: str = "efafnet runs"
+    """Heading of the page."""
+
+
+def run_report(config: ReportConfig) -> None:
+    """Write the page and print the table."""
+    uri = prepare_tracking(config.uri)
+    client = mlflow_client(uri)
+    runs = load_runs(client, config.experiment, names=config.runs, limit=config.limit)
+    page = render(config, uri, client, runs)
+    write_text(config.out, page)
+    show(runs)
+    console.say(f"report: {config.out} ({len(page) / 1e6:.1f} MB, needs no network)")
+
+
+def render(config: ReportConfig, uri: str, client: MlflowClient, runs: Sequence[RunData]) -> str:
+    """The page's whole text."""
+    import jinja2
+    import markupsafe
+    from plotly.offline import get_plotlyjs
+
+    plain, searches = runs_of(runs)
+    sections: list[Section] = []
+    if plain:
+        sections.append(run_section(client, plain, config.pictures))
+    sections += [search_section(client, search, trials) for search, trials in searches]
+    template = (resources.files("efafnet.pipelines.report") / "page.html").read_text()
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        title=config.title,
+        subtitle=f"{config.experiment} at {uri}, written {time.strftime('%Y-%m-%d %H:%M')}",
+        headline=_headline(plain, searches),
+        remarks=remarks(runs),
+        sections=sections,
+        plotly_js=markupsafe.Markup(get_plotlyjs()),
+    )
+
+
+def _headline(plain: Sequence[RunData], searches: Sequence[tuple[RunData, list[RunData]]]) -> list[tuple[str, str]]:
+    trials = [trial for _, each in searches for trial in each]
+    best = max((run for run in [*plain, *trials] if run.figure is not None), key=lambda r: r.figure or 0, default=None)
+    seconds = sum(run.duration_s or 0 for run in [*plain, *trials])
+    facts = [("training runs", str(len(plain))), ("searches", str(len(searches))), ("trials", str(len(trials)))]
+    if best is not None:
+        facts.insert(0, (f"best validation AP: {best.name}", figure_text(best.figure)))
+    return [*facts, ("of training, all runs added up", duration(seconds))]
+
+
+def remarks(runs: Sequence[RunData]) -> list[str]:
+    """What a reader must know before comparing."""
+    told = []
+    trained = [run for run in runs if run.figure is not None]
+    sets = {run.datasets.get("validation") for run in trained} - {None}
+    if len(sets) > 1:
+        told.append(
+            f"The runs were validated on {len(sets)} different data sets: their AP does not compare across them."
+        )
+    versions = {run.tags.get("code.digest") for run in trained} - {None}
+    if len(versions) > 1:
+        told.append(f"The runs were made by {len(versions)} versions of the code.")
+    failed = [run.name for run in runs if run.status == "FAILED"]
+    if failed:
+        told.append(f"Failed: {', '.join(failed[:8])}{' …' if len(failed) > 8 else ''}.")
+    if trained:
+        told.append(_noise(trained))
+    return told
+
+
+def _noise(runs: Sequence[RunData]) -> str:
+    """How far runs of equal settings lie apart, where some settings were run with several seeds."""
+    groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    keys = [key for key in differing(runs) if key not in ("seed", "digest")]
+    for run in runs:
+        if run.status == "FINISHED" and run.figure is not None:
+            same = (*((key, run.params.get(key, "")) for key in keys), ("data", run.datasets.get("validation", "")))
+            groups.setdefault(same, []).append(run.figure)
+    repeated = [figures for figures in groups.values() if len(figures) > 1]
+    if not repeated:
+        return "Every setting was run once: small differences in AP may be luck, and nothing here can tell how small."
+    spread = max(max(figures) - min(figures) for figures in repeated)
+    return (
+        f"{len(repeated)} settings were run more than once; the AP of equal settings differs by up to {spread:.3f}. "
+        "Differences of that size say nothing."
+    )
+
+
+def show(runs: Sequence[RunData]) -> None:
+    """Print the runs, best first, with the settings that differ."""
+    plain, searches = runs_of(runs)
+    for title, group in [("runs", plain), *((f"search {search.name}", trials) for search, trials in searches)]:
+        if not group:
+            continue
+        keys = varied_settings(group)
+        names = short_names(keys)
+        ranked = sorted(group, key=lambda run: run.figure if run.figure is not None else -1.0, reverse=True)
+        rows = [
+            [
+                run.name.partition(" ")[0] if run.stage == "trial" else run.name,
+                run.tags.get("efafnet.trial_state", run.status.lower()),
+                figure_text(run.figure),
+                figure_text(run.best_figure),
+                figure_text(run.metrics.get("train/loss"), 5),
+                duration(run.duration_s),
+                *(run.params.get(key, "") for key in keys),
+            ]
+            for run in ranked
+        ]
+        console.table(["run", "end", "AP", "best AP", "loss", "time", *(names[key] for key in keys)], rows, title=title)

@@ -1,0 +1,134 @@
+"""The report's tables: which runs stand in them, which settings are columns, and how cells read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from efafnet.pipelines.report.data import RunData, differing
+from efafnet.pipelines.search.naming import short_names, short_value
+
+MAX_SETTINGS = 16
+"""Columns of differing settings; unrelated runs differ in dozens, which no one reads."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's heading and what the mouse tells about it."""
+
+    name: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, what it is sorted by, and its class."""
+
+    text: str
+    order: str = ""
+    kind: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row; the best one is marked."""
+
+    cells: list[Cell]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted by clicking a heading."""
+
+    columns: list[Column]
+    rows: list[Row]
+
+
+def runs_of(runs: Sequence[RunData]) -> tuple[list[RunData], list[tuple[RunData, list[RunData]]]]:
+    """Split runs into trainings that stand alone and searches with their trials."""
+    searches = [run for run in runs if run.stage == "search"]
+    known = {run.run_id for run in searches}
+    plain = [run for run in runs if run.stage != "search" and run.parent_id not in known]
+    return plain, [(search, [run for run in runs if run.parent_id == search.run_id]) for search in searches]
+
+
+def varied_settings(runs: Sequence[RunData]) -> list[str]:
+    """Settings that differ among the runs and matter: what follows from them or only names them is left out."""
+    keys = [key for key in differing(runs) if key != "digest" and not key.startswith("validation.")]
+    return keys[:MAX_SETTINGS]
+
+
+def run_table(runs: Sequence[RunData]) -> Table:
+    """All runs, best first, with the settings that differ."""
+    keys = varied_settings(runs)
+    names = short_names(keys)
+    stores = list(dict.fromkeys(name for run in runs for name in run.evaluations))
+    columns = [
+        Column("run", "its name in MLflow"),
+        Column("end", "how it ended"),
+        Column("AP", "OKS AP of the last validation"),
+        Column("best AP", "largest AP of any validation; the largest of several is a little too good"),
+        Column("AP50", "AP at OKS 0.50, last validation"),
+        Column("AP75", "AP at OKS 0.75, last validation"),
+        Column("AR", "average recall, last validation"),
+        *(Column(f"AP on {name}", f"evaluation of the checkpoint on {name}") for name in stores),
+        Column("loss", "training loss at the end; losses of different kinds do not compare"),
+        Column("samples", "training samples seen"),
+        Column("samples/s", "training speed at the end, all workers together"),
+        Column("time", "from start to end"),
+        *(Column(names[key], key) for key in keys),
+    ]
+    ranked = sorted(runs, key=lambda run: run.figure if run.figure is not None else -1.0, reverse=True)
+    finished = [run for run in ranked if run.figure is not None and run.status == "FINISHED"]
+    best = finished[0].run_id if len(finished) > 1 else None
+    rows = [Row([*_figures(run, stores), *(_setting(run.params.get(key)) for key in keys)], run.run_id == best)
+            for run in ranked]  # fmt: skip
+    return Table(columns, rows)
+
+
+def _figures(run: RunData, stores: Sequence[str]) -> list[Cell]:
+    last = run.metrics.get
+    end = run.tags.get("efafnet.trial_state", run.status.lower())
+    return [
+        Cell(run.name if len(run.name) <= 34 else run.name.partition(" ")[0], run.name, "", run.name),
+        Cell({"pruned": "stopped early"}.get(end, end), end, run.status, run.tags.get("efafnet.trial_reason", "")),
+        _number(run.figure),
+        _number(run.best_figure),
+        *(_number(last(f"val/{name}")) for name in ("ap_50", "ap_75", "ar")),
+        *(_number(run.evaluations.get(name)) for name in stores),
+        _number(last("train/loss"), 5),
+        _number(last("train/samples"), 0),
+        _number(last("speed/samples_per_s"), 0),
+        Cell(duration(run.duration_s), str(run.duration_s or ""), "number"),
+    ]
+
+
+def _number(value: float | None, digits: int = 3) -> Cell:
+    return Cell(figure_text(value, digits), "" if value is None else repr(value), "number")
+
+
+def _setting(text: str | None) -> Cell:
+    if text is None:
+        return Cell("", "", "value")
+    try:
+        number = float(text)
+    except ValueError:
+        return Cell(text if len(text) <= 28 else text[:27] + "…", text, "value", text)
+    return Cell(short_value(number), repr(number), "value number", text)
+
+
+def figure_text(value: float | None, digits: int = 3) -> str:
+    """A figure with a fixed number of digits; empty where there is none."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 42 s, 3:07 min or 2:05 h."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02d} h"

@@ -1,0 +1,282 @@
+"""Searches: what is checked before them, how they fit a cluster, and whole small ones on Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.entities import Run, ViewType
+
+from efafnet.pipelines.search.config import TuneConfig, automatic_name, paced, trial_config, with_settings
+from efafnet.pipelines.search.ledger import open_study
+from efafnet.pipelines.search.naming import describe, short_names
+from efafnet.pipelines.search.tune import run_tune, slots, trial_resources, tune
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.inputs import open_inputs
+from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
+from efafnet.platform.mlflow_client import mlflow_client
+from tests.training_cases import ROOT, write_store
+
+SPACE = """\
+about: for tests
+search:
+  optimizer.lr: {float: [1e-3, 1e-2], log: true}
+  loss.kind: {choice: {mse: {}, ohkm: {loss.hard_joints: {int: [1, num_joints]}}}}
+"""
+
+
+def config_of(place: Path, *overrides: str, space: str = SPACE) -> TuneConfig:
+    """A search of seconds on the spots of ``training_cases``."""
+    for name, persons in (("train", 40), ("val", 11)):
+        if not (place / name).exists():
+            write_store(place / name, persons, seed=len(name))
+    file = place / "my.yaml"
+    file.write_text(space)
+    own = [f"data.train={place}/train", f"data.val={place}/val", f"runs={place}/runs", f"space={file}"]
+    own += ["name=auto", "search.trials=3", f"tracking.uri=sqlite:///{place}/mlflow.db", "tracking.enabled=false"]
+    return resolve(TuneConfig, apply_overrides(load_preset("nano_test"), [*own, *overrides]))
+
+
+# ---------------------------------------------------------------------------------------------------- before a search
+
+
+def test_short_names_are_the_shortest_ends_that_differ() -> None:
+    assert short_names(["optimizer.lr", "loss.kind", "schedule.kind", "a.b.c", "d.b.c"]) == {
+        "optimizer.lr": "lr",
+        "loss.kind": "loss.kind",
+        "schedule.kind": "schedule.kind",
+        "a.b.c": "a.b.c",
+        "d.b.c": "d.b.c",
+    }
+    settings = {"optimizer.lr": 0.0031234, "loss.kind": "ohkm", "network.auxiliary_stages": ["c4", "c5"], "seed": 3}
+    assert describe(settings, [*settings][:3]) == "lr=0.00312 kind=ohkm auxiliary_stages=c4/c5"
+
+
+def test_settings_are_put_into_the_tree_without_touching_it() -> None:
+    tree = {"input": {"height": 64, "width": 64}, "loss": {"kind": "mse", "hard_joints": 8}}
+    changed = with_settings(tree, {"input": "128x96", "loss.kind": "ohkm", "new.deep.key": 1})
+    assert changed == {"input": "128x96", "loss": {"kind": "ohkm", "hard_joints": 8}, "new": {"deep": {"key": 1}}}
+    assert tree == {"input": {"height": 64, "width": 64}, "loss": {"kind": "mse", "hard_joints": 8}}
+
+
+def test_a_trial_is_the_base_run_with_its_settings_and_its_own_directory(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "tracking.register_as=efafnet")
+    trial = trial_config(config, {"loss.kind": "ohkm", "loss.hard_joints": 2}, 7, tmp_path / "trials")
+    assert type(trial) is TrainConfig
+    assert (trial.loss.kind, trial.loss.hard_joints, trial.run_dir) == ("ohkm", 2, tmp_path / "trials" / "0007")
+    assert (trial.tracking.register_as, trial.tracking.log_checkpoint) == (None, False)
+    assert (trial.optimizer, trial.seed, trial.data) == (config.optimizer, config.seed, config.data)
+
+
+def test_validations_are_spread_evenly_over_the_budget(tmp_path: Path) -> None:
+    config = config_of(tmp_path)  # 40 persons, batches of 8, 4 epochs: 20 steps
+    inputs = open_inputs(config)
+    trial = trial_config(config, {}, 0, tmp_path)
+    assert paced(trial, inputs, 4).validation.every_epochs == pytest.approx(1.0)
+    short = trial.model_copy(update={"max_samples": 80})  # 10 steps: 2 epochs
+    assert paced(short, inputs, 4).validation.every_epochs == pytest.approx(0.5)
+    assert config.rungs(inputs) == ([40, 80], 40)  # of 160 samples: a quarter, a half
+
+
+def test_a_name_is_the_same_for_the_same_command_only(tmp_path: Path) -> None:
+    def name(*overrides: str) -> str:
+        config = config_of(tmp_path, *overrides)
+        return automatic_name(config, "my", open_inputs(config).identity(config) | {"space": SPACE})
+
+    first = name()
+    assert first.startswith("my-")
+    assert name() == name("search.trials=9", "search.concurrency=1") == first
+    assert len({first, name("seed=1"), name("search.seed=1"), name("search.grace=0.5"), name("epochs=5")}) == 5
+    assert name("name=mine") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.val=null", "data.val is required: trials are compared"),
+        ("max_time_s=60", "trials of a search need equal budgets"),
+        ("search.validations=1", "leaves nothing to stop a trial by"),
+        ("search.trails=3", "did you mean 'search.trials'"),
+        ("search.sampler=bayes", "tpe"),
+    ],
+)
+def test_impossible_searches_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        config_of(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("space", "overrides", "message"),
+    [
+        ("search:\n  optimiser.lr: {float: [1e-3, 1e-2]}\n", (), r"my\.yaml:2: optimiser\.lr=.*mean 'optimizer'"),
+        ("search:\n  seed: {int: [0, 1]}\n  loss.kind: ohkm\n  loss.hard_joints: {int: [1, 5]}\n", (),
+         r"my\.yaml:4: .*loss\.hard_joints=5 is refused.*more joints than the skeleton's 4"),
+        ("search:\n  input: {choice: [64x64, 64x96]}\n", (), r"my\.yaml:2: input=64x96 .*not prepared"),
+        ("search:\n  seed: {int: [0, 9]}\n", ("search.sampler=grid",), r"the grid of .*my\.yaml has 10 points"),
+        (SPACE, ("search.learn_from=nowhere",), r"nowhere/study\.db does not exist"),
+    ],
+)  # fmt: skip
+def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(
+    tmp_path: Path, space: str, overrides: tuple[str, ...], message: str
+) -> None:
+    config = config_of(tmp_path, *overrides, space=space)
+    with pytest.raises(ValueError, match=message):
+        tune(config)
+    assert not list(tmp_path.glob("runs/*/trials"))
+
+
+def test_another_search_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
+
+    config = config_of(tmp_path, "name=mine")
+    inputs = open_inputs(config)
+    directory = RunDirectory(config.run_dir)
+    directory.path.mkdir(parents=True)
+    directory.claim(inputs.identity(config) | {"space": SPACE})
+    with pytest.raises(RunConflictError, match=r"search\.seed 0 -> 1"):
+        tune(config_of(tmp_path, "name=mine", "search.seed=1"))
+
+
+# ----------------------------------------------------------------------------------------------------------- resources
+
+
+def nodes(*each: tuple[float, float]) -> list[dict[str, Any]]:
+    return [{"CPU": cpus, "GPU": gpus} for cpus, gpus in each]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "there", "expected"),
+    [
+        (("workers=1",), nodes((2, 0)), 2),
+        (("workers=2",), nodes((2, 0)), 1),
+        (("workers=3",), nodes((2, 0)), 1),  # too large for the cluster: training itself says so
+        (("workers=2",), nodes((3, 0), (3, 0)), 3),
+        (("workers=1", "worker.cpus=2"), nodes((3, 0), (3, 0)), 2),  # not 6 / 2: no worker spans nodes
+        (("workers=1", "worker.cpus=2"), nodes((4, 1), (16, 4), (8, 0)), 5),
+        (("workers=2", "worker.gpu=no"), nodes((4, 1), (16, 4)), 10),
+        (("workers=0",), nodes((2, 0)), 2),
+    ],
+)
+def test_as_many_trials_run_at_once_as_their_workers_fit(
+    tmp_path: Path, overrides: tuple[str, ...], there: list[dict[str, Any]], expected: int
+) -> None:
+    assert slots(config_of(tmp_path, *overrides), there) == expected
+
+
+def test_a_trial_reserves_for_itself_only_what_it_uses_itself(tmp_path: Path) -> None:
+    assert trial_resources(config_of(tmp_path, "workers=2", "worker.gpu=no")) == {"node:__internal_head__": 0.001}
+    assert trial_resources(config_of(tmp_path, "workers=0", "worker.gpu=no")) == {"CPU": 1.0}
+    assert trial_resources(config_of(tmp_path, "workers=0", "worker.gpu=yes")) == {"CPU": 1.0, "GPU": 1.0}
+
+
+# ------------------------------------------------------------------------------------------------------ whole searches
+
+
+def children(place: Path, name: str) -> tuple[Run, list[Run]]:
+    """The run of a search in MLflow, and its trials in order."""
+    client = mlflow_client(f"sqlite:///{place}/mlflow.db")
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()], run_view_type=ViewType.ALL)
+    (parent,) = [run for run in runs if run.info.run_name == name]
+    mine = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return parent, sorted(mine, key=lambda run: int(run.data.tags["efafnet.trial"]))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("search.trials=6", "name=small", "tracking.enabled=true", "epochs=16", "search.concurrency=2",
+               "search.sampler=random", "workers=0", "tracking.system_metrics_every_s=null")  # fmt: skip
+    config = config_of(tmp_path, *changes, space=SPACE.replace("1e-3, 1e-2", "1e-5, 2e-2"))
+    run_tune(config)
+    study = open_study(tmp_path / "runs/small/study.db")
+    states = [trial.state.name for trial in study.trials]
+    assert len(states) == 6
+    assert set(states) == {"COMPLETE", "PRUNED"}
+    for trial in study.trials:
+        assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
+        assert (max(trial.intermediate_values) == 640) == (trial.state.name == "COMPLETE")
+    best = study.best_trial
+    parent, trials = children(tmp_path, "small")
+    assert (parent.info.status, parent.data.tags["efafnet.best_trial"]) == ("FINISHED", str(best.number))
+    assert [run.info.status for run in trials] == [{"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[s] for s in states]
+    assert all(run.data.params["optimizer.lr"] == str(study.trials[n].params["optimizer.lr"])
+               for n, run in enumerate(trials))  # fmt: skip
+    assert trials[0].info.run_name == f"#0 {describe(study.trials[0].user_attrs['settings'], study.trials[0].params)}"
+    files = [
+        file.path
+        for file in mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").list_artifacts(parent.info.run_id, "search")
+    ]
+    assert {"search/best.yaml", "search/study.json", "search/my.yaml", "search/history.png"} <= set(files)
+    kept = [path.parent.name for path in (tmp_path / "runs/small/trials").glob("*/checkpoints")]
+    assert kept == [f"{best.number:04d}"]
+    preset = resolve(TrainConfig, load_preset(str(tmp_path / "runs/small/best.yaml")))
+    assert preset.optimizer.lr == best.params["optimizer.lr"]
+    assert (preset.name, preset.runs, preset.epochs) == ("small-best", tmp_path / "runs", 16)
+    told = capsys.readouterr()
+    assert "stopped early" in told.out
+    assert f"best: trial {best.number}, ap {best.value:.4f}" in told.out
+
+    again = tune(config)  # the same command again: nothing is run
+    assert (again.best_number, again.counts["complete"]) == (best.number, states.count("COMPLETE"))
+    assert "had ended before" in capsys.readouterr().err
+    assert len(children(tmp_path, "small")[1]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path) -> None:
+    space = "search:\n  optimizer.lr: {choice: [1e30, 5e-3]}\n"
+    config = config_of(tmp_path, "name=ray", "workers=1", "search.sampler=grid", "search.trials=2",
+                       "tracking.enabled=true", space=space)  # fmt: skip
+    result = tune(config)
+    assert result.counts == {"complete": 1, "stopped early": 0, "failed": 1, "interrupted": 0}
+    assert result.best_settings == {"optimizer.lr": 0.005}
+    failed, complete = open_study(tmp_path / "runs/ray/study.db").trials
+    assert "training diverged" in failed.user_attrs["reason"]
+    assert len(complete.intermediate_values) == 4
+    assert [run.info.status for run in children(tmp_path, "ray")[1]] == ["FAILED", "FINISHED"]
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    """SIGKILL of the driver while trials run, twice; then the search ends with every trial there once."""
+    config_of(tmp_path)
+    settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
+                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=150", "workers=0",
+                "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "cluster.address=local",
+                "tracking.system_metrics_every_s=null", "search.validations=10"]  # fmt: skip
+    command = [sys.executable, "-m", "efafnet.pipelines", "tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    trials = tmp_path / "runs/killed/trials"
+    for number in ("0000", "0001"):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
+        wait_for(lambda number=number: any((trials / number / "checkpoints").glob("step-*")), process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = {path.name for path in (trials / "0000" / "checkpoints").glob("step-*")}
+    subprocess.run(command, env=environment, check=True, cwd=tmp_path, timeout=300)
+    study = open_study(tmp_path / "runs/killed/study.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert all(len(trial.intermediate_values) == 10 for trial in study.trials)
+    assert max(trial.user_attrs["attempts"] for trial in study.trials) >= 2
+    _, runs = children(tmp_path, "killed")
+    assert [(run.info.status, run.info.lifecycle_stage) for run in runs] == [("FINISHED", "active")] * 3
+    history = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(runs[0].info.run_id, "val/ap")
+    assert len({point.step for point in history}) == len(history) == 10
+    assert before
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the search ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
