@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ from efafnet.pipelines.synth.coco import ImageRecord, coco_document, describe_pe
 from efafnet.pipelines.synth.scene import Recipe, draw_scene
 from efafnet.pipelines.synth.textures import bank
 from efafnet.platform import console
-from efafnet.platform.storage import atomic_directory, write_text
+from efafnet.platform.storage import OutputExistsError, atomic_directory, check_output, write_text
 
 SPLITS = ("train", "val")
 SMALLEST_SIDE_PX = 96
@@ -137,6 +140,7 @@ def run_synth(config: SynthConfig) -> None:
         UnwritableError: the output cannot be written.
     """
     began = time.perf_counter()
+    _check_output(config)
     records: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     with atomic_directory(config.out, overwrite=config.overwrite) as directory:
         for split in SPLITS:
@@ -152,14 +156,21 @@ def run_synth(config: SynthConfig) -> None:
     _summarise(config.out, records, time.perf_counter() - began)
 
 
+def _check_output(config: SynthConfig) -> None:
+    try:
+        check_output(config.out, overwrite=config.overwrite)
+    except OutputExistsError as error:
+        raise OutputExistsError(f"{error} (or let overwrite=true do it)" if config.out.is_dir() else error) from None
+
+
 _NOT_CONTENT = {"out", "workers", "overwrite"}
 """Settings that must not show in the files: they do not change what is drawn."""
 
 
 def _tasks(config: SynthConfig, workers: int) -> list[Task]:
-    """Cut the splits into runs: enough of them to keep all workers busy and the progress moving."""
+    """Cut the splits into runs: short enough to keep all workers busy to the end, and to stop soon when told to."""
     total = config.images.train + config.images.val
-    length = max(1, min(50, math.ceil(total / (8 * workers))))
+    length = max(1, min(16, math.ceil(total / (8 * workers))))
     return [
         Task(split, first, min(first + length, count))
         for split, count in (("train", config.images.train), ("val", config.images.val))
@@ -182,15 +193,30 @@ def _made(config: SynthConfig, directory: Path, advance: Callable[[float], None]
         return
     # Spawned, not forked: a fork would copy locks that a progress bar's or a library's thread may hold.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        try:
-            for task, made in zip(tasks, pool.map(maker, tasks), strict=True):
-                yield task, made
-                advance(task.last - task.first)
-        except BrokenProcessPool as error:
-            raise OSError(
-                f"a drawing process died (killed, or out of memory); run again with fewer than workers={workers}"
-            ) from error
+    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_become_worker)
+    try:
+        for task, made in zip(tasks, pool.map(maker, tasks), strict=True):
+            yield task, made
+            advance(task.last - task.first)
+    except BrokenProcessPool as error:
+        raise OSError(
+            f"a drawing process died (killed, or out of memory); run again with fewer than workers={workers}"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _become_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot tell its workers to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Maker:

@@ -15,7 +15,6 @@ from efafnet.pipelines.synth.figure import Surface, build_person, flesh_of, join
 from efafnet.pipelines.synth.kinematics import Stance
 from efafnet.pipelines.synth.outfit import Fabric, Outfit
 from efafnet.pipelines.synth.painting import paint_person
-from efafnet.pipelines.synth.pose import Bone
 from efafnet.pipelines.synth.raster import Depth, draw
 from efafnet.pipelines.synth.shading import Layer, Light, Painter, shade
 from efafnet.pipelines.synth.solids import Array, Camera, Float32, Frames, Model, Screen, see
@@ -183,7 +182,7 @@ class Picture:
             joints, scale = drawn.actor.camera.project(joints_of(stance))
             surface, _, frame = drawn.screen.tags.T
             evidence = Evidence(
-                self.ids, drawn.number, drawn.depth, own=surface != Surface.THING, head=frame == Bone.HEAD,
+                self.ids, drawn.number, drawn.depth, own=surface < Surface.WORN, bone=frame,
                 hair=surface == Surface.HAIR,
             )  # fmt: skip
             keypoints[:, 2] = judge(joints, flesh_of(stance, outfit) * scale, evidence)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.pipelines.synth.kinematics import JOINT
+from efafnet.pipelines.synth.pose import Bone
 from efafnet.pipelines.synth.raster import Depth
 from efafnet.pipelines.synth.solids import Array
 
@@ -35,6 +36,28 @@ _PARTNERS = {
     for name in ("shoulder", "hip")
     for a, b in (("left", "right"), ("right", "left"))
 }
+_OBLIQUE = np.array([1.0] * 7 + [1.6] * 4 + [1.2] * 2 + [1.6] * 4)
+"""Factor on the flesh around a joint where its own bones show: a limb seen obliquely is thicker along the view. The
+hips' is small, for through the pelvis the far hip is not much deeper than that."""
+
+
+def _meets() -> Flags:
+    table = np.zeros((17, len(Bone)), dtype=np.bool_)
+    table[list(_FACE), Bone.HEAD] = True
+    chains = (
+        ("shoulder", Bone.UPPER_ARM_L, "elbow", Bone.FOREARM_L, "wrist", Bone.HAND_L),
+        ("hip", Bone.THIGH_L, "knee", Bone.SHANK_L, "ankle", Bone.FOOT_L),
+    )
+    for side, name in enumerate(("left", "right")):
+        for root, (first, upper, second, lower, third, end) in zip((Bone.CHEST, Bone.PELVIS), chains, strict=True):
+            table[JOINT[f"{name}_{first}"], [root, upper + side]] = True
+            table[JOINT[f"{name}_{second}"], [upper + side, lower + side]] = True
+            table[JOINT[f"{name}_{third}"], [lower + side, end + side]] = True
+    return table
+
+
+_MEETS = _meets()
+"""(17, bones): the bones that meet at each joint."""
 _SHOWN = 0.4
 """Share of a limb's middle line that must show for its ends to be placed."""
 _STEPS = np.linspace(0.1, 0.9, 9)
@@ -51,9 +74,9 @@ class Evidence:
     depth: Depth
     """This person drawn alone."""
     own: Flags
-    """(S,): which of the solids in ``depth`` are the person (and not a chair or a ball)."""
-    head: Flags
-    """(S,): which of them turn with the head."""
+    """(S,): which of the solids in ``depth`` are flesh or clothes (and no bag, chair or ball)."""
+    bone: NDArray[np.int64]
+    """(S,): which bone each of them follows."""
     hair: Flags
     """(S,): which of them are hair or a hat, under which no point of the face shows."""
 
@@ -85,10 +108,12 @@ class Evidence:
 def judge(joints: Array, flesh_px: Array, evidence: Evidence) -> NDArray[np.int64]:
     """Visibility (17,) of joints (17, 3) in screen pixels whose flesh is ``flesh_px`` (17,) thick."""
     solid, before = evidence.front(joints)
-    drawn, face = solid >= 0, np.arange(17) < len(_FACE)
-    on_surface = drawn & evidence.own[solid] & (before <= flesh_px) & ~(face & evidence.hair[solid])
+    rows = np.arange(17)
+    drawn, face = solid >= 0, rows < len(_FACE)
+    reach = np.where(_MEETS[rows, evidence.bone[solid]], flesh_px * _OBLIQUE, flesh_px)
+    on_surface = drawn & evidence.own[solid] & (before <= reach) & ~(face & evidence.hair[solid])
     visible = evidence.in_picture(joints) & on_surface
-    turned_away = drawn & ~on_surface & evidence.head[solid]
+    turned_away = drawn & ~on_surface & (evidence.bone[solid] == Bone.HEAD)
     shown = _shown_segments(joints, flesh_px, evidence)
     verdict = np.where(visible, 2, 0)
     for joint in np.flatnonzero(evidence.inside(joints) & ~visible).tolist():
