@@ -96,8 +96,8 @@ def test_half_body_worked_out() -> None:
     """Upper joints on the corners of x 10..50, y 20..60 but for one doubled: mean (26, 36), box 40x40 widened to
     40 x 53.33, padding 1.5: 60 x 80."""
     joints = np.zeros((1, 17, 2))
-    joints[0, :5] = [[10.0, 20], [50, 20], [10, 60], [50, 60], [10, 20]]
-    joints[0, 11:15] = [[0.0, 200], [30, 200], [0, 300], [30, 300]]
+    joints[0, :5] = np.array([[10, 20], [50, 20], [10, 60], [50, 60], [10, 20]])
+    joints[0, 11:15] = np.array([[0, 200], [30, 200], [0, 300], [30, 300]])
     visibility = np.zeros((1, 17), dtype=np.uint8)
     visibility[0, :5] = 2
     visibility[0, 11:15] = 1

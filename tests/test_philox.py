@@ -26,14 +26,14 @@ def test_known_answers(counter: str, key: str, expected: str) -> None:
 
 
 def test_a_draw_does_not_depend_on_its_neighbours() -> None:
-    together = philox.uniforms([3, 1, 2**40], 7, 0, 99)
-    alone = np.concatenate([philox.uniforms([n], 7, 0, 99) for n in (3, 1, 2**40)])
+    together = philox.uniforms([3, 1, 2**40], 7, (0, 1), 99)
+    alone = np.concatenate([philox.uniforms([n], 7, (0, 1), 99) for n in (3, 1, 2**40)], axis=1)
     np.testing.assert_array_equal(together, alone)
-    assert not np.array_equal(together, philox.uniforms([3, 1, 2**40], 8, 0, 99))
+    assert not np.array_equal(together, philox.uniforms([3, 1, 2**40], 8, (0, 1), 99))
 
 
 def test_uniforms_are_uniform() -> None:
-    values = philox.uniforms(np.arange(50_000), 0, 0, 1)
+    values = philox.uniforms(np.arange(50_000), 0, (0,), 1)[0]
     assert values.min() > 0
     assert values.max() < 1
     # Standard error of a mean of 50,000 uniforms: 0.2887 / sqrt(50000) = 0.0013; of the correlation: 0.0045.

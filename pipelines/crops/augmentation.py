@@ -67,8 +67,7 @@ def draw(config: AugmentationConfig, seed: int, epochs: npt.ArrayLike, rows: npt
     Every sample spends the same numbers whatever the settings, so two settings under one seed see paired draws.
     """
     key = philox.key_of("augmentation", seed)
-    u = philox.uniforms(rows, epochs, _SCALE_AND_ROTATION, key)
-    v = philox.uniforms(rows, epochs, _FLIP_AND_BODY, key)
+    u, v = philox.uniforms(rows, epochs, (_SCALE_AND_ROTATION, _FLIP_AND_BODY), key)
     # Box and Muller: two normals from two uniforms.
     radius, angle = np.sqrt(-2.0 * np.log(u[:, 0])), 2.0 * np.pi * u[:, 1]
     f, r = config.scale_factor, config.rotation_deg

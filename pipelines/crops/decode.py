@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import dataclass
 
 import cv2
@@ -47,9 +49,24 @@ class CropDecoder:
         """Sample ``image`` (h, w, 3) bilinearly at ``input_to_crop`` (2, 3) into ``out`` (3, H, W) RGB, outside 0."""
         height, width = out.shape[1:]
         # OpenCV warps four channels in half the time of three, to the same values.
-        padded = cv2.cvtColor(image, cv2.COLOR_BGR2BGRA)
-        warped = cv2.warpAffine(padded, input_to_crop, (width, height), flags=_WARP_FLAGS)
+        padded = _scratch("padded", (*image.shape[:2], 4))
+        warped = _scratch("warped", (height, width, 4))
+        cv2.cvtColor(image, cv2.COLOR_BGR2BGRA, dst=padded)
+        cv2.warpAffine(padded, input_to_crop, (width, height), dst=warped, flags=_WARP_FLAGS)
         red, green, blue = self.planes
-        planes = [np.empty((height, width), dtype=np.uint8)] * 4
+        planes = [_scratch("alpha", (height, width))] * 4
         planes[red], planes[green], planes[blue] = out[0], out[1], out[2]
         cv2.split(warped, planes)
+
+
+_THREAD = threading.local()
+
+
+def _scratch(name: str, shape: tuple[int, ...]) -> UInt8:
+    """This thread's buffer of that name: fresh memory costs more (in page faults) than the work done in it."""
+    size = math.prod(shape)
+    held: UInt8 | None = getattr(_THREAD, name, None)
+    if held is None or held.size < size:
+        held = np.empty(size, dtype=np.uint8)
+        setattr(_THREAD, name, held)
+    return held[:size].reshape(shape)

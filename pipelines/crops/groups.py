@@ -24,8 +24,10 @@ _OPEN_FILES = 64
 class Group:
     """One row group: R persons, K joints."""
 
-    images: pa.BinaryArray
-    """(R,) encoded crops."""
+    images: npt.NDArray[np.uint8]
+    """Bytes of all encoded crops, one after the other."""
+    offsets: npt.NDArray[np.int64]
+    """(R + 1,) where each crop begins in ``images``, and where the last one ends."""
     crop_size: npt.NDArray[np.int32]
     """(R, 2) crop width and height in pixels."""
     crop_to_image: npt.NDArray[np.float64]
@@ -38,8 +40,8 @@ class Group:
     """(R, 4) boxes in image pixels."""
 
     def image(self, index: int) -> npt.NDArray[np.uint8]:
-        """Encoded bytes of crop ``index``, without copying."""
-        return np.frombuffer(self.images[index].as_buffer(), dtype=np.uint8)
+        """Encoded bytes of crop ``index``, without copying (Arrow's own access to one value copies it)."""
+        return self.images[self.offsets[index] : self.offsets[index + 1]]
 
 
 def _fixed(table: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -47,11 +49,20 @@ def _fixed(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)  # type: ignore[no-any-return]
 
 
+def _binary(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    values = column.combine_chunks()
+    _, offsets, data = values.buffers()
+    places = np.frombuffer(offsets, dtype=np.int32)[values.offset : values.offset + len(values) + 1]
+    return np.frombuffer(data, dtype=np.uint8), places.astype(np.int64)
+
+
 def group_from_table(table: pa.Table) -> Group:
     """The arrays of a table with the columns that a sample needs."""
     size = [table.column(name).to_numpy() for name in ("crop_width", "crop_height")]
+    images, offsets = _binary(table.column("image"))
     return Group(
-        images=table.column("image").combine_chunks(),
+        images=images,
+        offsets=offsets,
         crop_size=np.stack(size, axis=-1),
         crop_to_image=_fixed(table, "crop_to_image").reshape(-1, 2, 3),
         joints_px=_fixed(table, "joints_px").reshape(table.num_rows, -1, 2),
@@ -104,7 +115,9 @@ class GroupReader:
         # A ParquetFile is not safe across threads, and opening one parses its footer: each thread keeps its own few.
         held: OrderedDict[int, pq.ParquetFile] = self._files.__dict__.setdefault("held", OrderedDict())
         if shard not in held:
-            held[shard] = pq.ParquetFile(self._store.path / self._store.manifest.shards[shard].name)
+            held[shard] = pq.ParquetFile(
+                self._store.path / self._store.manifest.shards[shard].name, memory_map=True, pre_buffer=False
+            )
         held.move_to_end(shard)
         if len(held) > _OPEN_FILES:
             held.popitem(last=False)[1].close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,9 +42,11 @@ def counters(index: npt.ArrayLike, epoch: npt.ArrayLike, stream: int) -> UInt32:
     return np.stack(columns, axis=-1).astype(np.uint32)
 
 
-def uniforms(index: npt.ArrayLike, epoch: npt.ArrayLike, stream: int, key: int) -> npt.NDArray[np.float64]:
-    """Four independent uniforms in the open interval (0, 1) per index: (N, 4) float64."""
-    return (philox(counters(index, epoch, stream), key).astype(np.float64) + 0.5) / 4294967296.0
+def uniforms(index: npt.ArrayLike, epoch: npt.ArrayLike, streams: Sequence[int], key: int) -> npt.NDArray[np.float64]:
+    """Independent uniforms in the open interval (0, 1), four per stream: (S, N, 4) float64 for N indices, S streams."""
+    stacked = np.concatenate([counters(index, epoch, stream) for stream in streams])
+    values = (philox(stacked, key).astype(np.float64) + 0.5) / 4294967296.0
+    return values.reshape(len(streams), -1, 4)
 
 
 def permutation(count: int, epoch: int, stream: int, key: int) -> npt.NDArray[np.int64]:

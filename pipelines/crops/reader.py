@@ -32,7 +32,7 @@ from efafnet.pipelines.crops.order import Planned, SampleOrder, slice_bounds
 from efafnet.pipelines.crops.store import CropStore
 
 # Samples that one thread prepares in one go: large enough that the arithmetic in numpy does not show.
-_CHUNK = 16
+_CHUNK = 64
 
 
 class ReaderConfig(Settings):
