@@ -10,6 +10,11 @@ quantised    x / stride              rounded to a heatmap pixel      SBN, HRNet
 unquantised  x / stride              exact                           DARK (CVPR 2020)
 udp          x (w-1)/(W-1)           exact                           UDP (CVPR 2020)
 ===========  ======================  ==============================  =======================
+
+Round trip of a perfect heatmap at stride 4, in input pixels along either axis. `quantised`: 2 (half a heatmap pixel),
+3 beyond the centre of the last column and row. `unquantised` with `quarter`: 1, at borders as above. DARK and UDP at
+sigma 2: 0.003 from 24 px off the border, 1.1 from 10 px; nearer, the published smoothing (zero outside the map)
+pulls joints inwards by up to 3.4. The tests hold these figures.
 """
 
 from __future__ import annotations
@@ -21,7 +26,6 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn import functional as F
 
 from efafnet.models.settings import InputSize, Settings
 
@@ -174,29 +178,43 @@ def _quarter(heatmaps: Tensor, peak: Tensor) -> Tensor:
 def _smoothed(heatmaps: Tensor, scores: Tensor, sigma: float) -> Tensor:
     """Heatmaps smoothed by a Gaussian and brought back to their maximum; zero outside, as DARK does.
 
-    DARK's kernels are 11 wide for sigma 2 and 17 for sigma 3, whose standard deviation is about the target's: so here
-    the target's sigma, out to 2.5 sigma.
+    DARK's kernels are 11 wide for sigma 2 and 17 for sigma 3, that is out to 2.5 sigma; the kernel's own standard
+    deviation follows from its width by OpenCV's rule (2.0 and 2.9).
     """
-    n, k, h, w = heatmaps.shape
     radius = math.ceil(2.5 * sigma)
-    taps = torch.arange(-radius, radius + 1, device=heatmaps.device, dtype=torch.float32)
-    kernel = torch.exp(taps.square() / (-2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    maps = heatmaps.reshape(n * k, 1, h, w)
-    maps = F.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, radius))
-    maps = F.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(radius, 0)).view(n, k, h, w)
+    spread = 0.3 * (radius - 1) + 0.8
+    h, w = heatmaps.shape[-2:]
+    along_x = _band(w, radius, spread, heatmaps.device)
+    along_y = along_x if h == w else _band(h, radius, spread, heatmaps.device)
+    # Two matrix products: many times faster than a convolution of thousands of one-channel maps. In float32 even
+    # inside a caller's autocast: the logarithm's second differences have no digits to spare.
+    with torch.autocast(heatmaps.device.type, enabled=False):
+        maps = along_y @ heatmaps @ along_x
     return maps * (scores / maps.amax((2, 3)).clamp_min(1e-10))[..., None, None]
 
 
+def _band(length: int, radius: int, spread: float, device: torch.device) -> Tensor:
+    """(length, length) symmetric matrix whose product smooths along one axis, with zeros beyond both ends."""
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    distance = (positions[:, None] - positions).abs()
+    taps = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
+    whole = torch.exp(taps.square() / (-2 * spread**2)).sum()
+    return torch.exp(distance.square() / (-2 * spread**2)) * (distance <= radius) / whole
+
+
 def _newton(gradient: tuple[Tensor, Tensor], hessian: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """The step -H^-1 g to the maximum of a quadratic; 0 where H does not describe a maximum. (N, K, 2) heatmap px."""
+    """The step -H^-1 g to the maximum of a quadratic, (N, K, 2) heatmap px, at most a pixel along each axis.
+
+    The published codes differ where the map has no clean maximum: they step towards saddles and minima, however far.
+    Here such a joint stays at its highest pixel.
+    """
     (gx, gy), (xx, xy, yy) = gradient, hessian
     determinant = xx * yy - xy * xy
     # A maximum has a negative definite Hessian; elsewhere (flat or noisy maps) the step would point anywhere.
     sound = (determinant > 1e-12) & (xx < 0)
     safe = torch.where(sound, determinant, torch.ones_like(determinant))
     step = torch.stack((xy * gy - yy * gx, xy * gx - xx * gy), dim=-1) / safe[..., None]
-    return torch.where(sound[..., None], step, torch.zeros_like(step))
+    return torch.where(sound[..., None], step, torch.zeros_like(step)).clamp(-1, 1)
 
 
 def _dark(heatmaps: Tensor, scores: Tensor, peak: Tensor, sigma: float) -> Tensor:
@@ -212,8 +230,7 @@ def _dark(heatmaps: Tensor, scores: Tensor, peak: Tensor, sigma: float) -> Tenso
     )
     limit = torch.tensor((w - 2, h - 2), device=peak.device)
     interior = ((peak > 1) & (peak < limit)).all(-1, keepdim=True)
-    # More than a pixel cannot be meant: the maximum would be another one. Kept from being thrown far by noise.
-    return peak + _newton(gradient, hessian).clamp(-1, 1) * interior
+    return peak + _newton(gradient, hessian) * interior
 
 
 def _dark_udp(heatmaps: Tensor, scores: Tensor, peak: Tensor, sigma: float) -> Tensor:
@@ -226,7 +243,7 @@ def _dark_udp(heatmaps: Tensor, scores: Tensor, peak: Tensor, sigma: float) -> T
         0.25 * (v[1, 1] - v[-1, 1] - v[1, -1] + v[-1, -1]),
         v[0, 1] - 2 * v[0, 0] + v[0, -1],
     )
-    return peak + _newton(gradient, hessian).clamp(-1, 1)
+    return peak + _newton(gradient, hessian)
 
 
 def flip_average(

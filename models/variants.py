@@ -110,7 +110,8 @@ _PARTS = (
         **SBN | {"fam": "26w4s", "fsm": "parallel"},
     ),
     _variant(
-        "sbn_r50_fasm_last", "256x192", PaperRow(("VIII",), 71.5, 37.0, 9.23), note="FSM in the last block of each stage, reduction 4",
+        "sbn_r50_fasm_last", "256x192", PaperRow(("VIII",), 71.5, 37.0, 9.23),
+        note="FSM in the last block of each stage, reduction 4",
         **SBN | {"fam": "26w4s", "fsm": "parallel", "fasm_placement": "last_block"},
     ),
     _variant(

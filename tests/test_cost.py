@@ -1,0 +1,124 @@
+"""What the networks cost, to the printed digits of the published and derived figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from efafnet.models.cost import network_cost
+from efafnet.models.network import build_network
+from efafnet.models.network_config import NetworkConfig
+from efafnet.models.settings import InputSize
+from efafnet.models.variants import SBN, VARIANTS
+
+_SMALL, _LARGE = "256x192", "384x288"
+_FASM = {"fam": "26w4s", "fsm": "parallel"}
+
+
+def _config(switches: dict[str, Any]) -> NetworkConfig:
+    return NetworkConfig.model_validate(switches)
+
+
+# Simple baselines: parameters 34.0 / 53.0 / 68.6 M and paper-G 8.9 / 12.4 / 15.7 as published; the rest is shape
+# arithmetic done apart from this code.
+@pytest.mark.parametrize(
+    ("switches", "size", "params_m", "gmac", "paper_g"),
+    [
+        (SBN, _SMALL, 34.00, 5.43, 8.99),
+        (SBN | {"encoder": "resnet101"}, _SMALL, 52.99, 9.06, 12.38),
+        (SBN | {"encoder": "resnet152"}, _SMALL, 68.64, 12.70, 15.76),
+        (SBN, _LARGE, 34.00, 12.21, 20.23),
+        (SBN | {"encoder": "resnet101"}, _LARGE, 52.99, 20.39, 27.85),
+        (SBN | {"encoder": "resnet152"}, _LARGE, 68.64, 28.57, 35.47),
+        (SBN | {"fam": "width4"}, _SMALL, 24.80, 3.95, 7.62),
+        (SBN | {"fam": "26w4s"}, _SMALL, 34.14, 5.59, 9.14),
+        (SBN | _FASM | {"cs_reduction": 16}, _SMALL, 36.69, 5.60, 9.15),
+        (SBN | _FASM | {"fasm_placement": "last_block", "cs_reduction": 4}, _SMALL, 36.94, 5.59, 9.15),
+        (SBN | {"fsm": "parallel", "cs_reduction": 4}, _SMALL, 44.09, 5.44, 9.01),
+        (SBN | {"fsm": "parallel", "cs_reduction": 16}, _SMALL, 36.55, 5.43, 9.00),
+    ],
+)
+def test_pins(switches: dict[str, Any], size: str, params_m: float, gmac: float, paper_g: float) -> None:
+    cost = network_cost(_config(switches), 17, InputSize.model_validate(size))
+    printed = tuple(f"{value:.2f}" for value in (cost.params_m, cost.gmac, cost.paper_g))
+    assert printed == tuple(f"{value:.2f}" for value in (params_m, gmac, paper_g))
+
+
+# Our own layers where the paper names none (FFM, FASM-C): what we document must be what is built.
+@pytest.mark.parametrize(
+    ("name", "params_m", "gmac"),
+    [
+        ("sbn_r50_fasm_c", 40.18, 5.92),
+        ("efafnet_r50_256x192", 37.52, 5.16),
+        ("sbn_r50_ffm", 34.96, 6.29),
+        ("sbn_r50_duc", 29.57, 4.29),
+        ("efafnet_nano", 1.87, 0.07),
+        ("sbn_nano", 1.16, 0.05),
+    ],
+)
+def test_documented_figures(name: str, params_m: float, gmac: float) -> None:
+    v = VARIANTS[name]
+    cost = network_cost(v.network, 17, v.input)
+    assert (round(cost.params_m, 2), round(cost.gmac, 2)) == (params_m, gmac)
+
+
+def test_default_reductions_are_those_of_the_pins() -> None:
+    assert NetworkConfig().reduction == 16
+    assert NetworkConfig(fasm_placement="last_block").reduction == 4
+
+
+@pytest.mark.parametrize("name", ["sbn_nano", "efafnet_nano", "sbn_r50_256x192", "sbn_r50_fasm_c"])
+def test_multiply_adds_agree_with_torchs_counter(name: str) -> None:
+    v = VARIANTS[name]
+    with torch.device("meta"):
+        network = build_network(v.network, 17).eval()
+        crop = torch.empty(1, 3, v.input.height, v.input.width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(crop)
+    # torch counts two operations per multiply-add.
+    assert network_cost(v.network, 17, v.input).multiply_adds == counter.get_total_flops() // 2
+
+
+def test_auxiliary_heads_are_not_counted() -> None:
+    size = InputSize(height=64, width=64)
+    bare = network_cost(NetworkConfig(encoder="nano", auxiliary_stages=()), 17, size)
+    assert network_cost(NetworkConfig(encoder="nano"), 17, size) == bare
+
+
+def test_cost_of_the_joints_is_the_last_convolutions() -> None:
+    size = InputSize(height=64, width=64)
+    more, fewer = (network_cost(_config(SBN | {"encoder": "nano"}), k, size) for k in (17, 16))
+    # One more 1x1 filter on 64 channels with its bias, applied at 16 x 16 positions.
+    assert more.parameters - fewer.parameters == 65
+    assert more.multiply_adds - fewer.multiply_adds == 64 * 16 * 16
+
+
+def test_saved_activations_are_those_of_a_real_step() -> None:
+    size = InputSize(height=64, width=64)
+    config = NetworkConfig(encoder="nano", auxiliary_stages=())
+    network = build_network(config, 17)
+    owned = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    batch = 8
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = network(torch.randn(batch, 3, 64, 64))
+    kept = sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in owned)
+    assert output.heatmaps.requires_grad
+    # A small share (batch norm's statistics, per channel) does not grow with the batch.
+    assert kept / batch == pytest.approx(network_cost(config, 17, size).saved_bytes, rel=0.02)
+
+
+def test_saved_activations_of_the_whole_network_against_the_baseline() -> None:
+    size = InputSize.model_validate(_SMALL)
+    baseline = network_cost(_config(SBN), 17, size).saved_bytes
+    once_per_stage = network_cost(NetworkConfig(fasm_placement="last_block"), 17, size).saved_bytes
+    assert once_per_stage / baseline == pytest.approx(1.44, abs=0.01)
