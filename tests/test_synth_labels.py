@@ -47,7 +47,7 @@ def _outfit(stance: Stance, **changes: object) -> Outfit:
 
 def _picture() -> Picture:
     grey = np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
-    return Picture(grey, Light((0.0, -0.3, 0.95), 0.7, (1.0, 1.0, 1.0)), bank(0))
+    return Picture(grey, Light((0.0, 0.3, 0.95), 0.7, (1.0, 1.0, 1.0)), bank(0))
 
 
 def _add(picture: Picture, x: float, yaw: float = 0.0, scale: float = SCALE, stance: Stance | None = None) -> int:
@@ -241,6 +241,30 @@ def test_a_watch_is_on_the_left_wrist_only() -> None:
             levels[side, watch] = int(picture.colour[y, x].mean())
     assert levels["left", True] < 40
     assert min(levels["right", True], levels["left", False], levels["right", False]) > 100
+
+
+@pytest.mark.parametrize("eye_height", [0.5, 1.2, 2.6])
+def test_eyes_are_labelled_where_they_are_painted_however_obliquely_they_are_seen(eye_height: float) -> None:
+    stance = _stance()
+    drawn = sample_outfit(np.random.default_rng(5), stance.body)
+    fabrics = list(drawn.fabrics)
+    fabrics[Cloth.IRIS] = Fabric((0, 1, 0), (0, 1, 0), grain=0.0)
+    outfit = _outfit(stance, fabrics=tuple(fabrics), neckline=0.08)
+    # So near that the head is seen from 20 degrees below, or from above: the label must follow the perspective.
+    scale = 250.0
+    head = float(joints_of(stance)[JOINT["nose"], 1])
+    view = View(WIDTH, HEIGHT, horizon=100 - scale * (eye_height - head), eye=eye_height, focal=2.2 * scale)
+    picture = _picture()
+    picture.add(person(stance, outfit, view.aim(100, scale, 0.875)))
+    points = _label(picture).keypoints
+    red, green, blue = picture.colour.astype(int).transpose(2, 0, 1)
+    rows, columns = np.nonzero((green > red + 60) & (green > blue + 60))
+    middle = points[[JOINT["left_eye"], JOINT["right_eye"]], 0].mean()
+    for name, side in (("left_eye", columns > middle), ("right_eye", columns < middle)):
+        iris = np.array([columns[side].mean(), rows[side].mean()])
+        # The iris measures 10 x 12 px here.
+        assert np.abs(iris - points[JOINT[name], :2]).max() < 2.5
+        assert points[JOINT[name], 2] == 2
 
 
 def test_patterned_fabrics_have_two_colours_one_can_tell_apart() -> None:

@@ -92,7 +92,7 @@ def flesh_of(stance: Stance, outfit: Outfit) -> Array:
     flesh = np.empty(17)
     flesh[JOINT["nose"]] = 0.10 * hh
     for name in ("left", "right"):
-        flesh[JOINT[f"{name}_eye"]] = 0.045 * hh
+        flesh[JOINT[f"{name}_eye"]] = 0.09 * hh
         flesh[JOINT[f"{name}_ear"]] = 0.11 * hh
         flesh[JOINT[f"{name}_shoulder"]] = 0.052 * limb
         flesh[JOINT[f"{name}_elbow"]] = 0.034 * limb

@@ -179,13 +179,13 @@ class Picture:
         mask = self.ids == drawn.number
         keypoints = np.zeros((17, 3))
         if np.count_nonzero(mask) >= SMALL_AREA_PX:
-            joints, scale = drawn.actor.camera.project(joints_of(stance))
+            joints, _ = drawn.actor.camera.project(joints_of(stance))
             surface, _, frame = drawn.screen.tags.T
             evidence = Evidence(
                 self.ids, drawn.number, drawn.depth, own=surface < Surface.WORN, bone=frame,
                 hair=surface == Surface.HAIR,
             )  # fmt: skip
-            keypoints[:, 2] = judge(joints, flesh_of(stance, outfit) * scale, evidence)
+            keypoints[:, 2] = judge(joints, flesh_of(stance, outfit) * drawn.screen.scale, evidence)
             keypoints[:, :2] = np.where(keypoints[:, 2:] > 0, joints[:, :2], 0.0)
         return _outline(mask, keypoints, crowd=False)
 

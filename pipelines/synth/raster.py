@@ -79,7 +79,7 @@ def _terms(screen: Screen, columns: Float32, rows: Float32) -> _Terms:
     m, g, k = screen.quadratic, screen.linear, screen.constant
     curved = ~screen.flat
     a = np.where(curved, m[:, 2, 2], 1.0)
-    gz = np.where(curved, a, np.maximum(g[:, 2], 1e-6))
+    gz = np.where(curved, a, g[:, 2])
     slope_x = -np.where(curved, m[:, 0, 2], g[:, 0]) / gz
     slope_y = -np.where(curved, m[:, 1, 2], g[:, 1]) / gz
     # The discriminant over M_zz²: (M_xz² - M_zz·M_xx) x² + … and so on, from q·M·q + 2 g·q + k = 0 solved for z.

@@ -134,6 +134,6 @@ def _cast_shadow(picture: Picture, actor: Actor) -> None:
 def _sample_light(rng: Rng) -> Light:
     azimuth, height = float(rng.uniform(-1.2, 1.2)), float(rng.uniform(0.1, 1.2))
     across = math.cos(height)
-    direction = (across * math.sin(azimuth), -math.sin(height), across * math.cos(azimuth))
+    direction = (across * math.sin(azimuth), math.sin(height), across * math.cos(azimuth))
     warm = float(rng.uniform(-0.08, 0.08))
     return Light(direction, float(rng.uniform(0.4, 0.75)), (1 + warm, 1.0, 1 - warm))

@@ -24,7 +24,7 @@ class Light:
     """One distant lamp and the sky."""
 
     direction: tuple[float, float, float]
-    """Unit vector to the lamp in screen axes (x right, y down, z to the viewer)."""
+    """Unit vector to the lamp in camera axes (x right, y up, z to the viewer)."""
     ambient: float
     """Share of the light that comes from everywhere, 0 to 1."""
     tint: tuple[float, float, float]
@@ -118,9 +118,10 @@ def _affine(table: Array, solid: NDArray[np.intp], point: Float32) -> Float32:
 
 
 def _normals(screen: Screen, solid: NDArray[np.intp], point: Float32) -> Float32:
-    """Unit normals (3, N) in screen axes: the gradient of each quadric."""
-    shift = (screen.quadratic @ screen.centres[:, :, None])[..., 0] - screen.linear
-    normal = _affine(np.concatenate((screen.quadratic, -shift[:, :, None]), axis=2), solid, point)
+    """Unit normals (3, N) in camera axes: the gradient of each quadric, taken back through the lens."""
+    shift = (screen.quadratic @ screen.centres[:, :, None]) - screen.linear[:, :, None]
+    table = screen.forth.transpose(0, 2, 1) @ np.concatenate((screen.quadratic, -shift), axis=2)
+    normal = _affine(table * screen.scale, solid, point)
     length: Float32 = np.sqrt(np.einsum("kn,kn->n", normal, normal)) + np.float32(1e-9)
     return normal / length
 
@@ -128,7 +129,8 @@ def _normals(screen: Screen, solid: NDArray[np.intp], point: Float32) -> Float32
 def _places(screen: Screen, camera: Camera, frames: Frames, solid: NDArray[np.intp], point: Float32) -> Float32:
     """Where each sample lies in its frame, (3, N) metres."""
     origins, scale = camera.project(frames.origins)
-    axes = (frames.rotations.transpose(0, 2, 1) @ camera.rotation.T) * (1.0, -1.0, 1.0) / scale[:, None, None]
+    _, back = camera.lens(origins, scale)
+    axes = (frames.rotations.transpose(0, 2, 1) @ camera.rotation.T) @ back
     table = np.concatenate((axes, -(axes @ origins[:, :, None])), axis=2)
     return _affine(table[screen.tags[:, 2]], solid, point)
 
@@ -175,7 +177,7 @@ def _mix(fabric: Fabric, place: Float32, noise: Bank) -> Float32:
 def _brightness(normal: Float32, light: Light) -> Float32:
     """Light that reaches each sample from the lamp and from the sky, (N,)."""
     lambert: Float32 = np.asarray(light.direction, dtype=np.float32) @ normal
-    sky: Float32 = np.float32(light.ambient) * (np.float32(0.85) - np.float32(0.25) * normal[1])
+    sky: Float32 = np.float32(light.ambient) * (np.float32(0.85) + np.float32(0.25) * normal[1])
     sky += np.float32(1.25 * (1 - light.ambient)) * np.maximum(lambert, 0)
     lit: Float32 = np.minimum(sky, np.float32(1.35))
     return lit

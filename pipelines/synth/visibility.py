@@ -41,6 +41,10 @@ _OBLIQUE = np.array([1.0] * 7 + [1.6] * 4 + [1.2] * 2 + [1.6] * 4)
 hips' is small, for through the pelvis the far hip is not much deeper than that."""
 
 
+_SLACK_PX = 0.7
+"""The nearest sample lies up to half a pixel beside a joint, and surfaces can be steep."""
+
+
 def _meets() -> Flags:
     table = np.zeros((17, len(Bone)), dtype=np.bool_)
     table[list(_FACE), Bone.HEAD] = True
@@ -110,7 +114,7 @@ def judge(joints: Array, flesh_px: Array, evidence: Evidence) -> NDArray[np.int6
     solid, before = evidence.front(joints)
     rows = np.arange(17)
     drawn, face = solid >= 0, rows < len(_FACE)
-    reach = np.where(_MEETS[rows, evidence.bone[solid]], flesh_px * _OBLIQUE, flesh_px)
+    reach = np.where(_MEETS[rows, evidence.bone[solid]], flesh_px * _OBLIQUE, flesh_px) + _SLACK_PX
     on_surface = drawn & evidence.own[solid] & (before <= reach) & ~(face & evidence.hair[solid])
     visible = evidence.in_picture(joints) & on_surface
     turned_away = drawn & ~on_surface & (evidence.bone[solid] == Bone.HEAD)
