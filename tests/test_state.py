@@ -49,7 +49,7 @@ def test_the_first_of_equal_validations_is_the_best_and_the_others_are_stale() -
 @pytest.mark.parametrize("asynchronous", [True, False])
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, trainee: Trainee, asynchronous: bool) -> None:
     config = CheckpointConfig(keep_last=2, keep_best=2, asynchronous=asynchronous)
-    checkpoints = Checkpoints(tmp_path / "run", config, "ap")
+    checkpoints = Checkpoints(tmp_path / "run", config)
     progress = Progress()
     for step, ap in enumerate((0.2, 0.9, 0.1, 0.8, 0.3, None, None), start=1):
         progress.step = step
@@ -63,7 +63,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, trainee: T
 
 
 def test_links_are_relative_so_that_a_run_can_be_moved(tmp_path: Path, trainee: Trainee) -> None:
-    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(), "ap")
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
     saved(checkpoints, trainee, Progress(step=3), 0.5)
     checkpoints.close()
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -73,7 +73,7 @@ def test_links_are_relative_so_that_a_run_can_be_moved(tmp_path: Path, trainee: 
 def test_a_damaged_checkpoint_is_passed_over_and_can_be_written_again(
     tmp_path: Path, trainee: Trainee, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False), "ap")
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
     for step in (5, 9):
         saved(checkpoints, trainee, Progress(step=step))
     newest = checkpoints.path(9) / "state.pt"
@@ -87,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_can_be_written_again(
 def test_a_failed_write_is_told_and_survived_unless_it_is_the_last(
     tmp_path: Path, trainee: Trainee, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(), "ap")
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
     saved(checkpoints, trainee, Progress(step=1))
     checkpoints.wait()
 
@@ -106,7 +106,7 @@ def test_a_failed_write_is_told_and_survived_unless_it_is_the_last(
 
 
 def test_a_snapshot_does_not_follow_the_training(tmp_path: Path, trainee: Trainee) -> None:
-    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(), "ap")
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig())
     before = {name: value.clone() for name, value in trainee.module.state_dict().items()}
     saved(checkpoints, trainee, Progress(step=1))
     with torch.no_grad():
@@ -118,7 +118,7 @@ def test_a_snapshot_does_not_follow_the_training(tmp_path: Path, trainee: Traine
 
 
 def test_restoring_brings_everything_back(tmp_path: Path, trainee: Trainee) -> None:
-    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False), "ap")
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
     for parameter in trainee.module.parameters():
         parameter.grad = torch.randn_like(parameter)
     trainee.optimizer.step()
@@ -137,7 +137,7 @@ def test_restoring_brings_everything_back(tmp_path: Path, trainee: Trainee) -> N
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, trainee: Trainee) -> None:
-    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False), "ap")
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
     saved(checkpoints, trainee, Progress(step=1))
     wider = config_of(tmp_path, "network.base_width=12", "optimizer.ema_decay=0.9")
     other = build_trainee(wider, open_inputs(wider), PlainContext(torch.device("cpu")))

@@ -37,14 +37,14 @@ def test_workers_share_the_persons_and_the_figures_stay_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, network, store = setting(tmp_path)
-    alone = validate(config, network, store, worker(0, 1))
+    alone = validate(config, network, store, worker(0, 1), 1)
     parts = [predict_share(config, network, store, worker(rank, 3)) for rank in range(3)]
     assert [len(part) for part in parts] == [4, 4, 3]  # 11 persons
     assert np.concatenate([part.rows for part in parts]).tolist() == list(range(11))
     context = worker(0, 1)
     monkeypatch.setattr(validation, "predict_share", lambda *_: None)
     monkeypatch.setattr(context, "gather", lambda _: parts)
-    together = validate(config, network, store, context)
+    together = validate(config, network, store, context, 1)
     assert {**together, "seconds": 0} == {**alone, "seconds": 0}
 
 
@@ -76,6 +76,6 @@ def test_a_network_that_answers_the_truth_has_ap_one(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(network, "forward", answer)
     exact = config.model_copy(update={"test": config.test.model_copy(update={"flip_test": False})})
-    figures = validate(exact, network, store, worker(0, 1))
+    figures = validate(exact, network, store, worker(0, 1), 1)
     assert figures["ap"] == pytest.approx(1.0)
     assert figures["ar"] == pytest.approx(1.0)

@@ -12,7 +12,7 @@ import torch
 
 from efafnet.models import losses
 from efafnet.models.network import PoseNetwork, build_network
-from efafnet.models.skeleton import Skeleton
+from efafnet.models.skeleton import MPII_16, Skeleton
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.training.context import PlainContext
@@ -29,6 +29,11 @@ class Inputs:
 
     train: CropStore
     val: CropStore | None
+
+    @property
+    def metric(self) -> str:
+        """The figure by which validations are compared unless the settings name another."""
+        return "pckh" if self.skeleton.joints == MPII_16.joints else "ap"
 
     @property
     def skeleton(self) -> Skeleton:

@@ -119,8 +119,8 @@ class Job:
         """Measure the network on all workers, remember the best, tell whoever supervises the run."""
         assert self.inputs.val is not None, "a validation needs a store"
         self._settle()
-        progress, name = self.progress, self.config.validation.metric
-        figures = validate(self.config, self.trainee.published, self.inputs.val, self.context)
+        progress, name = self.progress, self.config.validation.metric or self.inputs.metric
+        figures = validate(self.config, self.trainee.published, self.inputs.val, self.context, progress.step)
         progress.note_validation(figures, name)
         self._tick()
         self.context.sink.log_metrics({f"val/{key}": value for key, value in figures.items()}, progress.step)
@@ -230,7 +230,7 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     inputs = open_inputs(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     trainee = build_trainee(config, inputs, context)
-    checkpoints = Checkpoints(config.run_dir, config.checkpoint, config.validation.metric)
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint)
     newest = context.agree(checkpoints.newest() if context.rank == 0 else None)
     plan = plan_of(config, inputs)
     progress = Progress(planned_steps=plan.steps) if newest is None else restore(newest, trainee)

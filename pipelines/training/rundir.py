@@ -146,8 +146,8 @@ def identity_digest(identity: Mapping[str, Any]) -> str:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """List what differs between two identities: ``optimizer.lr 0.001 -> 0.0005, …``."""
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key} {_value(old, key)} -> {_value(new, key)}" for key in keys)
+    shown = [(key, _value(old, key), _value(new, key)) for key in sorted(old.keys() | new.keys())]
+    return ", ".join(f"{key} {before} -> {after}" for key, before, after in shown if before != after)
 
 
 def _value(identity: Mapping[str, Any], key: str) -> str:

@@ -62,6 +62,8 @@ class Progress:
     """Figures of the last validation."""
     last_validation: int = 0
     """Step of the last validation; 0 for none."""
+    validated: float | None = None
+    """The figure of the last validation by which validations are compared."""
     best: dict[str, float] = field(default_factory=dict)
     """Figures of the best validation."""
     best_step: int | None = None
@@ -77,7 +79,7 @@ class Progress:
         """
         if metric not in figures:
             raise ValueError(f"validation.metric = {metric!r}: validation gives {', '.join(figures)}; choose one")
-        self.validation, self.last_validation = figures, self.step
+        self.validation, self.validated, self.last_validation = figures, figures[metric], self.step
         if self.best_step is None or figures[metric] > self.best[metric]:
             self.best, self.best_step, self.stale_validations = figures, self.step, 0
         else:
@@ -91,11 +93,10 @@ class Checkpoints:
     atomically, and only then do the links move and old checkpoints go.
     """
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig, metric: str) -> None:
+    def __init__(self, run_dir: Path, config: CheckpointConfig) -> None:
         self.run_dir = run_dir
         self.directory = run_dir / "checkpoints"
         self._config = config
-        self._metric = metric
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -132,8 +133,7 @@ class Checkpoints:
             OSError: the final checkpoint could not be written.
         """
         self.wait()
-        here = progress.last_validation == progress.step
-        validated = progress.validation.get(self._metric) if here else None
+        validated = progress.validated if progress.last_validation == progress.step else None
         content = {
             "weights": _weights(trainee),
             "state": _on_cpu({"progress": asdict(progress), **_machinery(trainee)}),

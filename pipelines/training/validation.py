@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,14 +13,19 @@ from pydantic import Field
 from efafnet.models.network import PoseNetwork
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.inference import predict_batch
-from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
+from efafnet.pipelines.evaluation.results_file import Reference, read_reference
+from efafnet.pipelines.evaluation.scoring import ScoringConfig, score_persons, score_results
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import val_reader
+from efafnet.platform.storage import atomic_directory
 
 if TYPE_CHECKING:
     from efafnet.pipelines.training.config import TrainConfig
+
+_FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
 
 
 class ValidationConfig(Settings):
@@ -26,21 +33,33 @@ class ValidationConfig(Settings):
 
     every_epochs: float | None = Field(default=10, gt=0)
     """Epochs between two validations (a fraction is allowed); none for only one, at the end."""
-    metric: str = "ap"
-    """Figure by which the best checkpoint is chosen; larger is better."""
+    metric: str | None = None
+    """Figure by which the best checkpoint is chosen, larger is better; none for ap, or pckh on MPII."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many validations in a row without a new best figure; none to train to the end."""
+    overlays: int = Field(default=8, ge=0)
+    """Best and worst persons drawn at each validation, of each as many; 0 for no pictures."""
 
 
-def validate(config: TrainConfig, network: PoseNetwork, store: CropStore, context: PlainContext) -> dict[str, float]:
-    """Return AP and AR of ``network`` on every person of ``store``, and the ``seconds`` it took, on all workers.
+def validate(
+    config: TrainConfig, network: PoseNetwork, store: CropStore, context: PlainContext, step: int
+) -> dict[str, float]:
+    """Return the figures of ``network`` on every person of ``store``, and the ``seconds`` it took, on all workers.
+
+    They are what `efafnet evaluate` finds. Pictures of the best and worst persons go to ``validation/step-…`` in the
+    run's directory, and to the record.
 
     Raises:
         ValueError: the network puts out NaN.
     """
     began = time.monotonic()
     parts = context.gather(predict_share(config, network, store, context))
-    figures = _figures(config, store, parts) if context.rank == 0 else {}
+    figures: dict[str, float] = {}
+    if context.rank == 0:
+        predictions = Predictions.concat(parts)
+        figures = figures_of(config, store, predictions)
+        if config.validation.overlays:
+            _draw(config, store, predictions, context, config.run_dir / "validation" / f"step-{step:08d}")
     return context.agree({**figures, "seconds": time.monotonic() - began})
 
 
@@ -48,30 +67,58 @@ def predict_share(config: TrainConfig, network: PoseNetwork, store: CropStore, c
     """Predict this worker's share of the persons of ``store``, in the original images' pixels."""
     k = store.skeleton.num_joints
     rows, joints, scores = [np.zeros(0, np.int64)], [np.zeros((0, k, 2))], [np.zeros((0, k), np.float32)]
-    reader = val_reader(config, store, context)
-    for batch in reader.batches():
-        joints_px, joint_scores = predict_batch(
-            network,
-            batch.to(context.device),
-            skeleton=store.skeleton,
-            input_size=config.input,
-            heatmap=config.heatmap,
-            flip_test=config.test.flip_test,
-            precision=config.test.precision,
-        )
-        rows.append(batch.rows.numpy())
-        joints.append(joints_px)
-        scores.append(joint_scores)
+    with val_reader(config, store, context) as reader:
+        for batch in reader.batches():
+            joints_px, joint_scores = predict_batch(
+                network,
+                batch.to(context.device),
+                skeleton=store.skeleton,
+                input_size=config.input,
+                heatmap=config.heatmap,
+                flip_test=config.test.flip_test,
+                precision=config.test.precision,
+            )
+            rows.append(batch.rows.numpy())
+            joints.append(joints_px)
+            scores.append(joint_scores)
     people = store.columns(list(PERSON_COLUMNS))
     return Predictions.gather(people, np.concatenate(rows), np.concatenate(joints), np.concatenate(scores))
 
 
-def _figures(config: TrainConfig, store: CropStore, parts: list[Predictions]) -> dict[str, float]:
+def figures_of(config: TrainConfig, store: CropStore, predictions: Predictions) -> dict[str, float]:
+    """Score predictions of every person of ``store``: OKS AP and AR, by crowding on CrowdPose, or PCKh on MPII."""
+    reference = reference_of(store.path, store.digest)
+    by_person = reference.format == "mpii"
     results = coco_results(
-        Predictions.concat(parts),
+        predictions,
         skeleton=store.skeleton,
         input_size=config.input,
         padding=config.augmentation.padding,
-        test=config.test,
+        # PCKh asks for every person, duplicate or not.
+        test=config.test.model_copy(update={"nms": "none"}) if by_person else config.test,
+        with_person_id=by_person,
     )
-    return evaluate_predictions(results, store.ground_truth())
+    if by_person:
+        return score_persons(results, reference.truth, reference.head_size_px).figures
+    return score_results(results, reference.truth, _FIGURES_ONLY, crowd=reference.format == "crowdpose").figures
+
+
+@lru_cache(maxsize=2)
+def reference_of(path: Path, digest: str) -> Reference:  # noqa: ARG001 (a store that changed is another one)
+    """Ground truth of a store, read once per process."""
+    return read_reference(path)
+
+
+def _draw(config: TrainConfig, store: CropStore, predictions: Predictions, context: PlainContext, folder: Path) -> None:
+    with atomic_directory(folder, overwrite=True) as fresh:
+        write_galleries(
+            fresh,
+            store,
+            predictions,
+            reference_of(store.path, store.digest).truth,
+            count=config.validation.overlays,
+            input_size=config.input,
+            padding=config.augmentation.padding,
+            sure_from=config.test.joint_score_threshold,
+        )
+    context.sink.log_artifact(folder, "validation")
