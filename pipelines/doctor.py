@@ -44,9 +44,9 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     yield from health.hardware()
     found, resources = ray_finding(config)
     yield found
-    if resources is not None:
+    if resources is not None and not resources.is_local:
         yield from nodes_findings(resources)
-        yield from token_findings(resources)
+        yield token_finding()
     nodes = resources.nodes if resources is not None else 1
     if nodes > 1:
         yield health.host_name()
@@ -109,16 +109,12 @@ def node_finding(report: Mapping[str, Any] | str, here: Mapping[str, Any]) -> Fi
     return Finding("ok", what, f"same Python, packages and code{gpus}")
 
 
-def token_findings(resources: Resources) -> Iterator[Finding]:
+def token_finding() -> Finding:
     """A cluster without a token runs anybody's code who reaches its ports."""
-    if resources.is_local:
-        return
     if cluster.token_required():
-        yield Finding("ok", "token", "the cluster wants one, and this program has it")
-    else:
-        remedy = "start every node and client with RAY_AUTH_MODE=token and the same ~/.ray/auth_token"
-        state: health.State = "warn" if resources.nodes == 1 else "fail"
-        yield Finding(state, "token", "the cluster takes commands from whoever reaches it", remedy)
+        return Finding("ok", "token", "the cluster refuses commands without one")
+    remedy = "start every node and client with RAY_AUTH_MODE=token and the same ~/.ray/auth_token"
+    return Finding("fail", "token", "the cluster runs the commands of whoever reaches it", remedy)
 
 
 def shared_storage(place: Path) -> Finding:

@@ -1,0 +1,213 @@
+"""The AWS cluster file: Ray accepts it, and it keeps our own rules. Checked without an account or a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PREPARE = ROOT / "platform" / "deploy" / "aws_prepare.sh"
+
+
+@pytest.fixture(scope="module")
+def written() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def prepared(written: dict[str, Any]) -> dict[str, Any]:
+    """The file as Ray uses it: its own defaults filled in, then checked against its schema."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config: dict[str, Any] = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(config)
+    assert config["cluster_name"] == written["cluster_name"]
+    return config
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+
+
+def commands(config: dict[str, Any]) -> dict[str, list[str]]:
+    return {key: value for key, value in config.items() if key.endswith("_commands")}
+
+
+def test_the_head_has_no_gpu_and_workers_are_spot_machines_from_zero(prepared: dict[str, Any]) -> None:
+    types = prepared["available_node_types"]
+    head = types.pop(prepared["head_node_type"])
+    assert "GPU" not in head["resources"]
+    assert re.match(r"[cmrt]\d", head["node_config"]["InstanceType"]), "families without GPUs"
+    assert head["max_workers"] == 0
+    for name, worker in types.items():
+        assert worker["min_workers"] == 0, name
+        assert worker["max_workers"] > 0
+        assert worker["resources"]["GPU"] >= 1
+        assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    types[prepared["head_node_type"]] = head
+    assert 0 < prepared["idle_timeout_minutes"] <= 30
+    assert prepared["provider"]["cache_stopped_nodes"] is False
+
+
+def test_ray_is_the_pinned_one_everywhere(prepared: dict[str, Any]) -> None:
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    for key in ("head_image", "worker_image"):
+        found = re.fullmatch(r"rayproject/ray:(\d+\.\d+\.\d+)-py(\d)(\d+)(-gpu)?", prepared["docker"][key])
+        assert found is not None, prepared["docker"][key]
+        assert found[1] == pins()["ray"]
+        assert (int(found[2]), int(found[3])) >= tuple(map(int, re.findall(r"\d+", python)))
+        assert bool(found[4]) == (key == "worker_image")
+    text = str(commands(prepared))
+    for trap in ("ray-wheels", "dev0", "anaconda3", "latest"):
+        assert trap not in text, f"Ray's default setup crept in: {trap}"
+
+
+def test_the_project_is_installed_with_its_pins(prepared: dict[str, Any]) -> None:
+    for key in ("head_setup_commands", "worker_setup_commands"):
+        assert any("pip install" in line and "-c /tmp/efafnet/constraints.txt" in line for line in prepared[key])
+    mounts = {target: Path(source) for target, source in prepared["file_mounts"].items()}
+    for target, source in mounts.items():
+        assert source.is_absolute() or str(source).startswith("~") or (ROOT / source).exists(), f"{target}: {source}"
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {name.split(".")[1] for name in packages if "." in name}
+    assert {f"~/efafnet/{folder}" for folder in folders} <= set(mounts)
+    assert {f"~/efafnet/{name}" for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")} <= set(
+        mounts
+    )
+
+
+def test_every_node_demands_the_token(prepared: dict[str, Any]) -> None:
+    assert prepared["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "--env RAY_AUTH_MODE=token" in prepared["docker"]["run_options"]
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        [start] = [line for line in prepared[key] if "ray start" in line]
+        before, _, _ = start.partition("ray start")
+        assert re.search(r"export [^;]*RAY_AUTH_MODE=token", before), start
+
+
+def test_nothing_is_open_to_the_world(prepared: dict[str, Any]) -> None:
+    # A group that Ray makes opens port 22 to 0.0.0.0/0 whatever `security_group` says, so every type must name one.
+    for name, node in prepared["available_node_types"].items():
+        groups = node["node_config"].get("SecurityGroupIds")
+        assert groups, f"node type {name} leaves its security group to Ray"
+        assert all(group.startswith("sg-") for group in groups)
+        assert node["node_config"]["MetadataOptions"]["HttpTokens"] == "required"
+        assert all(disk["Ebs"]["Encrypted"] for disk in node["node_config"]["BlockDeviceMappings"])
+    assert "security_group" not in prepared["provider"]
+    assert "0.0.0.0/0" not in str(prepared)
+    [start] = [line for line in prepared["head_start_ray_commands"] if "ray start" in line]
+    assert "--dashboard-host=127.0.0.1" in start
+    assert "--ray-client-server-port" not in start
+
+
+def test_mlflow_runs_on_the_head_and_every_node_knows_it(prepared: dict[str, Any]) -> None:
+    [server] = [line for line in prepared["head_start_ray_commands"] if "mlflow server" in line]
+    assert "--serve-artifacts" in server, "workers then need nothing but its address"
+    assert "--allowed-hosts" in server, "MLflow answers 403 to a host name it was not told"
+    assert "/health" in server, "a second `ray up` must not start a second server"
+    assert "/mnt/efafnet/" in server, "the store must outlive the container"
+    [head] = [line for line in prepared["head_start_ray_commands"] if "ray start" in line]
+    [worker] = [line for line in prepared["worker_start_ray_commands"] if "ray start" in line]
+    assert "MLFLOW_TRACKING_URI=http://$(hostname -I | cut -d' ' -f1):5000" in head.partition("ray start")[0]
+    assert "MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000" in worker.partition("ray start")[0]
+    assert "--volume /mnt/efafnet:/mnt/efafnet" in prepared["docker"]["run_options"]
+
+
+def test_workers_join_the_heads_port(prepared: dict[str, Any]) -> None:
+    [head] = [line for line in prepared["head_start_ray_commands"] if "ray start" in line]
+    [worker] = [line for line in prepared["worker_start_ray_commands"] if "ray start" in line]
+    [port] = re.findall(r" --port=(\d+)", head)
+    assert f"--address=$RAY_HEAD_IP:{port}" in worker
+    assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
+
+
+def test_every_command_is_shell(prepared: dict[str, Any]) -> None:
+    for key, lines in commands(prepared).items():
+        for line in lines:
+            done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{key}: {line}: {done.stderr}"
+
+
+# ---- the script that fills it in, against a stand-in for the `aws` program
+
+STAND_IN = """#!/usr/bin/env bash
+echo "$*" >> "$LOG"
+case "$1 $2" in
+  'ec2 describe-vpcs') echo vpc-1 ;;
+  'ec2 describe-security-groups') echo "$GROUP" ;;
+  'ec2 create-security-group') echo sg-new ;;
+  'efs describe-file-systems') case "$*" in *LifeCycleState*) echo available ;; *) echo "$FILES" ;; esac ;;
+  'efs create-file-system') echo fs-new ;;
+  'efs describe-mount-targets') echo "$MOUNTED" ;;
+  'ec2 describe-subnets') printf 'subnet-a\\tsubnet-b\\n' ;;
+  'ssm get-parameter') echo ami-newest ;;
+esac
+"""
+
+
+def prepare(folder: Path, *arguments: str, **state: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    (folder / "aws").write_text(STAND_IN)
+    (folder / "aws").chmod(0o755)
+    (folder / "log").write_text("")
+    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(folder / "log")}
+    env |= {"GROUP": "None", "FILES": "None", "MOUNTED": "", **state}
+    done = subprocess.run([PREPARE, *arguments], env=env, capture_output=True, text=True, check=False)
+    return done, (folder / "log").read_text().splitlines()
+
+
+def test_the_script_fills_in_a_new_account(tmp_path: Path) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    done, calls = prepare(tmp_path, "eu-central-1", "203.0.113.7/32")
+    assert done.returncode == 0, done.stderr
+    assert "REPLACE" not in re.sub(r"^#.*", "", done.stdout, flags=re.MULTILINE)
+    config = yaml.safe_load(done.stdout)
+    validate_config(prepare_config(yaml.safe_load(done.stdout)))
+    assert config["provider"]["region"] == "eu-central-1"
+    for node in config["available_node_types"].values():
+        assert node["node_config"]["SecurityGroupIds"] == ["sg-new"]
+        assert node["node_config"]["ImageId"] == "ami-newest"
+    assert "fs-new.efs.eu-central-1.amazonaws.com:/" in str(config["initialization_commands"])
+    rules = [call for call in calls if "authorize" in call]
+    assert [("22 --cidr 203.0.113.7/32" in rule, "--source-group sg-new" in rule) for rule in rules] == [
+        (True, False),
+        (False, True),
+    ]
+    assert [call.split("subnet-id ")[1].split()[0] for call in calls if "create-mount-target" in call] == [
+        "subnet-a",
+        "subnet-b",
+    ]
+
+
+def test_the_script_uses_what_is_there(tmp_path: Path) -> None:
+    done, calls = prepare(
+        tmp_path, "us-east-1", "203.0.113.7/32", GROUP="sg-old", FILES="fs-old", MOUNTED="subnet-b\tsubnet-a"
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [call for call in calls if "create" in call or "authorize" in call]
+    assert "sg-old" in done.stdout
+    assert "fs-old" in done.stdout
+
+
+@pytest.mark.parametrize("cidr", ["0.0.0.0/0", "203.0.113.7", "everyone"])
+def test_the_script_refuses_the_world(tmp_path: Path, cidr: str) -> None:
+    done, calls = prepare(tmp_path, "us-east-1", cidr)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert calls == []
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
+def test_the_script_is_clean_shell() -> None:
+    subprocess.run(["shellcheck", PREPARE], check=True)
