@@ -126,5 +126,5 @@ def test_half_body_falls_back_to_the_half_with_joints() -> None:
     """MPII's legs alone: 6 joints with pelvis; an upper sample is wanted but there is no upper joint."""
     visibility = np.zeros(16, dtype=np.uint8)
     visibility[:7] = 2
-    assert list(augmentation.halves(visibility, MPII_16, 7)) == ["lower"]
-    assert augmentation.halves(visibility, MPII_16, 8) == {}
+    assert list(augmentation.halves(visibility.tolist(), MPII_16, 7)) == ["lower"]
+    assert augmentation.halves(visibility.tolist(), MPII_16, 8) == {}

@@ -19,15 +19,15 @@ def test_bounds_worked_out() -> None:
     """Box 60x80 at (100, 100), padding 1.25, scale up to 1.3, rotation to 80 degrees: half sides 48.75 and 65, the
     diagonal 81.25 is reached along both axes (at 53.1 and 36.9 degrees); 2 px more for interpolation."""
     envelope = Envelope(inputs=(_SMALL,), half_body=False)
-    bounds = envelope.bounds(COCO_17, np.array([70.0, 60, 60, 80]), *_NOBODY)
+    bounds = envelope.demand(COCO_17, np.array([70.0, 60, 60, 80]), *_NOBODY).bounds
     np.testing.assert_allclose(bounds, [100 - 83.25, 100 - 83.25, 100 + 83.25, 100 + 83.25])
 
 
 def test_bounds_of_small_rotations_worked_out() -> None:
     """To 20 degrees only: x reaches 48.75 cos 20 + 65 sin 20 = 68.04, y 65 cos 20 + 48.75 sin 20 = 77.75."""
     envelope = Envelope(inputs=(_SMALL,), half_body=False, rotation_deg=10)
-    bounds = envelope.bounds(COCO_17, np.array([70.0, 60, 60, 80]), *_NOBODY)
-    np.testing.assert_allclose(bounds - 100, [-70.0412, -79.7534, 70.0412, 79.7534], atol=1e-3)
+    bounds = envelope.demand(COCO_17, np.array([70.0, 60, 60, 80]), *_NOBODY).bounds
+    np.testing.assert_allclose(np.array(bounds) - 100, [-70.0412, -79.7534, 70.0412, 79.7534], atol=1e-3)
 
 
 @pytest.mark.parametrize("size", ["256x192", "256x256", "192x128"])
@@ -47,7 +47,7 @@ def test_every_sample_lies_inside(size: str) -> None:
         geometry.invert_affine(affines), np.array([[0, 0], [width, 0], [0, height], [width, height]])
     )
     bounds = np.array(
-        [envelope.bounds(COCO_17, box, j, v) for box, j, v in zip(boxes, joints, visibility, strict=True)]
+        [envelope.demand(COCO_17, box, j, v).bounds for box, j, v in zip(boxes, joints, visibility, strict=True)]
     )
     # One pixel more, for the neighbour that interpolation reads.
     assert (corners.min(axis=1) - 1 >= bounds[:, :2]).all()
@@ -100,5 +100,5 @@ def test_half_bodies_must_be_declared() -> None:
 def test_density_worked_out() -> None:
     """A box of 600x800 px at scale .7 and padding 1 in a 256x192 input: 420 / 192 = 2.19 pixels per input pixel."""
     envelope = Envelope(inputs=(_SMALL,), half_body=False)
-    density = envelope.oversampling(COCO_17, np.array([0.0, 0, 600, 800]), *_NOBODY)
+    density = envelope.demand(COCO_17, np.array([0.0, 0, 600, 800]), *_NOBODY).density
     assert density == pytest.approx(600 * 0.7 / 192)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,34 +82,30 @@ def draw(config: AugmentationConfig, seed: int, epochs: npt.ArrayLike, rows: npt
     )
 
 
-def half_body_region(
-    joints_px: Float64, selected: npt.NDArray[np.bool_], aspect: float, padding: float
-) -> tuple[Float64, Float64] | None:
-    """Centre and size (2,) in image pixels around the ``selected`` (K,) of ``joints_px`` (K, 2), as in mmpose.
-
-    The centre is the joints' mean, not the middle of their box. None where all lie on one point.
-    """
-    chosen = joints_px[selected]
-    span = chosen.max(axis=0) - chosen.min(axis=0)
-    if not np.any(span > 0):
-        return None
-    _, size = geometry.box_to_centre_scale(np.concatenate([chosen.min(axis=0), span]), aspect, padding)
-    return chosen.mean(axis=0), size
-
-
-def halves(visibility: npt.NDArray[np.uint8], skeleton: Skeleton, min_joints: int) -> dict[str, npt.NDArray[np.bool_]]:
-    """Masks (K,) of the halves ("upper", "lower") with enough annotated joints.
+def halves(visibility: Sequence[int], skeleton: Skeleton, min_joints: int) -> dict[str, list[int]]:
+    """Annotated joints of the halves ("upper", "lower") that have enough of them; ``visibility`` is (K,).
 
     Empty for a person with too few joints, and where the skeleton names no upper body.
     """
-    annotated = visibility > 0
-    if annotated.sum() < min_joints or not skeleton.upper_body:
+    annotated = [joint for joint, v in enumerate(visibility) if v > 0]
+    if len(annotated) < min_joints or not skeleton.upper_body:
         return {}
-    is_upper = np.zeros(skeleton.num_joints, dtype=bool)
-    is_upper[list(skeleton.upper_body)] = True
-    upper, lower = annotated & is_upper, annotated & ~is_upper
-    enough = {"upper": upper.sum() >= _MIN_UPPER, "lower": lower.sum() >= _MIN_LOWER}
-    return {name: mask for name, mask in (("upper", upper), ("lower", lower)) if enough[name]}
+    upper = [joint for joint in annotated if joint in skeleton.upper_body]
+    lower = [joint for joint in annotated if joint not in skeleton.upper_body]
+    enough = {"upper": len(upper) >= _MIN_UPPER, "lower": len(lower) >= _MIN_LOWER}
+    return {name: joints for name, joints in (("upper", upper), ("lower", lower)) if enough[name]}
+
+
+def half_body_box(points: Sequence[Sequence[float]]) -> tuple[float, float, float, float] | None:
+    """Centre x, y and width, height around the joints (P, 2) of a half body, as in HRNet and mmpose.
+
+    The centre is the joints' mean, not the middle of their box. None where all lie on one point.
+    """
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    width, height = max(xs) - min(xs), max(ys) - min(ys)
+    if width <= 0 and height <= 0:
+        return None
+    return sum(xs) / len(xs), sum(ys) / len(ys), width, height
 
 
 def regions(
@@ -126,14 +123,16 @@ def regions(
     """
     centre, size = geometry.box_to_centre_scale(boxes_xywh, aspect, config.padding)
     for n in np.flatnonzero(draws.half_body):
-        masks = halves(visibility[n], skeleton, config.half_body_min_joints)
-        if not masks:
+        found = halves(visibility[n].tolist(), skeleton, config.half_body_min_joints)
+        if not found:
             continue
         preferred = "upper" if draws.upper[n] else "lower"
-        mask = masks.get(preferred, next(iter(masks.values())))
-        region = half_body_region(joints_px[n], mask, aspect, config.half_body_padding)
-        if region is not None:
-            centre[n], size[n] = region
+        box = half_body_box(joints_px[n][found.get(preferred, next(iter(found.values())))].tolist())
+        if box is not None:
+            x, y, width, height = box
+            centre[n] = x, y
+            size[n] = max(width, aspect * height), max(height, width / aspect)
+            size[n] *= config.half_body_padding
     return centre, size * draws.scale[:, None]
 
 

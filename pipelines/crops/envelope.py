@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
 from efafnet.models.settings import InputSize, Settings
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.crops import augmentation, geometry
+from efafnet.pipelines.crops import augmentation
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.geometry import Float64
 
@@ -18,6 +21,16 @@ _MARGIN_PX = 2.0
 _TOLERANCE = 1e-9
 # Width / height from 2:3 to 1:1.
 _INPUTS = (InputSize(height=384, width=288), InputSize(height=256, width=256), InputSize(height=192, width=128))
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the samples of one person need of its crop."""
+
+    bounds: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in image pixels of everything they can show, interpolation included."""
+    density: float
+    """Image pixels per input pixel at the closest zoom of the largest input: above 1 the image is denser."""
 
 
 class Envelope(Settings):
@@ -101,54 +114,59 @@ class Envelope(Settings):
             problems.append(f"input {input_size} is larger than envelope.inputs ({height}x{width})")
         return problems
 
-    def bounds(
+    def demand(
         self, skeleton: Skeleton, box_xywh: Float64, joints_px: Float64, visibility: npt.NDArray[np.uint8]
-    ) -> Float64:
-        """x1, y1, x2, y2 in image pixels of everything that samples of one person can show, interpolation included.
+    ) -> Demand:
+        """What samples of one person can show, and how closely.
 
         ``box_xywh`` (4,) and ``joints_px`` (K, 2) are in image pixels, ``visibility`` is (K,).
         """
-        regions = []
-        # The sides of the widened box are quasi-convex in the aspect, so the extremes cover what lies between.
-        for aspect in self.aspects:
-            regions.append(geometry.box_to_centre_scale(box_xywh, aspect, self.padding))
-            regions.extend(self._half_body_regions(skeleton, joints_px, visibility, aspect))
-        centres = np.array([centre for centre, _ in regions])
-        half = self._half_extent(np.array([size for _, size in regions]) * (1 + self.scale_factor) / 2) + _MARGIN_PX
-        return np.concatenate([(centres - half).min(axis=0), (centres + half).max(axis=0)])
-
-    def _half_body_regions(
-        self, skeleton: Skeleton, joints_px: Float64, visibility: npt.NDArray[np.uint8], aspect: float
-    ) -> list[tuple[Float64, Float64]]:
-        if not self.half_body:
-            return []
-        masks = augmentation.halves(visibility, skeleton, self.half_body_min_joints).values()
-        found = (augmentation.half_body_region(joints_px, m, aspect, self.half_body_padding) for m in masks)
-        return [region for region in found if region is not None]
-
-    def _half_extent(self, half: Float64) -> Float64:
-        """Half extents (R, 2) along x and y of rectangles with half sides ``half`` (R, 2), over all rotations.
-
-        A rectangle turned by t reaches a |cos t| + b |sin t|, largest at atan2(b, a), or at the limit before that.
-        """
-        limit = np.deg2rad(min(2 * self.rotation_deg, 180.0))
-        across = half[:, ::-1]
-        angle = np.minimum(limit, np.arctan2(across, half))
-        reached: Float64 = half * np.cos(angle) + across * np.sin(angle)
-        return reached
-
-    def oversampling(
-        self, skeleton: Skeleton, box_xywh: Float64, joints_px: Float64, visibility: npt.NDArray[np.uint8]
-    ) -> float:
-        """Image pixels per input pixel at the closest zoom of the largest input: above 1 the image is denser."""
-        height, width = self.largest_input
-        _, box = geometry.box_to_centre_scale(box_xywh, width / height, 1.0)
-        sizes = [box]
-        for aspect in self.aspects:
-            sizes.extend(
-                size / self.half_body_padding
-                for _, size in self._half_body_regions(skeleton, joints_px, visibility, aspect)
-            )
-        smallest = np.min([max(w / width, h / height) for w, h in sizes])
+        regions = self._regions(skeleton, box_xywh, joints_px, visibility)
+        reaches = [
+            (x, y, *self._half_extents(width * padding / 2, height * padding / 2))
+            for x, y, width, height, padding in regions
+        ]
+        bounds = (
+            min(x - across for x, _, across, _ in reaches),
+            min(y - down for _, y, _, down in reaches),
+            max(x + across for x, _, across, _ in reaches),
+            max(y + down for _, y, _, down in reaches),
+        )
         # Any padding down to 1 may be asked for, and is the closest zoom.
-        return float(smallest * (1 - self.scale_factor))
+        input_height, input_width = self.largest_input
+        density = min(max(width / input_width, height / input_height) for _, _, width, height, _ in regions)
+        return Demand(bounds, density * (1 - self.scale_factor))
+
+    def _regions(
+        self, skeleton: Skeleton, box_xywh: Float64, joints_px: Float64, visibility: npt.NDArray[np.uint8]
+    ) -> list[tuple[float, float, float, float, float]]:
+        """Centre x, y, width, height and padding of what is shown before scale and rotation.
+
+        The sides of the widened box are quasi-convex in the aspect, so the extremes cover what lies between.
+        """
+        x, y, width, height = box_xywh.tolist()
+        shown = [(x + width / 2, y + height / 2, width, height, self.padding)]
+        if self.half_body:
+            points = joints_px.tolist()
+            for half in augmentation.halves(visibility.tolist(), skeleton, self.half_body_min_joints).values():
+                box = augmentation.half_body_box([points[joint] for joint in half])
+                if box is not None:
+                    shown.append((*box, self.half_body_padding))
+        return [
+            (x, y, max(width, aspect * height), max(height, width / aspect), padding)
+            for aspect in self.aspects
+            for x, y, width, height, padding in shown
+        ]
+
+    def _half_extents(self, half_width: float, half_height: float) -> tuple[float, float]:
+        """Reach along x and y of a rectangle over all scales and rotations, with what interpolation reads.
+
+        Turned by t it reaches a |cos t| + b |sin t|: largest at atan2(b, a), or at the limit before that.
+        """
+        a, b = half_width * (1 + self.scale_factor), half_height * (1 + self.scale_factor)
+        limit = math.radians(2 * self.rotation_deg)
+        x_angle, y_angle = min(limit, math.atan2(b, a)), min(limit, math.atan2(a, b))
+        return (
+            a * math.cos(x_angle) + b * math.sin(x_angle) + _MARGIN_PX,
+            b * math.cos(y_angle) + a * math.sin(y_angle) + _MARGIN_PX,
+        )

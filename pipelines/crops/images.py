@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +18,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
+# A marker other than a stuffed zero, a restart or a fill byte.
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 # What may follow entropy-coded data: end, another scan, tables, comments, application data, number of lines.
 _AFTER_SCAN = {0xD9, 0xDA, 0xC4, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 
@@ -147,17 +150,8 @@ def _jpeg_damage(data: bytes) -> tuple[str, str] | None:
 
 def _end_of_scan(data: bytes, position: int) -> int:
     """Place of the marker that ends the entropy-coded data at ``position``; -1 where there is none."""
-    while True:
-        position = data.find(b"\xff", position)
-        if position < 0 or position + 1 >= len(data):
-            return -1
-        following = data[position + 1]
-        if following == 0xFF:
-            position += 1
-        elif following == 0x00 or following in _STANDALONE:
-            position += 2
-        else:
-            return position
+    found = _MARKER.search(data, position)
+    return found.start() if found else -1
 
 
 def _png_damage(data: bytes) -> tuple[str, str] | None:

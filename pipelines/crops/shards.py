@@ -7,6 +7,7 @@ CPUs nor on which machine writes it.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.annotations import Reject
 from efafnet.pipelines.crops.encode import JpegTables, encode_crop, jpeg_tables
-from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.pipelines.crops.envelope import Demand, Envelope
 from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
 from efafnet.pipelines.crops.manifest import Encoding
@@ -118,19 +119,18 @@ class Crop:
         return bool(self.crop_to_image[0, 0] > 1)
 
 
-def cut(image: UInt8, bounds: Float64, density: float, max_oversampling: float) -> Crop | None:
-    """The part of ``image`` (h, w, 3) inside ``bounds`` (x1, y1, x2, y2 in pixels); None where it is empty.
+def cut(image: UInt8, demand: Demand, max_oversampling: float) -> Crop | None:
+    """The part of ``image`` (h, w, 3) that ``demand`` needs; None where it is empty.
 
-    ``density`` is image pixels per input pixel at the closest zoom. The part is reduced by averaging areas to
-    ``max_oversampling`` pixels per input pixel where it is denser.
+    It is reduced, by averaging areas, to ``max_oversampling`` pixels per input pixel where it is denser than that.
     """
     height, width = image.shape[:2]
-    x1, y1 = (max(0, math.floor(v) // _GRID_PX * _GRID_PX) for v in bounds[:2])
-    x2, y2 = min(width, math.ceil(bounds[2]) + 1), min(height, math.ceil(bounds[3]) + 1)
+    x1, y1 = (max(0, math.floor(v) // _GRID_PX * _GRID_PX) for v in demand.bounds[:2])
+    x2, y2 = min(width, math.ceil(demand.bounds[2]) + 1), min(height, math.ceil(demand.bounds[3]) + 1)
     if x2 <= x1 or y2 <= y1:
         return None
     pixels = np.ascontiguousarray(image[y1:y2, x1:x2])
-    factor = max_oversampling / density
+    factor = max_oversampling / demand.density
     if factor >= 1:
         return Crop(pixels, np.array([[1.0, 0.0, x1], [0.0, 1.0, y1]]))
     small = (max(1, math.ceil((x2 - x1) * factor)), max(1, math.ceil((y2 - y1) * factor)))
@@ -194,9 +194,8 @@ class _ShardBuilder:
             return None
         keypoints = np.array(person["keypoints"], dtype=np.float64).reshape(-1, 3)
         joints, visibility = keypoints[:, :2], keypoints[:, 2].astype(np.uint8)
-        bounds = settings.envelope.bounds(settings.skeleton, box, joints, visibility)
-        density = settings.envelope.oversampling(settings.skeleton, box, joints, visibility)
-        crop = cut(image, bounds, density, settings.max_oversampling)
+        demand = settings.envelope.demand(settings.skeleton, box, joints, visibility)
+        crop = cut(image, demand, settings.max_oversampling)
         # A box inside the image has its centre inside, or at most half its size outside.
         assert crop is not None
         self.reduced += int(crop.is_reduced)
@@ -236,7 +235,8 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     temporary = path.with_suffix(".writing")
     schema = person_schema(settings.skeleton.num_joints)
     rows = 0
-    with pq.ParquetWriter(temporary, schema, **_parquet_options(schema)) as writer:
+    sink = _HashingFile(temporary)
+    with sink, pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:
         for group in _grouped((row for entry in entries for row in builder.rows_of(entry)), settings.rows_per_group):
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=settings.rows_per_group)
             rows += len(group)
@@ -247,7 +247,7 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
         path.name,
         rows,
         path.stat().st_size,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
+        sink.hexdigest(),
         builder.images,
         builder.reduced,
         [{**asdict(reject), "data_set": data_set} for reject, data_set in named],
@@ -257,6 +257,25 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     record.with_suffix(".writing").write_text(json.dumps(asdict(result)))
     record.with_suffix(".writing").replace(record)
     return result
+
+
+class _HashingFile(io.FileIO):
+    """A file that knows the SHA-256 of what was written: a shard is not read again for its digest."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb")
+        self._hash = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._hash.update(data)
+        written = 0
+        while written < len(data):
+            written += super().write(memoryview(data)[written:])
+        return written
+
+    def hexdigest(self) -> str:
+        """Digest of everything written."""
+        return self._hash.hexdigest()
 
 
 def record_path(directory: Path, index: int) -> Path:
