@@ -1,4 +1,9 @@
-"""A trained network in MLflow: logged, registered under a name, and given back whole."""
+"""A trained network in MLflow: logged, registered under a name, and given back whole.
+
+It is stored as a pickled module, on purpose. MLflow's default, a ``torch.export`` graph, is fixed to the device it was
+traced on, cannot return to training mode, and takes only the batch sizes its example allowed. The price: the program
+that loads it needs this package, and must trust the store.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +43,6 @@ def log_model(
     metadata: Mapping[str, Any] | None = None,
 ) -> LoggedModel:
     """Log a trained network so that ``mlflow.pytorch.load_model`` gives back the same ``nn.Module``.
-
-    It is stored as a pickled module, on purpose. MLflow's default, a ``torch.export`` graph, is fixed to the device
-    it was traced on, cannot return to training mode, and takes only the batch sizes its example allowed. The price: the
-    program that loads it needs this package, and must trust the store. Parameters are float32 on the CPU.
 
     Args:
         uri: from ``prepare_tracking``.
