@@ -1,0 +1,81 @@
+"""The rows of the paper's tables: complete, and every one builds and runs at its real size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from efafnet.models.heatmaps import encode
+from efafnet.models.losses import pose_loss
+from efafnet.models.network import NetworkConfig, build_network
+from efafnet.models.variants import VARIANTS, Variant, differing_switches, variant
+
+_SMALL = [v for v in VARIANTS.values() if v.network.encoder in ("nano", "resnet50") and str(v.input) != "384x288"]
+_LARGE = [v for v in VARIANTS.values() if v not in _SMALL]
+
+
+def _published(table: str) -> list[float]:
+    return sorted(v.paper.ap for v in VARIANTS.values() if table in v.paper.tables and v.paper.ap is not None)
+
+
+# Every AP that the paper prints for SBN and EFAFNet. Rows that stand for one printed row in two readings appear twice.
+@pytest.mark.parametrize(
+    ("table", "aps"),
+    [
+        ("I", [70.4, 72.2, 72.8, 73.1, 73.8]),
+        ("II", [72.8, 73.2, 73.5, 73.8, 73.8, 74.2, 74.5, 75.0]),
+        ("VI", [70.4, 70.6, 70.9, 70.9, 70.9, 71.5, 72.8]),
+        ("VII", [70.4, 70.8, 71.1, 71.5]),
+        ("VIII", [70.4, 70.8, 71.5, 71.5]),
+        ("XI", [70.4, 72.2, 72.8, 73.1, 73.8]),
+        ("XII", [73.8, 74.5, 75.0]),
+    ],
+)
+def test_every_row_of_the_papers_tables_is_a_configuration(table: str, aps: list[float]) -> None:
+    assert _published(table) == aps
+
+
+def test_names_are_keys_and_distinct_rows_are_distinct_configurations() -> None:
+    assert all(name == v.name for name, v in VARIANTS.items())
+    kinds = {(v.network, str(v.input), v.loss) for v in VARIANTS.values()}
+    assert len(kinds) == len(VARIANTS)
+
+
+def test_starred_rows_mine_the_eight_hardest_joints_and_large_inputs_have_wider_gaussians() -> None:
+    for v in VARIANTS.values():
+        assert (v.loss.kind == "ohkm") == (v.name.startswith("efafnet_r") and not v.name.endswith("_mse"))
+        assert v.heatmap.sigma_px == (3.0 if str(v.input) == "384x288" else 2.0)
+    assert VARIANTS["efafnet_r50_256x192"].loss.hard_joints == 8
+
+
+@pytest.mark.parametrize("v", _LARGE, ids=lambda v: v.name)
+def test_shapes_at_the_real_size(v: Variant) -> None:
+    with torch.device("meta"):
+        network = build_network(v.network, 17).eval()
+        with torch.no_grad():
+            heatmaps = network(torch.empty(1, 3, v.input.height, v.input.width)).heatmaps
+    stride = v.network.heatmap_stride
+    assert heatmaps.shape == (1, 17, v.input.height // stride, v.input.width // stride)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("v", _SMALL, ids=lambda v: v.name)
+def test_forward_and_backward_at_the_real_size(v: Variant) -> None:
+    torch.manual_seed(0)
+    network = build_network(v.network, 17)
+    images = torch.randn(1, 3, v.input.height, v.input.width)
+    joints = torch.rand(1, 17, 2) * v.input.width
+    target = encode(joints, torch.ones(1, 17), v.input, v.heatmap)
+    pose_loss(network(images), target, v.loss).per_sample.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    assert variant("sbn_r50_256x192") is VARIANTS["sbn_r50_256x192"]
+    with pytest.raises(ValueError, match=r"no network is called 'sbn'; known: sbn_r50_256x192, "):
+        variant("sbn")
+
+
+def test_differing_switches_name_both_values() -> None:
+    one, other = NetworkConfig(), NetworkConfig(fsm="cs", ffm=False)
+    assert differing_switches(one, other) == {"fsm": ("parallel", "cs"), "ffm": (True, False)}
