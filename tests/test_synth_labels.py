@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.synth.body import sample_body
-from efafnet.pipelines.synth.coco import crowd_index
+from efafnet.pipelines.synth.coco import crowd_index, image_record
 from efafnet.pipelines.synth.figure import Surface, build_person, joints_of
 from efafnet.pipelines.synth.kinematics import JOINT, Stance, articulate
 from efafnet.pipelines.synth.outfit import Cloth, Fabric, Outfit, sample_fabric, sample_outfit
@@ -148,7 +148,7 @@ def _hide(picture: Picture, top: float) -> None:
     model = Model()
     model.box((0, 0, 0.5 * top, 0), (0.5, 0.5 * top, 0.02), (Surface.THING, 0, 0))
     frames = Frames(np.zeros((1, 3)), np.eye(3)[None])
-    made = Thing(model, frames, (Fabric((0.2, 0.4, 0.2), (0, 0, 0)),), top, 1.0)
+    made = Thing(model, frames, (Fabric((0.2, 0.4, 0.2), (0, 0, 0)),), top)
     view = View(WIDTH, HEIGHT, horizon=HEIGHT - 15 - 1.2 * SCALE, eye=1.2, focal=400.0)
     before = len(picture.drawn)
     picture.add(thing(made, view.aim(100, SCALE, 0.5 * top)))
@@ -265,6 +265,25 @@ def test_eyes_are_labelled_where_they_are_painted_however_obliquely_they_are_see
         # The iris measures 10 x 12 px here.
         assert np.abs(iris - points[JOINT[name], :2]).max() < 2.5
         assert points[JOINT[name], 2] == 2
+
+
+def test_a_crowd_is_labelled_once_without_joints() -> None:
+    picture = _picture()
+    _add(picture, 60, scale=60.0)
+    stance = _stance()
+    view = View(WIDTH, HEIGHT, horizon=60.0, eye=1.2, focal=400.0)
+    for x in (130, 138, 146):
+        picture.add(replace(person(stance, _outfit(stance), view.aim(x, 15.0, 0.875)), crowd=True))
+    one, crowd = picture.labels()
+    assert (one.crowd, crowd.crowd) == (False, True)
+    assert (crowd.keypoints == 0).all()
+    mask = picture.ids > 1
+    assert crowd.area_px == mask.sum() > 3 * 40
+    assert crowd.box_xywh_px[2] > 20
+    record = image_record(4, "x.jpg", WIDTH, HEIGHT, [one, crowd])
+    assert [a["iscrowd"] for a in record.annotations] == [0, 1]
+    assert record.annotations[1]["num_keypoints"] == 0
+    assert record.image["crowdIndex"] == 0.0
 
 
 def test_patterned_fabrics_have_two_colours_one_can_tell_apart() -> None:

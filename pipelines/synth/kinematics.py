@@ -76,9 +76,8 @@ def articulate(body: Body, pose: Pose, yaw: float) -> Stance:
             break
     if pose.support != "air" and pose.family != "lying":
         _level_feet(stance)
-    lowest = min(float(point[1]) - radius for point, radius in _contacts(stance))
     lift = 0.12 * body.stature if pose.support == "air" else 0.0
-    stance.origins[: Bone.WORLD] += (0.0, lift - lowest, 0.0)
+    stance.origins[: Bone.WORLD] += (0.0, lift - _lowest(stance), 0.0)
     _hang_hem(stance)
     return stance
 
@@ -127,42 +126,39 @@ def _shoulder(body: Body, arm: NDArray[np.float64], sign: int) -> tuple[float, f
 
 def _spread_arms(stance: Stance) -> bool:
     """Raise the abduction of every arm that runs through the trunk or the head; tell whether one did."""
-    h = stance.body.stature
-    moved = False
-    for side in (0, 1):
-        hand = stance.at(Bone(Bone.HAND_L + side), 0, -0.6 * stance.body.hand, 0)
-        elbow, wrist = stance.origins[Bone.FOREARM_L + side], stance.origins[Bone.HAND_L + side]
-        points = np.stack((elbow, 0.5 * (elbow + wrist), wrist, hand))
-        if _inside_trunk(stance, points, 0.018 * h) or _inside_head(stance, points[1:]):
-            angles = stance.pose.angles
-            angles[Bone.UPPER_ARM_L + side, 1] += 9
-            angles[Bone.UPPER_ARM_L + side, 2] += 6
-            limits = LIMITS[Bone.UPPER_ARM_L + side]
-            np.clip(angles[Bone.UPPER_ARM_L + side], limits[:, 0], limits[:, 1], out=angles[Bone.UPPER_ARM_L + side])
-            moved = True
-    return moved
+    hands = stance.frames.resolve(
+        np.array([(Bone.HAND_L, 0, -0.6 * stance.body.hand, 0), (Bone.HAND_R, 0, -0.6 * stance.body.hand, 0)])
+    )
+    elbows = stance.origins[[Bone.FOREARM_L, Bone.FOREARM_R]]
+    wrists = stance.origins[[Bone.HAND_L, Bone.HAND_R]]
+    points = np.stack((elbows, 0.5 * (elbows + wrists), wrists, hands), axis=1)
+    inside = _inside_trunk(stance, points, 0.018 * stance.body.stature).any(axis=1)
+    inside |= _inside_head(stance, points[:, 1:]).any(axis=1)
+    for side in np.flatnonzero(inside).tolist():
+        arm, limits = stance.pose.angles[Bone.UPPER_ARM_L + side], LIMITS[Bone.UPPER_ARM_L + side]
+        arm[1:] = np.minimum(arm[1:] + np.array((9.0, 6.0)), limits[1:, 1])
+    return bool(inside.any())
 
 
-def _inside_trunk(stance: Stance, points: Array, margin: float) -> bool:
-    """Whether a point is inside the elliptic cylinders around the trunk, widened by ``margin`` metres."""
+def _inside_trunk(stance: Stance, points: Array, margin: float) -> NDArray[np.bool_]:
+    """Whether points (..., 3) are inside the elliptic cylinders around the trunk, widened by ``margin`` metres."""
     body, h = stance.body, stance.body.stature
     girth = max(body.waist_girth, body.hip_girth)
-    for bone, height, width, depth in (
-        (Bone.CHEST, 0.50 * body.trunk, 0.090 * h, 0.062 * h),
-        (Bone.ABDOMEN, 0.27 * body.trunk, 0.082 * h * girth, 0.062 * h * girth),
-        (Bone.PELVIS, 0.28 * body.trunk, 0.096 * h * girth, 0.066 * h * girth),
-    ):
-        local = (points - stance.origins[bone]) @ stance.rotations[bone]
-        low = -0.06 * h if bone == Bone.PELVIS else 0.0
-        radial = (local[:, 0] / (width + margin)) ** 2 + (local[:, 2] / (depth + margin)) ** 2
-        if bool(((radial < 1) & (local[:, 1] > low) & (local[:, 1] < height)).any()):
-            return True
-    return False
+    bones = [Bone.CHEST, Bone.ABDOMEN, Bone.PELVIS]
+    width = np.array((0.090 * h, 0.082 * h * girth, 0.096 * h * girth)) + margin
+    depth = np.array((0.062 * h, 0.062 * h * girth, 0.066 * h * girth)) + margin
+    low, high = np.array((0, 0, -0.06 * h)), np.array((0.50, 0.27, 0.28)) * body.trunk
+    shifted = points[..., None, :] - stance.origins[bones]
+    local = (shifted[..., None, :] @ stance.rotations[bones])[..., 0, :]
+    radial = (local[..., 0] / width) ** 2 + (local[..., 2] / depth) ** 2
+    inside: NDArray[np.bool_] = (radial < 1) & (local[..., 1] > low) & (local[..., 1] < high)
+    return np.asarray(inside.any(axis=-1), dtype=np.bool_)
 
 
-def _inside_head(stance: Stance, points: Array) -> bool:
-    centre = stance.at(Bone.HEAD, 0, 0.45 * stance.body.head_height, 0.01 * stance.body.stature)
-    return bool((np.linalg.norm(points - centre, axis=1) < 0.55 * stance.body.head_height).any())
+def _inside_head(stance: Stance, points: Array) -> NDArray[np.bool_]:
+    away = points - stance.at(Bone.HEAD, 0, 0.45 * stance.body.head_height, 0.01 * stance.body.stature)
+    found: NDArray[np.bool_] = (away * away).sum(axis=-1) < (0.55 * stance.body.head_height) ** 2
+    return found
 
 
 def _level_feet(stance: Stance) -> None:
@@ -191,23 +187,23 @@ def _hang_hem(stance: Stance) -> None:
     stance.rotations[Bone.HEM] = np.array((x, y, z)).T
 
 
-def _contacts(stance: Stance) -> list[tuple[Array, float]]:
-    """Points that can touch the ground, with their radii in metres."""
+def _lowest(stance: Stance) -> float:
+    """Height of the lowest of the points that can touch the ground, metres."""
     body, h = stance.body, stance.body.stature
-    girth = body.limb_girth
-    points = [
-        (stance.at(Bone.HEAD, 0, 0.45 * body.head_height, 0), 0.5 * body.head_height),
-        (stance.at(Bone.PELVIS, 0, 0, 0), 0.066 * h * body.hip_girth),
-        (stance.at(Bone.CHEST, 0, 0.2 * body.trunk, 0), 0.064 * h),
+    girth, sole = body.limb_girth, -body.ankle_height
+    spots: list[tuple[float, ...]] = [
+        (Bone.HEAD, 0, 0.45 * body.head_height, 0, 0.5 * body.head_height),
+        (Bone.PELVIS, 0, 0, 0, 0.066 * h * body.hip_girth),
+        (Bone.CHEST, 0, 0.2 * body.trunk, 0, 0.064 * h),
     ]
     for side in (0, 1):
-        foot = Bone(Bone.FOOT_L + side)
-        points += [
-            (stance.at(foot, 0, -body.ankle_height, 0.72 * body.foot), 0.0),
-            (stance.at(foot, 0, -body.ankle_height, -0.22 * body.foot), 0.0),
-            (stance.origins[Bone.SHANK_L + side], 0.030 * h * girth),
-            (stance.origins[Bone.THIGH_L + side], 0.055 * h * girth),
-            (stance.origins[Bone.FOREARM_L + side], 0.020 * h * girth),
-            (stance.at(Bone(Bone.HAND_L + side), 0, -body.hand, 0), 0.010 * h),
+        spots += [
+            (Bone.FOOT_L + side, 0, sole, 0.72 * body.foot, 0.0),
+            (Bone.FOOT_L + side, 0, sole, -0.22 * body.foot, 0.0),
+            (Bone.SHANK_L + side, 0, 0, 0, 0.030 * h * girth),
+            (Bone.THIGH_L + side, 0, 0, 0, 0.055 * h * girth),
+            (Bone.FOREARM_L + side, 0, 0, 0, 0.020 * h * girth),
+            (Bone.HAND_L + side, 0, -body.hand, 0, 0.010 * h),
         ]
-    return points
+    table = np.array(spots)
+    return float((stance.frames.resolve(table[:, :4])[:, 1] - table[:, 4]).min())

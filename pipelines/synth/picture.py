@@ -212,8 +212,9 @@ def _outline(mask: NDArray[np.bool_], keypoints: Array, *, crowd: bool) -> Label
         return None
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     x, y, right, bottom = (int(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-    flat = mask.T.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    runs = np.diff(np.concatenate(([0], changes, [flat.size]))).tolist()
+    # Only the columns between its sides need a look: before and after them nothing changes.
+    flat = np.concatenate(([False], mask[:, x:right].T.ravel(), [False]))
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + x * len(mask)
+    runs = np.diff(changes, prepend=0, append=mask.size).tolist()
     box = np.array((x, y, right - x, bottom - y), dtype=np.float64)
-    return Label(keypoints, area, box, [0, *runs] if flat[0] else runs, crowd)
+    return Label(keypoints, area, box, runs, crowd)

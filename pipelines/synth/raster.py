@@ -84,7 +84,7 @@ def _terms(screen: Screen, columns: Float32, rows: Float32) -> _Terms:
     slope_y = -np.where(curved, m[:, 1, 2], g[:, 1]) / gz
     # The discriminant over M_zz²: (M_xz² - M_zz·M_xx) x² + … and so on, from q·M·q + 2 g·q + k = 0 solved for z.
     inverse = np.where(curved, 1 / (a * a), 0.0)
-    quadratic = np.stack((
+    quadratic = np.array((
         m[:, 0, 2] ** 2 - a * m[:, 0, 0], m[:, 1, 2] ** 2 - a * m[:, 1, 1],
         2 * (m[:, 0, 2] * m[:, 1, 2] - a * m[:, 0, 1]),
         2 * (m[:, 0, 2] * g[:, 2] - a * g[:, 0]), 2 * (m[:, 1, 2] * g[:, 2] - a * g[:, 1]), g[:, 2] ** 2 - a * k,
@@ -93,7 +93,7 @@ def _terms(screen: Screen, columns: Float32, rows: Float32) -> _Terms:
     offset = screen.centres[:, 2] - np.where(curved, g[:, 2] / a, 0.0)
     start = -screen.slab_middle[:, 0] - axis[:, 2] * screen.centres[:, 2]
     table = (*(quadratic * inverse), slope_x, slope_y, offset, axis[:, 0], axis[:, 1], start)
-    xx, yy, xy, x1, y1, k0, lx, ly, l0, ax, ay, a0 = np.stack(table).astype(np.float32)[:, :, None]
+    xx, yy, xy, x1, y1, k0, lx, ly, l0, ax, ay, a0 = np.array(table).astype(np.float32)[:, :, None]
     middle = screen.centres.astype(np.float32)
     x, y = columns - middle[:, :1], rows - middle[:, 1:2]
     return _Terms(

@@ -13,7 +13,7 @@ from efafnet.pipelines.synth.figure import build_person, joints_of
 from efafnet.pipelines.synth.kinematics import Stance, articulate
 from efafnet.pipelines.synth.outfit import sample_outfit
 from efafnet.pipelines.synth.picture import Actor, Label, Picture, person, thing
-from efafnet.pipelines.synth.pose import sample_pose
+from efafnet.pipelines.synth.pose import Bone, sample_pose
 from efafnet.pipelines.synth.shading import Light
 from efafnet.pipelines.synth.stage import (
     Guest,
@@ -24,7 +24,7 @@ from efafnet.pipelines.synth.stage import (
     sample_stature_px,
     sample_view,
     sample_yaw,
-)  # fmt: skip
+)
 from efafnet.pipelines.synth.textures import Bank
 from efafnet.pipelines.synth.things import add_held, add_seat, sample_thing
 
@@ -126,8 +126,9 @@ def _things(rng: Rng, view: View, places: list[Place], occlusion: float) -> list
 def _cast_shadow(picture: Picture, actor: Actor) -> None:
     if actor.stance is None:
         return
-    ground = actor.stance.origins.mean(axis=0) * (1, 0, 1)
-    spread = float(np.abs(actor.stance.origins - ground)[:, [0, 2]].max())
+    bones = actor.stance.origins[: Bone.WORLD]
+    ground = bones.mean(axis=0) * (1, 0, 1)
+    spread = float(np.abs(bones - ground)[:, [0, 2]].max())
     picture.shadow(actor.camera, ground, max(0.25, 0.8 * spread), 0.4)
 
 

@@ -24,8 +24,6 @@ class Thing:
     fabrics: tuple[Fabric, ...]
     height: float
     """Metres."""
-    width: float
-    """Metres, at its widest."""
 
 
 def _tag(fabric: int) -> Tag:
@@ -37,16 +35,16 @@ def sample_thing(rng: Rng) -> Thing:
     makers = tuple(_MAKERS)
     maker = makers[pick(rng, tuple(_MAKERS.values()))]
     model = Model()
-    height, width = maker(model, rng)
+    height = maker(model, rng)
     fabrics = tuple(sample_fabric(rng, any_colour(rng), plain=0.5) for _ in range(3))
     leaves = (float(rng.uniform(0.1, 0.35)), float(rng.uniform(0.3, 0.55)), float(rng.uniform(0.08, 0.25)))
     dark = (0.5 * leaves[0], 0.5 * leaves[1], 0.5 * leaves[2])
     plant = Fabric(leaves, dark, Pattern.MOTTLED, 0.35, 0.2)
     frames = Frames(np.zeros((1, 3)), turn(float(rng.uniform(-np.pi, np.pi)))[None])
-    return Thing(model, frames, (*fabrics, plant), height, width)
+    return Thing(model, frames, (*fabrics, plant), height)
 
 
-def _table(model: Model, rng: Rng) -> tuple[float, float]:
+def _table(model: Model, rng: Rng) -> float:
     height, half, deep = float(rng.uniform(0.55, 1.05)), float(rng.uniform(0.4, 0.8)), float(rng.uniform(0.3, 0.5))
     model.box((0, 0, height, 0), (half, 0.025, deep), _tag(0))
     for x in (-1, 1):
@@ -55,69 +53,69 @@ def _table(model: Model, rng: Rng) -> tuple[float, float]:
     if rng.random() < 0.5:
         side = float(rng.uniform(-0.7, 0.7)) * half
         model.box((0, side, height + 0.12, 0), (0.10, 0.10, 0.10), _tag(2))
-    return height, 2 * half
+    return height
 
 
-def _crate(model: Model, rng: Rng) -> tuple[float, float]:
+def _crate(model: Model, rng: Rng) -> float:
     height, half = float(rng.uniform(0.35, 1.1)), float(rng.uniform(0.25, 0.6))
     model.box((0, 0, 0.5 * height, 0), (half, 0.5 * height, float(rng.uniform(0.2, 0.45))), _tag(0))
     if rng.random() < 0.4:
         model.box((0, 0, height, 0), (1.03 * half, 0.02, 0.4), _tag(1))
-    return height, 2 * half
+    return height
 
 
-def _post(model: Model, rng: Rng) -> tuple[float, float]:
+def _post(model: Model, rng: Rng) -> float:
     height, radius = float(rng.uniform(1.6, 3.2)), float(rng.uniform(0.03, 0.13))
     model.cone((0, 0, 0, 0), (0, 0, height, 0), (radius, 0.9 * radius), _tag(0))
     if rng.random() < 0.5:
         model.box((0, 0, height - 0.3, 0.05), (float(rng.uniform(0.15, 0.4)), 0.28, 0.015), _tag(1))
     elif rng.random() < 0.5:
         model.ellipsoid((0, 0, height, 0), (0.16, 0.16, 0.16), _tag(2))
-    return height, 2 * radius
+    return height
 
 
-def _bush(model: Model, rng: Rng) -> tuple[float, float]:
+def _bush(model: Model, rng: Rng) -> float:
     size = float(rng.uniform(0.5, 1.1))
     for _ in range(7):
         x, z, r = rng.uniform(-0.45, 0.45), rng.uniform(-0.3, 0.3), float(rng.uniform(0.22, 0.42)) * size
         y = float(rng.uniform(0.3, 0.75)) * size
         model.ellipsoid((0, float(x) * size, y, float(z) * size), (r, 0.9 * r, r), _tag(3))
-    return size, 1.3 * size
+    return size
 
 
-def _tree(model: Model, rng: Rng) -> tuple[float, float]:
+def _tree(model: Model, rng: Rng) -> float:
     height, radius = float(rng.uniform(2.4, 3.8)), float(rng.uniform(0.06, 0.16))
     model.cone((0, 0, 0, 0), (0, 0, height, 0), (1.3 * radius, 0.7 * radius), _tag(0))
     for _ in range(6):
         x, y, z = rng.uniform(-0.7, 0.7), height + rng.uniform(-0.4, 0.6), rng.uniform(-0.5, 0.5)
         r = float(rng.uniform(0.4, 0.75))
         model.ellipsoid((0, float(x), float(y), float(z)), (r, 0.8 * r, r), _tag(3))
-    return height, 0.5
+    return height
 
 
-def _fence(model: Model, rng: Rng) -> tuple[float, float]:
+def _fence(model: Model, rng: Rng) -> float:
     height, half = float(rng.uniform(0.7, 1.2)), float(rng.uniform(0.7, 1.3))
     for y in (0.4, 0.9):
         model.box((0, 0, y * height, 0), (half, 0.04, 0.02), _tag(0))
     for x in np.linspace(-half, half, int(rng.integers(4, 8))):
         model.box((0, float(x), 0.5 * height, 0.02), (0.035, 0.5 * height, 0.02), _tag(0))
-    return height, 2 * half
+    return height
 
 
-def _ball(model: Model, rng: Rng) -> tuple[float, float]:
+def _ball(model: Model, rng: Rng) -> float:
     radius = float(rng.uniform(0.11, 0.45))
     model.ellipsoid((0, 0, radius, 0), (radius, radius, radius), _tag(0))
-    return 2 * radius, 2 * radius
+    return 2 * radius
 
 
-def _barrel(model: Model, rng: Rng) -> tuple[float, float]:
+def _barrel(model: Model, rng: Rng) -> float:
     height, radius = float(rng.uniform(0.6, 1.1)), float(rng.uniform(0.2, 0.35))
     model.cone((0, 0, 0, 0), (0, 0, height, 0), (radius, radius * float(rng.uniform(0.85, 1.1))), _tag(0))
     model.ellipsoid((0, 0, height, 0), (radius, 0.05, radius), _tag(1))
-    return height, 2 * radius
+    return height
 
 
-def _dog(model: Model, rng: Rng) -> tuple[float, float]:
+def _dog(model: Model, rng: Rng) -> float:
     """A four-legged animal: limbs, trunk and head, but nobody."""
     h = float(rng.uniform(0.35, 0.9))
     back, chest = (0, -0.45 * h, 0.72 * h, 0), (0, 0.45 * h, 0.76 * h, 0)
@@ -132,35 +130,35 @@ def _dog(model: Model, rng: Rng) -> tuple[float, float]:
             swing = float(rng.uniform(-0.12, 0.12)) * h
             model.cone((0, x * h, 0.65 * h, z * h), (0, x * h + swing, 0.03 * h, z * h), (0.09 * h, 0.05 * h), _tag(0))
     model.cone((0, -0.6 * h, 0.8 * h, 0), (0, -0.85 * h, 1.05 * h, 0), (0.05 * h, 0.03 * h), _tag(0))
-    return 1.2 * h, 1.6 * h
+    return 1.2 * h
 
 
-def _parasol(model: Model, rng: Rng) -> tuple[float, float]:
+def _parasol(model: Model, rng: Rng) -> float:
     height, radius = float(rng.uniform(2.0, 2.5)), float(rng.uniform(0.7, 1.2))
     model.cone((0, 0, 0, 0), (0, 0, height, 0), (0.03, 0.03), _tag(0))
     model.ellipsoid((0, 0, height, 0), (radius, 0.22, radius), _tag(1))
-    return height, 2 * radius
+    return height
 
 
-def _coat_stand(model: Model, rng: Rng) -> tuple[float, float]:
+def _coat_stand(model: Model, rng: Rng) -> float:
     """Clothes without anybody in them."""
     model.cone((0, 0, 0, 0), (0, 0, 1.75, 0), (0.03, 0.03), _tag(0))
     for x in (-0.14, 0.14):
         length = float(rng.uniform(0.5, 1.0))
         model.cone((0, x, 1.6, 0), (0, 1.3 * x, 1.6 - length, 0), (0.09, 0.17), _tag(1 if x < 0 else 2), 0.5)
         model.ellipsoid((0, x, 1.6, 0), (0.10, 0.05, 0.06), _tag(1 if x < 0 else 2))
-    return 1.75, 0.6
+    return 1.75
 
 
-def _board(model: Model, rng: Rng) -> tuple[float, float]:
+def _board(model: Model, rng: Rng) -> float:
     low, tall, half = float(rng.uniform(0.3, 1.0)), float(rng.uniform(0.25, 0.6)), float(rng.uniform(0.3, 0.8))
     model.box((0, 0, low + 0.5 * tall, 0), (half, 0.5 * tall, 0.02), _tag(0))
     for x in (-0.9, 0.9):
         model.box((0, x * half, 0.5 * (low + tall), -0.03), (0.025, 0.5 * (low + tall), 0.02), _tag(1))
-    return low + tall, 2 * half
+    return low + tall
 
 
-_MAKERS: dict[Callable[[Model, Rng], tuple[float, float]], float] = {
+_MAKERS: dict[Callable[[Model, Rng], float], float] = {
     _table: 0.16, _crate: 0.16, _post: 0.12, _bush: 0.12, _tree: 0.08, _fence: 0.10, _ball: 0.06, _barrel: 0.07,
     _dog: 0.06, _parasol: 0.03, _coat_stand: 0.04, _board: 0.10,
 }  # fmt: skip
