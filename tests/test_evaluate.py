@@ -266,7 +266,11 @@ def test_a_damaged_store_ends_a_distributed_evaluation_with_one_error(tmp_path: 
     start = content.find(b"\xff\xd8\xff")
     content[start : start + 3] = b"\x00\x00\x00"
     shard.write_bytes(bytes(content))
-    message = _error(_config(_checkpoint(tmp_path / "c"), store.path, tmp_path / "out", "workers.distributed=true"))
+    message = _error(
+        _config(
+            _checkpoint(tmp_path / "c"), store.path, tmp_path / "out", "workers.distributed=true", "workers.count=1"
+        )
+    )
     assert "cannot be read" in message
     assert "prepare it again" in message
 

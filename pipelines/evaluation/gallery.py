@@ -82,8 +82,12 @@ def write_galleries(
     """
     oks, person = oks_of_persons(predictions, truth, annotated_boxes=has_annotated_boxes(store))
     ranked = _best_of_each(oks, person)
+    # One joint is soon found: the best are looked for among persons that show at least half of theirs.
+    whole = ranked[(truth.visibility[person[ranked]] > 0).mean(axis=1) >= 0.5]
+    pools = {"best": (whole if len(whole) else ranked)[::-1], "worst": ranked}
     written = []
-    for name, chosen in (("best", ranked[::-1][:count]), ("worst", ranked[:count])):
+    for name, pool in pools.items():
+        chosen = pool[:count]
         if not len(chosen):
             continue
         cells = [
@@ -99,9 +103,14 @@ def write_galleries(
                 strict=True,
             )
         ]
-        write_picture(contact_sheet(cells, f"{name} {len(cells)} of {len(ranked)} persons"), folder / f"{name}.jpg")
+        write_picture(contact_sheet(cells, _title(name, len(cells), len(pool), len(ranked))), folder / f"{name}.jpg")
         written.append(folder / f"{name}.jpg")
     return written
+
+
+def _title(name: str, shown: int, pool: int, persons: int) -> str:
+    half = "" if pool == persons else f" with at least half of the joints annotated ({persons} in all)"
+    return f"{name} {shown} of {pool} persons{half}"
 
 
 def _best_of_each(oks: NDArray[np.float64], person: NDArray[np.int64]) -> NDArray[np.intp]:
@@ -138,7 +147,9 @@ def _pairs_of_pictures(
         seen: list[Strength] = [("absent", "unsure", "sure")[v] for v in truth.visibility[person[n]]]
         box = predictions.box_xywh_px[n]
         picture = draw_box(picture, geometry.apply_affine(to_view, np.stack([box[:2], box[:2] + box[2:]])))
-        drawn = draw_mistakes(draw_person(picture, predicted, sure, store.skeleton), predicted, true, mistakes)
+        drawn = draw_mistakes(
+            draw_person(picture, predicted, sure, store.skeleton, guesses=True), predicted, true, mistakes
+        )
         pairs.append((drawn, draw_person(picture, true, seen, store.skeleton)))
     return pairs
 

@@ -56,17 +56,25 @@ def side_colours(skeleton: Skeleton) -> list[Colour]:
 
 
 def draw_person(
-    picture: Picture, joints_px: NDArray[np.floating], strength: Sequence[Strength], skeleton: Skeleton
+    picture: Picture,
+    joints_px: NDArray[np.floating],
+    strength: Sequence[Strength],
+    skeleton: Skeleton,
+    *,
+    guesses: bool = False,
 ) -> Picture:
     """A copy of ``picture`` with a pose: joints (K, 2) filled where sure, hollow where unsure, left out where absent.
 
-    A limb has the colour of its side, is drawn only between joints that are there, and thin where one is unsure.
-    Everything has a dark outline, so that it shows on any background.
+    A limb has the colour of its side, is drawn only between joints that are there, and thin where one is unsure; with
+    ``guesses`` not at all where both are, since nothing is known of it. Everything has a dark outline, so that it shows
+    on any background.
     """
     drawn = np.ascontiguousarray(picture).copy()
     colours = side_colours(skeleton)
     unit = max(1.0, drawn.shape[0] / 256)
     limbs = [(a, b) for a, b in skeleton.limbs if "absent" not in (strength[a], strength[b])]
+    if guesses:
+        limbs = [(a, b) for a, b in limbs if "sure" in (strength[a], strength[b])]
     for outline in (True, False):
         for a, b in limbs:
             weight = 1.0 if "unsure" in (strength[a], strength[b]) else 2.0
@@ -83,7 +91,7 @@ def draw_box(picture: Picture, corners_px: NDArray[np.floating]) -> Picture:
     """A copy with the box between two corners (2, 2): thin and pale, it only says who is meant."""
     drawn = np.ascontiguousarray(picture).copy()
     start, end = _fixed(corners_px[0]), _fixed(corners_px[1])
-    for colour, width in ((_DARK, 3), (_PAPER, 1)):
+    for colour, width in ((_DARK, 2), (_PAPER, 1)):
         cv2.rectangle(drawn, start, end, colour, width, cv2.LINE_AA, _SHIFT)
     return drawn
 

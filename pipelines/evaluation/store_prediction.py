@@ -7,7 +7,7 @@ Legend: N persons, K joints, H W input pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -174,6 +174,14 @@ class _Predictor:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Warped crops -> joints and scores by person."""
+        if fault := _first_fault(table):
+            return _fault(fault)
+        try:
+            return self._predict(table)
+        except ValueError as error:
+            return _fault(str(error))
+
+    def _predict(self, table: pa.Table) -> pa.Table:
         trained, test = self.trained, self.task.test
         joints_px, scores = predict_batch(
             trained.network,
@@ -184,14 +192,34 @@ class _Predictor:
             flip_test=test.flip_test,
             precision=test.precision,
         )
-        k = scores.shape[1]
         return pa.table(
             {
                 "person_id": table["person_id"],
-                "joints_px": pa.FixedSizeListArray.from_arrays(pa.array(joints_px.reshape(-1)), 2 * k),
-                "scores": pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), k),
+                "joints_px": pa.array(list(joints_px.reshape(len(joints_px), -1)), pa.list_(pa.float64())),
+                "scores": pa.array(list(scores), pa.list_(pa.float32())),
+                _FAULT: pa.nulls(len(scores), pa.string()),
             }
         )
+
+
+# An exception in a function of Ray Data reaches the driver as a wall of text without its cause, so faults are data.
+_FAULT = "fault"
+
+
+def _fault(message: str) -> pa.Table:
+    """One row that says what went wrong, in place of the predictions of a batch."""
+    return pa.table(
+        {
+            "person_id": pa.array([-1], pa.int64()),
+            "joints_px": pa.array([[]], pa.list_(pa.float64())),
+            "scores": pa.array([[]], pa.list_(pa.float32())),
+            _FAULT: [message],
+        }
+    )
+
+
+def _first_fault(table: pa.Table) -> str | None:
+    return next((message for message in table[_FAULT].to_pylist() if message), None)
 
 
 def predict_with_ray(
@@ -236,7 +264,13 @@ def _pipeline(store: CropStore, view: CropView, task: _Task, actors: int, cpus_p
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     shards = [str((store.path / shard.name).absolute()) for shard in store.manifest.shards if shard.rows]
     transform: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": task.test.batch_size}
-    warped = ray.data.read_parquet(shards, columns=_COLUMNS).map_batches(_callable(view), **transform)
+    # A small store has one shard: cut into enough blocks that every actor gets some.
+    persons = ray.data.read_parquet(shards, override_num_blocks=max(len(shards), 2 * actors)).select_columns(_COLUMNS)
+    warped = persons.map_batches(
+        _warp,  # type: ignore[arg-type]  # Ray's annotations leave out Arrow tables and keyword arguments
+        fn_kwargs={"view": view},
+        **transform,
+    )
     return warped.map_batches(
         _Predictor,
         fn_constructor_args=(task,),
@@ -247,13 +281,21 @@ def _pipeline(store: CropStore, view: CropView, task: _Task, actors: int, cpus_p
     )
 
 
-def _callable(view: CropView) -> Callable[[pa.Table], pa.Table]:
-    """Ray Data takes an object that can be called for an actor; this stays a task."""
-
-    def warp(table: pa.Table) -> pa.Table:
-        return view(table)
-
-    return warp
+def _warp(table: pa.Table, view: CropView) -> pa.Table:
+    """Ray Data's task: rows of the store -> warped crops, or one row with the fault of a damaged one."""
+    try:
+        crops = view(table)
+    except ValueError as error:
+        size = view.input_size
+        crops = pa.table(
+            {
+                "person_id": table["person_id"].slice(0, 1),
+                "pixels": pa.nulls(1, pa.binary(3 * size.height * size.width)),
+                "input_to_image": pa.nulls(1, pa.list_(pa.float64(), 6)),
+            }
+        )
+        return crops.append_column(_FAULT, pa.array([str(error)]))
+    return crops.append_column(_FAULT, pa.nulls(crops.num_rows, pa.string()))
 
 
 def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predictions:
@@ -263,6 +305,8 @@ def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predictions:
     parts = []
     with console.progress("predicting", store.num_persons, unit="persons") as advance:
         for table in _tables(predicted):
+            if fault := _first_fault(table):
+                raise ValueError(f"crop store {store.path}: {fault}")
             rows = np.array([row_of[i] for i in table["person_id"].to_pylist()], np.int64)
             scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             joints = table["joints_px"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -281,6 +325,5 @@ def _tables(predicted: ray.data.Dataset) -> Iterator[pa.Table]:
 
     try:
         yield from predicted.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        raise (cause if isinstance(cause, ValueError) else OSError(f"a worker failed: {cause}")) from error
+    except ray.exceptions.RayError as error:
+        raise OSError(f"predicting on Ray failed: {' '.join(str(error).split())[-400:]}") from error
