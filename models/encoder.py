@@ -65,9 +65,10 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         plain = config if aggregate else config.model_copy(update={"fam": "none"})
-        self.aggregate, width = _aggregation(plain, planes, stride=stride, first=first)
+        aggregation, width = _aggregation(plain, planes, stride=stride, first=first)
         out_channels = 4 * planes
         self.reduce = conv_bn_relu(in_channels, width, 1)
+        self.aggregate = aggregation
         self.expand = conv_bn(width, out_channels, 1)
         reshapes = stride != 1 or in_channels != out_channels
         self.identity = conv_bn(in_channels, out_channels, 1, stride=stride) if reshapes else None

@@ -1,0 +1,39 @@
+"""`efafnet models`: the printed table and its remarks."""
+
+from __future__ import annotations
+
+import pytest
+
+from efafnet.models.variants import VARIANTS
+from efafnet.pipelines.models_table import ModelsConfig, run_models
+
+
+def test_prints_our_figures_beside_the_papers_and_says_why_they_differ(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    run_models(ModelsConfig(names=("sbn_r50_256x192", "sbn_r50_fasm_c")))
+    text = capsys.readouterr().out
+    (baseline,) = [line for line in text.splitlines() if line.startswith("│ sbn_r50_256x192")]
+    cells = [cell.strip() for cell in baseline.strip("│").split("│")]
+    assert cells[1:9] == ["256x192", "34.00", "5.43", "8.99", "92", "34", "8.90", "70.4"]
+    assert "sbn_r50_fasm_c: +0.90 M, -1.07 paper-G; one FASM unit after each stage" in text
+    assert "weights x OUTPUT positions" in text
+
+
+def test_other_skeletons_change_the_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    run_models(ModelsConfig(names=("sbn_nano",), skeleton="crowdpose14"))
+    assert "sbn_nano" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="skeleton=coco: unknown; known: coco17, mpii16, crowdpose14"):
+        run_models(ModelsConfig(skeleton="coco"))
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="no network is called 'resnet'"):
+        run_models(ModelsConfig(names=("resnet",)))
+
+
+def test_every_difference_of_note_has_a_reason() -> None:
+    for v in VARIANTS.values():
+        if v.paper.params_m is not None:
+            assert v.note
