@@ -152,8 +152,22 @@ def _run(command: Command, words: list[str], *, print_only: bool) -> int:
     if print_only:
         console.say(to_yaml(config).rstrip())
         return 0
+    _warn_of_lost_paths(config)
     outcome = getattr(importlib.import_module(command.module), command.run)(config)
     return outcome if isinstance(outcome, int) else 0
+
+
+def _warn_of_lost_paths(config: Any) -> None:
+    """Name the paths that a submitted job would read or write in a copy of the tree which Ray deletes after it."""
+    from efafnet.platform.configuration import paths_of
+    from efafnet.platform.provenance import is_job_copy
+
+    lost = [f"{key}={path}" for key, path in paths_of(config).items() if is_job_copy(path)]
+    if lost:
+        console.warn(
+            f"{', '.join(lost)}: in the job's copy of the tree, which Ray deletes; what is to stay needs an "
+            "absolute path on storage that all nodes share"
+        )
 
 
 def _load_config(command: Command) -> type[Any]:

@@ -176,6 +176,8 @@ def quiet_environment() -> None:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
+        # It announces that .git and .venv are left out, which .gitignore and .rayignore see to anyway.
+        "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
     }.items():
         os.environ.setdefault(name, value)
 

@@ -28,6 +28,7 @@ __all__ = [
     "digest",
     "load_preset",
     "parse_value",
+    "paths_of",
     "preset_names",
     "read_tree",
     "resolve",
@@ -303,6 +304,18 @@ def _absolute(value: Any, base: Path, key: str) -> Any:
     if isinstance(value, dict):
         return {name: _absolute(item, base, f"{key}.{name}") for name, item in value.items()}
     return value
+
+
+def paths_of(settings: BaseModel) -> dict[str, Path]:
+    """Return every path in ``settings`` under its dotted key."""
+    found: dict[str, Path] = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, Path):
+            found[name] = value
+        elif isinstance(value, BaseModel):
+            found |= {f"{name}.{key}": path for key, path in paths_of(value).items()}
+    return found
 
 
 def digest(settings: BaseModel, exclude: Iterable[str] = ()) -> str:

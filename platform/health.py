@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
-from efafnet.platform.provenance import code_version, package_root
+from efafnet.platform.provenance import code_version, is_job_copy, package_root
 from efafnet.platform.storage import free_bytes
 
 State = Literal["ok", "warn", "fail"]
@@ -174,6 +174,9 @@ def storage(place: Path) -> Finding:
         existing = existing.parent
     if not os.access(existing, os.W_OK | os.X_OK):
         return Finding("fail", "storage", f"{place} cannot be written", "name a writable place: storage=…")
+    if is_job_copy(place):
+        remedy = "name a place on storage that all nodes share: storage=/…"
+        return Finding("warn", "storage", f"{place} is deleted with the job", remedy)
     free_gib = free_bytes(existing) / GIB
     found = f"{place}: {free_gib:.0f} GiB free"
     if free_gib < _LOW_DISK_GIB:
@@ -193,6 +196,9 @@ def tracking(uri: str | None, *, nodes: int = 1) -> Finding:
         home = file.absolute().parent
         if not os.access(home, os.W_OK | os.X_OK):
             return Finding("fail", "MLflow", f"{file} cannot be created", "choose another store: tracking_uri=…")
+        if is_job_copy(file.absolute()):
+            remedy = "start `mlflow server` and set MLFLOW_TRACKING_URI"
+            return Finding("warn", "MLflow", f"{file.absolute()} is deleted with the job", remedy)
         return _on_nodes(Finding("ok", "MLflow", f"{file.absolute()} will be created"), nodes, local=True)
     try:
         known = len(mlflow_client(prepare_tracking(address)).search_experiments())

@@ -29,6 +29,11 @@ def is_checkout() -> bool:
     return (package_root() / "pyproject.toml").is_file()
 
 
+def is_job_copy(path: Path) -> bool:
+    """Tell whether ``path`` lies in the copy of a working directory that Ray made for a job, and deletes after it."""
+    return {"runtime_resources", "working_dir_files"} <= set(path.parts)
+
+
 @functools.cache
 def code_version() -> dict[str, Any]:
     """Return what identifies the running code.

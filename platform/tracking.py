@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
+from efafnet.platform import console
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
+from efafnet.platform.provenance import code_version, is_job_copy
 from efafnet.platform.tracker import Tracker, Unlogged
 
 if TYPE_CHECKING:
@@ -106,6 +108,11 @@ def prepare_tracking(uri: str | None = None) -> str:
             "use sqlite:///PATH/mlflow.db or the http address of a tracking server"
         )
     file = file.expanduser().absolute()
+    if is_job_copy(file):
+        console.warn(
+            f"MLflow's store {file} goes when Ray cleans up this job; set MLFLOW_TRACKING_URI to a server, "
+            "or give tracking.uri=sqlite:////PATH on storage that stays"
+        )
     _create_sqlite(file)
     return f"sqlite:///{file}"
 
@@ -247,8 +254,6 @@ def create_run(
 
 def _context_tags() -> dict[str, str]:
     import getpass
-
-    from efafnet.platform.provenance import code_version
 
     code = code_version()
     user = ""

@@ -80,6 +80,19 @@ def test_an_argument_is_text_even_if_it_looks_like_a_number(monkeypatch: pytest.
     assert calls[0].source == Path("/1e3")
 
 
+@pytest.mark.usefixtures("toy")
+def test_paths_in_a_jobs_copy_of_the_tree_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert main(["toy", "/data"]) == 0
+    err = capsys.readouterr().err
+    assert f"warning: out={copy}/out: in the job's copy of the tree, which Ray deletes" in err
+    assert "source=" not in err
+
+
 def test_the_exit_code_of_a_command_is_kept(toy: types.ModuleType) -> None:
     vars(toy)["run_toy"] = lambda _config: 1
     assert main(["toy", "x"]) == 1

@@ -210,3 +210,11 @@ def test_no_cluster_is_in_order_and_a_dead_one_is_not(monkeypatch: pytest.Monkey
         "check `ray status`",
     )
     assert resources is None
+
+
+def test_what_a_job_would_lose_is_told(tmp_path: Path) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    for finding in (health.storage(copy / "runs"), health.tracking(f"sqlite:///{copy}/mlflow.db")):
+        assert finding.state == "warn"
+        assert "is deleted with the job" in finding.found
