@@ -109,7 +109,7 @@ def test_folder(tmp_path: Path) -> None:
     folder.check()
     assert folder.sizes(["a.jpg", "b.jpg"]) == [5, -1]
     assert folder.read("a.jpg") == b"12345"
-    with pytest.raises(ImageProblemError, match=r"b\.jpg is not in") as caught:
+    with pytest.raises(ImageProblemError, match="is not in") as caught:
         folder.read("b.jpg")
     assert caught.value.reason == "image_missing"
     with pytest.raises(ImageProblemError) as caught:

@@ -101,5 +101,23 @@ def test_ranks_read_little_more_than_their_share() -> None:
         assert touched <= limit * len(groups), f"{world} workers read {touched / len(groups):.2f} times"
 
 
+def test_quality_of_the_shuffle() -> None:
+    """Two samples of a batch come from one row group as often as in a full shuffle of a window, and no more.
+
+    8,000 rows in groups of 16, windows of 50 groups (800 rows), batches of 40: 780 pairs in a batch, each from one
+    group with probability 15 / 799 in the window (15 / 7,999 in a full shuffle): 14.6 pairs expected.
+    """
+    groups = RowGroups.of([8000], 16)
+    order = SampleOrder(groups, "d", 0, 50)
+    pairs = []
+    for step in range(200):
+        counts = np.bincount(order.batch(step, 40).groups)
+        pairs.append(int((counts * (counts - 1) // 2).sum()))
+    assert np.mean(pairs) == pytest.approx(780 * 15 / 799, rel=0.05)
+    # Where a row stands in the epoch says nothing about where it lies in the store: correlation 0 +- 1 / sqrt(8000).
+    rows = order.epoch(0).rows
+    assert abs(np.corrcoef(rows, np.arange(8000))[0, 1]) < 0.2
+
+
 def test_slice_bounds_worked_out() -> None:
     assert [slice_bounds(10, rank, 3) for rank in range(3)] == [(0, 4), (4, 7), (7, 10)]

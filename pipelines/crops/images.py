@@ -87,9 +87,9 @@ class ImageFolder:
             with filesystem.open_input_file(f"{root}/{name}") as file:
                 return bytes(file.read())
         except FileNotFoundError as error:
-            raise ImageProblemError("image_missing", f"{name} is not in {self.location}") from error
+            raise ImageProblemError("image_missing", f"is not in {self.location}") from error
         except OSError as error:
-            raise ImageProblemError("image_unreadable", f"{name}: {error.strerror or error}") from error
+            raise ImageProblemError("image_unreadable", f"cannot be read ({error.strerror or error})") from error
 
 
 def decode_image(data: bytes) -> UInt8:

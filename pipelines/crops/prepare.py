@@ -154,7 +154,7 @@ def _check_share(config: PrepareConfig, rejects: Sequence[Reject], sources: Sequ
     raise ValueError(
         f"{lost} of {total} persons are rejected, more than max_reject_share={config.max_reject_share:g} allows: "
         + ", ".join(f"{reason} {count}" for reason, count in reasons.most_common() if count)
-        + f" (for example {example.file_name or ''} {example.detail}); mend the source or raise max_reject_share"
+        + f" (for example {example.file_name or ''}: {example.detail}); mend the source or raise max_reject_share"
     )
 
 
@@ -169,14 +169,14 @@ def _work(
     results = work.finished(plans)
     if results:
         console.note(f"continuing: {len(results)} of {len(plans)} shards are there from an earlier run")
-    total = sum(plan.num_images for plan in plans)
-    began = time.perf_counter()
-    done = sum(result.images for result in results)
+    total, done = sum(plan.num_images for plan in plans), sum(result.images for result in results)
     todo = [plan for plan in plans if plan.index not in {result.index for result in results}]
+    arriving = run_plans(todo, settings, work.path, config.engine, config.cluster)
+    began = time.perf_counter()
     rejects = [reject for source in sources for reject in source.rejects]
     with console.progress("preparing crops", total, unit="images") as advance:
         advance(done)
-        for result in run_plans(todo, settings, work.path, config.engine, config.cluster):
+        for result in arriving:
             results.append(result)
             rejects.extend(Reject(**{k: v for k, v in row.items() if k != "data_set"}) for row in result.rejects)
             _check_share(config, rejects, sources)

@@ -36,7 +36,7 @@ _CHUNK = 64
 
 
 class ReaderConfig(Settings):
-    """How a store is read. None of these settings changes a sample."""
+    """How a store is read. None of these settings changes what a sample looks like."""
 
     threads: int = Field(default=2, ge=1)
     """Threads that decode and warp, per training worker."""
@@ -46,9 +46,9 @@ class ReaderConfig(Settings):
     """Batches prepared ahead of the consumer, per training worker."""
     read_ahead_batches: int = Field(default=16, ge=0)
     """Batches beyond the prepared ones whose crops are already being read, per training worker."""
-    shuffle_groups: int = Field(default=64, ge=1)
-    """Row groups shuffled together. Memory is about twice this many groups (some 2 MB each); unlike the others, this
-    setting changes the order of the samples."""
+    shuffle_groups: int = Field(default=48, ge=1)
+    """Row groups shuffled together. A worker that reads alone holds up to twice this many (some 5 MB each); unlike the
+    others, this setting changes the order of the samples."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import math
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -176,7 +177,7 @@ class _ShardBuilder:
         if entry["width"] is not None and (entry["width"], entry["height"]) != (width, height):
             raise ImageProblemError(
                 "image_size_differs",
-                f"{entry['file_name']} is {width}x{height}, its annotations say {entry['width']}x{entry['height']}",
+                f"is {width}x{height}, its annotations say {entry['width']}x{entry['height']}",
             )
         return image, jpeg_tables(data)
 
@@ -232,7 +233,8 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     cv2.setNumThreads(0)
     builder = _ShardBuilder(settings)
     path = directory / shard_name(index)
-    temporary = path.with_suffix(".writing")
+    # A task that Ray believes dead may still be writing the same shard.
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}.writing")
     schema = person_schema(settings.skeleton.num_joints)
     rows = 0
     sink = _HashingFile(temporary)
@@ -253,9 +255,8 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
         [{**asdict(reject), "data_set": data_set} for reject, data_set in named],
         builder.sizes,
     )
-    record = record_path(directory, index)
-    record.with_suffix(".writing").write_text(json.dumps(asdict(result)))
-    record.with_suffix(".writing").replace(record)
+    temporary.write_text(json.dumps(asdict(result)))
+    temporary.replace(record_path(directory, index))
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -82,21 +83,21 @@ def run_plans(
     engine: Literal["ray", "process"],
     ray_config: cluster.ClusterConfig,
 ) -> Iterator[ShardResult]:
-    """Results of ``plans`` as they are finished, in any order."""
+    """Results of ``plans`` as they are finished, in any order; workers are there when this returns."""
     if engine == "process" or not plans:
-        for plan in plans:
-            yield write_shard(settings, plan.index, plan.images.to_pylist(), directory)
-        return
+        return (write_shard(settings, plan.index, plan.images.to_pylist(), directory) for plan in plans)
     found = cluster.connect(ray_config)
     console.note(str(found))
     if found.nodes > 1 and (problem := cluster.shared_path_problem(directory)):
         raise OSError(f"several nodes write into one directory: {problem}")
-    yield from _run_with_ray(plans, settings, directory)
+    return _run_with_ray(plans, settings, directory)
 
 
 def _run_with_ray(plans: Sequence[ShardPlan], settings: CropSettings, directory: Path) -> Iterator[ShardResult]:
     import ray
+    import ray.data
 
+    _quiet()
     # One block per shard. Ray Data may split or join blocks, so the rows say which shard they belong to.
     images = ray.data.from_arrow([plan.images for plan in plans])
     results = images.map_batches(
@@ -116,6 +117,12 @@ def _run_with_ray(plans: Sequence[ShardPlan], settings: CropSettings, directory:
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise OSError(f"a worker failed: {type(cause).__name__}: {cause}") from error
+
+
+def _quiet() -> None:
+    """Ray Data sets up its loggers when it is imported; progress is ours, so it need not explain that it shows none."""
+    cluster.quiet_logs()
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 def _write_shards(table: pa.Table, settings: CropSettings, directory: str) -> pa.Table:
