@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-CURVES = ("val/ap", "train/loss", "train/lr", "train/epoch")
+FIGURES = ("val/ap", "val/pckh")
+"""What runs are compared by: the first that a run has."""
+CURVES = (*FIGURES, "train/loss", "train/lr", "train/epoch")
 """Metrics whose whole history is read."""
 INCIDENTAL = (
     "name", "runs", "tracking.", "checkpoint.", "reader.", "worker", "device", "log_every_steps", "trace", "data.",
@@ -47,18 +49,32 @@ class RunData:
     tags: dict[str, str]
     datasets: dict[str, str]
     """Digest of each data set by its context (training, validation)."""
+    given: dict[str, Any] | None = None
+    """Settings that a search gave this trial; None for runs that are no trials."""
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """Points (step, value) of the metrics in ``CURVES``, ascending."""
 
     @property
+    def short_name(self) -> str:
+        """The name, of a trial its number alone: what differs stands beside it."""
+        return self.name.partition(" ")[0] if self.stage == "trial" else self.name
+
+    def setting(self, key: str) -> str | None:
+        """A setting as text; None where it was not given, or (in a trial) had no part in what was searched."""
+        searched = self.given is not None and key not in self.given
+        return None if searched else self.params.get(key)
+
+    @property
     def figure(self) -> float | None:
-        """AP of the last validation; of a stopped trial, whose last one MLflow may have missed, what the search saw."""
-        return self.metrics.get("val/ap", self.metrics.get("trial/figure"))
+        """AP (PCKh on MPII) of the last validation; of a stopped trial, whose last one MLflow may have missed, what the
+        search saw."""
+        return next((self.metrics[key] for key in (*FIGURES, "trial/figure") if key in self.metrics), None)
 
     @property
     def best_figure(self) -> float | None:
-        """Largest AP of any validation."""
-        return max((value for _, value in self.curves.get("val/ap", [])), default=self.figure)
+        """Largest figure of any validation."""
+        points = next((self.curves[key] for key in FIGURES if key in self.curves), [])
+        return max((value for _, value in points), default=self.figure)
 
     @property
     def evaluations(self) -> dict[str, float]:
@@ -146,6 +162,9 @@ def _read(client: MlflowClient, run: Run) -> RunData:
         metrics=dict(run.data.metrics),
         tags=dict(run.data.tags),
         datasets=contexts,
+        given=json.loads(run.data.tags["efafnet.trial_settings"])
+        if "efafnet.trial_settings" in run.data.tags
+        else None,
         curves=curves,
     )
 
@@ -156,7 +175,7 @@ def differing(runs: Sequence[RunData]) -> list[str]:
     return [
         key
         for key in keys
-        if not key.startswith(INCIDENTAL) and len({run.params.get(key) for run in runs if run.params}) > 1
+        if not key.startswith(INCIDENTAL) and len({run.setting(key) for run in runs if run.params}) > 1
     ]
 
 

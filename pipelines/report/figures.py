@@ -35,7 +35,7 @@ class Chart:
         if self.figure is None:
             return ""
         config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
-        return str(self.figure.to_html(full_html=False, include_plotlyjs=False, config=config))
+        return str(self.figure.to_html(full_html=False, include_plotlyjs=False, config=config, default_width="100%"))
 
 
 def styled(figure: go.Figure, x: str = "", y: str = "", height: int = _HEIGHT_PX) -> go.Figure:
@@ -43,12 +43,15 @@ def styled(figure: go.Figure, x: str = "", y: str = "", height: int = _HEIGHT_PX
     figure.update_layout(
         template="plotly_white",
         title=None,
+        autosize=True,
+        width=None,
         height=height,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
         font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "v", "font": {"size": 11}},
+        legend={"orientation": "h", "font": {"size": 11}, "y": -0.18, "yanchor": "top"},
         hoverlabel={"namelength": -1},
     )
+    figure.update_yaxes(exponentformat="none", separatethousands=True)
     if x:
         figure.update_xaxes(title_text=x)
     if y:
@@ -68,7 +71,7 @@ def curves(runs: Sequence[RunData], colours: dict[str, str], metric: str, y: str
             go.Scatter(
                 x=[x for x, _ in points],
                 y=[value for _, value in points],
-                name=run.name,
+                name=run.short_name,
                 mode="lines+markers" if len(points) <= 40 else "lines",
                 line={"color": colour or GREY, "width": 2 if colour else 1},
                 marker={"size": 5},
@@ -94,6 +97,7 @@ def run_charts(runs: Sequence[RunData]) -> list[Chart]:
     more = " The ten best are coloured, the others grey." if len(runs) > len(PALETTE) else ""
     wanted = [
         ("Validation AP", "val/ap", "AP", False, f"OKS AP on the validation persons.{more}"),
+        ("Validation PCKh", "val/pckh", "PCKh", False, f"PCKh@0.5 on the validation persons.{more}"),
         ("Training loss", "train/loss", "loss", True, "What was minimised; losses of different kinds do not compare."),
         ("Learning rate", "train/lr", "learning rate", False, "As it was in force."),
     ]
@@ -118,7 +122,7 @@ def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
         _view("Search history", "Each point is a trial that ran to its end; the line is the best so far.",
               lambda: view.plot_optimization_history(study, target_name="AP"), bool(complete)),
         Chart("Trials over their budget",
-              f"AP at each validation. {pruned} trials were stopped early: their lines end before the others.",
+              f"AP at each validation, by training samples. {_stopped(pruned)}",
               _intermediate(study, names)),
         _view("What mattered", "Share of the variance in AP that each setting explains, among complete trials. "
               "With few trials this is a hint, not a finding.",
@@ -135,12 +139,18 @@ def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
     return [*charts, parallel]
 
 
+def _stopped(count: int) -> str:
+    if count == 0:
+        return "No trial was stopped early."
+    return f"{count} {'trial was' if count == 1 else 'trials were'} stopped early: grey, with a cross at the end."
+
+
 def _view(title: str, note: str, draw: Callable[[], go.Figure], enough: bool) -> Chart:
     if not enough:
         return Chart(title, "Too few complete trials for this chart.", None)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore")  # that few trials make importance uncertain stands beside the chart
             return Chart(title, note, styled(draw()))
     except (RuntimeError, ValueError, ZeroDivisionError) as error:
         # Optuna cannot rate importance where all figures or all values of a setting are equal.
@@ -164,7 +174,7 @@ def _intermediate(study: optuna.Study, names: dict[int, str]) -> go.Figure:
             go.Scatter(
                 x=[samples for samples, _ in points],
                 y=[value for _, value in points],
-                name=label if len(label) <= 60 else label[:59] + "…",
+                name=f"#{number}",
                 mode="lines+markers",
                 line={"color": colours.get(trial.number, GREY), "width": 2 if ended else 1.5},
                 marker={"symbol": ["circle"] * (len(points) - 1) + ["circle" if ended else "x"], "size": 7},

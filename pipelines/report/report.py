@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from importlib import resources
@@ -13,7 +14,7 @@ from pydantic import Field
 from efafnet.models.settings import Settings
 from efafnet.pipelines.report.data import RunData, differing, load_runs
 from efafnet.pipelines.report.sections import Section, run_section, search_section
-from efafnet.pipelines.report.tables import duration, figure_text, runs_of, varied_settings
+from efafnet.pipelines.report.tables import duration, figure_name, figure_text, runs_of, setting_text, varied_settings
 from efafnet.pipelines.search.naming import short_names
 from efafnet.platform import console
 from efafnet.platform.mlflow_client import mlflow_client
@@ -45,6 +46,7 @@ class ReportConfig(Settings):
 
 def run_report(config: ReportConfig) -> None:
     """Write the page and print the table."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = prepare_tracking(config.uri)
     client = mlflow_client(uri)
     runs = load_runs(client, config.experiment, names=config.runs, limit=config.limit)
@@ -120,8 +122,8 @@ def _noise(runs: Sequence[RunData]) -> str:
         return "Every setting was run once: small differences in AP may be luck, and nothing here can tell how small."
     spread = max(max(figures) - min(figures) for figures in repeated)
     return (
-        f"{len(repeated)} settings were run more than once; the AP of equal settings differs by up to {spread:.3f}. "
-        "Differences of that size say nothing."
+        f"Settings that were run with more than one seed: {len(repeated)}. Their AP differs from seed to seed by up to "
+        f"{spread:.3f}; differences of that size say nothing."
     )
 
 
@@ -136,14 +138,17 @@ def show(runs: Sequence[RunData]) -> None:
         ranked = sorted(group, key=lambda run: run.figure if run.figure is not None else -1.0, reverse=True)
         rows = [
             [
-                run.name.partition(" ")[0] if run.stage == "trial" else run.name,
+                run.short_name,
                 run.tags.get("efafnet.trial_state", run.status.lower()),
                 figure_text(run.figure),
                 figure_text(run.best_figure),
                 figure_text(run.metrics.get("train/loss"), 5),
                 duration(run.duration_s),
-                *(run.params.get(key, "") for key in keys),
+                *(setting_text(run.setting(key)) for key in keys),
             ]
             for run in ranked
         ]
-        console.table(["run", "end", "AP", "best AP", "loss", "time", *(names[key] for key in keys)], rows, title=title)
+        name = figure_name(group)
+        console.table(
+            ["run", "end", name, f"best {name}", "loss", "time", *(names[key] for key in keys)], rows, title=title
+        )

@@ -68,8 +68,8 @@ def run_table(runs: Sequence[RunData]) -> Table:
     columns = [
         Column("run", "its name in MLflow"),
         Column("end", "how it ended"),
-        Column("AP", "OKS AP of the last validation"),
-        Column("best AP", "largest AP of any validation; the largest of several is a little too good"),
+        Column(figure_name(runs), "of the last validation"),
+        Column(f"best {figure_name(runs)}", "largest of any validation; the largest of several is a little too good"),
         Column("AP50", "AP at OKS 0.50, last validation"),
         Column("AP75", "AP at OKS 0.75, last validation"),
         Column("AR", "average recall, last validation"),
@@ -83,16 +83,21 @@ def run_table(runs: Sequence[RunData]) -> Table:
     ranked = sorted(runs, key=lambda run: run.figure if run.figure is not None else -1.0, reverse=True)
     finished = [run for run in ranked if run.figure is not None and run.status == "FINISHED"]
     best = finished[0].run_id if len(finished) > 1 else None
-    rows = [Row([*_figures(run, stores), *(_setting(run.params.get(key)) for key in keys)], run.run_id == best)
+    rows = [Row([*_figures(run, stores), *(_setting(run.setting(key)) for key in keys)], run.run_id == best)
             for run in ranked]  # fmt: skip
     return Table(columns, rows)
+
+
+def figure_name(runs: Sequence[RunData]) -> str:
+    """What the runs are compared by."""
+    return "PCKh" if any("val/pckh" in run.metrics and "val/ap" not in run.metrics for run in runs) else "AP"
 
 
 def _figures(run: RunData, stores: Sequence[str]) -> list[Cell]:
     last = run.metrics.get
     end = run.tags.get("efafnet.trial_state", run.status.lower())
     return [
-        Cell(run.name if len(run.name) <= 34 else run.name.partition(" ")[0], run.name, "", run.name),
+        Cell(run.short_name, run.name, "", run.name),
         Cell({"pruned": "stopped early"}.get(end, end), end, run.status, run.tags.get("efafnet.trial_reason", "")),
         _number(run.figure),
         _number(run.best_figure),
@@ -112,11 +117,25 @@ def _number(value: float | None, digits: int = 3) -> Cell:
 def _setting(text: str | None) -> Cell:
     if text is None:
         return Cell("", "", "value")
+    return Cell(setting_text(text), text, "value number" if _is_number(text) else "value", text)
+
+
+def _is_number(text: str) -> bool:
     try:
-        number = float(text)
+        float(text)
     except ValueError:
-        return Cell(text if len(text) <= 28 else text[:27] + "…", text, "value", text)
-    return Cell(short_value(number), repr(number), "value number", text)
+        return False
+    return True
+
+
+def setting_text(text: str | None, limit: int = 28) -> str:
+    """A setting in few characters: numbers with three digits."""
+    if text is None:
+        return ""
+    if not _is_number(text):
+        return text if len(text) <= limit else text[: limit - 1] + "…"
+    number = float(text)
+    return short_value(int(number) if number == int(number) and abs(number) < 1e6 else number)
 
 
 def figure_text(value: float | None, digits: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 STAGE = "efafnet.stage"
 NUMBER = "efafnet.trial"
 STATE = "efafnet.trial_state"
+SETTINGS = "efafnet.trial_settings"
+"""JSON of the settings that the search gave a trial, by dotted key."""
 REASON = "efafnet.trial_reason"
 _MLFLOW_STATUS: Mapping[State, str] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
@@ -44,6 +47,8 @@ class Books:
     def __init__(self, config: TuneConfig, inputs: Inputs, space: Space, ledger: Ledger, record: RunRecord) -> None:
         self.config, self.inputs, self.space, self.ledger, self.record = config, inputs, space, ledger, record
         self.searched = [entry.key for entry in space.searched]
+        self.metric = config.validation.metric or inputs.metric
+        """Name of the figure that is searched for."""
         self.environment: dict[str, str] = {}
         """Environment variables of the trials' processes."""
         # One thread, so that what is told about a trial arrives in order.
@@ -87,14 +92,14 @@ class Books:
             "number": assignment.number,
             "train": trial.model_copy(update={"tracking": titled}).model_dump_json(),
             "parent_run_id": self.record.mlflow_run_id,
-            "tags": {STAGE: "trial", NUMBER: str(assignment.number)},
+            "tags": {STAGE: "trial", NUMBER: str(assignment.number), SETTINGS: json.dumps(assignment.settings)},
             "environment": self.environment,
         }
 
     def ended(self, number: int, state: State, reason: str) -> None:
         """Tell how a trial ended."""
         curve = self.ledger.curves[number]
-        figure = f"{self.config.validation.metric} {curve[max(curve)]:.3f} after {max(curve)} samples" if curve else ""
+        figure = f"{self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples" if curve else ""
         word = {"complete": "complete", "pruned": "stopped early", "failed": "FAILED"}[state]
         told = ", ".join(part for part in (figure, reason) if part)
         over = sum(trial.state.is_finished() for trial in self.ledger.own())

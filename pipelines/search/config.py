@@ -134,7 +134,7 @@ def trial_config(config: TuneConfig, settings: Mapping[str, Any], number: int, d
 
 
 def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
-    """The same trial with its validations spread evenly over its budget."""
+    """The same trial with its validations spread evenly over its budget, and without pictures of each."""
     plan = plan_run(
         epochs=trial.epochs,
         samples=inputs.train.num_persons,
@@ -142,7 +142,9 @@ def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
         max_samples=trial.max_samples,
     )
     every = plan.epoch(plan.steps) / validations
-    return trial.model_copy(update={"validation": trial.validation.model_copy(update={"every_epochs": every})})
+    return trial.model_copy(
+        update={"validation": trial.validation.model_copy(update={"every_epochs": every, "overlays": 0})}
+    )
 
 
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from efafnet.pipelines.search.books import Books
-from efafnet.pipelines.search.config import TuneConfig, with_settings
+from efafnet.pipelines.search.config import with_settings
 from efafnet.pipelines.search.naming import describe, short_names, short_value
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform import console
 from efafnet.platform.configuration import resolve, to_yaml
-from efafnet.platform.storage import write_text
+from efafnet.platform.storage import write_json, write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 BEST = "best.yaml"
 """Preset of the best trial's settings, in the search's directory."""
+RESULT = "result.json"
+"""What came out, in the search's directory."""
 _STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "interrupted"}
 
 
@@ -47,7 +49,7 @@ def conclude(books: Books) -> SearchResult:
     """Write the best settings as a preset and collect the result."""
     config, trials, best = books.config, books.ledger.own(), books.ledger.best()
     counts = {name: sum(trial.state.name == state for trial in trials) for state, name in _STATES.items()}
-    preset = _write_preset(config, best) if best is not None else None
+    preset = _write_preset(books, best) if best is not None else None
     result = SearchResult(
         directory=config.run_dir,
         counts=counts,
@@ -57,16 +59,31 @@ def conclude(books: Books) -> SearchResult:
         best_preset=preset,
         mlflow_run_id=books.record.mlflow_run_id,
     )
+    _write_result(books, result)
     books.tidy()
     books.tell_study()
     books.tell_parent(lambda client, run_id: _tell(client, run_id, books, result), "logging the search's result")
     return result
 
 
-def _write_preset(config: TuneConfig, best: FrozenTrial) -> Path:
+def _write_result(books: Books, result: SearchResult) -> None:
+    """Write the result where a search's directory keeps it, for programs."""
+    content = {
+        "trials": result.counts,
+        "best_trial": result.best_number,
+        "best_value": result.best_value,
+        "best_settings": result.best_settings,
+        "best_name": describe(result.best_settings, books.searched),
+        "mlflow_run_id": result.mlflow_run_id,
+    }
+    write_json(books.config.run_dir / RESULT, content)
+
+
+def _write_preset(books: Books, best: FrozenTrial) -> Path:
+    config = books.config
     tree = with_settings(config.base(), best.user_attrs["settings"]) | {"name": f"{config.name}-best"}
     settings = resolve(TrainConfig, tree)
-    head = f"# Trial {best.number} of the search {config.name}: {config.validation.metric} {best.value:.4f}, one run.\n"
+    head = f"# Trial {best.number} of the search {config.name}: {books.metric} {best.value:.4f}, one run.\n"
     path = config.run_dir / BEST
     write_text(path, head + to_yaml(settings))
     return path
@@ -89,7 +106,7 @@ def show(books: Books, result: SearchResult) -> None:
         ]
         for trial in trials
     ]
-    columns = ["trial", "end", config.validation.metric, "samples", *names.values(), "why"]
+    columns = ["trial", "end", books.metric, "samples", *names.values(), "why"]
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     console.table(columns, rows, title=f"search {config.name} over {books.space.name}")
@@ -97,7 +114,7 @@ def show(books: Books, result: SearchResult) -> None:
         console.say("no trial ran to its end: there is no best one")
         return
     told = describe(result.best_settings, searched)
-    console.say(f"best: trial {result.best_number}, {config.validation.metric} {result.best_value:.4f}, {told}")
+    console.say(f"best: trial {result.best_number}, {books.metric} {result.best_value:.4f}, {told}")
     console.say("one run per setting does not tell small differences from luck: repeat the best with other seeds")
     console.say(f"train it as it is: efafnet train {result.best_preset} seed=1 name=…")
 

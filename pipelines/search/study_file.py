@@ -32,6 +32,7 @@ def _trial_to_json(trial: FrozenTrial) -> dict[str, Any]:
 
 def study_from_json(content: dict[str, Any]) -> optuna.Study:
     """Rebuild a study in memory, with its trials' numbers; trials that never ended are left out."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=content["direction"])
     for trial in content["trials"]:
         state = TrialState[trial["state"]]

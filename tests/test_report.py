@@ -1,0 +1,301 @@
+"""The report: what it reads from MLflow, what it says of it, and that the page needs nothing else."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import optuna
+import pytest
+from mlflow.entities import Metric
+
+from efafnet.pipelines.report.data import ReportError, RunData, differing, load_runs
+from efafnet.pipelines.report.figures import run_charts, study_charts
+from efafnet.pipelines.report.report import ReportConfig, remarks, run_report
+from efafnet.pipelines.report.tables import duration, run_table, runs_of, setting_text
+from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json, study_to_json
+from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.tracking import create_run, dataset_input, finish_run, prepare_tracking
+
+BASE = {"name": "x", "optimizer": {"lr": 0.001}, "loss": {"kind": "mse"}, "seed": 0, "data": {"train": "a"}}
+
+
+class Store:
+    """An MLflow store to fill with runs."""
+
+    def __init__(self, place: Path) -> None:
+        self.uri = prepare_tracking(f"sqlite:///{place}/mlflow.db")
+        self.client = mlflow_client(self.uri)
+        self.place = place
+
+    def run(
+        self,
+        name: str,
+        curve: list[float],
+        *,
+        status: str = "FINISHED",
+        data: str = "d1",
+        tags: dict[str, str] | None = None,
+        parent: str | None = None,
+        **params: Any,
+    ) -> str:
+        """Add a run whose validation figures, one per 10 steps (1 epoch), are ``curve``."""
+        run_id = create_run(
+            self.uri, "test", name, parent_run_id=parent, params=BASE | {"name": name} | params,
+            tags={"efafnet.stage": "train", **(tags or {})},
+            datasets=[dataset_input("val", data, self.place, "validation", {})],
+        )  # fmt: skip
+        now = int(time.time() * 1000)
+        points = [Metric("val/ap", value, now, 10 * (i + 1)) for i, value in enumerate(curve)]
+        points += [Metric("train/epoch", i + 1.0, now, 10 * (i + 1)) for i in range(len(curve))]
+        points += [Metric("train/loss", 1 / (i + 1), now, 10 * (i + 1)) for i in range(len(curve))]
+        self.client.log_batch(run_id, metrics=points)
+        finish_run(self.uri, run_id, status)
+        return run_id
+
+    def runs(self, **options: Any) -> list[RunData]:
+        return load_runs(self.client, "test", **options)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def study_of(*trials: tuple[dict[str, Any], list[float], str]) -> optuna.Study:
+    """A finished study over a rate and a conditional number; trials as (parameters, figures, state)."""
+    study = optuna.create_study(direction="maximize")
+    rate = optuna.distributions.FloatDistribution(1e-4, 1e-2, log=True)
+    kind = optuna.distributions.CategoricalDistribution(["mse", "ohkm"])
+    joints = optuna.distributions.IntDistribution(1, 17)
+    domains = {"optimizer.lr": rate, "loss.kind": kind, "loss.hard_joints": joints}
+    for number, (params, figures, state) in enumerate(trials):
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState[state],
+                value=figures[-1] if figures and state != "FAIL" else None,
+                params=params,
+                distributions={name: domains[name] for name in params},
+                intermediate_values={100 * (i + 1): value for i, value in enumerate(figures)},
+                user_attrs={"settings": params, "number": number},
+            )
+        )
+    return study
+
+
+STUDY: tuple[tuple[dict[str, Any], list[float], str], ...] = (
+    ({"optimizer.lr": 1e-3, "loss.kind": "mse"}, [0.2, 0.5], "COMPLETE"),
+    ({"optimizer.lr": 1e-2, "loss.kind": "ohkm", "loss.hard_joints": 8}, [0.1], "PRUNED"),
+    ({"optimizer.lr": 3e-3, "loss.kind": "ohkm", "loss.hard_joints": 4}, [0.2, 0.6], "COMPLETE"),
+    ({"optimizer.lr": 5e-3, "loss.kind": "mse"}, [0.2, 0.4], "COMPLETE"),
+    ({"optimizer.lr": 6e-3, "loss.kind": "mse"}, [0.2, 0.45], "COMPLETE"),
+    ({"optimizer.lr": 9e-3, "loss.kind": "mse"}, [], "FAIL"),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def test_runs_are_read_with_their_curves_over_epochs(store: Store) -> None:
+    store.run("one", [0.1, 0.4, 0.3])
+    (run,) = store.runs()
+    assert (run.name, run.status, run.stage, run.datasets) == ("one", "FINISHED", "train", {"validation": "d1"})
+    assert (run.figure, run.best_figure) == (0.3, 0.4)
+    assert run.against_epochs("val/ap") == [(1.0, 0.1), (2.0, 0.4), (3.0, 0.3)]
+    assert run.duration_s is not None
+
+
+def test_only_settings_that_differ_and_matter_are_told(store: Store) -> None:
+    store.run("one", [0.1], runs="a", worker={"cpus": 1})
+    store.run("two", [0.2], runs="b", worker={"cpus": 2}, optimizer={"lr": 0.002})
+    store.run("three", [0.2], loss={"kind": "ohkm", "hard_joints": 8})
+    assert differing(store.runs()) == ["optimizer.lr", "loss.kind", "loss.hard_joints"]
+
+
+def test_a_trial_tells_only_what_was_searched_in_it(store: Store) -> None:
+    tags = {"efafnet.stage": "trial", "efafnet.trial_settings": '{"loss.kind": "mse"}'}
+    store.run("#0 kind=mse", [0.1], tags=tags, loss={"kind": "mse", "hard_joints": 8})
+    tags |= {"efafnet.trial_settings": '{"loss.kind": "ohkm", "loss.hard_joints": 5}'}
+    store.run("#1 kind=ohkm", [0.1], tags=tags, loss={"kind": "ohkm", "hard_joints": 5})
+    first, second = store.runs()
+    assert (first.setting("loss.hard_joints"), second.setting("loss.hard_joints")) == (None, "5")
+    assert first.short_name == "#0"
+
+
+def test_what_is_not_there_is_named(store: Store) -> None:
+    with pytest.raises(ReportError, match=r"no experiment 'none' in MLflow; there are: Default"):
+        load_runs(store.client, "none")
+    store.client.create_experiment("empty")
+    with pytest.raises(ReportError, match="'empty' holds no runs yet"):
+        load_runs(store.client, "empty")
+    store.run("one", [0.1])
+    with pytest.raises(ReportError, match="has no run 'two'; there are one"):
+        store.runs(names=["two"])
+
+
+def test_a_search_brings_its_trials(store: Store) -> None:
+    store.run("alone", [0.1])
+    parent = store.run("find", [], tags={"efafnet.stage": "search"})
+    store.run("#0", [0.2], parent=parent, tags={"efafnet.stage": "trial"})
+    store.run("#1", [0.3], parent=parent, tags={"efafnet.stage": "trial"})
+    assert [run.name for run in store.runs(names=["find"])] == ["find", "#0", "#1"]
+    plain, searches = runs_of(store.runs())
+    assert [run.name for run in plain] == ["alone"]
+    assert [(search.name, [run.name for run in trials]) for search, trials in searches] == [("find", ["#0", "#1"])]
+
+
+def test_a_study_survives_its_journey_as_json() -> None:
+    study = study_of(*STUDY)
+    back = study_from_json(study_to_json(study.trials))
+    for ours, theirs in zip(study.trials, back.trials, strict=True):
+        assert (ours.state, ours.params, ours.distributions) == (theirs.state, theirs.params, theirs.distributions)
+        assert ours.intermediate_values == theirs.intermediate_values
+        assert ours.values == theirs.values
+
+
+# -------------------------------------------------------------------------------------------------- tables and remarks
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [(None, ""), ("0.0031234", "0.00312"), ("1e-05", "1e-05"), ("8", "8"), ("8.0", "8"), ("2000", "2000"),
+     ("one_cycle", "one_cycle"), ("[90.0, 120.0]", "[90.0, 120.0]"), ("x" * 40, "x" * 27 + "…")],
+)  # fmt: skip
+def test_settings_read_short(text: str | None, shown: str) -> None:
+    assert setting_text(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(None, ""), (3.2, "3 s"), (187.4, "3:07 min"), (7500.0, "2:05 h")]
+)  # fmt: skip
+def test_durations_read_short(seconds: float | None, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_the_table_is_ranked_and_marks_the_best_complete_run(store: Store) -> None:
+    store.run("good", [0.5])
+    store.run("stopped", [0.9], status="KILLED", optimizer={"lr": 0.01})
+    store.run("bad", [0.2], optimizer={"lr": 0.1})
+    store.run("failed", [], status="FAILED")
+    table = run_table(store.runs())
+    assert [(row.cells[0].text, row.best) for row in table.rows] == [
+        ("stopped", False),
+        ("good", True),
+        ("bad", False),
+        ("failed", False),
+    ]
+    assert [column.name for column in table.columns][-1] == "lr"
+    assert table.rows[0].cells[-1].text == "0.01"
+    assert table.rows[3].cells[2].text == ""
+
+
+def test_remarks_say_what_does_not_compare(store: Store) -> None:
+    store.run("one", [0.50])
+    store.run("two", [0.52], seed=1)
+    assert any("seed to seed by up to 0.020" in text for text in remarks(store.runs()))
+    store.run("other", [0.7], data="d2", optimizer={"lr": 0.5})
+    store.run("broken", [], status="FAILED")
+    told = remarks(store.runs())
+    assert any("2 different data sets" in text for text in told)
+    assert any("Failed: broken" in text for text in told)
+
+
+def test_runs_of_one_seed_each_are_said_to_prove_nothing(store: Store) -> None:
+    store.run("one", [0.50])
+    store.run("two", [0.52], optimizer={"lr": 0.5})
+    assert any("run once" in text for text in remarks(store.runs()))
+
+
+# ------------------------------------------------------------------------------------------------------------- charts
+
+
+def test_charts_of_a_search_cover_all_trials_also_those_without_some_setting() -> None:
+    charts = {chart.title: chart for chart in study_charts(study_of(*STUDY), {2: "lr=0.003"})}
+    assert all(chart.figure is not None for chart in charts.values())
+    lines = charts["Trials over their budget"].figure.data  # type: ignore[union-attr]
+    assert [line.name for line in lines] == ["#2", "#0", "#4", "#3", "#1"]
+    assert list(lines[-1].marker.symbol) == ["x"]
+    axes = charts["Settings together"].figure.data[0].dimensions  # type: ignore[union-attr]
+    assert [axis.label for axis in axes] == ["lr", "kind", "hard_joints", "AP"]
+    assert list(axes[0]["values"]) == pytest.approx([-3, -2, np.log10(3e-3), np.log10(5e-3), np.log10(6e-3)])
+    assert axes[0].ticktext[0] == "0.0001"
+    missing = 1 - 0.18 * 16  # below the axis of 1 to 17
+    assert list(axes[2]["values"]) == pytest.approx([missing, 8, 4, missing, missing])
+    assert axes[2].ticktext[0] == "none"
+
+
+def test_too_few_trials_give_a_sentence_instead_of_a_chart() -> None:
+    charts = {chart.title: chart for chart in study_charts(study_of(*STUDY[:1]), {})}
+    assert charts["What mattered"].figure is None
+    assert "Too few" in charts["What mattered"].note
+    assert charts["Settings together"].figure is None
+    assert charts["What mattered"].html() == ""
+
+
+def test_equal_figures_give_no_importance_and_no_crash() -> None:
+    same = [(STUDY[0][0], [0.5, 0.5], "COMPLETE")] * 5
+    charts = {chart.title: chart for chart in study_charts(study_of(*same), {})}
+    assert charts["Search history"].figure is not None
+
+
+def test_more_runs_than_colours_are_grey_and_leave_the_legend(store: Store) -> None:
+    for number in range(12):
+        store.run(f"run{number}", [number / 20])
+    (chart, *_) = run_charts(store.runs())
+    legend = {line.name: line.showlegend for line in chart.figure.data}  # type: ignore[union-attr]
+    assert legend["run11"] is True
+    assert (legend["run0"], legend["run1"]) == (False, False)
+
+
+# --------------------------------------------------------------------------------------------------------------- page
+
+
+def whole(store: Store) -> Path:
+    """A page of two runs (one evaluated, one with a hostile name) and a search."""
+    run_id = store.run("first", [0.1, 0.5])
+    store.run("<script>alert(1)</script>", [0.2], optimizer={"lr": 0.01})
+    picture = cv2.imencode(".jpg", np.full((90, 2000, 3), 200, np.uint8))[1].tobytes()
+    (store.place / "best.jpg").write_bytes(picture)
+    store.client.log_artifact(run_id, str(store.place / "best.jpg"), "evaluation/val")
+    store.client.log_metric(run_id, "evaluation/val/ap", 0.512)
+    tags = {"efafnet.stage": "search", "efafnet.best_trial": "2", "efafnet.run_dir": "/runs/find"}
+    parent = store.run("find", [], tags=tags)
+    store.client.log_dict(parent, study_to_json(study_of(*STUDY).trials), STUDY_FILE)
+    for number in range(3):
+        store.run(f"#{number} lr", [0.1 * number], parent=parent,
+                  tags={"efafnet.stage": "trial", "efafnet.trial": str(number)})  # fmt: skip
+    out = store.place / "page.html"
+    run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
+    return out
+
+
+def test_the_page_holds_everything_and_needs_no_network(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    page = whole(store).read_text()
+    body = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", body)
+    assert "@import" not in body
+    assert page.count("<script>/**\n* plotly.js") == 1
+    assert body.count("data:image/jpeg;base64,") == 1
+    assert "&lt;script&gt;alert(1)" in body
+    assert "0.512" in body
+    assert "6 trials: 4 complete, 1 stopped early, 1 failed." in body
+    assert "efafnet train /runs/find/best.yaml" in body
+    for title in ("Validation AP", "Search history", "What mattered", "Settings together"):
+        assert f"<h3>{title}</h3>" in body
+    told = capsys.readouterr().out
+    assert "search find" in told
+    assert "0.500" in told
+
+
+def test_wide_pictures_are_reduced_in_the_page(store: Store) -> None:
+    import base64
+
+    found = re.search(r"data:image/jpeg;base64,([^\"]+)", whole(store).read_text())
+    assert found is not None
+    image = cv2.imdecode(np.frombuffer(base64.b64decode(found[1]), np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    assert image.shape == (63, 1400, 3)
