@@ -9,13 +9,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from efafnet.models.network import NetworkConfig, build_network
 from efafnet.models.settings import InputSize
-from efafnet.models.skeleton import COCO_17, Skeleton
+from efafnet.models.skeleton import COCO_17, CROWDPOSE_14, MPII_16, Skeleton
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
@@ -166,6 +167,46 @@ def test_detected_boxes_name_their_own_ap(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "worst.jpg").exists()
 
 
+def test_crowdpose_is_scored_by_crowding(tmp_path: Path) -> None:
+    data = SHARED_DATA / "tiny-crowdpose"
+    if not data.is_dir():
+        pytest.skip(f"the real sample data are not here: {data}")
+    store = run_prepare(crop_data.config(tmp_path, annotations=data / "test_crowdpose.json", images=data))
+    checkpoint = _checkpoint(tmp_path / "c", CROWDPOSE_14)
+    figures = evaluate(_config(checkpoint, store.path, tmp_path / "out"), store).scored.figures
+    assert figures["ap_crowd_easy"] == figures["ap_crowd_hard"] == -1.0
+    assert figures["ap"] == figures["ap_crowd_medium"] >= 0.0
+
+
+def _mpii_store(path: Path, head_size_px: float | None) -> CropStore:
+    training_cases.write_store(path, 6, skeleton=MPII_16)
+    table = pq.read_table(path / "ground_truth.parquet")
+    heads = pa.array([head_size_px] * table.num_rows, pa.float64())
+    place = table.schema.get_field_index("head_size")
+    pq.write_table(table.set_column(place, table.schema.field(place), heads), path / "ground_truth.parquet")
+    manifest = json.loads((path / "manifest.json").read_text())
+    for record in manifest["tables"]:
+        record["bytes"] = (path / record["name"]).stat().st_size
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return CropStore.open(path)
+
+
+def test_mpii_is_scored_by_pckh_where_heads_are_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = _checkpoint(tmp_path / "c", MPII_16)
+    # A head of 20 images: whatever is predicted lies within half of it. One of a hundredth pixel: nothing does.
+    for size, expected in ((20 * 64.0, 1.0), (0.01, 0.0)):
+        store = _mpii_store(tmp_path / f"store-{size}", size)
+        done = run_evaluate(_config(checkpoint, store.path, tmp_path / f"out-{size}"))
+        assert (done.scored.figures["pckh"], done.scored.figures["pckh_knee"]) == (expected, expected)
+        results = json.loads((tmp_path / f"out-{size}" / "predictions.json").read_text())
+        assert sorted(r["person_id"] for r in results) == [1, 2, 3, 4, 5, 6]
+        again = score(ScoreConfig(predictions=tmp_path / f"out-{size}" / "predictions.json", annotations=store.path))
+        assert again.figures == done.scored.figures
+    store = _mpii_store(tmp_path / "headless", None)
+    assert "ap" in evaluate(_config(checkpoint, store.path, tmp_path / "out"), store).scored.figures
+    assert "holds no head sizes, so no PCKh" in capsys.readouterr().err
+
+
 def _error(config: EvaluateConfig) -> str:
     with pytest.raises((ValueError, OSError)) as caught:
         run_evaluate(config)
@@ -222,6 +263,8 @@ def test_what_is_not_there_or_in_the_way(trained_run: Path, tmp_path: Path) -> N
     (tmp_path / "full" / "mine.txt").write_text("precious")
     with pytest.raises(ValueError, match="exists and is not empty"):
         run_evaluate(_config(run_dir, val, tmp_path / "full"))
+    (tmp_path / "file").write_text("")
+    assert "cannot write output" in _error(_config(run_dir, val, tmp_path / "file" / "out"))
     run_evaluate(_config(run_dir, val, tmp_path / "full", "overwrite=true", "overlays=0", "scoring.errors=false"))
     assert {p.name for p in (tmp_path / "full").iterdir()} == {"predictions.json", "metrics.json"}
 

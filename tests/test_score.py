@@ -112,12 +112,17 @@ def test_an_output_that_exists_is_refused_before_any_work_and_replaced_when_told
     assert not (out / "mine.txt").exists()
 
 
-def test_comparison_with_other_results(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_comparison_with_other_results(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ground_truth, results = random_case(0)
     worse = [r for i, r in enumerate(results) if i % 3]
     other = _write(tmp_path / "other.json", worse)
     scored = score(ScoreConfig(predictions=files[0], annotations=files[1], against=other, scoring=QUICK))
     assert scored.other == evaluate_predictions(worse, ground_truth)
+    expected_difference = scored.figures["ap_50"] - scored.other["ap_50"]
+    run_score(ScoreConfig(predictions=files[0], annotations=files[1], against=other, scoring=QUICK))
+    assert f"{expected_difference:+.4f}" in capsys.readouterr().out
     difference = scored.figures["ap"] - scored.other["ap"]
     assert scored.difference["ap"].low <= difference <= scored.difference["ap"].high
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from efafnet.pipelines.evaluation.columns import Detections, Truth
 from efafnet.pipelines.evaluation.matching import MatchTable, match, pairs_of
-from efafnet.pipelines.evaluation.metrics import curves, summary
+from efafnet.pipelines.evaluation.metrics import average_precision
 
 KINDS = ("good", "jitter", "inversion", "swap", "miss")
 GOOD, JITTER, INVERSION, SWAP, MISS = range(len(KINDS))
@@ -53,7 +53,7 @@ class ErrorAnalysis:
 
 def analyse(truth: Truth, found: Detections) -> ErrorAnalysis:
     """Sort every labelled joint of every matched person by kind of mistake, and say what each kind costs."""
-    table = match(truth, found, np.array([MATCH_FROM]))
+    table = match(truth, found, np.array([MATCH_FROM]), sizes=("all",))
     detection, person = _matched(table)
     kinds = joint_kinds(truth, found.joints_px[detection], person)
     counts = np.stack([(kinds == kind).sum(axis=0) for kind in range(len(KINDS))], axis=1)
@@ -126,14 +126,18 @@ def _ap_after(
     kinds: NDArray[np.int8],
 ) -> dict[str, float]:
     """AP with more and more kinds of mistakes put right, in the order of the source."""
-    steps = {"as predicted": summary(curves(match(truth, found)))["ap"]}
+    steps = {"as predicted": _ap(truth, found)}
     joints = found.joints_px.copy()
     for kind in (MISS, SWAP, INVERSION, JITTER):
         row, joint = np.nonzero(kinds == kind)
         joints[detection[row], joint] = truth.joints_px[person[row], joint]
-        steps[KINDS[kind]] = summary(curves(match(truth, replace(found, joints_px=joints))))["ap"]
+        steps[KINDS[kind]] = _ap(truth, replace(found, joints_px=joints))
     ranks = np.zeros(len(found.scores))
     ranks[detection] = 1.0
     ranked = replace(found, joints_px=joints, scores=ranks)
-    steps["scores"] = summary(curves(match(truth, ranked)))["ap"]
+    steps["scores"] = _ap(truth, ranked)
     return steps
+
+
+def _ap(truth: Truth, found: Detections) -> float:
+    return average_precision(match(truth, found, sizes=("all",)))

@@ -8,6 +8,7 @@ Legend: I images, G true persons, D predictions, P pairs of both in one image, A
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,8 +55,13 @@ class Pairs:
     """float64 (P,), OKS or IoU."""
 
 
-def match(truth: Truth, found: Detections, thresholds: NDArray[np.float64] = OKS_THRESHOLDS) -> MatchTable:
-    """Match predicted to true persons in each image by OKS."""
+def match(
+    truth: Truth,
+    found: Detections,
+    thresholds: NDArray[np.float64] = OKS_THRESHOLDS,
+    sizes: Sequence[str] = tuple(AREA_RANGES_PX2),
+) -> MatchTable:
+    """Match predicted to true persons in each image by OKS, for persons of each of ``sizes``."""
     detection = counting(found.image, found.scores, MAX_DETECTIONS)
     pair_d, pair_g = pairs_of(found.image[detection], truth.image, len(truth.image_ids))
     oks = oks_of_pairs(
@@ -72,7 +78,7 @@ def match(truth: Truth, found: Detections, thresholds: NDArray[np.float64] = OKS
         found,
         truth,
         ignored=truth.ignored,
-        ranges=list(AREA_RANGES_PX2.values()),
+        ranges=[AREA_RANGES_PX2[size] for size in sizes],
         thresholds=thresholds,
     )
 

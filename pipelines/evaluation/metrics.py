@@ -1,8 +1,8 @@
 """COCO keypoint AP and AR of predictions, by any skeleton, equal to pycocotools' figures to the last bit.
 
 Matching is done once (`matching.py`) and kept, so that AP of a subset of images (CrowdPose's easy, medium, hard) or of
-a resampling of them (confidence intervals) costs a sort and a sum. faster-coco-eval would be as quick for a single
-figure, but leaves out pycocotools' epsilon in the precision, so that its figures differ in the last bit.
+a resampling of them (confidence intervals) costs a sort and a sum. faster-coco-eval leaves out pycocotools' epsilon in
+the precision, so that its figures differ in the last bit on some sets, and keeps no matches.
 
 Legend: I images, A size classes, T OKS thresholds, R recall levels.
 """
@@ -75,6 +75,11 @@ def summary(of: Curves) -> dict[str, float]:
         _mean(recall[large]),
     )
     return dict(zip(METRIC_NAMES, figures, strict=True))
+
+
+def average_precision(table: MatchTable) -> float:
+    """AP over persons of the first size class of a match table."""
+    return _mean(curves(table).precision[0])
 
 
 def _mean(values: NDArray[np.float64]) -> float:

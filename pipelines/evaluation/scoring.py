@@ -17,7 +17,7 @@ from efafnet.pipelines.evaluation.columns import Truth, detections
 from efafnet.pipelines.evaluation.crowdpose import CrowdSplit, crowdpose_figures
 from efafnet.pipelines.evaluation.errors_taxonomy import KINDS, ErrorAnalysis, analyse
 from efafnet.pipelines.evaluation.matching import MatchTable, match
-from efafnet.pipelines.evaluation.metrics import curves, summary
+from efafnet.pipelines.evaluation.metrics import NO_PERSONS, curves, summary
 from efafnet.pipelines.evaluation.mpii import pckh
 from efafnet.pipelines.evaluation.referee import pycocotools_figures
 from efafnet.platform import console
@@ -171,12 +171,17 @@ def show(scored: Scored, config: ScoringConfig) -> None:
         if scored.intervals:
             row.append(_ends(scored.intervals.get(name)))
         if scored.other:
-            difference = value - scored.other[name]
-            row += [_number(scored.other[name]), f"{difference:+.4f}", _ends(scored.difference.get(name))]
+            row += _compared(value, scored.other.get(name, NO_PERSONS), scored.difference.get(name))
         rows.append(row)
     console.table(columns, rows)
     if scored.errors is not None:
         _show_errors(scored.errors)
+
+
+def _compared(value: float, other: float, difference: Interval | None) -> list[str]:
+    if value < 0 or other < 0:
+        return [_number(other), "", ""]
+    return [_number(other), f"{value - other:+.4f}", _ends(difference)]
 
 
 def _number(value: float) -> str:
