@@ -91,10 +91,19 @@ class ChannelSelection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> alpha (N, C, 1, 1) in 0..1."""
-        # `max` over one dimension, not `amax` over two: its backward writes one position per channel.
-        z = x.mean((2, 3)) + x.flatten(2).max(-1).values
+        z = _mean_plus_maximum(x)
         alpha = torch.sigmoid(self.excite(F.relu(self.squeeze(z))))
         return alpha[:, :, None, None]
+
+
+def _mean_plus_maximum(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C): the two global poolings of eq. 4, added."""
+    if x.device.type == "cpu":
+        # On a CPU, with channels last, pooling over one window is three to eight times faster than a reduction.
+        return (F.avg_pool2d(x, x.shape[2:]) + F.adaptive_max_pool2d(x, 1)).flatten(1)
+    # On a GPU a pooling window is one thread's work and a reduction is everybody's. `max` over one dimension, not
+    # `amax` over two: its backward writes one position per channel.
+    return x.mean((2, 3)) + x.flatten(2).max(-1).values
 
 
 class LocationSelection(nn.Module):

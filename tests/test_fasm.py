@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efafnet.models.fasm import ChannelSelection, FeatureAggregation, FeatureSelection, LocationSelection
+from efafnet.models.fasm import (
+    ChannelSelection,
+    FeatureAggregation,
+    FeatureSelection,
+    LocationSelection,
+    _mean_plus_maximum,
+)
 from efafnet.models.network_config import Arrangement, Merge
 
 
@@ -86,6 +92,19 @@ def test_channel_selection_pools_mean_plus_maximum() -> None:
     x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[-1.0, -1.0], [-1.0, -1.0]]])[None]
     expected = torch.sigmoid(torch.tensor([6.5, 0.0])).view(1, 2, 1, 1)
     torch.testing.assert_close(cs(x), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_kernels_are_the_reductions_and_their_gradient(layout: torch.memory_format) -> None:
+    x = torch.randn(3, 5, 6, 4, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    x.requires_grad_()
+    z = _mean_plus_maximum(x)
+    expected = x.mean((2, 3)) + x.amax((2, 3))
+    torch.testing.assert_close(z, expected)
+    weights = torch.arange(15.0).view(3, 5)
+    (ours,) = torch.autograd.grad((weights * z).sum(), x)
+    (reference,) = torch.autograd.grad((weights * expected).sum(), x)
+    torch.testing.assert_close(ours, reference)
 
 
 @pytest.mark.parametrize(("relu", "expected_logit"), [(False, -3.0), (True, 0.0)])
