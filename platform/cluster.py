@@ -63,12 +63,15 @@ class Resources:
         return f"{kind}: {self.nodes} node{'s'[: self.nodes != 1]}, {self.cpus:g} CPU, {gpus}"
 
 
-def connect(config: ClusterConfig | None = None, env: Mapping[str, str] | None = None) -> Resources:
+def connect(
+    config: ClusterConfig | None = None, env: Mapping[str, str] | None = None, *, show_workers: bool = True
+) -> Resources:
     """Join or start Ray, once per program; a second call returns what is there.
 
     Args:
         config: which Ray; default ``ClusterConfig()``.
         env: environment variables for the workers, added to ``worker_env()``.
+        show_workers: whether what workers write to their standard error appears on this program's.
 
     Raises:
         ClusterError: the cluster does not answer, wants a token, or cannot be used from here.
@@ -81,9 +84,9 @@ def connect(config: ClusterConfig | None = None, env: Mapping[str, str] | None =
     if not ray.is_initialized():
         address = _choose_address(config)
         if address == "local":
-            _init(None, config, env or {})
+            _init(None, config, env or {}, show_workers)
         else:
-            _init(address, config, env or {})
+            _init(address, config, env or {}, show_workers)
     quiet_logs()
     return resources()
 
@@ -111,12 +114,12 @@ def _running_here() -> str | None:
     return found if found and found in services.find_gcs_addresses() else None
 
 
-def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str]) -> None:
+def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str], show_workers: bool) -> None:
     import ray
 
     options: dict[str, Any] = {
         "logging_level": logging.WARNING,
-        "log_to_driver": True,
+        "log_to_driver": show_workers,
         "runtime_env": runtime_env(address, env),
     }
     if address is None:

@@ -51,6 +51,8 @@ class Books:
         """Name of the figure that is searched for."""
         self.environment: dict[str, str] = {}
         """Environment variables of the trials' processes."""
+        self.over: list[int] = []
+        """Trials that ended in this process."""
         # One thread, so that what is told about a trial arrives in order.
         self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
 
@@ -98,6 +100,7 @@ class Books:
 
     def ended(self, number: int, state: State, reason: str) -> None:
         """Tell how a trial ended."""
+        self.over.append(number)
         curve = self.ledger.curves[number]
         figure = f"{self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples" if curve else ""
         word = {"complete": "complete", "pruned": "stopped early", "failed": "FAILED"}[state]

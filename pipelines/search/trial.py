@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES, reason_of
 from efafnet.pipelines.training.config import TrainConfig
@@ -23,6 +23,8 @@ from efafnet.platform.checkpoint import read_meta
 
 POLL_S = 0.5
 """Seconds between two looks at the run's directory."""
+PLACEMENT = "placement"
+"""File in a trial's directory that notes what its workers have reserved."""
 RELEASE_S = 60.0
 """Longest wait for an earlier attempt's process to end, seconds."""
 
@@ -106,11 +108,13 @@ class _Training(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
+        from efafnet.pipelines.search.placement import PlacementNote
         from efafnet.pipelines.training.ray_run import train
 
         config, parent_run_id, tags = self._arguments
+        note = cast(Any, PlacementNote(config.run_dir / PLACEMENT))
         try:
-            train(config, parent_run_id=parent_run_id, tags=tags)
+            train(config, callbacks=[note], parent_run_id=parent_run_id, tags=tags)
         except Exception as error:
             self.error = error
 

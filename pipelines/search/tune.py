@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from efafnet.pipelines.search.ledger import Ledger, open_study
 from efafnet.pipelines.search.outcome import SearchResult, conclude, show
 from efafnet.pipelines.search.searcher import Desk, Rule, StudyScheduler, StudySearch
 from efafnet.pipelines.search.stopping import halving_stops, median_stops
-from efafnet.pipelines.search.trial import run_trial
+from efafnet.pipelines.search.trial import PLACEMENT, run_trial
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.recording import open_record
 from efafnet.pipelines.training.rundir import RunDirectory
@@ -29,6 +31,8 @@ from efafnet.tune_spaces.space import Space, grid
 
 STUDY = "study.db"
 """The Optuna study, in the search's directory."""
+RELEASE_EVERY_S = 3.0
+"""Seconds between two looks for trials that ended and left a reservation."""
 
 
 def run_tune(config: TuneConfig) -> None:
@@ -108,7 +112,7 @@ def _search(books: Books) -> None:
         console.note("this search had ended before; raise search.trials to go on, or choose another name=…")
         return
     _quiet_tune()
-    there = connect(config.cluster)
+    there = connect(config.cluster, show_workers=False)  # each trial has its own log
     if there.is_local:
         # Nobody drains a Ray that lives and dies with this program, and each trial's watcher is one process more.
         books.environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
@@ -149,7 +153,32 @@ def _run_tune(desk: Desk, books: Books, left: int, at_once: int) -> None:
             verbose=0,
         ),
     )
-    tuner.fit()
+    with _releasing(books):
+        tuner.fit()
+
+
+@contextmanager
+def _releasing(books: Books) -> Iterator[None]:
+    """Meanwhile give back, again and again, what trials that ended had reserved."""
+    from efafnet.pipelines.search.placement import release
+
+    done = threading.Event()
+
+    def watch() -> None:
+        seen: set[int] = set()
+        while not done.wait(RELEASE_EVERY_S):
+            # Only those that had ended a round ago: their processes must be gone, or they would reserve once more.
+            for number in seen:
+                release(books.trials_dir / f"{number:04d}" / PLACEMENT)
+            seen = set(books.over)
+
+    thread = threading.Thread(target=watch, name="release", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _settle(books: Books) -> None:
