@@ -377,11 +377,16 @@ def test_tune_pickles_searcher_and_scheduler(tmp_path: Path) -> None:
     assert len(pickle.dumps((search, scheduler))) < 10_000
 
 
-def test_a_reason_is_the_innermost_cause_on_one_line() -> None:
+def test_a_reason_is_what_ray_wrapped_on_one_line() -> None:
+    class Wrapper(RuntimeError):
+        """As Ray's exceptions: known by its module."""
+
+    Wrapper.__module__ = "ray.train.v2"
     inner = ValueError("the loss\n  is NaN")
-    outer = RuntimeError("training failed")
-    outer.worker_failures = {0: inner}  # type: ignore[attr-defined]
-    wrapped = RuntimeError("trial failed")
-    wrapped.__cause__ = outer
-    assert reason_of(wrapped) == "ValueError: the loss is NaN"
+    inner.__cause__ = OSError("a detail that says less")
+    workers, trial_error = Wrapper("training failed"), Wrapper("trial failed")
+    workers.worker_failures = {0: inner}  # type: ignore[attr-defined]
+    trial_error.__cause__ = workers
+    assert reason_of(trial_error) == "ValueError: the loss is NaN"
     assert reason_of(KeyError()) == "KeyError"
+    assert reason_of(Wrapper("the actor died")) == "Wrapper: the actor died"

@@ -132,24 +132,20 @@ class StudyScheduler(FIFOScheduler):
 
 
 def reason_of(error: BaseException) -> str:
-    """The innermost cause of what Ray wrapped, as one line: ``ValueError: the loss is NaN``."""
+    """What went wrong inside what Ray wrapped around it, as one line: ``ValueError: the loss is NaN``."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
-        inner = _inner(error)
-        if inner is None:
-            break
-        error = inner
+        error = _inside(error) or error
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
 
 
-def _inner(error: BaseException) -> BaseException | None:
+def _inside(error: BaseException) -> BaseException | None:
+    """The exception that one of Ray's carries; None for all others, whose own words say more than their causes."""
+    if not any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__):
+        return None
     failures = getattr(error, "worker_failures", None)
-    if isinstance(failures, dict):
-        return next((item for item in failures.values() if isinstance(item, BaseException)), None)
-    for name in ("controller_failure", "cause", "__cause__"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            return inner
-    return None
+    carried = [*failures.values()] if isinstance(failures, dict) else []
+    carried += [getattr(error, name, None) for name in ("controller_failure", "cause", "__cause__")]
+    return next((inner for inner in carried if isinstance(inner, BaseException)), None)

@@ -1,0 +1,159 @@
+"""A trial's own process: what it hears of its run, and how it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efafnet.pipelines.search import trial as trial_module
+from efafnet.pipelines.search.placement import PlacementNote, release
+from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES
+from efafnet.pipelines.search.trial import Figure, Watch, run_trial
+from efafnet.pipelines.training.config import TrainConfig
+from tests.training_cases import config_of
+
+
+def checkpoint(run: Path, step: int, validated: float | None, *, whole: bool = True) -> None:
+    """What a checkpoint of a run looks like to a watcher."""
+    place = run / "checkpoints" / f"step-{step:08d}"
+    place.mkdir(parents=True)
+    meta = {
+        "format": "efafnet-checkpoint",
+        "format_version": 1,
+        "step": step,
+        "samples": step * 8.0,
+        "validated": validated,
+    }
+    text = json.dumps(meta)
+    (place / "meta.json").write_text(text if whole else text[:20])
+
+
+def test_checkpoints_are_recognised_by_the_real_format(tmp_path: Path) -> None:
+    """The fake above must look like what training writes."""
+    from efafnet.pipelines.training.context import PlainContext
+    from efafnet.pipelines.training.loop import run
+
+    config = config_of(tmp_path, "epochs=2", "validation.every_epochs=1")
+    run(config, PlainContext())
+    figures = Watch(config.run_dir).new()
+    assert [figure.samples for figure in figures] == [40, 80]
+    checkpoint(tmp_path / "fake", 5, 0.5)
+    assert Watch(tmp_path / "fake").new() == [Figure(40, 0.5)]
+
+
+def test_each_validation_is_heard_once_in_order(tmp_path: Path) -> None:
+    watch = Watch(tmp_path)
+    assert watch.new() == []
+    checkpoint(tmp_path, 10, 0.2)
+    checkpoint(tmp_path, 5, 0.1)
+    checkpoint(tmp_path, 7, None)
+    assert watch.new() == [Figure(40, 0.1), Figure(80, 0.2)]
+    assert watch.new() == []
+
+
+def test_a_checkpoint_that_is_not_whole_is_looked_at_again(tmp_path: Path) -> None:
+    watch = Watch(tmp_path)
+    checkpoint(tmp_path, 5, 0.1, whole=False)
+    assert watch.new() == []
+    (tmp_path / "checkpoints" / "step-00000005").rename(tmp_path / "gone")
+    checkpoint(tmp_path, 5, 0.1)
+    assert watch.new() == [Figure(40, 0.1)]
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What trials report to Tune."""
+    import ray.tune
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray.tune, "report", told.append)
+    return told
+
+
+def job(config: TrainConfig) -> dict[str, Any]:
+    return {"number": 0, "train": config.model_dump_json(), "parent_run_id": None, "tags": {}, "environment": {}}
+
+
+def test_a_trial_trains_reports_every_validation_and_keeps_its_words(
+    tmp_path: Path, reports: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(tmp_path, "validation.every_epochs=1", "checkpoint.keep_last=9")
+    run_trial(job(config))
+    assert [report[SAMPLES] for report in reports] == [40, 80, 120, 160]
+    assert all(0 <= report[METRIC] <= 1 for report in reports)
+    assert "validation at step 20" in (config.run_dir / "trial.log").read_text()
+    assert capsys.readouterr().err == ""
+    reports.clear()
+    run_trial(job(config))  # after a kill whose last figures were not heard
+    assert [report[SAMPLES] for report in reports] == [40, 80, 120, 160]
+
+
+def test_a_trial_that_fails_reports_why_and_raises_nothing(tmp_path: Path, reports: list[dict[str, Any]]) -> None:
+    run_trial(job(config_of(tmp_path, "optimizer.lr=1e30")))
+    (report,) = reports
+    assert report[FAILURE].startswith("DivergedError: training diverged: the loss is not finite at step 2")
+    run_trial(job(config_of(tmp_path, "data.val=null", "name=other")))
+
+
+def test_a_trial_waits_for_the_process_of_an_earlier_attempt(
+    tmp_path: Path, reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, "epochs=1")
+    config.run_dir.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"import fcntl, time; f = open({str(config.run_dir / '.lock')!r}, 'a'); "
+         "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    threading.Timer(1.5, holder.kill).start()
+    began = time.monotonic()
+    run_trial(job(config))
+    holder.wait()
+    assert time.monotonic() - began > 1.4
+    assert FAILURE not in reports[-1]
+    monkeypatch.setattr(trial_module, "RELEASE_S", 0.5)
+    (tmp_path / "runs" / "b").mkdir()
+    with (tmp_path / "runs" / "b" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run_trial(job(config_of(tmp_path, "epochs=1", "name=b")))
+    assert "being trained by another process" in reports[-1][FAILURE]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_reservation_that_a_dead_run_left_is_given_back(tmp_path: Path) -> None:
+    import ray
+    from ray.util.placement_group import placement_group, placement_group_table
+
+    group = placement_group([{"CPU": 1}])
+    ray.get(group.ready())
+
+    class State:
+        class placement_group_handle:  # noqa: N801 (Ray's name)
+            placement_group = group
+
+    class Workers:
+        def get_worker_group_state(self) -> type[State]:
+            return State
+
+    file = tmp_path / "placement"
+    assert release(file) is False
+    PlacementNote(file).after_worker_group_start(Workers())
+    assert release(file) is True
+    deadline = time.monotonic() + 10
+    while placement_group_table(group)["state"] != "REMOVED":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert not file.exists()
+    file.write_text(group.id.hex())
+    assert release(file) is True  # gone already: nothing happens
