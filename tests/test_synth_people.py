@@ -152,6 +152,9 @@ def test_nobody_floats_or_sinks() -> None:
         lowest = float(joints[:, 1].min())
         if pose.support == "air":
             assert 0.1 < lowest < 0.6
+        elif pose.family == "lying":
+            # A hand or a foot may sink into the ground, not more than the ground would give way.
+            assert -0.1 <= lowest < 0.2
         else:
             # The lowest joint is a hand's breadth of flesh or a heel above the ground.
             assert 0.0 <= lowest < 0.2, pose.family

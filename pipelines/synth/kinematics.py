@@ -206,4 +206,7 @@ def _lowest(stance: Stance) -> float:
             (Bone.HAND_L + side, 0, -body.hand, 0, 0.010 * h),
         ]
     table = np.array(spots)
+    if stance.pose.family == "lying":
+        # Who lies rests on the trunk: a hand's breadth of toes and elbows gives way instead of holding the body up.
+        table[3:, 4] -= 0.1
     return float((stance.frames.resolve(table[:, :4])[:, 1] - table[:, 4]).min())

@@ -251,23 +251,28 @@ def _reaching(rng: Rng) -> Pose:
     return Pose("reaching", angles, "ground")
 
 
+# Arms that do not reach through the ground.
+_LYING_ARMS = {
+    "back": (("hang", "up", "side", "wave", "folded", "face"), (0.35, 0.2, 0.2, 0.1, 0.08, 0.07)),
+    "front": (("hang", "up", "side"), (0.4, 0.3, 0.3)),
+    "side": (("hang", "forward", "up", "folded", "face"), (0.3, 0.2, 0.2, 0.15, 0.15)),
+}
+
+
 def _lying(rng: Rng) -> Pose:
     angles = _rest(rng)
-    lay = int(rng.integers(3))
-    angles[Bone.PELVIS] = ((-90, 90, -90)[lay] + rng.normal(0, 4), rng.normal(0, 2), rng.normal(0, 4) + 80 * (lay == 2))
+    lay = ("back", "front", "side")[int(rng.integers(3))]
+    pitch = rng.normal(90 if lay == "front" else -90, 4)
+    angles[Bone.PELVIS] = (pitch, rng.normal(0, 2), rng.normal(80 if lay == "side" else 0, 4))
     for side in (0, 1):
-        bent = rng.random() < 0.4
-        angles[Bone.THIGH_L + side] = (
-            rng.uniform(25, 65) if bent else rng.uniform(-2, 8),
-            rng.uniform(3, 20),
-            rng.uniform(0, 20),
-        )
+        bent = lay != "front" and rng.random() < 0.4
+        flexion = rng.uniform(25, 65) if bent else rng.uniform(-4, 6)
+        spread = rng.uniform(-2, 8) if lay == "side" else rng.uniform(3, 20)
+        angles[Bone.THIGH_L + side] = (flexion, spread, rng.uniform(0, 20))
         angles[Bone.SHANK_L + side, 0] = rng.uniform(40, 110) if bent else rng.uniform(2, 14)
-        if lay == 1:
-            angles[Bone.THIGH_L + side, 0] = rng.uniform(-4, 6)
-        angles[Bone.FOOT_L + side, 0] = rng.uniform(-35, -5)
-    names = ("hang", "up", "side", "wave", "folded", "face")
-    _arms(angles, rng, names, (0.35, 0.2, 0.2, 0.1, 0.08, 0.07), both=0.5)
+        angles[Bone.FOOT_L + side, 0] = rng.uniform(-45, -20)
+    names, weights = _LYING_ARMS[lay]
+    _arms(angles, rng, names, weights, both=0.5)
     return Pose("lying", angles, "ground")
 
 

@@ -176,7 +176,9 @@ def _mix(fabric: Fabric, place: Float32, noise: Bank) -> Float32:
 
 def _brightness(normal: Float32, light: Light) -> Float32:
     """Light that reaches each sample from the lamp and from the sky, (N,)."""
-    lambert: Float32 = np.asarray(light.direction, dtype=np.float32) @ normal
+    # Not a matrix product: its rounding could depend on the number of threads that the library starts.
+    x, y, z = (np.float32(v) for v in light.direction)
+    lambert: Float32 = x * normal[0] + y * normal[1] + z * normal[2]
     sky: Float32 = np.float32(light.ambient) * (np.float32(0.85) + np.float32(0.25) * normal[1])
     sky += np.float32(1.25 * (1 - light.ambient)) * np.maximum(lambert, 0)
     lit: Float32 = np.minimum(sky, np.float32(1.35))
