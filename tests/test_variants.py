@@ -10,9 +10,6 @@ from efafnet.models.losses import pose_loss
 from efafnet.models.network import NetworkConfig, build_network
 from efafnet.models.variants import VARIANTS, Variant, differing_switches, variant
 
-_SMALL = [v for v in VARIANTS.values() if v.network.encoder in ("nano", "resnet50") and str(v.input) != "384x288"]
-_LARGE = [v for v in VARIANTS.values() if v not in _SMALL]
-
 
 def _published(table: str) -> list[float]:
     return sorted(v.paper.ap for v in VARIANTS.values() if table in v.paper.tables and v.paper.ap is not None)
@@ -48,25 +45,17 @@ def test_starred_rows_mine_the_eight_hardest_joints_and_large_inputs_have_wider_
     assert VARIANTS["efafnet_r50_256x192"].loss.hard_joints == 8
 
 
-@pytest.mark.parametrize("v", _LARGE, ids=lambda v: v.name)
-def test_shapes_at_the_real_size(v: Variant) -> None:
-    with torch.device("meta"):
-        network = build_network(v.network, 17).eval()
-        with torch.no_grad():
-            heatmaps = network(torch.empty(1, 3, v.input.height, v.input.width)).heatmaps
-    stride = v.network.heatmap_stride
-    assert heatmaps.shape == (1, 17, v.input.height // stride, v.input.width // stride)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("v", _SMALL, ids=lambda v: v.name)
+@pytest.mark.parametrize("v", VARIANTS.values(), ids=lambda v: v.name)
 def test_forward_and_backward_at_the_real_size(v: Variant) -> None:
     torch.manual_seed(0)
     network = build_network(v.network, 17)
     images = torch.randn(1, 3, v.input.height, v.input.width)
     joints = torch.rand(1, 17, 2) * v.input.width
     target = encode(joints, torch.ones(1, 17), v.input, v.heatmap)
-    pose_loss(network(images), target, v.loss).per_sample.mean().backward()
+    output = network(images)
+    assert output.heatmaps.shape == target.heatmaps.shape
+    pose_loss(output, target, v.loss).per_sample.mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
