@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,14 +94,37 @@ class UsageError(ValueError):
     """The words of a command line do not make a command."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived, as at the end of a batch job: stopped like by Ctrl-C, so that runs are closed properly."""
+
+
+def _stop_on_sigterm() -> None:
+    """Let SIGTERM stop this process like Ctrl-C; processes forked from it keep dying of it at once."""
+    owner = os.getpid()
+
+    def stop(*_signal: object) -> None:
+        if os.getpid() == owner:
+            raise Terminated
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted."""
+    """Run one command.
+
+    Returns:
+        The exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted, 143 terminated.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _stop_on_sigterm()
     try:
         return _dispatch(words)
-    except KeyboardInterrupt:
-        console.warn("interrupted")
-        return 130
+    except KeyboardInterrupt as stop:
+        console.warn("terminated" if isinstance(stop, Terminated) else "interrupted")
+        return 143 if isinstance(stop, Terminated) else 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -225,16 +250,16 @@ def _user_error(error: BaseException | None, seen: set[int]) -> BaseException | 
     if error is None or id(error) in seen:
         return None
     seen.add(id(error))
-    if _is_rays(error):
+    if _made_by(error, "ray"):
         return next((found for inner in _wrapped(error) if (found := _user_error(inner, seen))), None)
     if isinstance(error, ModuleNotFoundError):
         return error if (error.name or "").partition(".")[0] != "efafnet" else None
-    return error if isinstance(error, ValueError | OSError) else None
+    return error if isinstance(error, ValueError | OSError) or _made_by(error, "mlflow") else None
 
 
-def _is_rays(error: BaseException) -> bool:
-    """Tell whether Ray made this exception (a RayTaskError is also an instance of its cause's class)."""
-    return any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__)
+def _made_by(error: BaseException, package: str) -> bool:
+    """Tell whether an exception is a package's own (Ray's task error is also an instance of its cause's class)."""
+    return any(base.__module__.partition(".")[0] == package for base in type(error).__mro__)
 
 
 def _wrapped(error: BaseException) -> Iterator[BaseException]:

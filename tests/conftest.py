@@ -37,6 +37,6 @@ def ray_local() -> Iterator[None]:
 
     from efafnet.platform.cluster import ClusterConfig, connect
 
-    connect(ClusterConfig(num_cpus=4))
+    connect(ClusterConfig(address="local", num_cpus=4))
     yield
     ray.shutdown()

@@ -161,6 +161,14 @@ def test_a_users_error_is_one_line(toy: types.ModuleType, capsys: pytest.Capture
     assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
 
 
+def test_what_mlflow_refuses_is_one_line(toy: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow.exceptions import MlflowException
+
+    fails(toy, MlflowException("Run 'x' not found"))
+    assert main(["toy", "x"]) == 2
+    assert capsys.readouterr().err == "error: Run 'x' not found\n"
+
+
 def test_our_own_error_keeps_its_traceback(toy: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     fails(toy, AssertionError("ours"))
     with pytest.raises(AssertionError):
@@ -279,12 +287,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert done.stderr == ""
 
 
-def test_ctrl_c_ends_the_program_with_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signals_end_the_program_in_order(tmp_path: Path, sent: signal.Signals, code: int, said: str) -> None:
     (tmp_path / "slow_toy.py").write_text(
         "import time\n"
         "from efafnet.models.settings import Settings\n"
         "class C(Settings):\n    pass\n"
-        "def run(config):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "def run(config):\n    print('ready', flush=True)\n"
+        "    try:\n        time.sleep(60)\n    finally:\n        print('closed', flush=True)\n"
     )
     program = (
         "import sys\nfrom efafnet.pipelines import cli\n"
@@ -299,7 +311,8 @@ def test_ctrl_c_ends_the_program_with_130(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err == "warning: interrupted\n"
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert out == "closed\n"
+    assert err == f"warning: {said}\n"
