@@ -237,7 +237,7 @@ def test_bad_predictions(content: Any, message: str, files: tuple[Path, Path], t
 
 
 def test_bad_files(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"nowhere\.json"):
+    with pytest.raises(OSError, match=r"results file .*nowhere\.json does not exist"):
         score(ScoreConfig(predictions=tmp_path / "nowhere.json", annotations=files[1]))
     (tmp_path / "torn.json").write_text('[{"image_id":')
     with pytest.raises(ValueError, match=r"torn\.json is not valid JSON"):

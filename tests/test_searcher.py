@@ -378,15 +378,15 @@ def test_tune_pickles_searcher_and_scheduler(tmp_path: Path) -> None:
 
 
 def test_a_reason_is_what_ray_wrapped_on_one_line() -> None:
-    class Wrapper(RuntimeError):
+    class WrapperError(RuntimeError):
         """As Ray's exceptions: known by its module."""
 
-    Wrapper.__module__ = "ray.train.v2"
+    WrapperError.__module__ = "ray.train.v2"
     inner = ValueError("the loss\n  is NaN")
     inner.__cause__ = OSError("a detail that says less")
-    workers, trial_error = Wrapper("training failed"), Wrapper("trial failed")
+    workers, trial_error = WrapperError("training failed"), WrapperError("trial failed")
     workers.worker_failures = {0: inner}  # type: ignore[attr-defined]
     trial_error.__cause__ = workers
     assert reason_of(trial_error) == "ValueError: the loss is NaN"
     assert reason_of(KeyError()) == "KeyError"
-    assert reason_of(Wrapper("the actor died")) == "Wrapper: the actor died"
+    assert reason_of(WrapperError("the actor died")) == "WrapperError: the actor died"

@@ -52,7 +52,8 @@ def _fixed(table: pa.Table, name: str) -> npt.NDArray[Any]:
 def _binary(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     values = column.combine_chunks()
     _, offsets, data = values.buffers()
-    places = np.frombuffer(offsets, dtype=np.int32)[values.offset : values.offset + len(values) + 1]
+    width = np.int64 if pa.types.is_large_binary(values.type) else np.int32
+    places = np.frombuffer(offsets, dtype=width)[values.offset : values.offset + len(values) + 1]
     return np.frombuffer(data, dtype=np.uint8), places.astype(np.int64)
 
 

@@ -30,7 +30,7 @@ class Reference:
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """A list of COCO results; ValueError for another layout or an empty list, OSError where it cannot be read."""
-    content = read_json(path)
+    content = _read(path, "results file")
     if isinstance(content, dict) and "annotations" in content:
         raise ValueError(f"{path} holds annotations, not results; usage: efafnet score PREDICTIONS ANNOTATIONS")
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
@@ -38,6 +38,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if not content:
         raise ValueError(f"{path} holds no results: there is nothing to score")
     return content
+
+
+def _read(path: Path, what: str) -> Any:
+    if not path.is_file():
+        raise OSError(f"{what} {path} does not exist; usage: efafnet score PREDICTIONS ANNOTATIONS")
+    return read_json(path)
 
 
 def read_reference(path: Path, wanted: DataFormat = "auto", skeleton: str | None = None) -> Reference:
@@ -54,7 +60,7 @@ def read_reference(path: Path, wanted: DataFormat = "auto", skeleton: str | None
         ground_truth = CropStore.open(path, expect_skeleton=known).ground_truth()
         reference, annotations = truth(ground_truth), ground_truth.to_coco()["annotations"]
     else:
-        content = read_json(path)
+        content = _read(path, "annotation file")
         if not isinstance(content, dict):
             raise ValueError(
                 f"{path} is not in COCO's layout; give COCO or CrowdPose JSON, a crop store, or gt_valid.mat"

@@ -50,8 +50,6 @@ class Job:
     """Step of the newest checkpoint; -1 for none."""
     window: Window = field(default_factory=Window)
     line: ProgressLine = field(default_factory=ProgressLine)
-    train_loss: float = 0.0
-    """Newest point of the loss curve."""
     ticked_s: float = field(default_factory=lambda: time.monotonic())
     """When ``progress.elapsed_s`` was last brought up to date."""
 
@@ -107,7 +105,7 @@ class Job:
         wait_s = self.reader.wait_s - window.waited_before_s
         metrics = curve_metrics(point, window, self.inputs.skeleton.joints, self._tick(), wait_s)
         metrics |= self._position("train/") | self._epoch_loss(point) | _memory(self.context.device)
-        self.train_loss = metrics["train/loss"]
+        self.progress.train_loss = metrics["train/loss"]
         self.context.sink.log_metrics(metrics, step)
         self.window = Window(waited_before_s=self.reader.wait_s)
         self._replan()
@@ -125,7 +123,9 @@ class Job:
         self._tick()
         self.context.sink.log_metrics({f"val/{key}": value for key, value in figures.items()}, progress.step)
         self.say(validation_text(progress, name))
-        self.context.report({**figures, **self._position(), "step": float(progress.step), "loss": self.train_loss})
+        self.context.report(
+            {**figures, **self._position(), "step": float(progress.step), "loss": self.progress.train_loss}
+        )
 
     def save(self, *, final: bool = False) -> None:
         """Write a checkpoint; rank 0's, for all hold the same."""
@@ -134,7 +134,7 @@ class Job:
         if self.context.rank == 0:
             meta = {
                 **self._position(),
-                "train_loss": self.train_loss,
+                "train_loss": self.progress.train_loss,
                 "metrics": self.progress.validation,
                 "workers": self.context.world_size,
                 **self.facts,
@@ -150,10 +150,17 @@ class Job:
             self.save(final=True)
 
     def outcome(self) -> dict[str, float]:
-        """Figures of the best validation (or none), its step, and the run's length."""
+        """Figures of the best validation (if any), its step and epoch, and what the whole run came to and took."""
         progress = self.progress
-        own = {"train_loss": self.train_loss, "elapsed_s": progress.elapsed_s, **self._position()}
-        return {**progress.best, **own, "step": float(progress.best_step or progress.step)}
+        step = progress.best_step or progress.step
+        return {
+            **progress.best,
+            "step": float(step),
+            "epoch": self.plan.epoch(step),
+            "samples": float(progress.step * self.config.batch_size),
+            "train_loss": progress.train_loss,
+            "elapsed_s": progress.elapsed_s,
+        }
 
     def close(self) -> None:
         """Stop the reader's threads and finish writing."""

@@ -20,7 +20,8 @@ class LoopResult:
     checkpoint: Path
     """The best validated checkpoint, or the last one where nothing was validated."""
     metrics: dict[str, float]
-    """That checkpoint's validation figures and its ``step``, and the run's ``train_loss`` and ``elapsed_s``."""
+    """That checkpoint's validation figures, ``step`` and ``epoch``; the whole run's ``samples``, ``train_loss`` (last
+    point of the curve) and ``elapsed_s``."""
 
 
 def run(config: TrainConfig, context: PlainContext) -> LoopResult:

@@ -48,7 +48,7 @@ class TrainResult:
     checkpoint: Path
     """The checkpoint to use: the best validated one, or the last where nothing was validated."""
     metrics: dict[str, float]
-    """Figures of that checkpoint's validation, and of the run: step, epoch, samples, train_loss, elapsed_s."""
+    """As in ``loop.LoopResult``."""
     mlflow_run_id: str | None
     resumed: bool = False
     """Whether the run had ended before and nothing was trained now."""

@@ -54,6 +54,8 @@ class Progress:
     """Length of the run; changes only under a budget in seconds."""
     elapsed_s: float = 0.0
     """Seconds spent in the loop, over all restarts."""
+    train_loss: float = 0.0
+    """Newest point of the loss curve."""
     epoch_loss_sum: float = 0.0
     """Sum over the steps of the epoch so far of the mean loss."""
     epoch_steps: int = 0
