@@ -51,7 +51,8 @@ class Machine:
     """Runs no commands, but leaves the files that the demo reads; fails where it is told to."""
 
     def __init__(self, out: Path, ap: float = 0.6) -> None:
-        self.out, self.ap, self.ran, self.broken = out, ap, [], ""  # type: tuple[Path, float, list[str], str]
+        self.out, self.ap, self.broken = out, ap, ""
+        self.ran: list[str] = []
 
     def __call__(self, stage: str, command: Sequence[str]) -> None:
         self.ran.append(command[0])
@@ -61,7 +62,7 @@ class Machine:
         found = {"trials": {"complete": 3, "stopped early": 5, "failed": 0}, "best_trial": 4, "best_value": 0.4,
                  "best_name": "lr=0.01"}  # fmt: skip
         for split in ("train", "val"):
-            people = {"images": [{}] * 3, "annotations": [{}] * 7}
+            people: Any = {"images": [{}] * 3, "annotations": [{}] * 7}
             self.write(f"people/annotations/{split}.json", people)
             self.write(f"crops/{split}/manifest.json", {"counts": {"persons": 6}, "rejects": {"no_joints": 1}})
         self.write("runs/efafnet/result.json", {"metrics": figures})
