@@ -23,6 +23,18 @@ class Batch:
     input_to_image: Tensor
     """float64 (N, 2, 3), affine from input pixels to pixels of the original image."""
 
+    @classmethod
+    def unlabelled(cls, images: Tensor, rows: Tensor, input_to_image: Tensor, num_joints: int) -> Batch:
+        """Crops whose joints nobody has annotated: to predict."""
+        n = len(images)
+        return cls(
+            images=images,
+            joints_px=torch.zeros(n, num_joints, 2),
+            visibility=torch.zeros(n, num_joints, dtype=torch.uint8),
+            rows=rows,
+            input_to_image=input_to_image,
+        )
+
     def __len__(self) -> int:
         return int(self.images.shape[0])
 

@@ -81,6 +81,14 @@ def input_affine(
     return np.concatenate([linear, shift[..., None]], axis=-1)
 
 
+def view_of_boxes(
+    boxes_xywh: npt.ArrayLike, input_size: InputSize, padding: float | Float64, *, udp: bool = False
+) -> Float64:
+    """Affines (..., 2, 3) from input pixels to image pixels of boxes (..., 4) as a network is tested: upright."""
+    centre, size = box_to_centre_scale(boxes_xywh, input_size.width / input_size.height, padding)
+    return invert_affine(input_affine(centre, size, 0.0, input_size, udp=udp))
+
+
 def invert_affine(affine: Float64) -> Float64:
     """Inverse of affines (..., 2, 3)."""
     (a, b), (c, d) = (affine[..., 0, 0], affine[..., 0, 1]), (affine[..., 1, 0], affine[..., 1, 1])

@@ -92,8 +92,8 @@ class ImageFolder:
             raise ImageProblemError("image_unreadable", f"cannot be read ({error.strerror or error})") from error
 
 
-def decode_image(data: bytes) -> UInt8:
-    """Image (h, w, 3) uint8 BGR as stored: no orientation applied, grey and CMYK converted.
+def decode_image(data: bytes, *, upright: bool = False) -> UInt8:
+    """Image (h, w, 3) uint8 BGR: as stored, or turned ``upright`` as its orientation tag says; grey, CMYK converted.
 
     Raises ImageProblemError where the bytes are no image, or an image whose end is missing: OpenCV decodes those
     without a word in most versions, with grey where data are missing.
@@ -102,7 +102,7 @@ def decode_image(data: bytes) -> UInt8:
     if problem is not None:
         raise ImageProblemError(*problem)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), DECODE_FLAGS)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR if upright else DECODE_FLAGS)
     except cv2.error as error:
         raise ImageProblemError("image_unreadable", f"cannot be decoded ({error.err})") from error
     if image is None:

@@ -131,14 +131,15 @@ def _read(config: SourceConfig) -> Annotations:
     content = read_json(path)
     if form == "mpii_json" or (form == "auto" and _looks_like_mpii(content)):
         return parse_mpii_json(content, path)
-    return parse_coco(content, path, _skeleton(config.skeleton))
+    return parse_coco(content, path, named_skeleton(config.skeleton))
 
 
 def _looks_like_mpii(content: Any) -> bool:
     return isinstance(content, list) and bool(content) and isinstance(content[0], dict) and "center" in content[0]
 
 
-def _skeleton(name: str) -> Skeleton | None:
+def named_skeleton(name: str) -> Skeleton | None:
+    """A known skeleton, or that of a YAML file; None for ``auto``. ValueError for what is neither."""
     if name == "auto":
         return None
     if name in SKELETONS:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from efafnet.models.heatmaps import HeatmapConfig
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
 from efafnet.pipelines.evaluation.boxes import box_figures
@@ -28,7 +27,7 @@ from efafnet.pipelines.evaluation.scoring import (
     write_picture,
 )
 from efafnet.pipelines.evaluation.store_prediction import WorkersConfig, predict_here, predict_with_ray
-from efafnet.pipelines.evaluation.trained import Trained, Weights, load_trained, open_store
+from efafnet.pipelines.evaluation.trained import TestOverrides, Trained, Weights, load_trained, open_store
 from efafnet.platform import console
 from efafnet.platform.cluster import connect
 from efafnet.platform.provenance import code_version
@@ -37,25 +36,6 @@ from efafnet.platform.storage import atomic_directory, check_output, write_json,
 PREDICTIONS = "predictions.json"
 METRICS = "metrics.json"
 ERRORS = "errors.png"
-
-
-class TestOverrides(Settings):
-    """What is tested differently than in training; none keeps what the checkpoint says."""
-
-    flip_test: bool | None = None
-    """Average with the mirrored crop."""
-    batch_size: int | None = Field(default=None, gt=0)
-    """Crops per forward pass of one process."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Arithmetic of the forward pass."""
-    joint_score_threshold: float | None = Field(default=None, ge=0, lt=1)
-    """A person's score is its box score times the mean of the joint scores above this."""
-    nms: Literal["none", "oks", "soft_oks"] | None = None
-    """Suppression of duplicates within an image."""
-    nms_threshold: float | None = Field(default=None, gt=0, le=1)
-    """OKS above which the weaker of two predictions is a duplicate (hard), or the decay's scale (soft)."""
-    decoding: Literal["argmax", "quarter", "dark", "udp"] | None = None
-    """From heatmap to joint."""
 
 
 class EvaluateConfig(Settings):
@@ -120,7 +100,8 @@ def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
 
     Raises ValueError or OSError for a checkpoint that is damaged or does not fit, and where no worker can be had.
     """
-    trained, test = _prepared(config, store)
+    trained = _prepared(config, store)
+    test = trained.test
     workers = config.workers
     if workers.distributed:
         # Before the clock starts: a local Ray takes longer to start than a small store to predict.
@@ -139,15 +120,12 @@ def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
     return Evaluation(scored, predictions, results, trained, test, seconds)
 
 
-def _prepared(config: EvaluateConfig, store: CropStore) -> tuple[Trained, TestConfig]:
+def _prepared(config: EvaluateConfig, store: CropStore) -> Trained:
     """The network and how it is tested, with the command line's wishes over the checkpoint's."""
     trained = load_trained(config.checkpoint, store.skeleton, weights=config.weights, expected=config.network)
     if config.mlflow and not trained.meta.get("mlflow_run_id"):
         raise ValueError(f"mlflow=true: checkpoint {trained.path} was written without an MLflow run; leave mlflow out")
-    wanted = {k: v for k, v in config.test.model_dump().items() if v is not None}
-    decoding = wanted.pop("decoding", trained.heatmap.decoding)
-    heatmap = HeatmapConfig.model_validate({**trained.heatmap.model_dump(), "decoding": decoding})
-    return replace(trained, heatmap=heatmap), TestConfig.model_validate({**trained.test.model_dump(), **wanted})
+    return trained.tested_as(config.test)
 
 
 def _results(

@@ -116,17 +116,26 @@ def coco_results(
     padding: float,
     test: TestConfig,
     with_person_id: bool = False,
+    with_box: bool = False,
 ) -> list[dict[str, Any]]:
     """COCO results of the predictions: images in order of first row, persons by falling score, duplicates gone.
 
-    No ``bbox`` field is written: COCO's tools would take a person's area from it instead of from its joints, which
-    moves AP by object size. ``with_person_id`` adds the id of the annotation behind each crop, which PCKh needs.
+    ``with_person_id`` adds the id of the annotation behind each crop, which PCKh needs. ``with_box`` adds the box each
+    crop was cut by as ``bbox``; not for what is to be scored, since COCO's tools then take a person's area from it
+    instead of from its joints, which moves AP by object size.
     """
     scores = person_scores(predictions.scores, predictions.box_score, test.joint_score_threshold)
     areas = padded_area(predictions.box_xywh_px, input_size, padding)
-    persons = predictions.person_id if with_person_id else None
     return results_of_columns(
-        predictions.image_id, predictions.joints_px, predictions.scores, scores, areas, skeleton.sigmas, test, persons
+        predictions.image_id,
+        predictions.joints_px,
+        predictions.scores,
+        scores,
+        areas,
+        skeleton.sigmas,
+        test,
+        person_id=predictions.person_id if with_person_id else None,
+        box_xywh_px=predictions.box_xywh_px if with_box else None,
     )
 
 
@@ -139,6 +148,7 @@ def results_of_columns(
     sigmas: Sequence[float],
     test: TestConfig,
     person_id: NDArray[np.int64] | None = None,
+    box_xywh_px: NDArray[np.float64] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of N persons with final ``scores`` (N,); ``area_px2`` (N,) scales the OKS of the suppression."""
     triplets = np.concatenate([np.asarray(joints_px, np.float64), np.asarray(joint_scores)[..., None]], axis=2)
@@ -150,6 +160,8 @@ def results_of_columns(
             results.append(_result(int(image_id[i]), keypoints, float(scores[i])))
             if person_id is not None:
                 results[-1]["person_id"] = int(person_id[i])
+            if box_xywh_px is not None:
+                results[-1]["bbox"] = box_xywh_px[i].tolist()
     return results
 
 

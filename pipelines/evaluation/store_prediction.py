@@ -10,17 +10,16 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from efafnet.models.heatmaps import HeatmapConfig
-from efafnet.models.settings import InputSize, Settings
+from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.batch import Batch
@@ -29,11 +28,11 @@ from efafnet.pipelines.crops.groups import group_from_table
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.reader import EvalReader, ReaderConfig
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.actors import ActorsConfig
 from efafnet.pipelines.evaluation.inference import TestConfig, predict_batch
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from efafnet.pipelines.evaluation.trained import Trained, Weights, load_trained
 from efafnet.platform import console
-from efafnet.platform.cluster import ClusterConfig
 
 if TYPE_CHECKING:
     import ray.data
@@ -41,28 +40,18 @@ if TYPE_CHECKING:
 _COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh", "person_id"]
 
 
-class WorkersConfig(Settings):
+class WorkersConfig(ActorsConfig):
     """Who predicts."""
 
     distributed: bool = True
     """Predict through Ray Data on all workers; false for this very process, without Ray."""
-    count: int | None = Field(default=None, ge=1)
-    """Actors that hold the network; none for one per GPU, or on CPUs for as many as leave a core for reading."""
-    cpus: float = Field(default=1, gt=0)
-    """CPU cores of each actor; also the threads of its arithmetic."""
-    gpu: Literal["auto", "yes", "no"] = "auto"
-    """One GPU per actor (or for this process): auto takes it where there is one."""
-    cluster: ClusterConfig = ClusterConfig()
-    """Which Ray."""
     reader: ReaderConfig = ReaderConfig()
     """Reading without Ray."""
 
 
 def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: WorkersConfig) -> Predictions:
     """Predict every person of ``store`` in this process."""
-    if workers.gpu == "yes" and not torch.cuda.is_available():
-        raise ValueError("workers.gpu=yes: this machine has no GPU that torch can use; set workers.gpu=auto")
-    device = torch.device("cuda" if workers.gpu != "no" and torch.cuda.is_available() else "cpu")
+    device = workers.device_here()
     network = trained.network.to(device)
     people = store.columns(list(PERSON_COLUMNS))
     parts = []
@@ -105,8 +94,7 @@ class CropView:
         """Rows of person shards -> their warped crops, ids and affines."""
         cv2.setNumThreads(0)
         group, size, decoder = group_from_table(table), self.input_size, CropDecoder(self.encoding)
-        centre, extent = geometry.box_to_centre_scale(group.boxes_xywh, size.width / size.height, self.padding)
-        to_image = geometry.invert_affine(geometry.input_affine(centre, extent, 0.0, size, udp=self.udp))
+        to_image = geometry.view_of_boxes(group.boxes_xywh, size, self.padding, udp=self.udp)
         to_crop = geometry.compose_affine(geometry.invert_affine(group.crop_to_image), to_image)
         pixels = np.empty((table.num_rows, 3, size.height, size.width), np.uint8)
         for i, person in enumerate(table["person_id"].to_pylist()):
@@ -137,12 +125,11 @@ def _batch_of(table: pa.Table, size: InputSize, skeleton: Skeleton) -> Batch:
     first, length = pixels.offset * pixels.type.byte_width, n * pixels.type.byte_width
     images = np.frombuffer(pixels.buffers()[1], np.uint8, count=length, offset=first).copy()
     affines = table["input_to_image"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return Batch(
-        images=torch.from_numpy(images.reshape(n, 3, size.height, size.width)),
-        joints_px=torch.zeros(n, skeleton.num_joints, 2),
-        visibility=torch.zeros(n, skeleton.num_joints, dtype=torch.uint8),
-        rows=torch.from_numpy(table["person_id"].to_numpy().astype(np.int64)),
-        input_to_image=torch.from_numpy(affines.reshape(n, 2, 3).copy()),
+    return Batch.unlabelled(
+        torch.from_numpy(images.reshape(n, 3, size.height, size.width)),
+        torch.from_numpy(table["person_id"].to_numpy().astype(np.int64)),
+        torch.from_numpy(affines.reshape(n, 2, 3).copy()),
+        skeleton.num_joints,
     )
 
 
@@ -236,22 +223,11 @@ def predict_with_ray(
     for path in (trained.path, store.path):
         if found.nodes > 1 and (problem := shared_path_problem(path.absolute())):
             raise OSError(f"the workers of several nodes read it: {problem}")
-    gpu, threads = _wants_gpu(workers, found.gpus), max(1, int(workers.cpus))
-    task = _Task(trained.path.absolute(), weights, store.skeleton, trained.heatmap, test, threads, gpu)
-    actors = workers.count or _default_actors(workers, found.cpus, found.gpus if gpu else 0)
+    crew = workers.crew(found.cpus, found.gpus)
+    task = _Task(trained.path.absolute(), weights, store.skeleton, trained.heatmap, test, workers.threads, crew.gpu)
     view = CropView(store.manifest.encoding, trained.input_size, trained.padding, trained.udp)
-    predicted = _pipeline(store, view, task, actors, min(workers.cpus, found.cpus / (actors + 1)))
+    predicted = _pipeline(store, view, task, crew.count, min(workers.cpus, found.cpus / (crew.count + 1)))
     return _collect(predicted, store)
-
-
-def _wants_gpu(workers: WorkersConfig, gpus: float) -> bool:
-    if workers.gpu == "yes" and not gpus:
-        raise ValueError("workers.gpu=yes: the cluster has no GPU; set workers.gpu=auto")
-    return workers.gpu != "no" and gpus >= 1
-
-
-def _default_actors(workers: WorkersConfig, cpus: float, gpus: float) -> int:
-    return int(gpus) if gpus else max(1, int((cpus - 1) // workers.cpus))
 
 
 def _pipeline(store: CropStore, view: CropView, task: _Task, actors: int, cpus_per_actor: float) -> ray.data.Dataset:

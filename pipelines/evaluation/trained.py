@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from efafnet.models.heatmaps import HeatmapConfig
 from efafnet.models.network import NetworkConfig, PoseNetwork, build_network
@@ -19,6 +19,27 @@ from efafnet.pipelines.evaluation.inference import TestConfig
 from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, read_meta, restore_weights
 
 Weights = Literal["best", "network", "ema"]
+
+
+class TestOverrides(Settings):
+    """What is tested differently than in training; none keeps what the checkpoint says."""
+
+    __test__: ClassVar[bool] = False  # not a test case, whatever pytest thinks of the name
+
+    flip_test: bool | None = None
+    """Average with the mirrored crop."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Crops per forward pass of one process."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Arithmetic of the forward pass."""
+    joint_score_threshold: float | None = Field(default=None, ge=0, lt=1)
+    """A person's score is its box score times the mean of the joint scores above this."""
+    nms: Literal["none", "oks", "soft_oks"] | None = None
+    """Suppression of duplicates within an image."""
+    nms_threshold: float | None = Field(default=None, gt=0, le=1)
+    """OKS above which the weaker of two predictions is a duplicate (hard), or the decay's scale (soft)."""
+    decoding: Literal["argmax", "quarter", "dark", "udp"] | None = None
+    """From heatmap to joint."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +59,7 @@ class Trained:
     padding: float
     """Factor by which boxes grow before cropping."""
     test: TestConfig
-    """How its run tested it."""
+    """How it is tested: as its run did, unless told otherwise."""
     skeleton: str
     """Name of its skeleton."""
     config: dict[str, Any]
@@ -50,6 +71,13 @@ class Trained:
     def udp(self) -> bool:
         """Whether crops are cut by UDP's rule, which its targets need."""
         return self.heatmap.encoding == "udp"
+
+    def tested_as(self, wanted: TestOverrides) -> Trained:
+        """The same network, tested as ``wanted``; ValueError for a decoding that its targets do not allow."""
+        given = {name: value for name, value in wanted.model_dump().items() if value is not None}
+        decoding = given.pop("decoding", self.heatmap.decoding)
+        heatmap = HeatmapConfig.model_validate({**self.heatmap.model_dump(), "decoding": decoding})
+        return replace(self, heatmap=heatmap, test=TestConfig.model_validate({**self.test.model_dump(), **given}))
 
 
 def find_checkpoint(path: Path) -> Path:
