@@ -23,12 +23,13 @@ RANKS = {
     "pipelines.evaluation": 4,
     "pipelines.training": 5,
     "pipelines.search": 6,
-    "pipelines.report": 7,
-    "pipelines.cli": 9,
-    "pipelines.__main__": 10,
+    "pipelines.study": 7,
+    "pipelines.report": 8,
+    "pipelines.cli": 10,
+    "pipelines.__main__": 11,
 }
 """A part may import parts of lower rank only. Other modules directly in pipelines/ stand above the stages."""
-TOP = 8
+TOP = 9
 
 MODELS_MAY_IMPORT = {"torch", "torchvision", "numpy", "pydantic", "efafnet", "safetensors"}
 RAY_PLACES = {
@@ -36,9 +37,11 @@ RAY_PLACES = {
     "pipelines/crops/work.py": "the map over images of prepare",
     "pipelines/evaluation/store_prediction.py": "the map over crops of evaluate",
     "pipelines/training/ray_run.py": "launch, wrap and report",
+    "pipelines/search/placement.py": "giving reservations back",
     "pipelines/search/searcher.py": "Tune's searcher and scheduler",
     "pipelines/search/trial.py": "a trial",
     "pipelines/search/tune.py": "the launch of a search",
+    "pipelines/study/runs.py": "runs side by side",
     "pipelines/doctor.py": "what is there",
     "pipelines/demo.py": "the whole road",
 }

@@ -37,7 +37,7 @@ def bootstrap(
     table: MatchTable, *, replicates: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
     """Intervals of ap, ap_50, ap_75 and ar over images drawn with replacement (I of I, ``replicates`` times)."""
-    draws = np.array(list(_replicates(table, replicates, seed)))
+    draws = resample(table, replicates=replicates, seed=seed)
     return {name: _interval(draws[:, i], confidence) for i, name in enumerate(FIGURES)}
 
 
@@ -51,8 +51,16 @@ def bootstrap_difference(
     """
     if table.num_true.shape != other.num_true.shape or (table.num_true != other.num_true).any():
         raise ValueError("two sets of predictions can only be compared on the same annotations")
-    mine, others = (np.array(list(_replicates(t, replicates, seed))) for t in (table, other))
+    mine, others = (resample(t, replicates=replicates, seed=seed) for t in (table, other))
     return {name: _interval((mine - others)[:, i], confidence) for i, name in enumerate(FIGURES)}
+
+
+def resample(table: MatchTable, *, replicates: int, seed: int = 0) -> NDArray[np.float64]:
+    """``FIGURES`` on each of ``replicates`` draws of the images, float64 (replicates, 4).
+
+    The draws depend on the seed and the number of images alone: tables of the same images meet the same draws.
+    """
+    return np.array(list(_replicates(table, replicates, seed)))
 
 
 def _interval(values: NDArray[np.float64], confidence: float) -> Interval:

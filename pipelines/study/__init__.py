@@ -1,0 +1,1 @@
+"""Settings compared under noise: runs repeated with paired seeds, the paper's tables, a search's finalists."""
