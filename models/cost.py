@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from efafnet.models.network import PoseNetwork, build_network
-from efafnet.models.network_config import NetworkConfig
+from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
 
 
@@ -51,7 +51,7 @@ class Cost:
         return self.saved_bytes / 1e6
 
 
-def network_cost(config: NetworkConfig, num_joints: int, input_size: InputSize) -> Cost:
+def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Cost:
     """The cost of a configuration for `num_joints` joints and crops of `input_size`."""
     with torch.device("meta"):
         network = build_network(config, num_joints)

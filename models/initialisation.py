@@ -17,7 +17,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from efafnet.models.network import PoseNetwork
+from efafnet.models.efafnet import EFAFNet
 from efafnet.models.network_config import BLOCKS
 from efafnet.models.settings import Settings
 
@@ -74,7 +74,7 @@ class InitialisationReport:
         return f"{self.source}: {self.kind} weights, {share}{rest}{unused}"
 
 
-def initialise(network: PoseNetwork, config: InitialisationConfig) -> InitialisationReport | None:
+def initialise(network: EFAFNet, config: InitialisationConfig) -> InitialisationReport | None:
     """Give the encoder the configured ImageNet weights, in place; None if it is to start at random.
 
     Raises:
@@ -112,7 +112,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): t for name, t in content.items() if isinstance(t, Tensor)}
 
 
-def load_encoder(network: PoseNetwork, tensors: Mapping[str, Tensor], source: str) -> InitialisationReport:
+def load_encoder(network: EFAFNet, tensors: Mapping[str, Tensor], source: str) -> InitialisationReport:
     """Copy into the encoder what fits of a published state dict; see `initialise` for the errors."""
     kind = _recognise(tensors, source)
     _check_fit(network, tensors, kind, source)
@@ -144,7 +144,7 @@ def load_encoder(network: PoseNetwork, tensors: Mapping[str, Tensor], source: st
     )
 
 
-def _download(network: PoseNetwork, name: str) -> Mapping[str, Tensor]:
+def _download(network: EFAFNet, name: str) -> Mapping[str, Tensor]:
     if network.config.encoder == "nano":
         raise ValueError("download=true: there are no ImageNet weights for encoder=nano; leave it off")
     # torchvision is wanted here only: a network without downloaded weights needs none.
@@ -171,7 +171,7 @@ def _recognise(tensors: Mapping[str, Tensor], source: str) -> Kind:
     raise ValueError(f"{source}: neither a torchvision ResNet nor a Res2Net (it holds {names}, ...); give one of these")
 
 
-def _check_fit(network: PoseNetwork, tensors: Mapping[str, Tensor], kind: Kind, source: str) -> None:
+def _check_fit(network: EFAFNet, tensors: Mapping[str, Tensor], kind: Kind, source: str) -> None:
     """Refuse a file of another depth or width, of a FAM form the network lacks, or with NaN in it."""
     config = network.config
     counts = tuple(

@@ -1,125 +1,43 @@
-"""The pose network: residual encoder with FASM, feature fusion, dense upsampling; SBN is the same class, less.
-
-Shapes: N crops, K joints, H W the input's side lengths in pixels, h = H/4, w = W/4 (H, W for the head
-`deconvolution_duc`).
-"""
+"""From a configuration to a network: EFAFNet and SBN, HRNet, the stacked hourglass."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from typing import overload
 
-import torch
-from torch import Tensor, nn
+from efafnet.models.efafnet import EFAFNet
+from efafnet.models.hourglass import StackedHourglass
+from efafnet.models.hrnet import HRNet
+from efafnet.models.network_config import (
+    AnyNetworkConfig,
+    HourglassConfig,
+    HRNetConfig,
+    NetworkConfig,
+    network_config,
+)
+from efafnet.models.pose_network import PoseNetwork, PoseOutput, normalise
 
-from efafnet.models.encoder import Features, ResidualEncoder
-from efafnet.models.fusion import FeatureFusion
-from efafnet.models.layers import prediction_conv
-from efafnet.models.network_config import NetworkConfig
-from efafnet.models.upsampling import Deconvolutions, DenseUpsampling, ProgressiveUpsampling
-
-__all__ = ["NetworkConfig", "PoseNetwork", "PoseOutput", "build_network", "normalise"]
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass
-class PoseOutput:
-    """What the network says about a batch of crops."""
-
-    heatmaps: Tensor
-    """(N, K, h, w), one map per joint, about 1 at the joint and 0 elsewhere; not bounded."""
-    auxiliary: dict[str, Tensor]
-    """Heatmaps of the intermediate supervision by encoder stage, (N, K, H/s, W/s) with the stage's stride s; empty
-    in eval mode."""
-
-
-torch.export.register_dataclass(PoseOutput, serialized_type_name="efafnet.PoseOutput")
+__all__ = [
+    "AnyNetworkConfig",
+    "EFAFNet",
+    "HRNetConfig",
+    "HourglassConfig",
+    "NetworkConfig",
+    "PoseNetwork",
+    "PoseOutput",
+    "build_network",
+    "network_config",
+    "normalise",
+]
 
 
-class PoseNetwork(nn.Module):
-    """Heatmaps of K joints from crops of one person each.
-
-    The road of Fig. 2: encoder (C2 ... C5, each bottleneck a FASM), FFM's spatial detail into C5, upsampling to 1/4,
-    FFM's fused features joined there, and a 1x1 to the heatmaps. Where there is neither FFM nor anything after DUC,
-    DUC emits the heatmaps itself (Table VI's DUC row).
-    """
-
-    def __init__(self, config: NetworkConfig, num_joints: int) -> None:
-        super().__init__()
-        if num_joints < 1:
-            raise ValueError(f"a network needs at least one joint; got num_joints={num_joints}")
-        self.config = config
-        self.num_joints = num_joints
-        low, *_, high = config.stage_channels
-        self.encoder = ResidualEncoder(config)
-        self.upsample = _upsampling(config, high, num_joints)
-        at_quarter: int = self.upsample.out_channels
-        self.fuse = None
-        if config.ffm:
-            self.fuse = FeatureFusion(low, high, at_quarter, config.scaled_gently(64))
-            at_quarter = self.fuse.out_channels
-        self.predict = _prediction(config, at_quarter, num_joints)
-        channels = dict(zip(("c2", "c3", "c4", "c5"), config.stage_channels, strict=True))
-        self.auxiliary = nn.ModuleDict(
-            {stage: prediction_conv(channels[stage], num_joints) for stage in config.auxiliary_stages}
-        )
-
-    def forward(self, images: Tensor) -> PoseOutput:
-        """Normalised images (N, 3, H, W), H and W multiples of 32 -> heatmaps, and in training the auxiliary ones."""
-        features: Features = self.encoder(images)
-        c5 = features.c5
-        if self.fuse is not None:
-            c5 = self.fuse.low_to_high(features.c2, c5)
-        at_quarter = self.upsample(c5)
-        if self.fuse is not None:
-            at_quarter = self.fuse(features.c2, c5, at_quarter)
-        heatmaps = self.predict(at_quarter)
-        auxiliary = {}
-        if self.training:
-            auxiliary = {stage: head(getattr(features, stage)) for stage, head in self.auxiliary.items()}
-        return PoseOutput(heatmaps, auxiliary)
-
-
-def _upsampling(
-    config: NetworkConfig, channels: int, num_joints: int
-) -> Deconvolutions | DenseUpsampling | ProgressiveUpsampling:
-    """The module from 1/32 to 1/4 of the input."""
-    if config.head in ("deconvolution", "deconvolution_duc"):
-        return Deconvolutions(channels, config.scaled(256))
-    predicts = not config.ffm
-    out_channels = num_joints if predicts else config.scaled_gently(32)
-    hidden = config.scaled(512)
-    if config.head == "duc_progressive":
-        return ProgressiveUpsampling(channels, hidden, out_channels, predicts=predicts)
-    return DenseUpsampling(channels, hidden, out_channels, factor=8, predicts=predicts)
-
-
-def _prediction(config: NetworkConfig, channels: int, num_joints: int) -> nn.Module:
-    """The module from the features at 1/4 to the heatmaps."""
-    if config.head == "deconvolution_duc":
-        return DenseUpsampling(channels, 0, num_joints, factor=4, predicts=True)
-    if not config.ffm and config.head in ("duc", "duc_progressive"):
-        return nn.Identity()
-    return prediction_conv(channels, num_joints)
-
-
-def build_network(config: NetworkConfig, num_joints: int) -> PoseNetwork:
+@overload
+def build_network(config: NetworkConfig, num_joints: int) -> EFAFNet: ...
+@overload
+def build_network(config: AnyNetworkConfig, num_joints: int) -> PoseNetwork: ...
+def build_network(config: AnyNetworkConfig, num_joints: int) -> PoseNetwork:
     """The network of a configuration, randomly initialised from torch's global generator, in training mode."""
-    return PoseNetwork(config, num_joints)
-
-
-@functools.lru_cache(maxsize=8)
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    scale = 1 / (255 * torch.tensor(_STD, dtype=torch.float64))
-    shift = -torch.tensor(_MEAN, dtype=torch.float64) * 255 * scale
-    return tuple(t.float().view(1, 3, 1, 1).to(device) for t in (scale, shift))  # type: ignore[return-value]
-
-
-def normalise(images_uint8: Tensor) -> Tensor:
-    """RGB images uint8 (N, 3, H, W) -> float32, (x/255 - mean) / std with ImageNet's mean and std per channel."""
-    if images_uint8.dtype != torch.uint8:
-        raise ValueError(f"normalise takes uint8 images in 0..255; got {images_uint8.dtype}: normalise only once")
-    scale, shift = _constants(images_uint8.device)
-    return torch.addcmul(shift, images_uint8, scale)
+    if isinstance(config, HRNetConfig):
+        return HRNet(config, num_joints)
+    if isinstance(config, HourglassConfig):
+        return StackedHourglass(config, num_joints)
+    return EFAFNet(config, num_joints)

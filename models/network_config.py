@@ -1,10 +1,11 @@
-"""Every switch of the network: the readings of the paper, and what they exclude."""
+"""Every switch of the networks: the readings of the paper and what they exclude, and the sizes of the others."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from efafnet.models.settings import Settings
 
@@ -29,6 +30,8 @@ class NetworkConfig(Settings):
     head=deconvolution auxiliary_stages=[]``; `efafnet.models.variants` names it and every row of the paper's tables.
     """
 
+    kind: Literal["efafnet"] = "efafnet"
+    """EFAFNet and the simple baseline."""
     encoder: Encoder = "resnet50"
     """Depth of the residual encoder; `nano` has one bottleneck per stage and a quarter of the width, for CPUs."""
     base_width: int | None = Field(default=None, ge=8, le=256, multiple_of=4)
@@ -108,3 +111,70 @@ class NetworkConfig(Settings):
     def scaled_gently(self, channels: int) -> int:
         """As `scaled`, but never under half: the few channels at 1/4 resolution carry all K joints."""
         return max(channels // 2, channels * self.width // 64)
+
+
+class HRNetConfig(Settings):
+    """HRNet (Sun et al., 2019). The defaults are HRNet-W32."""
+
+    kind: Literal["hrnet"]
+    """HRNet."""
+    width: int = Field(default=32, ge=4)
+    """Channels of the finest branch, 32 or 48 as published; each coarser branch has twice as many."""
+    modules: tuple[int, int, int] = (1, 4, 3)
+    """Exchanges between the branches in the stages of two, three and four branches."""
+    blocks: int = Field(default=4, ge=1)
+    """Blocks on each branch before an exchange, and bottlenecks of the first stage."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> HRNetConfig:
+        if min(self.modules) < 1:
+            raise ValueError(f"modules: every stage needs at least one exchange; got {list(self.modules)}")
+        return self
+
+    @property
+    def heatmap_stride(self) -> int:
+        """Input pixels per heatmap pixel."""
+        return 4
+
+
+class HourglassConfig(Settings):
+    """The stacked hourglass (Newell et al., 2016). The defaults are the 8-stage one."""
+
+    kind: Literal["hourglass"]
+    """The stacked hourglass."""
+    stacks: int = Field(default=8, ge=1)
+    """Hourglasses in a row; each has heatmaps of its own, those of the earlier ones are the auxiliary heads."""
+    width: int = Field(default=256, ge=8, multiple_of=4)
+    """Channels throughout."""
+
+    @property
+    def heatmap_stride(self) -> int:
+        """Input pixels per heatmap pixel."""
+        return 4
+
+
+def _efafnet_unless_said(value: Any) -> Any:
+    """A tree without `kind` is EFAFNet's: presets need not say it, and older checkpoints do not."""
+    return {"kind": "efafnet", **value} if isinstance(value, Mapping) else value
+
+
+AnyNetworkConfig = Annotated[
+    NetworkConfig | HRNetConfig | HourglassConfig, Field(discriminator="kind"), BeforeValidator(_efafnet_unless_said)
+]
+_ADAPTER: TypeAdapter[AnyNetworkConfig] = TypeAdapter(AnyNetworkConfig)
+
+
+def network_config(tree: Mapping[str, Any]) -> AnyNetworkConfig:
+    """The configuration that a tree of switches stands for; pydantic's ValidationError where it stands for none."""
+    return _ADAPTER.validate_python(tree)
+
+
+def differing_switches(one: AnyNetworkConfig, other: AnyNetworkConfig) -> dict[str, tuple[object, object]]:
+    """The switches in which two networks differ, with both values; for messages about unfitting checkpoints.
+
+    Networks of different kinds have few switches in common: only the kind is named then.
+    """
+    if one.kind != other.kind:
+        return {"kind": (one.kind, other.kind)}
+    mine, theirs = one.model_dump(), other.model_dump()
+    return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from efafnet.models.initialisation import InitialisationConfig, InitialisationReport, initialise
-from efafnet.models.network import NetworkConfig, PoseNetwork, build_network
+from efafnet.models.network import EFAFNet, NetworkConfig, build_network
 from efafnet.models.variants import SBN
 
 _RES2NET = {"fam": "26w4s", "fam_recurrence": "res2net"}
 
 
-def _network(**switches: Any) -> PoseNetwork:
+def _network(**switches: Any) -> EFAFNet:
     return build_network(NetworkConfig.model_validate(switches), 17)
 
 
@@ -51,7 +51,7 @@ def _published_features(model: Any, images: Tensor) -> list[Tensor]:
     return features
 
 
-def _load(network: PoseNetwork, path: Path) -> InitialisationReport:
+def _load(network: EFAFNet, path: Path) -> InitialisationReport:
     report = initialise(network, InitialisationConfig(weights=path))
     assert report is not None
     return report

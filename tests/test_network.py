@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from efafnet.models.encoder import Bottleneck, ResidualEncoder
 from efafnet.models.heatmaps import HeatmapConfig, encode
 from efafnet.models.losses import LossConfig, pose_loss
-from efafnet.models.network import NetworkConfig, PoseNetwork, PoseOutput, build_network, normalise
+from efafnet.models.network import EFAFNet, NetworkConfig, PoseOutput, build_network, normalise
 from efafnet.models.settings import InputSize
 from efafnet.models.variants import SBN
 
 SIZE = InputSize(height=64, width=96)
 
 
-def _nano(**switches: Any) -> PoseNetwork:
+def _nano(**switches: Any) -> EFAFNet:
     torch.manual_seed(0)
     return build_network(NetworkConfig.model_validate({"encoder": "nano", **switches}), 17)
 
