@@ -39,6 +39,11 @@ class InitialisationConfig(Settings):
             raise ValueError(f"weights={self.weights} and download=true name two sources: set one of them")
         return self
 
+    @property
+    def wanted(self) -> bool:
+        """Whether there is a source."""
+        return self.download or self.weights is not None
+
 
 @dataclass(frozen=True)
 class InitialisationReport:

@@ -227,7 +227,12 @@ def test_a_checkpoint_of_another_architecture_names_the_switches(trained_run: Pa
     assert "network.fam: " in _error(_config(*place, "network.fam=width9"))
     assert "network.fan: " in _error(_config(*place, "network.fan=none"))
     same = evaluate(_config(*place, "network.ffm=true"), CropStore.open(trained_run / "val"))
-    assert same.trained.settings.ffm
+    assert same.trained.settings == NANO
+    message = _error(_config(*place, "network.kind=hrnet", "network.width=48"))
+    assert "holds another network: network.kind='efafnet' instead of 'hrnet'; name the checkpoint" in message
+    assert "network.width: Extra inputs are not permitted by network.kind=efafnet" in _error(
+        _config(*place, "network.width=48")
+    )
 
 
 def test_weights_that_do_not_fit_or_are_not_numbers_or_not_there(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def setting(tmp_path: Path) -> tuple[TrainConfig, PoseNetwork, CropStore]:
     inputs = open_inputs(config)
     torch.manual_seed(0)
     assert inputs.val is not None
-    return config, initial_network(config, inputs.skeleton), inputs.val
+    return config, initial_network(config, inputs.skeleton)[0], inputs.val
 
 
 def worker(rank: int, world_size: int) -> PlainContext:

@@ -11,7 +11,8 @@ import torch
 from pydantic import Field, ValidationError
 
 from efafnet.models.heatmaps import HeatmapConfig
-from efafnet.models.network import NetworkConfig, PoseNetwork, build_network
+from efafnet.models.network import AnyNetworkConfig, PoseNetwork, build_network, network_config
+from efafnet.models.network_config import differing_switches
 from efafnet.models.settings import InputSize, Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
 from efafnet.pipelines.crops.store import CropStore
@@ -50,7 +51,7 @@ class Trained:
     """The checkpoint's directory."""
     network: PoseNetwork
     """On the CPU, in evaluation mode."""
-    settings: NetworkConfig
+    settings: AnyNetworkConfig
     """Its switches."""
     input_size: InputSize
     """Size of its input."""
@@ -130,14 +131,10 @@ def load_trained(
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that testing needs, of the whole tree of a training run."""
-    models: dict[str, type[Settings]] = {
-        "network": NetworkConfig,
-        "input": InputSize,
-        "heatmap": HeatmapConfig,
-        "test": TestConfig,
-    }
+    models: dict[str, type[Settings]] = {"input": InputSize, "heatmap": HeatmapConfig, "test": TestConfig}
     try:
-        return {name: model.model_validate(config[name]) for name, model in models.items()}
+        parts = {name: model.model_validate(config[name]) for name, model in models.items()}
+        return {"network": network_config(config["network"]), **parts}
     except (KeyError, ValidationError) as error:
         detail = f"no group {error}" if isinstance(error, KeyError) else error.errors()[0]["msg"]
         raise CheckpointError(
@@ -155,18 +152,21 @@ def _check_skeleton(path: Path, name: str | None, wanted: Skeleton) -> None:
     )
 
 
-def check_switches(path: Path, has: NetworkConfig, expected: Mapping[str, Any]) -> None:
+def check_switches(path: Path, has: AnyNetworkConfig, expected: Mapping[str, Any]) -> None:
     """Raise ValueError naming every switch in which a checkpoint's network differs from what is expected of it."""
+    # Switches of another kind of network stand on their own: there is nothing of this one's to complete them with.
+    own = has.model_dump() if expected.get("kind", has.kind) == has.kind else {}
     try:
-        wanted = NetworkConfig.model_validate({**has.model_dump(), **expected})
+        wanted = network_config({**own, **expected})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in ("network", *first["loc"]))
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from error
+        # The first part names the kind in the union.
+        where = ".".join(str(part) for part in ("network", *first["loc"][1:]))
+        reason = first["msg"].removeprefix("Value error, ")
+        kind = f" by network.kind={first['loc'][0]}" if first["type"] == "extra_forbidden" else ""
+        raise ValueError(f"{where}: {reason}{kind}") from error
     differ = [
-        f"network.{name}={getattr(has, name)!r} instead of {getattr(wanted, name)!r}"
-        for name in NetworkConfig.model_fields
-        if getattr(has, name) != getattr(wanted, name)
+        f"network.{n}={mine!r} instead of {theirs!r}" for n, (mine, theirs) in differing_switches(has, wanted).items()
     ]
     if differ:
         raise CheckpointError(

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.initialisation import InitialisationConfig
 from efafnet.models.losses import LossConfig
-from efafnet.models.network import NetworkConfig
+from efafnet.models.network_config import AnyNetworkConfig, NetworkConfig
 from efafnet.models.settings import InputSize, Settings
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.reader import ReaderConfig
@@ -51,12 +52,14 @@ class TrainConfig(Settings):
     """Directory that holds the runs; all workers must see it (a shared file system on several nodes)."""
     data: DataConfig = DataConfig()
     """Where the persons come from."""
-    network: NetworkConfig = NetworkConfig()
-    """The network."""
+    network: AnyNetworkConfig = NetworkConfig()
+    """The network: EFAFNet or the simple baseline, HRNet, or the stacked hourglass."""
     input: InputSize = InputSize(height=256, width=192)
     """Size of the network's input in pixels, HEIGHTxWIDTH, both divisible by 32."""
     init: Path | None = None
     """Checkpoint directory whose weights the run starts from; none for the network's own initialisation."""
+    imagenet: InitialisationConfig = InitialisationConfig()
+    """ImageNet weights for the residual encoder to start from; none for a random start."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """How training samples are varied; its padding holds for validation too."""
     heatmap: HeatmapConfig = HeatmapConfig()
@@ -121,18 +124,37 @@ class TrainConfig(Settings):
                 f"batch_size={self.batch_size} cannot be shared by workers={self.workers} in "
                 f"optimizer.accumulation={self.optimizer.accumulation} parts each; it must be at least {slices}"
             )
-        if self.heatmap.stride != self.network.heatmap_stride:
-            raise ValueError(
-                f"heatmap.stride = {self.heatmap.stride}: network.head={self.network.head} puts out heatmaps of stride "
-                f"{self.network.heatmap_stride}; set heatmap.stride={self.network.heatmap_stride}"
-            )
+        self._check_network()
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("precision = fp16: works on GPUs only; use bf16 or fp32 on device=cpu")
         return self
 
+    def _check_network(self) -> None:
+        network, stride = self.network, self.network.heatmap_stride
+        if self.heatmap.stride != stride:
+            cause = f"network.head={network.head}" if network.kind == "efafnet" else f"network.kind={network.kind}"
+            raise ValueError(
+                f"heatmap.stride = {self.heatmap.stride}: {cause} puts out heatmaps of stride {stride}; "
+                f"set heatmap.stride={stride}"
+            )
+        if self.imagenet.wanted and network.kind != "efafnet":
+            raise ValueError(
+                f"imagenet: its weights are for residual encoders, and network.kind={network.kind} has none; "
+                "leave them out, or start from a checkpoint with init=…"
+            )
+        if self.imagenet.wanted and self.init is not None:
+            raise ValueError(
+                f"init = {self.init}: the checkpoint would overwrite the imagenet weights; set one of them"
+            )
+
     def _check_name(self) -> None:
         if not self.name or self.name.startswith((".", "-")) or set(self.name) & set("/\\\0 \t\n"):
             raise ValueError(f"name = {self.name!r}: names a directory; use letters, digits, '_', '-' and '.'")
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether the network starts from something on disk or on the network."""
+        return self.init is not None or self.imagenet.wanted
 
     @property
     def run_dir(self) -> Path:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from efafnet.models import losses
-from efafnet.models.network import PoseNetwork, build_network
+from efafnet.models.initialisation import initialise
+from efafnet.models.network import AnyNetworkConfig, EFAFNet, PoseNetwork, build_network, network_config
+from efafnet.models.network_config import differing_switches
 from efafnet.models.skeleton import MPII_16, Skeleton
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
@@ -118,14 +120,30 @@ def _describe(skeleton: Skeleton) -> str:
     return f"{skeleton.name} ({skeleton.num_joints} joints)"
 
 
-def initial_network(config: TrainConfig, skeleton: Skeleton) -> PoseNetwork:
-    """Build the network of a run, with the weights of ``config.init`` where given.
+def initial_network(config: TrainConfig, skeleton: Skeleton) -> tuple[PoseNetwork, str]:
+    """Build the network of a run with the weights it starts from, and one line that says which these are.
+
+    The line is empty for a network that starts at random.
 
     Raises:
-        ValueError: the checkpoint is absent, damaged, or of another network or skeleton.
+        ValueError: the checkpoint or file of weights is damaged, or of another network or skeleton.
+        OSError: it is absent, or cannot be downloaded.
     """
     network = build_network(config.network, skeleton.num_joints)
     if config.init is not None:
         checkpoint = load_checkpoint(config.init, with_state=False)
-        restore_weights(network, published_weights(checkpoint), f"init = {config.init}")
-    return network
+        source = f"init = {config.init}"
+        _check_same(network_config(checkpoint.config["network"]), config.network, source)
+        restore_weights(network, published_weights(checkpoint), source)
+        return network, f"{config.init}: took the whole network of that checkpoint"
+    if isinstance(network, EFAFNet):
+        report = initialise(network, config.imagenet)
+        return network, "" if report is None else report.summary()
+    return network, ""
+
+
+def _check_same(has: AnyNetworkConfig, wanted: AnyNetworkConfig, source: str) -> None:
+    differ = differing_switches(has, wanted)
+    if differ:
+        named = ", ".join(f"network.{name}={mine!r} instead of {ours!r}" for name, (mine, ours) in differ.items())
+        raise ValueError(f"{source} holds the weights of another network: {named}; make them the same, or drop init")

@@ -256,6 +256,8 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     )
     if newest is not None:
         job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest}")
+    elif trainee.origin:
+        job.say(trainee.origin)
     return job
 
 
@@ -274,7 +276,7 @@ def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | None]:
 def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) -> Trainee:
     """Build the network with its wrappings, its optimizer and its average, all workers alike."""
     torch.manual_seed(config.seed)
-    module = initial_network(config, inputs.skeleton)
+    module, origin = initial_network(config, inputs.skeleton)
     if config.compute.sync_batch_norm:
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
@@ -282,6 +284,7 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
     wrapped = context.wrap(module)
     return Trainee(
         module=module,
+        origin=origin,
         wrapped=cast(nn.Module, torch.compile(wrapped)) if config.compute.compile else wrapped,
         optimizer=build_optimizer(config.optimizer, module),
         scaler=torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16"),

@@ -63,8 +63,8 @@ def train(
     """
     config = absolute_paths(config)
     inputs = open_inputs(config)
-    if config.init is not None:
-        initial_network(config, inputs.skeleton)  # to refuse a foreign checkpoint before workers start
+    if config.starts_from_weights:
+        initial_network(config, inputs.skeleton)  # to refuse foreign weights before workers start
     for name in config.schedule.ignored():
         console.warn(f"schedule.{name} has no effect on schedule.kind={config.schedule.kind}")
     directory = RunDirectory(config.run_dir)

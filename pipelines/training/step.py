@@ -95,6 +95,8 @@ class Trainee:
     rank: int
     world_size: int
     device: torch.device
+    origin: str = ""
+    """One line on where the network's weights came from at the start of the run; empty for random ones."""
 
     @property
     def published(self) -> PoseNetwork:
