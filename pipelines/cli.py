@@ -28,10 +28,15 @@ class Command:
     help: str
     config_module: str | None = None
     """Module of the settings, when it is not the function's."""
+    takes_many: bool = False
+    """Whether the last of ``positional`` may be given several times."""
+    options: tuple[str, ...] = ()
+    """Settings that may also be written ``--name VALUE``."""
 
     def usage(self) -> str:
         """Return the command's usage line."""
-        return " ".join(["efafnet", self.name, *(name.upper() for name in self.positional), "[key=value …]"])
+        places = " ".join(name.upper() for name in self.positional) + "…" * self.takes_many
+        return " ".join(filter(None, ["efafnet", self.name, places, "[key=value …]"]))
 
 
 _HERE = "efafnet.pipelines"
@@ -59,6 +64,15 @@ COMMANDS = (
     Command(
         "evaluate", f"{_HERE}.evaluation.evaluate", "EvaluateConfig", "run_evaluate", ("checkpoint", "data"),
         "Predict with a checkpoint, measure it, and draw its best and worst persons.",
+    ),
+    Command(
+        "predict", f"{_HERE}.prediction.predict", "PredictConfig", "run_predict", ("checkpoint", "inputs"),
+        "Find the joints of the persons in images, folders of images and videos.",
+        takes_many=True, options=("output",),
+    ),
+    Command(
+        "export", f"{_HERE}.prediction.export", "ExportConfig", "run_export", ("checkpoint", "out"),
+        "Write a network for other programs: ONNX or torch.export, checked against PyTorch.",
     ),
     Command(
         "score", f"{_HERE}.evaluation.score", "ScoreConfig", "run_score", ("predictions", "annotations"),
@@ -145,6 +159,7 @@ def _dispatch(words: list[str]) -> int:
         console.say(_version())
         return 0
     command = _command(words[0])
+    words = [words[0], *_as_settings(command, words[1:])]
     options = {word for word in words[1:] if word.startswith("-") and len(word) > 1}
     rest = [word for word in words[1:] if word not in options]
     unknown = options - {"-h", "--help", "--print-config"}
@@ -157,6 +172,21 @@ def _dispatch(words: list[str]) -> int:
         _print_help(command, rest)
         return 0
     return _run(command, rest, print_only="--print-config" in options)
+
+
+def _as_settings(command: Command, words: list[str]) -> list[str]:
+    """Write the command's options, ``--output DIR`` and ``--output=DIR``, as settings."""
+    written: list[str] = []
+    following = iter(words)
+    for word in following:
+        name, separator, value = word.removeprefix("--").partition("=")
+        if not (word.startswith("--") and name in command.options):
+            written.append(word)
+        elif (given := value if separator else next(following, None)) is not None:
+            written.append(f"{name}={given}")
+        else:
+            raise UsageError(f"{word} needs a value: {word} {name.upper()}, or {name}={name.upper()}")
+    return written
 
 
 def _command(name: str) -> Command:
@@ -206,10 +236,14 @@ def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]
     from efafnet.platform.configuration import load_preset
 
     plain, overrides = _split(words)
-    if len(plain) > len(command.positional):
-        extra = plain[len(command.positional)]
+    arguments: list[Any] = [*plain]
+    last = len(command.positional) - 1
+    if command.takes_many and plain[last:]:
+        arguments[last:] = [plain[last:]]
+    if len(arguments) > len(command.positional):
+        extra = arguments[len(command.positional)]
         raise UsageError(f"unexpected argument {extra!r}; usage: {command.usage()}; settings are written key=value")
-    named = dict(zip(command.positional, plain, strict=False))
+    named = dict(zip(command.positional, arguments, strict=False))
     given = {override.partition("=")[0] for override in overrides}
     if twice := sorted(set(named) & given):
         raise UsageError(f"{twice[0]} is given twice: {named[twice[0]]!r} and as {twice[0]}=…; give it once")

@@ -71,6 +71,20 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
         raise OutputExistsError(f"output {path} is a file or a link; name a directory that does not exist yet")
     if path.is_dir() and not overwrite and any(path.iterdir()):
         raise OutputExistsError(f"output {path} exists and is not empty; name another one, or remove it first")
+    _make_parent(path)
+
+
+def check_output_file(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse an output file that could not be written later, and create its parents; raises as ``check_output``."""
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise OutputExistsError(f"output {path} is a directory; name a file in it")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"output {path} exists; name another file, or replace it with overwrite=true")
+    _make_parent(path)
+
+
+def _make_parent(path: Path) -> None:
     with _unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(path.parent, os.W_OK | os.X_OK):

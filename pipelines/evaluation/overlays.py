@@ -62,16 +62,17 @@ def draw_person(
     skeleton: Skeleton,
     *,
     guesses: bool = False,
+    unit: float | None = None,
 ) -> Picture:
     """A copy of ``picture`` with a pose: joints (K, 2) filled where sure, hollow where unsure, left out where absent.
 
     A limb has the colour of its side, is drawn only between joints that are there, and thin where one is unsure; with
     ``guesses`` not at all where both are, since nothing is known of it. Everything has a dark outline, so that it shows
-    on any background.
+    on any background. ``unit`` is half the thickness of a limb in pixels, by default that of a picture of one person.
     """
     drawn = np.ascontiguousarray(picture).copy()
     colours = side_colours(skeleton)
-    unit = max(1.0, drawn.shape[0] / 256)
+    unit = max(1.0, drawn.shape[0] / 256) if unit is None else unit
     limbs = [(a, b) for a, b in skeleton.limbs if "absent" not in (strength[a], strength[b])]
     if guesses:
         limbs = [(a, b) for a, b in limbs if "sure" in (strength[a], strength[b])]

@@ -1,0 +1,101 @@
+"""Person boxes from one of torchvision's detectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from efafnet.models.initialisation import read_weights
+from efafnet.models.settings import Settings
+from efafnet.pipelines.prediction.person_boxes import Boxes
+
+_PERSON = 1
+"""COCO's person among the detector's classes."""
+
+
+class DetectorConfig(Settings):
+    """One of torchvision's Faster R-CNNs, trained on COCO."""
+
+    name: Literal[
+        "fasterrcnn_resnet50_fpn_v2",
+        "fasterrcnn_resnet50_fpn",
+        "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+    ] = "fasterrcnn_resnet50_fpn_v2"
+    """Which, from the most precise (and slowest) to the fastest."""
+    weights: Literal["download"] | Path | None = None
+    """File of its weights (.pth or .safetensors), or download to fetch torchvision's over the network, or from the
+    cache of an earlier download. Without boxes from a file this is needed."""
+    min_score: float = Field(default=0.5, ge=0, le=1)
+    """Confidence below which a detection is no person. For measuring AP take 0.05."""
+
+
+class PersonDetector:
+    """Finds persons in one picture at a time."""
+
+    def __init__(self, config: DetectorConfig, device: torch.device) -> None:
+        """Raises ValueError for weights of another network, OSError where they cannot be read or fetched."""
+        # Importing torchvision's detectors takes a second: only where one is used.
+        from torchvision.models import get_model  # type: ignore[import-untyped]
+
+        assert config.weights is not None
+        network = get_model(config.name, weights=None, weights_backbone=None, box_score_thresh=config.min_score)
+        tensors = _downloaded(config) if config.weights == "download" else read_weights_file(config.weights)
+        _check_fit(config, network.state_dict(), tensors)
+        network.load_state_dict(tensors)
+        self._device = device
+        self._network = network.to(device).eval()
+
+    def __call__(self, image_rgb: NDArray[np.uint8]) -> Boxes:
+        """The persons of an image uint8 (h, w, 3), by falling score."""
+        pixels = torch.from_numpy(image_rgb).to(self._device).permute(2, 0, 1).float() / 255
+        with torch.inference_mode():
+            [found] = self._network([pixels])
+        persons = found["labels"] == _PERSON
+        corners = found["boxes"][persons].double().cpu().numpy()
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        return Boxes(boxes, found["scores"][persons].float().cpu().numpy())
+
+
+def read_weights_file(path: Path) -> Mapping[str, Tensor]:
+    """Tensors of a local file; ValueError where there is none."""
+    if not path.is_file():
+        raise ValueError(f"detector.weights={path}: there is no such file; give torchvision's .pth file, or download")
+    try:
+        return read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"detector.{error}") from error
+
+
+def _downloaded(config: DetectorConfig) -> Mapping[str, Tensor]:
+    from torchvision.models import get_model_weights
+
+    published: Any = get_model_weights(config.name).DEFAULT
+    try:
+        tensors: Mapping[str, Tensor] = published.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise OSError(
+            f"detector.weights=download: {published.url} cannot be fetched ({error}); fetch it where there is a "
+            "network and give the file as detector.weights=FILE, or give boxes=FILE.json"
+        ) from error
+    return tensors
+
+
+def _check_fit(config: DetectorConfig, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    missing = [name for name in own if name not in given]
+    foreign = [name for name in given if name not in own]
+    reshaped = [name for name in own if name in given and own[name].shape != given[name].shape]
+    kinds = (("missing", missing), ("unknown", foreign), ("of another shape", reshaped))
+    faults = [f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds if names]
+    if faults:
+        raise ValueError(
+            f"detector.weights={config.weights} are not those of {config.name}: {', '.join(faults)} of {len(own)} "
+            "tensors; set detector.name to the detector they belong to"
+        )

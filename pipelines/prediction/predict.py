@@ -1,0 +1,228 @@
+"""`efafnet predict CHECKPOINT INPUTS…`: joints of the persons in images and videos, as COCO results and as pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from efafnet.models.settings import Settings
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops.geometry import BoxRule
+from efafnet.pipelines.evaluation.actors import ActorsConfig
+from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY
+from efafnet.pipelines.evaluation.trained import TestOverrides, Weights
+from efafnet.pipelines.prediction.detector import DetectorConfig
+from efafnet.pipelines.prediction.person_boxes import BoxFile, Key, Placed, numbers_of_names, place, read_box_file
+from efafnet.pipelines.prediction.sources import Source, find_sources
+from efafnet.pipelines.prediction.work import Job, Record, Task, Worker, work_with_ray
+from efafnet.platform import console
+from efafnet.platform.provenance import code_version
+from efafnet.platform.storage import atomic_directory, check_output, write_json, write_text
+
+PREDICTIONS = "predictions.json"
+IMAGES = "images.json"
+PICTURES = "pictures"
+
+
+class PredictConfig(Settings):
+    """Predict the joints of the persons in images and videos."""
+
+    checkpoint: Path
+    """Checkpoint directory, or a run's directory (then its best checkpoint)."""
+    inputs: tuple[Path, ...] = Field(min_length=1)
+    """Images, folders of images (those in them, not in folders inside), videos."""
+    output: Path = Path("prediction")
+    """Directory for predictions.json (COCO results), images.json (their ids and file names) and pictures/."""
+    overwrite: bool = False
+    """Whether an output that exists is replaced."""
+    boxes: Literal["whole_image"] | Path | None = None
+    """Where the persons are: a JSON file of detections or annotations in COCO's layout, or whole_image for one person
+    that fills each picture; null for the detector."""
+    image_list: Path | None = None
+    """COCO file whose `images` say which id each file name has, where `boxes` holds detections; not needed for images
+    called by their ids, as COCO's are, or for a single video, whose ids are its frames' numbers from 0."""
+    min_box_score: float = Field(default=0.0, ge=0, le=1)
+    """Score below which a box of a detections file is left out."""
+    box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
+    """How boxes of a file are clipped (see prepare): auto is sbn for annotations, unclipped for detections."""
+    detector: DetectorConfig = DetectorConfig()
+    """Who looks for persons where no boxes are given."""
+    weights: Weights = "best"
+    """Which weights of the checkpoint: best takes the moving average where one was kept."""
+    skeleton: str = "auto"
+    """Joints of the network: auto by the checkpoint, else a known name, a YAML file or a crop store that has them."""
+    test: TestOverrides = TestOverrides()
+    orientation: Literal["auto", "stored", "upright"] = "auto"
+    """Whether images are turned as their orientation tag says; auto turns them where no file gives boxes, since those
+    refer to the stored pixels. Joints are in pixels of the image as it was looked at."""
+    frame_step: int = Field(default=1, ge=1)
+    """Of a video every so many frames one is predicted and shown."""
+    pictures: bool = True
+    """Whether the persons are drawn into copies of the images and videos."""
+    skip_unreadable: bool = False
+    """Leave out files that cannot be read, with a warning, instead of stopping at the first."""
+    engine: Literal["process", "ray"] = "process"
+    """process works in this process; ray shares out the files among all workers of the cluster, a video as a whole."""
+    workers: ActorsConfig = ActorsConfig()
+    """The processes that predict; of a single one, gpu and cpus matter only."""
+
+    @model_validator(mode="after")
+    def _boxes_from_one_place(self) -> PredictConfig:
+        if self.boxes is None and self.detector.weights is None:
+            raise ValueError(
+                "where the persons are must be known: give boxes=FILE.json (COCO detections or annotations), "
+                "detector.weights=FILE.pth for torchvision's detector, detector.weights=download to fetch its weights, "
+                "or boxes=whole_image"
+            )
+        if self.boxes is not None and self.detector.weights is not None:
+            raise ValueError(f"boxes={self.boxes} and detector.weights name two sources of boxes: give one of them")
+        if self.image_list is not None and not isinstance(self.boxes, Path):
+            raise ValueError(
+                f"image_list={self.image_list} tells the ids of a boxes file, and none is given: leave it out"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What came out."""
+
+    results: list[dict[str, Any]]
+    """COCO results with `bbox`, by image, persons by falling score."""
+    images: list[dict[str, Any]]
+    """id, file_name, width, height of every picture; frame and time_s of a video's."""
+    skeleton: Skeleton
+    seconds: float
+
+
+def run_predict(config: PredictConfig) -> Prediction:
+    """Predict, write everything to ``config.output``, say how much it was.
+
+    Raises ValueError or OSError, and leaves nothing behind, for inputs, boxes, a checkpoint, a detector or an output
+    that cannot be used.
+    """
+    check_output(config.output, overwrite=config.overwrite)
+    sources = find_sources(config.inputs)
+    file = (
+        read_box_file(config.boxes, config.image_list, config.min_box_score) if isinstance(config.boxes, Path) else None
+    )
+    placed = Placed(ids=numbers_of_names(sources) or {}) if file is None else place(file, sources)
+    with atomic_directory(config.output, overwrite=config.overwrite) as folder:
+        done = _predict(config, sources, placed, file, folder)
+        _write(folder, config, done)
+    _tell(config, sources, done)
+    return done
+
+
+def _predict(
+    config: PredictConfig, sources: Sequence[Source], placed: Placed, file: BoxFile | None, folder: Path
+) -> Prediction:
+    job = _job(config, file, folder)
+    # In this process too where Ray does the work: what is wrong with a checkpoint is one error, before workers start.
+    worker = Worker(job, config.workers.device_here())
+    if job.pictures is not None:
+        job.pictures.mkdir()
+    tasks = _tasks(sources, placed)
+    began = time.monotonic()
+    records = worker(tasks) if config.engine == "process" else work_with_ray(tasks, job, config.workers)
+    gathered = sorted(_counted(records, sources, config), key=lambda record: (record.source, record.frame))
+    seconds = time.monotonic() - began
+    category = PERSON_CATEGORY if file is None else file.category_id
+    results, images = [], []
+    for record, image_id in zip(gathered, _ids(gathered, sources, placed), strict=True):
+        images.append(_image(record, image_id, sources[record.source]))
+        results += [{**entry, "image_id": image_id, "category_id": category} for entry in record.results]
+    return Prediction(results, images, worker.predictor.skeleton, seconds)
+
+
+def _job(config: PredictConfig, file: BoxFile | None, folder: Path) -> Job:
+    usual: BoxRule = "sbn" if file is not None and file.is_annotated else "unclipped"
+    upright = file is None if config.orientation == "auto" else config.orientation == "upright"
+    return Job(
+        checkpoint=config.checkpoint,
+        skeleton=config.skeleton,
+        weights=config.weights,
+        test=config.test,
+        boxes_from="file" if file else "whole_image" if config.boxes == "whole_image" else "detector",
+        box_rule=usual if config.box_rule == "auto" else config.box_rule,
+        detector=config.detector,
+        upright=upright,
+        frame_step=config.frame_step,
+        skip_unreadable=config.skip_unreadable,
+        pictures=folder / PICTURES if config.pictures else None,
+    )
+
+
+def _tasks(sources: Sequence[Source], placed: Placed) -> list[Task]:
+    boxes: dict[int, dict[int, Any]] = {}
+    for (index, frame), found in placed.boxes.items():
+        boxes.setdefault(index, {})[frame] = found
+    taken: set[str] = set()
+    tasks = []
+    for source in sources:
+        # Pictures of one name from several folders, or of several formats, must not replace each other.
+        names = (source.path.stem if n == 1 else f"{source.path.stem}-{n}" for n in count(1))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        tasks.append(Task(source, name, boxes.get(source.index, {})))
+    return tasks
+
+
+def _counted(records: Iterable[Record], sources: Sequence[Source], config: PredictConfig) -> Iterator[Record]:
+    """The records, while progress is shown."""
+    pictures = sum(-(-source.frames // config.frame_step) for source in sources)
+    with console.progress("predicting", pictures, unit="pictures") as advance:
+        for record in records:
+            advance(1)
+            yield record
+
+
+def _ids(records: Sequence[Record], sources: Sequence[Source], placed: Placed) -> Iterator[int]:
+    """Id of each picture: the one it is known by, else the next free number; of a video alone, its frames' numbers."""
+    known: dict[Key, int] = placed.ids
+    alone = len(sources) == 1 and sources[0].is_video and not placed.listed
+    fresh = count(max(known.values(), default=0) + 1)
+    for record in records:
+        found = record.frame if alone else known.get((record.source, record.frame))
+        yield next(fresh) if found is None else found
+
+
+def _image(record: Record, image_id: int, source: Source) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": image_id,
+        "file_name": source.path.name,
+        "width": record.width,
+        "height": record.height,
+        "path": str(source.path),
+    }
+    return {**entry, "frame": record.frame, "time_s": record.frame / source.fps} if source.is_video else entry
+
+
+def _write(folder: Path, config: PredictConfig, done: Prediction) -> None:
+    # On one line, as evaluation writes them: indented, the joints of a video would take millions.
+    write_text(folder / PREDICTIONS, json.dumps(done.results, separators=(",", ":")) + "\n")
+    category = {
+        "id": done.results[0]["category_id"] if done.results else PERSON_CATEGORY,
+        "name": "person",
+        "keypoints": list(done.skeleton.joints),
+        "skeleton": [[a + 1, b + 1] for a, b in done.skeleton.limbs],
+    }
+    info = {"settings": config.model_dump(mode="json"), "code": code_version(), "seconds": done.seconds}
+    # COCO's layout without annotations: pycocotools reads it, and the predictions as its results.
+    write_json(folder / IMAGES, {"info": info, "images": done.images, "annotations": [], "categories": [category]})
+
+
+def _tell(config: PredictConfig, sources: Sequence[Source], done: Prediction) -> None:
+    pictures, persons = len(done.images), len(done.results)
+    if not persons:
+        console.warn("no person was found in any picture")
+    rate = pictures / done.seconds if done.seconds > 0 else 0.0
+    console.say(f"{persons} persons in {pictures} pictures of {len(sources)} files; files in {config.output}")
+    console.note(f"{done.seconds:.1f} s ({rate:.3g} pictures/s)")

@@ -1,0 +1,261 @@
+"""From files to records: decode once, find the persons, predict them in batches, draw; here or by Ray Data.
+
+With Ray Data a row is a file (a video is one row), a block of rows is one task of an actor that loaded the network
+once, and what comes back are records: the drawn pictures are written by the actors.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pickle
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from efafnet.pipelines.crops.geometry import BoxRule
+from efafnet.pipelines.evaluation.actors import ActorsConfig
+from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
+from efafnet.pipelines.evaluation.trained import TestOverrides, Weights
+from efafnet.pipelines.prediction.detector import DetectorConfig, PersonDetector
+from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
+from efafnet.pipelines.prediction.pictures import Pictures, draw_results
+from efafnet.pipelines.prediction.predictor import PosePredictor
+from efafnet.pipelines.prediction.sources import Frame, Source, UnreadableError, read_image, read_video
+from efafnet.platform import console
+
+if TYPE_CHECKING:
+    import ray.data
+
+_HELD_BYTES = 2**28
+"""Decoded pictures that may wait for their batch to fill."""
+_FILES_PER_TASK = 32
+"""Most files of one Ray task: a batch of persons is filled from the files of one task."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """How files are predicted: all that a worker needs to know."""
+
+    checkpoint: Path
+    skeleton: str
+    weights: Weights
+    test: TestOverrides
+    boxes_from: Literal["file", "detector", "whole_image"]
+    box_rule: BoxRule
+    detector: DetectorConfig
+    upright: bool
+    frame_step: int
+    skip_unreadable: bool
+    pictures: Path | None
+    """Folder of the drawn pictures; None for none."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file to predict."""
+
+    source: Source
+    name: str
+    """Name of its picture, without the ending."""
+    boxes: dict[int, Boxes] = field(default_factory=dict)
+    """Boxes from a file, by frame."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one picture."""
+
+    source: int
+    frame: int
+    width: int
+    height: int
+    results: list[dict[str, Any]]
+    """COCO results with ``bbox``; their image id is still 0."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """A picture whose persons wait to be predicted."""
+
+    frame: Frame
+    name: str
+    boxes: Boxes
+    crops: NDArray[np.uint8]
+    to_image: NDArray[np.float64]
+
+
+class Worker:
+    """The network and the detector, loaded once."""
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        """Raises ValueError or OSError for a checkpoint or a detector that cannot be used."""
+        self.job = job
+        self.predictor = PosePredictor.load(
+            job.checkpoint, weights=job.weights, skeleton=job.skeleton, test=job.test, device=device
+        )
+        self._detector = PersonDetector(job.detector, device) if job.boxes_from == "detector" else None
+
+    def __call__(self, tasks: Iterable[Task]) -> Iterator[Record]:
+        """Records of every picture of ``tasks``, in order.
+
+        Raises UnreadableError for a file that cannot be read, unless the job skips those.
+        """
+        pictures = None if self.job.pictures is None else Pictures(self.job.pictures, self.job.frame_step)
+        try:
+            for view, keypoints in self._predicted(self._views(tasks)):
+                record = self._record(view, keypoints)
+                if pictures is not None:
+                    drawn = draw_results(view.frame.pixels, record.results, self.predictor.skeleton, self._sure_from)
+                    pictures.write(view.frame, drawn, view.name)
+                yield record
+        finally:
+            if pictures is not None:
+                pictures.close()
+
+    @property
+    def _sure_from(self) -> float:
+        return self.predictor.trained.test.joint_score_threshold
+
+    def _views(self, tasks: Iterable[Task]) -> Iterator[_View]:
+        for task in tasks:
+            try:
+                for frame in self._frames(task.source):
+                    boxes = self._boxes(task, frame)
+                    yield _View(frame, task.name, boxes, *self.predictor.crops(frame.pixels, boxes.xywh_px))
+            except UnreadableError as error:
+                if not self.job.skip_unreadable:
+                    raise UnreadableError(f"{error}, for all such with skip_unreadable=true") from error
+                console.warn(error)
+
+    def _frames(self, source: Source) -> Iterator[Frame]:
+        if source.is_video:
+            return read_video(source, self.job.frame_step)
+        return iter([read_image(source, upright=self.job.upright)])
+
+    def _boxes(self, task: Task, frame: Frame) -> Boxes:
+        height, width = frame.pixels.shape[:2]
+        if self.job.boxes_from == "whole_image":
+            return whole_image(width, height)
+        if self._detector is not None:
+            return self._detector(frame.pixels)
+        return task.boxes.get(frame.number, Boxes.of([])).cut(width, height, self.job.box_rule)
+
+    def _predicted(self, views: Iterator[_View]) -> Iterator[tuple[_View, NDArray[np.float64]]]:
+        """Views with their keypoints (N, K, 3): as many together as fill a batch, or the memory set aside for it."""
+        waiting: list[_View] = []
+        persons = held = 0
+        for view in views:
+            waiting.append(view)
+            persons += len(view.crops)
+            held += view.frame.pixels.nbytes
+            if persons >= self.predictor.trained.test.batch_size or held >= _HELD_BYTES:
+                yield from self._together(waiting)
+                waiting, persons, held = [], 0, 0
+        yield from self._together(waiting)
+
+    def _together(self, views: Sequence[_View]) -> Iterator[tuple[_View, NDArray[np.float64]]]:
+        if not views:
+            return
+        keypoints = self.predictor.predict_crops(
+            np.concatenate([view.crops for view in views]), np.concatenate([view.to_image for view in views])
+        )
+        ends = np.cumsum([len(view.crops) for view in views])
+        yield from zip(views, np.split(keypoints, ends[:-1]), strict=True)
+
+    def _record(self, view: _View, keypoints: NDArray[np.float64]) -> Record:
+        trained, rows = self.predictor.trained, np.arange(len(keypoints))
+        predictions = Predictions(
+            rows=rows,
+            person_id=rows,
+            image_id=np.zeros_like(rows),
+            box_xywh_px=view.boxes.xywh_px,
+            box_score=view.boxes.scores,
+            joints_px=keypoints[:, :, :2],
+            scores=keypoints[:, :, 2].astype(np.float32),
+        )
+        results = coco_results(
+            predictions,
+            skeleton=self.predictor.skeleton,
+            input_size=trained.input_size,
+            padding=trained.padding,
+            test=trained.test,
+            with_box=True,
+        )
+        height, width = view.frame.pixels.shape[:2]
+        return Record(view.frame.source.index, view.frame.number, width, height, results)
+
+
+def work_with_ray(tasks: Sequence[Task], job: Job, actors: ActorsConfig) -> Iterator[Record]:
+    """Records of ``tasks`` in any order, by actors on a Ray cluster.
+
+    Raises OSError where no cluster can be used or a worker failed, ValueError for what a worker refused.
+    """
+    import ray
+
+    from efafnet.platform.cluster import connect, shared_path_problem
+
+    found = connect(actors.cluster)
+    console.note(str(found))
+    places = [job.checkpoint, *{task.source.path.parent for task in tasks}, *filter(None, [job.pictures])]
+    for path in places if found.nodes > 1 else ():
+        if problem := shared_path_problem(path.absolute()):
+            raise OSError(f"the workers of several nodes use it: {problem}")
+    crew = actors.crew(found.cpus, found.gpus)
+    size = min(_FILES_PER_TASK, math.ceil(len(tasks) / crew.count))
+    blocks = [_block(tasks[first : first + size]) for first in range(0, len(tasks), size)]
+    records = _dataset(blocks).map_batches(
+        _Actor,
+        fn_constructor_args=(job, actors.threads, crew.gpu),
+        compute=ray.data.ActorPoolStrategy(size=min(crew.count, len(blocks))),
+        num_cpus=min(actors.cpus, found.cpus / crew.count),
+        num_gpus=1 if crew.gpu else 0,
+        batch_size=None,
+        batch_format="pyarrow",
+    )
+    try:
+        for table in records.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for content in table["record"].to_pylist():  # type: ignore[union-attr]
+                record = pickle.loads(content)
+                if isinstance(record, str):
+                    raise ValueError(record)
+                yield record
+    except ray.exceptions.RayError as error:
+        raise OSError(f"predicting on Ray failed: {' '.join(str(error).split())[-400:]}") from error
+
+
+def _dataset(blocks: Sequence[pa.Table]) -> ray.data.Dataset:
+    import ray.data
+
+    # Ray Data sets its loggers up when it is imported; only its warnings are for people.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    return ray.data.from_arrow(list(blocks))
+
+
+def _block(tasks: Sequence[Task]) -> pa.Table:
+    return pa.table({"task": pa.array([pickle.dumps(task) for task in tasks], pa.large_binary())})
+
+
+class _Actor:
+    """Ray Data's actor. A fault comes back as text: an exception would reach the driver as a wall of text."""
+
+    def __init__(self, job: Job, threads: int, gpu: bool) -> None:
+        torch.set_num_threads(threads)
+        self._worker = Worker(job, torch.device("cuda" if gpu else "cpu"))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of tasks -> rows of records."""
+        tasks = [pickle.loads(content) for content in table["task"].to_pylist()]
+        records: list[Record | str] = []
+        try:
+            records.extend(self._worker(tasks))
+        except (ValueError, OSError) as error:
+            records.append(str(error))
+        return pa.table({"record": pa.array([pickle.dumps(record) for record in records], pa.large_binary())})
