@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -21,6 +22,14 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    @classmethod
+    def filled(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What is given, completed by what follows from it; here nothing does.
+
+        For settings that stand for others unless those are given. Called before defaults are filled in.
+        """
+        return tree
 
 
 class InputSize(Settings):

@@ -33,7 +33,8 @@ def run_models(config: ModelsConfig) -> None:
     console.say(
         "GMAC: multiply-adds / 1e9. paper-G: weights x OUTPUT positions / 2^30, deconvolutions included, the count "
         "behind the paper's GFLOPs.\nsaved: float32 activations kept for the backward pass, per crop. Auxiliary heads "
-        "are not counted anywhere.\nAP: as the paper prints it, on COCO val unless said otherwise; not measured here."
+        "are not counted anywhere.\npaper: of HRNet and the hourglass, parameters and paper-G are those that HRNet's "
+        "paper prints.\nAP: as the paper prints it, on COCO val unless said otherwise; not measured here."
     )
     for v, cost in zip(chosen, costs, strict=True):
         for line in _remarks(v, cost):

@@ -177,6 +177,7 @@ def _complete(tree: Mapping[str, Any], model: type[BaseModel], given: BaseModel 
     Without this, ``loss.hard_joints=9`` under an owner with ``loss: LossConfig = LossConfig(kind="ohkm")`` would
     silently fall back to the kind LossConfig has by itself.
     """
+    tree = model.filled(tree) if issubclass(model, Settings) else tree
     result: Tree = dict(tree)
     for name, field in model.model_fields.items():
         default = getattr(given, name) if given is not None else default_of(field)

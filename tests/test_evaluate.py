@@ -235,6 +235,25 @@ def test_a_checkpoint_of_another_architecture_names_the_switches(trained_run: Pa
     )
 
 
+def test_the_protocol_is_told_with_what_the_test_changes(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((_checkpoint(tmp_path / "c", training_cases.SPOTS) / "config.json").read_text())
+    save_checkpoint(
+        tmp_path / "d",
+        weights={"network": build_network(NANO, 4).state_dict()},
+        state={},
+        config=config | {"protocol": "sbn"},
+        meta={"skeleton": training_cases.SPOTS.name, "step": 7, "protocol": "sbn, with differences: epochs=9 (140)"},
+    )
+    place = (trained_run / "val", tmp_path / "out")
+    run_evaluate(_config(tmp_path / "d", *place, "test.nms=none", "overlays=0"))
+    told = json.loads((tmp_path / "out" / "metrics.json").read_text())["protocol"]
+    # The batch size of a test changes nothing; the store of this test has boxes of no rule.
+    assert told == ("sbn, with differences: epochs=9 (140); tested with test.nms=none (oks), box_rule=none (sbn)")
+    assert f"protocol: {told}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_weights_that_do_not_fit_or_are_not_numbers_or_not_there(tmp_path: Path) -> None:
     store = crop_data.make_store(tmp_path, images=2)
     other = build_network(NANO.model_copy(update={"base_width": 16}), 17).state_dict()

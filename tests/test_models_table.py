@@ -19,6 +19,18 @@ def test_prints_our_figures_beside_the_papers_and_says_why_they_differ(
     assert cells[1:9] == ["256x192", "34.00", "5.43", "8.99", "92", "34", "8.90", "70.4"]
     assert "sbn_r50_fasm_c: +0.90 M, -1.07 paper-G; one FASM unit after each stage" in text
     assert "weights x OUTPUT positions" in text
+    run_models(ModelsConfig(names=("hrnet_w32_256x192", "hourglass8_256x192")))
+    peers = capsys.readouterr().out
+    (hrnet,) = [line for line in peers.splitlines() if line.startswith("│ hrnet_w32_256x192")]
+    assert [cell.strip() for cell in hrnet.strip("│").split("│")][2:8] == [
+        "28.54",
+        "7.65",
+        "7.12",
+        "151",
+        "28.5",
+        "7.10",
+    ]
+    assert "hourglass8_256x192: +0.34 M, +4.88 paper-G; with all biases" in peers
 
 
 def test_other_skeletons_change_the_cost(capsys: pytest.CaptureFixture[str]) -> None:

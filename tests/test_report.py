@@ -210,6 +210,21 @@ def test_runs_of_one_seed_each_are_said_to_prove_nothing(store: Store) -> None:
     assert any("run once" in text for text in remarks(store.runs()))
 
 
+def test_a_comparison_across_protocols_says_so_on_the_page_and_under_the_table(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.run("one", [0.1], tags={"efafnet.protocol": "sbn"})
+    store.run("two", [0.2], tags={"efafnet.protocol": "sbn"})
+    assert not any("protocol" in text for text in remarks(store.runs()))
+    store.run("three", [0.3], tags={"efafnet.protocol": "modern, with differences: epochs=9 (210)"})
+    sentence = "Runs of different protocols are compared: modern (1 of the runs), sbn (2 of the runs), and 1 depart"
+    assert any(text.startswith(sentence) for text in remarks(store.runs()))
+    run_report(ReportConfig(out=tmp_path / "page.html", experiment="test", uri=store.uri))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.index("three") < printed.index(sentence)
+    assert sentence in (tmp_path / "page.html").read_text()
+
+
 # ------------------------------------------------------------------------------------------------------------- charts
 
 

@@ -17,6 +17,7 @@ from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY, truth
 from efafnet.pipelines.evaluation.gallery import has_annotated_boxes, write_galleries
 from efafnet.pipelines.evaluation.inference import TestConfig
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
+from efafnet.pipelines.evaluation.protocols import departures, described
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
 from efafnet.pipelines.evaluation.scoring import (
     Scored,
@@ -36,6 +37,8 @@ from efafnet.platform.storage import atomic_directory, check_output, write_json,
 PREDICTIONS = "predictions.json"
 METRICS = "metrics.json"
 ERRORS = "errors.png"
+_OF_TESTING = ("test.", "heatmap.decoding", "box_rule")
+"""What of a protocol a test can depart from, by the start of the keys."""
 
 
 class EvaluateConfig(Settings):
@@ -191,6 +194,7 @@ def _circumstances(config: EvaluateConfig, store: CropStore, done: Evaluation) -
     trained = done.trained
     return {
         "checkpoint": {"path": str(trained.path), **trained.meta},
+        "protocol": _protocol(store, done),
         "store": {"path": str(store.path), "digest": store.digest, "persons": store.num_persons},
         "test": {**done.test.model_dump(mode="json"), "heatmap": trained.heatmap.model_dump(mode="json")},
         "settings": config.model_dump(mode="json"),
@@ -199,10 +203,24 @@ def _circumstances(config: EvaluateConfig, store: CropStore, done: Evaluation) -
     }
 
 
+def _protocol(store: CropStore, done: Evaluation) -> str:
+    """The protocol the network was trained under, and where this test of it departs from that protocol."""
+    trained = done.trained
+    under = trained.meta.get("protocol") or described(trained.config, (), trained.skeleton)
+    tested = trained.config | {
+        "test": done.test.model_dump(mode="json"),
+        "heatmap": trained.heatmap.model_dump(mode="json"),
+    }
+    departing = departures(tested, store.manifest.sources, trained.skeleton)
+    of_testing = [f"{key}={text}" for key, text in departing.items() if key.startswith(_OF_TESTING)]
+    return f"{under}; tested with {', '.join(of_testing)}" if of_testing else under
+
+
 def _tell(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
     persons, seconds = store.num_persons, done.seconds["predict"]
     step = done.trained.meta.get("step")
     console.say(f"{done.trained.path} (step {step}) on {store.path}: {persons} persons, {store.skeleton.name}")
+    console.say(f"protocol: {_protocol(store, done)}")
     show(done.scored, config.scoring)
     console.say(f"{persons} persons predicted in {seconds:.1f} s ({persons / seconds:.3g}/s); files in {config.output}")
 

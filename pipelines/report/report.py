@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from efafnet.models.settings import Settings
+from efafnet.pipelines.evaluation.protocols import NONE_NAMED, PROTOCOL_TAG, compared
 from efafnet.pipelines.report.data import RunData, differing, load_runs
 from efafnet.pipelines.report.sections import Section, run_section, search_section
 from efafnet.pipelines.report.tables import duration, figure_name, figure_text, runs_of, setting_text, varied_settings
@@ -53,6 +54,8 @@ def run_report(config: ReportConfig) -> None:
     page = render(config, uri, client, runs)
     write_text(config.out, page)
     show(runs)
+    if (told := _protocols(runs)) is not None:
+        console.say(told)
     console.say(f"report: {config.out} ({len(page) / 1e6:.1f} MB, needs no network)")
 
 
@@ -101,12 +104,19 @@ def remarks(runs: Sequence[RunData]) -> list[str]:
     versions = {run.tags.get("code.digest") for run in trained} - {None}
     if len(versions) > 1:
         told.append(f"The runs were made by {len(versions)} versions of the code.")
+    if (protocols := _protocols(runs)) is not None:
+        told.append(protocols)
     failed = [run.name for run in runs if run.status == "FAILED"]
     if failed:
         told.append(f"Failed: {', '.join(failed[:8])}{' …' if len(failed) > 8 else ''}.")
     if trained:
         told.append(_noise(trained))
     return told
+
+
+def _protocols(runs: Sequence[RunData]) -> str | None:
+    """Whether recipes are compared along with networks."""
+    return compared([run.tags.get(PROTOCOL_TAG, NONE_NAMED) for run in runs if run.stage != "search"])
 
 
 def _noise(runs: Sequence[RunData]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from efafnet.models.settings import InputSize, Settings
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.reader import ReaderConfig
 from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.pipelines.evaluation.protocols import ProtocolName, follow
 from efafnet.pipelines.training.schedule import ScheduleConfig
 from efafnet.pipelines.training.state import CheckpointConfig
 from efafnet.pipelines.training.step import ComputeConfig, OptimizerConfig, Precision
@@ -43,6 +45,9 @@ class WorkerConfig(Settings):
     """Times that dead workers are replaced and training goes on from the last checkpoint; -1 for always."""
 
 
+_INPUT = InputSize(height=256, width=192)
+
+
 class TrainConfig(Settings):
     """One training run. Giving the same settings again resumes it."""
 
@@ -52,9 +57,12 @@ class TrainConfig(Settings):
     """Directory that holds the runs; all workers must see it (a shared file system on several nodes)."""
     data: DataConfig = DataConfig()
     """Where the persons come from."""
+    protocol: ProtocolName | None = None
+    """Published recipe (paper, sbn, modern) that stands for every setting of augmentation, target, loss, optimisation
+    and test that is not given. The run records its name and the settings in which it differs. Null for none."""
     network: AnyNetworkConfig = NetworkConfig()
     """The network: EFAFNet or the simple baseline, HRNet, or the stacked hourglass."""
-    input: InputSize = InputSize(height=256, width=192)
+    input: InputSize = _INPUT
     """Size of the network's input in pixels, HEIGHTxWIDTH, both divisible by 32."""
     init: Path | None = None
     """Checkpoint directory whose weights the run starts from; none for the network's own initialisation."""
@@ -107,6 +115,16 @@ class TrainConfig(Settings):
     """Steps between two points of the training curves."""
     trace: bool = False
     """Write every step's sample rows and loss to trace-rank*.jsonl in the run's directory, to compare runs exactly."""
+
+    @classmethod
+    def filled(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tree with its protocol's constants wherever it says nothing itself."""
+        return follow(tree, _INPUT)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_protocol(cls, tree: Any) -> Any:
+        return cls.filled(tree) if isinstance(tree, Mapping) else tree
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
@@ -174,7 +192,8 @@ class TrainConfig(Settings):
 
 
 _INCIDENTAL = (
-    "name", "runs", "data", "device", "workers", "worker", "cluster", "reader", "checkpoint", "tracking",
+    # A protocol's name changes nothing beyond the settings it stands for.
+    "protocol", "name", "runs", "data", "device", "workers", "worker", "cluster", "reader", "checkpoint", "tracking",
     "log_every_steps", "trace",
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from efafnet.models.network_config import differing_switches
 from efafnet.models.skeleton import MPII_16, Skeleton
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation import protocols
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.state import published_weights
 from efafnet.platform.checkpoint import load_checkpoint, restore_weights
@@ -45,6 +46,11 @@ class Inputs:
     def identity(self, config: TrainConfig) -> dict[str, Any]:
         """What makes the run the run it is (``TrainConfig.identity``), on this data."""
         return config.identity(self.train.digest, None if self.val is None else self.val.digest)
+
+    def protocol(self, config: TrainConfig) -> str:
+        """The protocol that the run follows on this data, in words."""
+        sources = self.train.manifest.sources
+        return protocols.described(config.model_dump(mode="json"), sources, self.skeleton.name)
 
 
 def open_inputs(config: TrainConfig) -> Inputs:

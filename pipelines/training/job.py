@@ -256,9 +256,17 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     )
     if newest is not None:
         job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest}")
-    elif trainee.origin:
-        job.say(trainee.origin)
+    else:
+        _say_start(job)
     return job
+
+
+def _say_start(job: Job) -> None:
+    """Say what a new run starts from and which protocol it follows, where there is anything to say."""
+    if job.trainee.origin:
+        job.say(job.trainee.origin)
+    if job.config.protocol is not None:
+        job.say(f"protocol: {job.facts['protocol']}")
 
 
 def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | None]:
@@ -269,6 +277,7 @@ def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | None]:
         "train_digest": inputs.train.digest,
         "val_digest": None if inputs.val is None else inputs.val.digest,
         "config_digest": identity_digest(inputs.identity(config)),
+        "protocol": inputs.protocol(config),
         "mlflow_run_id": None if record is None else record.mlflow_run_id,
     }
 

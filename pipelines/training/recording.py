@@ -9,6 +9,7 @@ from typing import Any
 
 from efafnet.models.network import build_network
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.protocols import PROTOCOL_TAG
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
@@ -40,7 +41,12 @@ def open_record(
         config.tracking.run_name or config.name,
         parent_run_id=parent_run_id,
         params={**config.model_dump(mode="json"), "digest": record.digest},
-        tags={"efafnet.stage": "train", "efafnet.run_dir": str(config.run_dir), **tags},
+        tags={
+            "efafnet.stage": "train",
+            "efafnet.run_dir": str(config.run_dir),
+            PROTOCOL_TAG: inputs.protocol(config),
+            **tags,
+        },
         datasets=[
             _data_input(store, context)
             for store, context in ((inputs.train, "training"), (inputs.val, "validation"))
