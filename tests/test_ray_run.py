@@ -74,7 +74,7 @@ class TestRefusals:
 
     def test_the_weights_of_another_network(self, tmp_path: Path) -> None:
         first = train(config_of(tmp_path, "name=first", "epochs=1", "data.val=null"))
-        config = config_of(tmp_path, f"init={first.checkpoint}", "network.base_width=12", "workers=2")
+        config = config_of(tmp_path, f"init={first.checkpoint.parents[1]}", "network.base_width=12", "workers=2")
         refused(config, "init = .* holds the weights of another network")
 
     def test_a_run_of_other_settings(self, tmp_path: Path) -> None:

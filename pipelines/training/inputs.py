@@ -18,6 +18,7 @@ from efafnet.models.skeleton import MPII_16, Skeleton
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation import protocols
+from efafnet.pipelines.evaluation.trained import find_checkpoint
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.state import published_weights
 from efafnet.platform.checkpoint import load_checkpoint, restore_weights
@@ -137,7 +138,7 @@ def initial_network(config: TrainConfig, skeleton: Skeleton) -> tuple[PoseNetwor
     """
     network = build_network(config.network, skeleton.num_joints)
     if config.init is not None:
-        checkpoint = load_checkpoint(config.init, with_state=False)
+        checkpoint = load_checkpoint(find_checkpoint(config.init), with_state=False)
         source = f"init = {config.init}"
         _check_same(network_config(checkpoint.config["network"]), config.network, source)
         restore_weights(network, published_weights(checkpoint), source)
