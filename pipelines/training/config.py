@@ -65,7 +65,7 @@ class TrainConfig(Settings):
     input: InputSize = _INPUT
     """Size of the network's input in pixels, HEIGHTxWIDTH, both divisible by 32."""
     init: Path | None = None
-    """Checkpoint, or directory of a run, whose weights the run starts from; none for the network's own initialisation."""
+    """Checkpoint or run directory whose weights the run starts from; none for the network's own initialisation."""
     imagenet: InitialisationConfig = InitialisationConfig()
     """ImageNet weights for the residual encoder to start from; none for a random start."""
     augmentation: AugmentationConfig = AugmentationConfig()
