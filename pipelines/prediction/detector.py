@@ -42,12 +42,12 @@ class PersonDetector:
 
     def __init__(self, config: DetectorConfig, device: torch.device) -> None:
         """Raises ValueError for weights of another network, OSError where they cannot be read or fetched."""
+        assert config.weights is not None
+        tensors = _downloaded(config) if config.weights == "download" else _read(config.weights)
         # Importing torchvision's detectors takes a second: only where one is used.
         from torchvision.models import get_model  # type: ignore[import-untyped]
 
-        assert config.weights is not None
         network = get_model(config.name, weights=None, weights_backbone=None, box_score_thresh=config.min_score)
-        tensors = _downloaded(config) if config.weights == "download" else read_weights_file(config.weights)
         _check_fit(config, network.state_dict(), tensors)
         network.load_state_dict(tensors)
         self._device = device
@@ -64,8 +64,7 @@ class PersonDetector:
         return Boxes(boxes, found["scores"][persons].float().cpu().numpy())
 
 
-def read_weights_file(path: Path) -> Mapping[str, Tensor]:
-    """Tensors of a local file; ValueError where there is none."""
+def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"detector.weights={path}: there is no such file; give torchvision's .pth file, or download")
     try:

@@ -143,6 +143,8 @@ def _program(network: nn.Module, images: Tensor) -> torch.export.ExportedProgram
         # Where in this machine's files each operation came from is nobody else's business.
         for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node"):
             node.meta.pop(name, None)
+    # Else the file would carry the noise it was traced with.
+    program.example_inputs = None
     return program
 
 

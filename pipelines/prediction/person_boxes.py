@@ -210,9 +210,10 @@ def _ids_by_name(file: BoxFile, sources: Sequence[Source]) -> dict[Key, int]:
     for source in sources:
         candidates = by_name.get(source.path.name, {})
         if len(candidates) > 1:
-            candidates = {name: entries for name, entries in candidates.items() if _is_tail(name, source.path)}
-            if len(candidates) != 1:
+            tails = [name for name in candidates if _is_tail(name, source.path)]
+            if not tails:
                 raise ValueError(f"{source.path} may be any of several listed images called {source.path.name}")
+            candidates = {name: candidates[name] for name in [max(tails, key=len)]}
         for entry in (entry for entries in candidates.values() for entry in entries):
             ids[source.index, entry.frame] = entry.image_id
     if missing := sum(not any(key[0] == source.index for key in ids) for source in sources):

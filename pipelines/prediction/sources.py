@@ -17,6 +17,9 @@ from efafnet.pipelines.crops.images import ImageProblemError, decode_image
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
+# FFmpeg's own words on a file that is no video go to standard error past every logger. Read at the first video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 # A video says how many pictures it shows in a second; those that do not are taken for PAL's.
 _DEFAULT_FPS = 25.0
 
@@ -113,9 +116,9 @@ def read_video(source: Source, step: int) -> Iterator[Frame]:
 
 
 def _open(path: Path) -> cv2.VideoCapture:
-    # FFmpeg's own words on a file that is no video go to standard error past every logger.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    cv2.utils.logging.setLogLevel(before)
     if not video.isOpened():
         raise UnreadableError(f"video {path} cannot be opened: damaged, or no video; convert it to H.264 in MP4")
     return video
