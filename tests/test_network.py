@@ -152,18 +152,28 @@ class _Scales:
                 self.broken.append(name)
 
 
+_FORMS: dict[str, dict[str, Any]] = {
+    "efafnet": {},
+    "sbn": SBN,
+    "res2net": {"fam_recurrence": "res2net"},
+    "last_block": {"fasm_placement": "last_block"},
+    "after_stage": {"fasm_placement": "after_stage"},
+}
+
+
 @pytest.mark.parametrize(
-    "encoder",
+    ("encoder", "form"),
     [
-        "nano",
-        "resnet50",
-        pytest.param("resnet101", marks=pytest.mark.slow),
-        pytest.param("resnet152", marks=pytest.mark.slow),
+        *(("nano", form) for form in _FORMS),
+        ("resnet50", "efafnet"),
+        pytest.param("resnet101", "efafnet", marks=pytest.mark.slow),
+        pytest.param("resnet152", "efafnet", marks=pytest.mark.slow),
+        pytest.param("resnet152", "sbn", marks=pytest.mark.slow),
     ],
 )
-def test_activations_start_at_a_sane_scale_and_fit_half_precision(encoder: str) -> None:
+def test_activations_start_at_a_sane_scale_and_fit_half_precision(encoder: str, form: str) -> None:
     torch.manual_seed(0)
-    network = build_network(NetworkConfig.model_validate({"encoder": encoder}), 17)
+    network = build_network(NetworkConfig.model_validate(_FORMS[form] | {"encoder": encoder}), 17)
     seen = _Scales(network)
     images = _images(4, InputSize(height=64, width=64))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):

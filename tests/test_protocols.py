@@ -12,7 +12,11 @@ from efafnet.pipelines.crops.manifest import SourceRecord
 from efafnet.pipelines.evaluation.protocols import PROTOCOLS, ProtocolName, compared, constants, departures, described
 from efafnet.pipelines.training.config import TrainConfig, flatten
 from efafnet.pipelines.training.context import PlainContext, pick_device
+from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.loop import run
+from efafnet.pipelines.training.recording import open_record
+from efafnet.pipelines.training.rundir import RunRecord
+from efafnet.platform import tracking
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from tests.training_cases import config_of
@@ -175,3 +179,16 @@ def test_a_run_records_its_protocol(tmp_path: Path) -> None:
     assert told.startswith("sbn, with differences: augmentation.scale_factor=0.1 (0.3)")
     # The store of this test has boxes of no rule.
     assert told.endswith("box_rule=none (sbn)")
+
+
+def test_the_tracked_run_carries_its_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path, "tracking.enabled=true", "protocol=sbn")
+    tags: dict[str, str] = {}
+    monkeypatch.setattr(tracking, "prepare_tracking", lambda _uri: "sqlite:///nowhere.db")
+    monkeypatch.setattr(tracking, "dataset_input", lambda *_: None)
+    monkeypatch.setattr(tracking, "create_run", lambda *_, **given: tags.update(given["tags"]) or "id")
+    record = RunRecord("run", "digest", {}, "now")
+    opened = open_record(config, open_inputs(config), record, parent_run_id=None, tags={"efafnet.stage": "trial"})
+    assert opened.mlflow_run_id == "id"
+    assert tags["efafnet.stage"] == "trial"
+    assert tags["efafnet.protocol"].startswith("sbn, with differences: augmentation.scale_factor=0.1 (0.3), ")
