@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,18 +10,13 @@ from typing import Any
 
 import yaml
 
-from efafnet.platform.yaml_text import _Loader as Loader
-from efafnet.platform.yaml_text import problem_of
-from efafnet.tune_spaces.space import Choice, Entry, Fixed, Option, Range, Scalar, Settings, Space, SpaceError, walk
+from efafnet.tune_spaces.nodes import NodeReader, read_file, yaml_names
+from efafnet.tune_spaces.space import Choice, Entry, Fixed, Option, Range, Scalar, Settings, Space, walk
 
 
 def available_spaces() -> list[str]:
     """Names of the spaces that come with the project."""
-    return sorted(
-        item.name.removesuffix(".yaml")
-        for item in resources.files("efafnet.tune_spaces").iterdir()
-        if item.name.endswith(".yaml")
-    )
+    return yaml_names(resources.files("efafnet.tune_spaces"))
 
 
 def load_space(name_or_path: str, names: Mapping[str, float] | None = None) -> Space:
@@ -39,15 +33,8 @@ def load_space(name_or_path: str, names: Mapping[str, float] | None = None) -> S
     if name_or_path in available_spaces():
         found = resources.files("efafnet.tune_spaces") / f"{name_or_path}.yaml"
         return parse_space(found.read_text(), f"tune_spaces/{name_or_path}.yaml", names)
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        known = ", ".join(available_spaces())
-        raise SpaceError(f"no search space {name_or_path!r}; there are {known}, or give the path of a .yaml file")
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"the search space {path} cannot be read: {error}") from error
-    return parse_space(text, str(path), names)
+    text = read_file(name_or_path, "search space", available_spaces())
+    return parse_space(text, name_or_path, names)
 
 
 def parse_space(text: str, source: str, names: Mapping[str, float] | None = None) -> Space:
@@ -56,27 +43,14 @@ def parse_space(text: str, source: str, names: Mapping[str, float] | None = None
     Raises:
         SpaceError: not YAML, or not a search space; names the file and the line.
     """
-    try:
-        root = yaml.compose(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        raise SpaceError(f"{source}:{line}: not YAML: {problem_of(error)}") from error
-    return _Reader(source, dict(names or {})).space(text, root)
+    return _Reader(source, names or {}).space(text)
 
 
-_PRODUCT = re.compile(r"(?:(\d+\.?\d*|\.\d+) ?\* ?)?([a-z_]+)")
-"""A number that refers to a name: ``num_joints``, ``0.6*epochs``."""
+class _Reader(NodeReader):
+    """Turns YAML into a space."""
 
-
-class _Reader:
-    """Turns YAML nodes into a space; every error names file and line."""
-
-    def __init__(self, source: str, names: Mapping[str, float]) -> None:
-        self.source = source
-        self.names = names
-
-    def space(self, text: str, root: yaml.Node | None) -> Space:
+    def space(self, text: str) -> Space:
+        root = self.compose(text)
         sections = dict(self.pairs(root, "a search space is a mapping with the sections about, search and start"))
         for name, (line, _) in sections.items():
             if name not in ("about", "search", "start"):
@@ -177,40 +151,6 @@ class _Reader:
         for item in node.value:
             pairs = self.pairs(item, "an item of start is a mapping of keys to values")
             yield item.start_mark.line + 1, {key: self.value(inner) for key, (_, inner) in pairs}
-
-    def pairs(self, node: yaml.Node | None, expected: str) -> list[tuple[str, tuple[int, yaml.Node]]]:
-        """The keys of a mapping with their lines; YAML itself would silently take the last of two equal keys."""
-        if not isinstance(node, yaml.MappingNode):
-            raise self.error(node.start_mark.line + 1 if node else 1, expected)
-        pairs: dict[str, tuple[int, yaml.Node]] = {}
-        for name, inner in node.value:
-            key, line = str(self.value(name)), name.start_mark.line + 1
-            if key in pairs:
-                raise self.error(line, f"{key} stands here twice (first in line {pairs[key][0]})")
-            pairs[key] = (line, inner)
-        return list(pairs.items())
-
-    def value(self, node: yaml.Node) -> Any:
-        loader = Loader("")
-        try:
-            return self.named(loader.construct_object(node, deep=True))
-        except yaml.YAMLError as error:
-            raise self.error(node.start_mark.line + 1, f"cannot be read: {problem_of(error)}") from error
-        finally:
-            loader.dispose()
-
-    def named(self, value: Any) -> Any:
-        """Put numbers where the file refers to names (a share of a whole number is rounded down); other text stays."""
-        if isinstance(value, list):
-            return [self.named(item) for item in value]
-        match = _PRODUCT.fullmatch(value) if isinstance(value, str) else None
-        if not match or match[2] not in self.names:
-            return value
-        known, number = self.names[match[2]], float(match[1] or 1) * self.names[match[2]]
-        return math.floor(number + 1e-9) if isinstance(known, int) else round(number, 6)
-
-    def error(self, line: int, message: str) -> SpaceError:
-        return SpaceError(f"{self.source}:{line}: {message}")
 
 
 def _label(value: Any) -> Scalar:
