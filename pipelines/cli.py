@@ -28,6 +28,8 @@ class Command:
     help: str
     config_module: str | None = None
     """Module of the settings, when it is not the function's."""
+    preset: str | None = None
+    """Preset that the settings start from where none is given."""
     takes_many: bool = False
     """Whether the last of ``positional`` may be given several times."""
     options: tuple[str, ...] = ()
@@ -79,9 +81,14 @@ COMMANDS = (
         "Measure a results file against annotations.",
     ),
     Command(
-        "tune", f"{_HERE}.search.tune", "TuneConfig", "run_tune", ("space", _PRESET),
-        "Search settings with Ray Tune and Optuna.",
+        "tune", f"{_HERE}.study.promotion", "TuneConfig", "run_promoted", ("space", _PRESET),
+        "Search settings with Ray Tune and Optuna, and where asked repeat the best with new seeds.",
         config_module=f"{_HERE}.search.config",
+    ),
+    Command(
+        "study", f"{_HERE}.study.study", "StudyConfig", "run_study", ("study", _PRESET),
+        "Train the rows of a table with several seeds and compare them, the paper's tables among others.",
+        config_module=f"{_HERE}.study.config", preset="study_nano",
     ),
     Command(
         "report", f"{_HERE}.report.report", "ReportConfig", "run_report", (),
@@ -233,7 +240,7 @@ def _load_config(command: Command) -> type[Any]:
 
 def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]]:
     """Split a command's words into the tree of its positional arguments (and preset), its source, and overrides."""
-    from efafnet.platform.configuration import load_preset
+    from efafnet.platform.configuration import load_preset, preset_names
 
     plain, overrides = _split(words)
     arguments: list[Any] = [*plain]
@@ -247,10 +254,14 @@ def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]
     given = {override.partition("=")[0] for override in overrides}
     if twice := sorted(set(named) & given):
         raise UsageError(f"{twice[0]} is given twice: {named[twice[0]]!r} and as {twice[0]}=…; give it once")
-    preset = named.pop(_PRESET, None)
+    preset = named.pop(_PRESET, command.preset)
     if preset is None:
         return dict(named), "", overrides
-    return {**load_preset(preset), **named}, f"{command.name} {preset}", overrides
+    tree = load_preset(preset)
+    if command.name != "train" and preset in preset_names():
+        # The project's presets name trainings; a search or a study that starts from one must not be taken for it.
+        tree.pop("name", None)
+    return {**tree, **named}, f"{command.name} {preset}", overrides
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -326,7 +337,8 @@ def _print_help(command: Command, prefixes: list[str]) -> None:
     console.say()
     console.say(command.help)
     if _PRESET in command.positional:
-        console.say(f"PRESET is the path of a YAML file, or one of: {', '.join(preset_names()) or 'none'}")
+        standard = f"; {command.preset} where none is given" if command.preset else ""
+        console.say(f"PRESET is the path of a YAML file, or one of: {', '.join(preset_names()) or 'none'}{standard}")
     console.say()
     for row in describe(_load_config(command)):
         if prefixes and not any(f"{row.key}.".startswith(f"{prefix}.") for prefix in prefixes):

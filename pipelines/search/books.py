@@ -14,10 +14,9 @@ from efafnet.pipelines.search.ledger import Assignment, Ledger, State
 from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.rundir import RunRecord
+from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.mlflow_client import mlflow_client, quietly
-from efafnet.platform.storage import read_json
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.space import Space
 
@@ -63,24 +62,10 @@ class Books:
 
     def reconcile(self) -> None:
         """Remove MLflow runs of trials that a kill left between their creation and their first note on disk."""
-        uri, parent = self.record.tracking_uri, self.record.mlflow_run_id
-        if uri is None or parent is None:
-            return
-
-        def remove() -> None:
-            client = mlflow_client(uri)
-            experiment = client.get_run(parent).info.experiment_id
-            for run in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=5000):
-                number = int(run.data.tags.get(NUMBER, -1))
-                known = self._run_of(number)
-                if run.info.run_id != (known.mlflow_run_id if known else None):
-                    client.delete_run(run.info.run_id)
-
-        quietly(remove, "looking for what a kill left")
+        remove_orphans(self.record, self.trials_dir)
 
     def _run_of(self, number: int) -> RunRecord | None:
-        file = self.trials_dir / f"{number:04d}" / "run.json"
-        return RunRecord(**read_json(file)) if file.exists() else None
+        return RunDirectory(self.trials_dir / f"{number:04d}").known()
 
     def began(self, assignment: Assignment) -> dict[str, Any]:
         """Prepare a trial and return its job for ``run_trial``."""
@@ -153,3 +138,25 @@ class Books:
     def close(self) -> None:
         """Wait until MLflow has been told everything."""
         self._mlflow.shutdown(wait=True)
+
+
+def remove_orphans(parent: RunRecord, directory: Path) -> None:
+    """Remove those children of an MLflow run that should lie in ``directory``, but whose run directories know nothing
+    of them: a kill came between their creation and the first note on disk."""
+    uri, parent_id = parent.tracking_uri, parent.mlflow_run_id
+    if uri is None or parent_id is None:
+        return
+
+    def remove() -> None:
+        client = mlflow_client(uri)
+        experiment = client.get_run(parent_id).info.experiment_id
+        for run in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent_id}'", max_results=5000):
+            # By the last two names: the whole may have been moved.
+            place = Path(run.data.tags["efafnet.run_dir"])
+            if place.parent.name != directory.name:
+                continue
+            known = RunDirectory(directory / place.name).known()
+            if run.info.run_id != (known.mlflow_run_id if known else None):
+                client.delete_run(run.info.run_id)
+
+    quietly(remove, "looking for what a kill left")

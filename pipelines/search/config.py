@@ -19,7 +19,7 @@ from efafnet.platform.configuration import resolve
 
 TRIALS = 20
 """Trials of a search that does not say how many."""
-_TUNE_ONLY = ("space", "search")
+_TUNE_ONLY = ("space", "search", "promote")
 _MAY_CHANGE = {"trials", "concurrency", "retries", "time_s", "keep", "learn_from"}
 
 
@@ -62,6 +62,38 @@ class SearchConfig(Settings):
         return self.startup or min(10, max(3, (self.trials or TRIALS) // 3))
 
 
+class PromoteConfig(Settings):
+    """From a search's many short runs to a winner that was judged on runs of its own.
+
+    The best of many runs is too good by its luck: finalists are compared on seeds that took no part in choosing them.
+    """
+
+    finalists: int = Field(default=0, ge=0)
+    """Settings that are repeated with new seeds, beside the settings as given; 0 ends with the search."""
+    longer: int = Field(default=0, ge=0)
+    """Best trials that first get one longer run each, which chooses the finalists; 0 lets the search choose them."""
+    repeats: int = Field(default=3, ge=2)
+    """Runs of each finalist, with the same seeds ``seed`` + 1, ``seed`` + 2, …"""
+    samples: int | None = Field(default=None, ge=1)
+    """Training samples of each longer run and each repeat; none for the geometric mean of a trial's and the full
+    run's."""
+    full: bool = False
+    """Train the winner in full, with one more seed, as the run NAME-winner; registered as ``tracking`` says."""
+    full_samples: int | None = Field(default=None, ge=1)
+    """Training samples of a full run; none for all of ``epochs``."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PromoteConfig:
+        if self.finalists == 0 and (self.longer or self.full):
+            raise ValueError("longer and full need finalists: say how many settings are to be repeated, finalists=3")
+        if self.longer and self.longer <= self.finalists:
+            raise ValueError(
+                f"longer = {self.longer} runs cannot choose finalists={self.finalists}; let more trials run longer, or "
+                "leave it out"
+            )
+        return self
+
+
 class TuneConfig(TrainConfig):
     """A search: the settings of a training run, and what of them is searched. Giving the same again continues it."""
 
@@ -70,6 +102,7 @@ class TuneConfig(TrainConfig):
     space: str
     """What is searched: a name (ohkm, lr_schedule, input_size, all, …) or the path of a YAML file."""
     search: SearchConfig = SearchConfig()
+    promote: PromoteConfig = PromoteConfig()
 
     @model_validator(mode="after")
     def _searchable(self) -> TuneConfig:
@@ -117,7 +150,7 @@ class TuneConfig(TrainConfig):
         """
         search = self.search.model_dump(mode="json", exclude=_MAY_CHANGE)
         base = super().identity(train_digest, val_digest)
-        own = {key: value for key, value in base.items() if not key.startswith(("space", "search."))}
+        own = {key: value for key, value in base.items() if not key.startswith(("space", "search.", "promote."))}
         return own | {f"search.{key}": value for key, value in search.items()}
 
 
@@ -168,7 +201,7 @@ def check_trial(trial: TrainConfig, inputs: Inputs) -> None:
     manifest.envelope.check(trial.augmentation, trial.input, any_reduced=manifest.counts.reduced > 0)
 
 
-def automatic_name(config: TuneConfig, space_name: str, identity: Mapping[str, Any]) -> str:
+def automatic_name(config: TrainConfig, space_name: str, identity: Mapping[str, Any]) -> str:
     """A name that the same command gives again and any other does not: ``ohkm-3f9a01c2``."""
     if config.name != "auto":
         return config.name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,16 @@ _STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", 
 
 
 @dataclass(frozen=True)
+class RankedTrial:
+    """A trial that ran to its end."""
+
+    number: int
+    value: float
+    """Its figure."""
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """How a search ended."""
 
@@ -43,6 +53,8 @@ class SearchResult:
     best_preset: Path | None
     """What ``efafnet train`` takes."""
     mlflow_run_id: str | None
+    ranking: tuple[RankedTrial, ...] = ()
+    """Complete trials, best first."""
 
 
 def conclude(books: Books) -> SearchResult:
@@ -58,12 +70,22 @@ def conclude(books: Books) -> SearchResult:
         best_settings=dict(best.user_attrs["settings"]) if best else {},
         best_preset=preset,
         mlflow_run_id=books.record.mlflow_run_id,
+        ranking=_ranking(trials),
     )
     _write_result(books, result)
     books.tidy()
     books.tell_study()
     books.tell_parent(lambda client, run_id: _tell(client, run_id, books, result), "logging the search's result")
     return result
+
+
+def _ranking(trials: Sequence[FrozenTrial]) -> tuple[RankedTrial, ...]:
+    complete = [
+        RankedTrial(trial.number, trial.value, dict(trial.user_attrs["settings"]))
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and trial.value is not None
+    ]
+    return tuple(sorted(complete, key=lambda trial: (-trial.value, trial.number)))
 
 
 def _write_result(books: Books, result: SearchResult) -> None:
@@ -115,7 +137,9 @@ def show(books: Books, result: SearchResult) -> None:
         return
     told = describe(result.best_settings, searched)
     console.say(f"best: trial {result.best_number}, {books.metric} {result.best_value:.4f}, {told}")
-    console.say("one run per setting does not tell small differences from luck: repeat the best with other seeds")
+    if config.promote.finalists == 0:
+        console.say("one run per setting does not tell small differences from luck: promote.finalists=3 repeats the "
+                    "best with new seeds")  # fmt: skip
     console.say(f"train it as it is: efafnet train {result.best_preset} seed=1 name=…")
 
 

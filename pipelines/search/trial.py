@@ -68,8 +68,8 @@ def run_trial(job: dict[str, Any]) -> None:
     config.run_dir.mkdir(parents=True, exist_ok=True)
     training = _Training(config, job["parent_run_id"], job["tags"])
     watch = Watch(config.run_dir)
-    _await_release(config.run_dir)
-    with _logged(config.run_dir / "trial.log"):
+    await_release(config.run_dir)
+    with logged(config.run_dir / "trial.log"):
         _report(watch.new())  # what an interrupted attempt had reached, in case its last figure was not heard
         training.start()
         while training.is_alive():
@@ -81,7 +81,7 @@ def run_trial(job: dict[str, Any]) -> None:
         tune.report({FAILURE: reason_of(training.error), METRIC: float("nan"), SAMPLES: 0})
 
 
-def _await_release(run_dir: Path) -> None:
+def await_release(run_dir: Path) -> None:
     """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run."""
     deadline = time.monotonic() + RELEASE_S
     with (run_dir / ".lock").open("a") as lock:
@@ -120,7 +120,7 @@ class _Training(threading.Thread):
 
 
 @contextmanager
-def _logged(path: Path) -> Iterator[None]:
+def logged(path: Path) -> Iterator[None]:
     """Write what the training says to the trial's own log; the terminal shows the search."""
     with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stderr(file):
         yield

@@ -18,6 +18,7 @@ from efafnet.pipelines.search.outcome import SearchResult, conclude, show
 from efafnet.pipelines.search.searcher import Desk, Rule, StudyScheduler, StudySearch
 from efafnet.pipelines.search.stopping import halving_stops, median_stops
 from efafnet.pipelines.search.trial import PLACEMENT, run_trial
+from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.recording import open_record
 from efafnet.pipelines.training.rundir import RunDirectory
@@ -35,9 +36,9 @@ RELEASE_EVERY_S = 3.0
 """Seconds between two looks for trials that ended and left a reservation."""
 
 
-def run_tune(config: TuneConfig) -> None:
+def run_tune(config: TuneConfig) -> SearchResult:
     """Search and show what was found."""
-    tune(config, shown=show)
+    return tune(config, shown=show)
 
 
 def tune(
@@ -206,7 +207,7 @@ def stopping_rule(config: TuneConfig, inputs: Inputs) -> Rule:
     return lambda _ledger, _number: False
 
 
-def trial_resources(config: TuneConfig) -> dict[str, float]:
+def trial_resources(config: TrainConfig) -> dict[str, float]:
     """What Tune reserves for a trial's own process. With Ray's workers that is nothing but a place on the head node:
     the workers reserve for themselves, and two 1-CPU trials fit a machine with two CPUs exactly.
     """
@@ -215,11 +216,11 @@ def trial_resources(config: TuneConfig) -> dict[str, float]:
     return {"CPU": config.worker.cpus, **({"GPU": 1.0} if _on_gpu(config) else {})}
 
 
-def slots(config: TuneConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> int:
+def slots(config: TrainConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> int:
     """How many trials the cluster has room for at once: Tune does not know what a trial's workers need.
 
     Args:
-        config: the search.
+        config: a trial, or the search.
         nodes: resources of each node; asked of Ray when absent.
     """
     import ray
@@ -230,7 +231,7 @@ def slots(config: TuneConfig, nodes: Sequence[Mapping[str, Any]] | None = None) 
     return max(1, workers // max(1, config.workers))
 
 
-def _on_gpu(config: TuneConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> bool:
+def _on_gpu(config: TrainConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> bool:
     """Whether a trial's workers take GPUs, as ``training.ray_run`` decides it."""
     import ray
 

@@ -1,0 +1,59 @@
+"""From the files of runs to what the statistics take: their figures, and the same on other draws of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efafnet.pipelines.evaluation.bootstrap import FIGURES, resample
+from efafnet.pipelines.evaluation.columns import detections
+from efafnet.pipelines.evaluation.matching import match
+from efafnet.pipelines.study.runs import figure_of, has_images, is_done, predictions_of
+from efafnet.pipelines.study.statistics import Measured
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.validation import reference_of
+
+PERCENT = 100.0
+"""Figures are compared in percent, as papers print them."""
+
+
+def measure(
+    rows: Iterable[str],
+    runs: Mapping[tuple[str, int], TrainConfig],
+    inputs: Inputs,
+    *,
+    metric: str,
+    bootstrap: int,
+) -> list[Measured]:
+    """Collect the figures of all runs that are done, in percent.
+
+    Args:
+        rows: names of the rows, in order; those without runs are empty.
+        runs: by row and seed.
+        inputs: the stores.
+        metric: the figure that counts.
+        bootstrap: draws of the validation images; 0 for none, and none for figures that are not kept image by image.
+    """
+    by_image = has_images(inputs)
+    done = {key: run for key, run in runs.items() if is_done(run, by_image)}
+    drawn = by_image and bootstrap > 0 and metric in FIGURES
+    draws = {key: _draws(run, inputs, metric, bootstrap) for key, run in done.items()} if drawn else {}
+    return [
+        Measured(
+            name,
+            {seed: PERCENT * figure_of(run, metric) for (row, seed), run in done.items() if row == name},
+            {seed: each for (row, seed), each in draws.items() if row == name},
+        )
+        for name in rows
+    ]
+
+
+def _draws(run: TrainConfig, inputs: Inputs, metric: str, replicates: int) -> NDArray[np.float64]:
+    """The run's figure on each draw, percent; the same draws for every run of the same store."""
+    assert inputs.val is not None, "runs are measured on a validation store"
+    truth = reference_of(inputs.val.path, inputs.val.digest).truth
+    table = match(truth, detections(predictions_of(run), truth))
+    return PERCENT * resample(table, replicates=replicates)[:, FIGURES.index(metric)]

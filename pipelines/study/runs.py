@@ -1,0 +1,191 @@
+"""A set of training runs side by side: as many at a time as the cluster has room for, each going on where it stood.
+
+A run is one Ray task that trains (in itself, or on Ray Train's workers), predicts the validation store and leaves its
+figures on disk. What is on disk is all there is to know: after a kill the same set is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from efafnet.pipelines.evaluation.evaluate import PREDICTIONS, EvaluateConfig, evaluate
+from efafnet.pipelines.evaluation.scoring import ScoringConfig
+from efafnet.pipelines.evaluation.store_prediction import WorkersConfig
+from efafnet.pipelines.evaluation.trained import open_store
+from efafnet.pipelines.search.searcher import reason_of
+from efafnet.pipelines.search.trial import await_release, logged
+from efafnet.pipelines.search.tune import slots, trial_resources
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
+from efafnet.pipelines.training.validation import reference_of
+from efafnet.platform import console
+from efafnet.platform.cluster import connect
+from efafnet.platform.storage import read_json, write_text
+
+_FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a set of runs is run."""
+
+    parent_run_id: str | None
+    """MLflow run that they are children of."""
+    metric: str
+    """The validation figure that counts."""
+    concurrency: int | None = None
+    """Runs at a time; None for as many as the cluster has room for."""
+    retries: int = 2
+    """Times that a run whose process died starts again."""
+    keep: bool = False
+    """Whether checkpoints stay once a run is measured."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of each run in MLflow."""
+
+
+def run_all(runs: Sequence[TrainConfig], inputs: Inputs, how: Running) -> dict[str, str]:
+    """Bring every run to its end; those that have ended are left alone.
+
+    Returns:
+        Why runs failed, by run name. A failure is not remembered: the same set given again tries again.
+
+    Raises:
+        ValueError: a run's directory holds a run with other settings or data.
+        OSError: no Ray.
+    """
+    for run in runs:
+        directory = RunDirectory(run.run_dir)
+        if directory.known() is not None:
+            directory.claim(inputs.identity(run))
+    by_image = has_images(inputs)
+    left = [run for run in runs if not is_done(run, by_image)]
+    if not left:
+        return {}
+    there = connect(left[0].cluster, show_workers=False)  # each run has its own log
+    # Nobody drains a Ray that lives and dies with this program, and each watcher is one process more.
+    environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if there.is_local else {}
+    at_once = min(len(left), how.concurrency or slots(left[0]))
+    console.note(f"{there}; {len(runs)} runs, {len(runs) - len(left)} of them done; {at_once} at a time")
+    jobs = [
+        {
+            "train": run.model_dump_json(),
+            "parent_run_id": how.parent_run_id,
+            "tags": dict(how.tags),
+            "keep": how.keep,
+            "by_image": by_image,
+            "environment": environment,
+        }
+        for run in left
+    ]
+    failures: dict[str, str] = {}
+
+    def ended(index: int, failure: str) -> None:
+        run = left[index]
+        told = f"FAILED: {failure}" if failure else f"{how.metric} {figure_of(run, how.metric):.4f}"
+        failures.update({run.name: failure} if failure else {})
+        console.note(f"{run.tracking.run_name or run.name}: {told}")
+
+    _run_tasks(jobs, trial_resources(left[0]), at_once, how.retries, ended)
+    return failures
+
+
+def _run_tasks(
+    jobs: Sequence[dict[str, Any]],
+    resources: Mapping[str, float],
+    at_once: int,
+    retries: int,
+    ended: Callable[[int, str], None],
+) -> None:
+    """Run ``run_one`` on each job, at most ``at_once`` at a time; ``ended`` hears each one's number and failure."""
+    import ray
+
+    custom = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
+    # A process of its own for each run: nothing of one reaches the next.
+    task = ray.remote(max_calls=1)(run_one).options(
+        num_cpus=resources.get("CPU", 0), num_gpus=resources.get("GPU", 0), resources=custom, max_retries=retries
+    )
+    waiting = deque(enumerate(jobs))
+    live: dict[ray.ObjectRef[str], int] = {}
+    try:
+        while waiting or live:
+            while waiting and len(live) < at_once:
+                index, job = waiting.popleft()
+                live[task.remote(job)] = index
+            done, _ = ray.wait(list(live), num_returns=1)
+            for reference in done:
+                try:
+                    failure = str(ray.get(reference))
+                except ray.exceptions.RayError as error:
+                    failure = reason_of(error)
+                ended(live.pop(reference), failure)
+    finally:
+        for reference in live:
+            ray.cancel(reference, force=True)
+
+
+def run_one(job: dict[str, Any]) -> str:
+    """Train and measure one run; returns why that failed, or nothing."""
+    from efafnet.pipelines.training.ray_run import train
+
+    os.environ.update(job["environment"])
+    config = TrainConfig.model_validate_json(job["train"])
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    await_release(config.run_dir)
+    with logged(config.run_dir / "run.log"):
+        try:
+            result = train(config, parent_run_id=job["parent_run_id"], tags=job["tags"])
+            if job["by_image"]:
+                _predict(config, result)
+        except Exception as error:
+            return reason_of(error)
+    if not job["keep"]:
+        shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
+        for link in ("best", "latest"):
+            (config.run_dir / link).unlink(missing_ok=True)
+    return ""
+
+
+def _predict(config: TrainConfig, result: TrainResult) -> None:
+    """Leave the run's predictions on the validation store beside its figures, for the bootstrap over images."""
+    file = config.run_dir / PREDICTIONS
+    if file.exists() or config.data.val is None:
+        return
+    # Ray's own workers may have GPUs that this process has not.
+    workers = WorkersConfig(
+        distributed=config.workers > 0, count=max(1, config.workers), cpus=config.worker.cpus, reader=config.reader
+    )
+    wanted = EvaluateConfig(
+        checkpoint=result.checkpoint, data=config.data.val, workers=workers, scoring=_FIGURES_ONLY, overlays=0
+    )
+    done = evaluate(wanted, open_store(config.data.val))
+    write_text(file, json.dumps(done.results, separators=(",", ":")) + "\n")
+
+
+# ---- what runs left
+
+
+def has_images(inputs: Inputs) -> bool:
+    """Whether figures can be told image by image: OKS AP can, PCKh is not kept so."""
+    return inputs.val is not None and reference_of(inputs.val.path, inputs.val.digest).format != "mpii"
+
+
+def is_done(run: TrainConfig, by_image: bool) -> bool:
+    """Whether a run has ended and is measured."""
+    return RunDirectory(run.run_dir).result_file.exists() and (not by_image or (run.run_dir / PREDICTIONS).exists())
+
+
+def figure_of(run: TrainConfig, metric: str) -> float:
+    """The validation figure at the end of a run that is done."""
+    return float(read_json(RunDirectory(run.run_dir).result_file)["metrics"][metric])
+
+
+def predictions_of(run: TrainConfig) -> list[dict[str, Any]]:
+    """Its COCO results on the validation store."""
+    return list(read_json(run.run_dir / PREDICTIONS))

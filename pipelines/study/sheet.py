@@ -1,0 +1,179 @@
+"""A study's table as people read it: on the terminal, in Markdown, in the report, and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from efafnet.pipelines.study.config import Plan
+from efafnet.pipelines.study.statistics import Comparison, Difference, Span, Standing, rank_correlation
+from efafnet.platform import console
+
+SHEET_FILE = "study/result.json"
+"""Where a study's MLflow run keeps its result among its artifacts."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table with what must be read beside it."""
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    """Heading and explanation of each column."""
+    rows: tuple[tuple[str, ...], ...]
+    texts: tuple[str, ...]
+    """Sentences under the table."""
+
+    def show(self) -> None:
+        """Print it."""
+        console.table([name for name, _ in self.columns], self.rows, title=self.title)
+        for text in self.texts:
+            console.say(text)
+
+    def markdown(self) -> str:
+        """The same as Markdown."""
+        lines = [f"## {self.title}", "", _line([name for name, _ in self.columns])]
+        lines.append(_line(["---"] * len(self.columns)))
+        lines += [_line(row) for row in self.rows]
+        return "\n".join([*lines, "", *(f"- {text}" for text in self.texts)]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def sheet_of(
+    title: str, plans: Sequence[Plan], found: Comparison, circumstances: Sequence[str], failures: Mapping[str, str]
+) -> Sheet:
+    """Lay out a comparison.
+
+    Args:
+        title: heading.
+        plans: all rows, those that do not run included.
+        found: what was measured.
+        circumstances: on what it was measured.
+        failures: why runs failed, by a name that says which.
+    """
+    standings = {row.name: row for row in found.rows}
+    base = next((plan.row.paper for plan in plans if plan.row.name == found.baseline), None)
+    rows = [_row(plan, standings.get(plan.row.name), base, found.baseline) for plan in plans]
+    columns = list(_columns(found))
+    if all(plan.row.paper is None for plan in plans):
+        rows = [[cell for cell, name in zip(row, columns, strict=True) if "paper" not in name[0]] for row in rows]
+        columns = [column for column in columns if "paper" not in column[0]]
+    texts = [*circumstances, *_noise(found), *verdicts(found), *_order(plans, standings)]
+    texts += [f"{name} failed: {reason}" for name, reason in failures.items()]
+    texts += [f"{plan.row.name}: not run, {plan.why}" for plan in plans if plan.why]
+    texts += [f"{plan.row.name}: {plan.row.note}" for plan in plans if plan.row.note]
+    return Sheet(title, tuple(columns), tuple(tuple(row) for row in rows), tuple(texts))
+
+
+def _columns(found: Comparison) -> tuple[tuple[str, str], ...]:
+    mass = f"{100 * found.confidence:g} %"
+    return (
+        ("row", "what was trained"),
+        ("paper", "the paper's figure, percent"),
+        ("measured", "mean over seeds, percent"),
+        ("±", f"half the {mass} interval of that mean by seeds, on these validation images"),
+        ("runs", "runs that ended"),
+        ("paper diff.", "the paper's figure minus its figure of the baseline"),
+        ("diff.", f"measured, minus {found.baseline}, seed by seed"),
+        (f"{mass} of diff.", "interval of the difference by seeds and images together, this difference alone"),
+        ("p", "probability of so large a difference between equal settings, by Holm's correction for the whole table"),
+        ("told apart", f"whether p is below {1 - found.confidence:.2g}"),
+        ("more seeds", "further seeds after which a true difference of this size would stand out every second time"),
+        ("M params", "parameters in millions, without auxiliary heads; in brackets the paper's"),
+        ("GMAC", "multiply-adds of one crop in 10^9"),
+    )
+
+
+def _row(plan: Plan, standing: Standing | None, paper_base: float | None, baseline: str) -> list[str]:
+    paper = plan.row.paper
+    gain = paper - paper_base if paper is not None and paper_base is not None else None
+    known = f" ({plan.row.paper_params_m:g})" if plan.row.paper_params_m is not None else ""
+    cost = ["", ""] if plan.cost is None else [f"{plan.cost.params_m:.3g}{known}", f"{plan.cost.gmac:.3g}"]
+    if standing is None:
+        measured = ["not run" if plan.why else "failed", "", "0"]
+    else:
+        measured = [f"{standing.mean:.1f}", f"{standing.span.half:.1f}" if standing.span else "?", str(standing.runs)]
+    is_base = plan.row.name == baseline
+    difference = standing.difference if standing else None
+    return [
+        plan.row.name,
+        "" if paper is None else f"{paper:.1f}",
+        *measured,
+        "" if gain is None or is_base else f"{gain:+.1f}",
+        *(["baseline", "", "", "", ""] if is_base else _judgement(difference)),
+        *cost,
+    ]
+
+
+def _judgement(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return [""] * 5
+    if difference.p_holm is None:
+        return [f"{difference.value:+.1f}", "?", "?", "?", "?"]
+    more = {None: "more images", 0: ""}.get(difference.further_runs, str(difference.further_runs))
+    p = f"{difference.p_holm:.3f}" if difference.p_holm >= 0.001 else "< 0.001"
+    return [f"{difference.value:+.1f}", ends(difference.span), p, "yes" if difference.distinguishable else "no", more]
+
+
+def ends(span: Span | None) -> str:
+    """An interval as text."""
+    return "?" if span is None else f"{span.low:+.1f} to {span.high:+.1f}"
+
+
+def _noise(found: Comparison) -> list[str]:
+    noise = found.noise
+    if noise is None:
+        return ["one run per row: nothing here tells a difference from luck; give seeds=3 or more"]
+    text = f"seeds of one row lie apart by {noise.within:.2f} points (standard deviation, {noise.within_df} df)"
+    if noise.residual_df == 0:
+        return [f"{text}; one row alone, or no seed in common, leaves nothing to compare"]
+    return [
+        f"{text}; the difference of two single runs with the same seed scatters by {noise.of_pair:.2f} "
+        f"({noise.residual_df} df, pooled over the rows)"
+    ]
+
+
+def verdicts(found: Comparison) -> list[str]:
+    """Say which differences are more than luck."""
+    judged = [row for row in found.rows if row.difference is not None and row.difference.p_holm is not None]
+    if not judged:
+        return []
+    what = f"at {100 * found.confidence:g} % (Holm over {len(judged)} difference{'s'[: len(judged) != 1]})"
+    told = [f"{row.name} ({row.difference.value:+.1f})" for row in found.distinguishable if row.difference]
+    open_ = [row.name for row in judged if row.difference and not row.difference.distinguishable]
+    texts = [f"told apart from {found.baseline} {what}: {', '.join(told) or 'none'}"]
+    return [*texts, f"NOT told apart from {found.baseline}: {', '.join(open_)}"] if open_ else texts
+
+
+def _order(plans: Sequence[Plan], standings: Mapping[str, Standing]) -> list[str]:
+    both = [(p.row.paper, standings[p.row.name].mean) for p in plans if p.row.paper and p.row.name in standings]
+    correlation = rank_correlation([one for one, _ in both], [other for _, other in both])
+    if correlation is None:
+        return []
+    return [f"rank correlation of the measured column with the paper's over {len(both)} rows: {correlation:+.2f}"]
+
+
+def to_json(plans: Sequence[Plan], found: Comparison, sheet: Sheet, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything at full precision; figures in percent."""
+    standings = {row.name: row for row in found.rows}
+    rows = []
+    for plan in plans:
+        standing = standings.get(plan.row.name)
+        row: dict[str, Any] = {"name": plan.row.name, "key": plan.row.key, "paper": plan.row.paper}
+        row |= {"settings": plan.row.settings, "network": plan.row.network, "note": plan.row.note, "not_run": plan.why}
+        if plan.cost is not None:
+            row |= {"params_m": plan.cost.params_m, "gmac": plan.cost.gmac}
+        rows.append({**row, **({} if standing is None else asdict(standing))})
+    return {
+        **facts,
+        "unit": "percent",
+        "baseline": found.baseline,
+        "confidence": found.confidence,
+        "noise": None if found.noise is None else asdict(found.noise),
+        "rows": rows,
+        "sheet": asdict(sheet),
+    }

@@ -1,0 +1,192 @@
+"""``efafnet study``: rows of settings, each trained with the same seeds, beside the paper's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efafnet.models.variants import VARIANTS
+from efafnet.pipelines.search.books import STAGE, remove_orphans
+from efafnet.pipelines.search.config import automatic_name
+from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
+from efafnet.pipelines.study.measure import measure
+from efafnet.pipelines.study.people import synthetic_people
+from efafnet.pipelines.study.runs import Running, run_all
+from efafnet.pipelines.study.scale import scale_note
+from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet, sheet_of, to_json
+from efafnet.pipelines.study.statistics import Comparison, compare
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.inputs import Inputs, open_inputs
+from efafnet.pipelines.training.job import plan_of
+from efafnet.pipelines.training.recording import fail_record, open_record
+from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
+from efafnet.platform import console
+from efafnet.platform.configuration import absolute_paths, to_yaml
+from efafnet.platform.mlflow_client import mlflow_client, quietly
+from efafnet.platform.storage import write_json, write_text
+from efafnet.platform.tracking import finish_run
+from efafnet.tune_spaces.study import Study, load_study
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+RUNS = "runs"
+"""Directory of the runs' directories, in the study's."""
+RESULT = "result.json"
+TABLE = "table.md"
+"""The table as Markdown, in the study's directory."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """How a study ended."""
+
+    directory: Path
+    found: Comparison
+    sheet: Sheet
+    failures: dict[str, str]
+    """Why runs failed, by run name."""
+    mlflow_run_id: str | None
+
+
+def run_study(config: StudyConfig) -> int:
+    """Run a study, show its table; 1 where runs failed."""
+    result = study(config)
+    result.sheet.show()
+    console.say(f"table: {result.directory / TABLE}, everything at full precision: {result.directory / RESULT}")
+    if result.failures:
+        console.warn(f"{len(result.failures)} runs failed; the same command tries them again")
+    return 1 if result.failures else 0
+
+
+def study(config: StudyConfig) -> StudyResult:
+    """Run what is left of a study and compare its rows.
+
+    Raises:
+        ValueError: the file, the settings, the stores or the directory do not fit together.
+        OSError: no Ray, no tracking store, or a file system that refuses.
+        KeyboardInterrupt: it was interrupted; the same command continues it.
+    """
+    config = absolute_paths(config)
+    if config.data.train is None:
+        config = config.model_copy(update={"data": synthetic_people(config)})
+    inputs = open_inputs(config)
+    rows = load_study(config.study, names_of(config, inputs))
+    config = config.model_copy(update={"name": automatic_name(config, rows.name, inputs.identity(config))})
+    console.note(f"study {config.name}: {rows.about}")
+    return compare_rows(config, inputs, rows)
+
+
+def compare_rows(config: StudyConfig, inputs: Inputs, rows: Study, *, parent_run_id: str | None = None) -> StudyResult:
+    """Run what is left of a study whose rows, name and paths are settled; errors as ``study``.
+
+    Args:
+        config: the study.
+        inputs: its stores.
+        rows: what is compared.
+        parent_run_id: MLflow run that the study belongs to.
+    """
+    plans = plan_rows(rows, config, config.base(), inputs)
+    directory = RunDirectory(config.run_dir)
+    with directory.locked():
+        record = directory.claim(inputs.identity(config))
+        record = open_record(config, inputs, record, parent_run_id=parent_run_id, tags={STAGE: "study"})
+        directory.record(record, to_yaml(config))
+        try:
+            return _conduct(config, inputs, rows, plans, record)
+        except BaseException as error:
+            fail_record(record, interrupted=isinstance(error, KeyboardInterrupt))
+            raise
+
+
+def names_of(config: TrainConfig, inputs: Inputs) -> dict[str, float]:
+    """What numbers in a study's file may refer to."""
+    steps = plan_of(config, inputs).full_steps
+    return {"num_joints": inputs.skeleton.num_joints, "epochs": float(config.epochs), "steps": steps}
+
+
+def seeds_of(config: StudyConfig) -> list[int]:
+    """The seeds of every row."""
+    return list(range(config.seed, config.seed + config.seeds))
+
+
+def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[Plan], record: RunRecord) -> StudyResult:
+    """Run all rows with all seeds, compare them, and write down what came out."""
+    seeds = seeds_of(config)
+    metric = config.validation.metric or inputs.metric
+    place = config.run_dir / RUNS
+    runs = runs_of(plans, seeds, place)
+    remove_orphans(record, place)
+    how = Running(
+        parent_run_id=record.mlflow_run_id,
+        metric=metric,
+        concurrency=config.concurrency,
+        retries=config.retries,
+        keep=config.keep == "all",
+        tags={STAGE: "repeat"},
+    )
+    failures = run_all(list(runs.values()), inputs, how)
+    names = [plan.row.name for plan in plans]
+    measured = measure(names, runs, inputs, metric=metric, bootstrap=config.bootstrap)
+    found = compare(measured, rows.baseline, confidence=config.confidence)
+    told = circumstances(config, inputs, plans, seeds, metric)
+    sheet = sheet_of(f"{rows.name}: {rows.about}", plans, found, told, failures)
+    facts = {"study": rows.name, "about": rows.about, "seeds": list(seeds), "metric": metric, "measured_on": told,
+             "failures": failures, "mlflow_run_id": record.mlflow_run_id}  # fmt: skip
+    content = to_json(plans, found, sheet, facts)
+    write_json(config.run_dir / RESULT, content)
+    write_text(config.run_dir / TABLE, sheet.markdown())
+    _tell_mlflow(record, rows, plans, found, content, sheet)
+    return StudyResult(config.run_dir, found, sheet, failures, record.mlflow_run_id)
+
+
+def circumstances(
+    config: TrainConfig, inputs: Inputs, plans: Sequence[Plan], seeds: Sequence[int], metric: str
+) -> list[str]:
+    """On what the figures were measured: a table without this says nothing."""
+    assert inputs.val is not None, "rows are compared on a validation store"
+    plan = plan_of(config, inputs)
+    samples = plan.steps * config.batch_size
+    images = inputs.val.manifest.counts.images
+    named = [VARIANTS[plan.row.network] for plan in plans if plan.config is not None and plan.row.network is not None]
+    papers = " (the paper: 150 of COCO)" if named else ""
+    optimizer, schedule = config.optimizer, config.schedule
+    return [
+        f"measured: {metric} in percent on {inputs.val.path.name}, {inputs.val.num_persons} persons in {images} images "
+        f"(digest {inputs.val.digest[:12]}), at the end of each run; trained on {inputs.train.num_persons} persons of "
+        f"{inputs.train.path.name} (digest {inputs.train.digest[:12]}), data sets "
+        f"{', '.join(sorted({source.data_set for source in inputs.train.manifest.sources}))}",
+        f"budget: {samples} samples per run, {samples / inputs.train.num_persons:.3g} epochs{papers}; "
+        f"batch {config.batch_size}, peak rate {optimizer.lr:g}, {schedule.kind}, {config.precision}; seeds "
+        f"{', '.join(map(str, seeds))}, the same for all rows",
+        *([scale_note(named, config)] if named else []),
+    ]
+
+
+def _tell_mlflow(
+    record: RunRecord,
+    rows: Study,
+    plans: Sequence[Plan],
+    found: Comparison,
+    content: dict[str, Any],
+    sheet: Sheet,
+) -> None:
+    """Put the result on the study's own run, and end it."""
+    uri, run_id = record.tracking_uri, record.mlflow_run_id
+    if uri is None or run_id is None:
+        return
+
+    def tell(client: MlflowClient) -> None:
+        client.log_dict(run_id, content, SHEET_FILE)
+        client.log_text(run_id, sheet.markdown(), f"study/{TABLE}")
+        client.log_text(run_id, rows.text, f"study/{rows.name}.yaml")
+        keys = {plan.row.name: plan.row.key for plan in plans}
+        for standing in found.rows:
+            client.log_metric(run_id, f"mean/{keys[standing.name]}", standing.mean)
+            if standing.difference is not None:
+                client.log_metric(run_id, f"difference/{keys[standing.name]}", standing.difference.value)
+
+    quietly(lambda: tell(mlflow_client(uri)), "logging the study's result")
+    finish_run(uri, run_id)
