@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from mlflow.entities import Metric
 from efafnet.pipelines.report.data import ReportError, RunData, differing, load_runs
 from efafnet.pipelines.report.figures import run_charts, study_charts
 from efafnet.pipelines.report.report import ReportConfig, remarks, run_report
-from efafnet.pipelines.report.tables import duration, run_table, runs_of, setting_text
+from efafnet.pipelines.report.tables import duration, grouped, run_table, setting_text
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json, study_to_json
+from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import create_run, dataset_input, finish_run, prepare_tracking
 
@@ -143,9 +145,24 @@ def test_a_search_brings_its_trials(store: Store) -> None:
     store.run("#0", [0.2], parent=parent, tags={"efafnet.stage": "trial"})
     store.run("#1", [0.3], parent=parent, tags={"efafnet.stage": "trial"})
     assert [run.name for run in store.runs(names=["find"])] == ["find", "#0", "#1"]
-    plain, searches = runs_of(store.runs())
+    groups = grouped(store.runs())
+    plain, searches = groups.plain, groups.searches
     assert [run.name for run in plain] == ["alone"]
     assert [(search.name, [run.name for run in trials]) for search, trials in searches] == [("find", ["#0", "#1"])]
+
+
+def test_a_searchs_finals_are_a_study_of_their_own(store: Store) -> None:
+    search = store.run("find", [], tags={"efafnet.stage": "search"})
+    store.run("#0", [0.2], parent=search, tags={"efafnet.stage": "trial"})
+    store.run("longer: #0", [0.3], parent=search, tags={"efafnet.stage": "longer"})
+    finals = store.run("find finals", [], parent=search, tags={"efafnet.stage": "study"})
+    store.run("as given, seed 1", [0.3], parent=finals, tags={"efafnet.stage": "repeat"})
+    groups = grouped(store.runs(names=["find"]))
+    assert groups.plain == []
+    assert [[run.name for run in trials] for _, trials in groups.searches] == [["#0"]]
+    assert [(study.name, [run.name for run in runs]) for study, runs in groups.studies] == [
+        ("find finals", ["as given, seed 1"])
+    ]
 
 
 def test_a_study_survives_its_journey_as_json() -> None:
@@ -286,6 +303,22 @@ def whole(store: Store) -> Path:
     out = store.place / "page.html"
     run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
     return out
+
+
+def test_a_studys_table_is_shown_with_its_intervals(store: Store) -> None:
+    parent = store.run("table", [], tags={"efafnet.stage": "study"})
+    store.run("a, seed 0", [0.4], parent=parent, tags={"efafnet.stage": "repeat"})
+    out = store.place / "page.html"
+    run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
+    assert "1 runs so far. The study has not yet put its table into MLflow." in out.read_text()
+    sheet = Sheet("mine: rows", (("row", "what"), ("diff.", "minus a")), (("a", "baseline"), ("b", "+1.5")), ("<so>",))
+    store.client.log_dict(parent, {"sheet": asdict(sheet)}, SHEET_FILE)
+    run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
+    body = re.sub(r"<script>.*?</script>", "", out.read_text(), flags=re.DOTALL)
+    assert "mine: rows" in body
+    assert "&lt;so&gt;" in body
+    assert '<th title="minus a"' in body
+    assert '<td class="number" data-sort="1.5">+1.5</td>' in body
 
 
 def test_the_page_holds_everything_and_needs_no_network(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efafnet.pipelines.search.study_file import STUDY_FILE
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -42,7 +40,8 @@ class RunData:
     duration_s: float | None
     parent_id: str | None
     stage: str
-    """The tag ``efafnet.stage``: train, trial or search; empty for runs that do not say."""
+    """The tag ``efafnet.stage``: train, trial or longer (of a search), search, repeat (of a study), study; empty for
+    runs that do not say."""
     params: dict[str, str]
     metrics: dict[str, float]
     """Last value of each metric."""
@@ -116,7 +115,9 @@ def load_runs(
             if name not in known:
                 raise ReportError(f"experiment {experiment!r} has no run {name!r}; there are {_list(runs)}")
         chosen = {run.info.run_id for run in runs if run.info.run_id in wanted or run.info.run_name in wanted}
-        runs = [run for run in runs if run.info.run_id in chosen or run.data.tags.get(_PARENT) in chosen]
+        for _ in range(2):  # a search's finals have runs of their own
+            chosen |= {run.info.run_id for run in runs if run.data.tags.get(_PARENT) in chosen}
+        runs = [run for run in runs if run.info.run_id in chosen]
     return [_read(client, run) for run in reversed(runs)]
 
 
@@ -179,13 +180,12 @@ def differing(runs: Sequence[RunData]) -> list[str]:
     ]
 
 
-def load_study(client: MlflowClient, run_id: str) -> dict[str, Any] | None:
-    """The study that a search left among its artifacts, or None."""
-    folder, _, name = STUDY_FILE.rpartition("/")
-    if all(each.path != STUDY_FILE for each in client.list_artifacts(run_id, folder)):
+def load_json(client: MlflowClient, run_id: str, path: str) -> dict[str, Any] | None:
+    """A JSON file among a run's artifacts, or None where it is not there (yet)."""
+    if all(each.path != path for each in client.list_artifacts(run_id, path.rpartition("/")[0])):
         return None
     with tempfile.TemporaryDirectory() as place:
-        content = json.loads(Path(client.download_artifacts(run_id, f"{folder}/{name}", place)).read_text())
+        content = json.loads(Path(client.download_artifacts(run_id, path, place)).read_text())
     return dict(content)
 
 

@@ -14,8 +14,16 @@ from pydantic import Field
 from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.protocols import NONE_NAMED, PROTOCOL_TAG, compared
 from efafnet.pipelines.report.data import RunData, differing, load_runs
-from efafnet.pipelines.report.sections import Section, run_section, search_section
-from efafnet.pipelines.report.tables import duration, figure_name, figure_text, runs_of, setting_text, varied_settings
+from efafnet.pipelines.report.sections import Section, run_section, search_section, study_section
+from efafnet.pipelines.report.tables import (
+    Grouped,
+    duration,
+    figure_name,
+    figure_text,
+    grouped,
+    setting_text,
+    varied_settings,
+)
 from efafnet.pipelines.search.naming import short_names
 from efafnet.platform import console
 from efafnet.platform.mlflow_client import mlflow_client
@@ -65,31 +73,36 @@ def render(config: ReportConfig, uri: str, client: MlflowClient, runs: Sequence[
     import markupsafe
     from plotly.offline import get_plotlyjs
 
-    plain, searches = runs_of(runs)
+    groups = grouped(runs)
     sections: list[Section] = []
-    if plain:
-        sections.append(run_section(client, plain, config.pictures))
-    sections += [search_section(client, search, trials) for search, trials in searches]
+    if groups.plain:
+        sections.append(run_section(client, groups.plain, config.pictures))
+    sections += [study_section(client, study, repeats) for study, repeats in groups.studies]
+    sections += [search_section(client, search, trials) for search, trials in groups.searches]
     template = (resources.files("efafnet.pipelines.report") / "page.html").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=config.title,
         subtitle=f"{config.experiment} at {uri}, written {time.strftime('%Y-%m-%d %H:%M')}",
-        headline=_headline(plain, searches),
+        headline=_headline(groups),
         remarks=remarks(runs),
         sections=sections,
         plotly_js=markupsafe.Markup(get_plotlyjs()),
     )
 
 
-def _headline(plain: Sequence[RunData], searches: Sequence[tuple[RunData, list[RunData]]]) -> list[tuple[str, str]]:
-    trials = [trial for _, each in searches for trial in each]
-    best = max((run for run in [*plain, *trials] if run.figure is not None), key=lambda r: r.figure or 0, default=None)
-    seconds = sum(run.duration_s or 0 for run in [*plain, *trials])
-    facts = [("training runs", str(len(plain))), ("searches", str(len(searches))), ("trials", str(len(trials)))]
+def _headline(groups: Grouped) -> list[tuple[str, str]]:
+    trials = [trial for _, each in groups.searches for trial in each]
+    repeats = [run for _, each in groups.studies for run in each]
+    every = [*groups.plain, *trials, *repeats]
+    best = max((run for run in every if run.figure is not None), key=lambda r: r.figure or 0, default=None)
+    facts = [("training runs", str(len(groups.plain))), ("searches", str(len(groups.searches)))]
+    facts.append(("trials", str(len(trials))))
+    if groups.studies:
+        facts += [("studies", str(len(groups.studies))), ("runs in studies", str(len(repeats)))]
     if best is not None:
         facts.insert(0, (f"best validation AP: {best.name}", figure_text(best.figure)))
-    return [*facts, ("of training, all runs added up", duration(seconds))]
+    return [*facts, ("of training, all runs added up", duration(sum(run.duration_s or 0 for run in every)))]
 
 
 def remarks(runs: Sequence[RunData]) -> list[str]:
@@ -139,8 +152,11 @@ def _noise(runs: Sequence[RunData]) -> str:
 
 def show(runs: Sequence[RunData]) -> None:
     """Print the runs, best first, with the settings that differ."""
-    plain, searches = runs_of(runs)
-    for title, group in [("runs", plain), *((f"search {search.name}", trials) for search, trials in searches)]:
+    groups = grouped(runs)
+    titled = [("runs", groups.plain)]
+    titled += [(f"study {study.name}", repeats) for study, repeats in groups.studies]
+    titled += [(f"search {search.name}", trials) for search, trials in groups.searches]
+    for title, group in titled:
         if not group:
             continue
         keys = varied_settings(group)

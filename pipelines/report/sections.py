@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import markupsafe
 
-from efafnet.pipelines.report.data import RunData, load_study, pictures
+from efafnet.pipelines.report.data import RunData, load_json, pictures
 from efafnet.pipelines.report.figures import Chart, run_charts, study_charts
-from efafnet.pipelines.report.tables import Table, run_table
+from efafnet.pipelines.report.tables import Cell, Column, Row, Table, run_table
 from efafnet.pipelines.search.naming import describe
-from efafnet.pipelines.search.study_file import study_from_json
+from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json
+from efafnet.pipelines.study.sheet import SHEET_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +69,7 @@ def run_section(client: MlflowClient, runs: Sequence[RunData], limit: int) -> Se
 
 def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunData]) -> Section:
     """A search and its trials."""
-    content = load_study(client, search.run_id)
+    content = load_json(client, search.run_id, STUDY_FILE)
     texts = [_summary(content, trials)]
     names = _names(content) if content else {}
     charts = study_charts(study_from_json(content), names) if content else []
@@ -85,6 +86,25 @@ def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunDa
         else "",
         _drawn([*charts, *[chart for chart in run_charts(trials) if chart.title != "Validation AP" or not charts]]),
     )
+
+
+def study_section(client: MlflowClient, study: RunData, repeats: Sequence[RunData]) -> Section:
+    """A study: the table that compares its rows, or its runs as long as there is none."""
+    content, anchor = load_json(client, study.run_id, SHEET_FILE), f"study-{study.run_id[:8]}"
+    if content is None:
+        told = [f"{len(repeats)} runs so far. The study has not yet put its table into MLflow."]
+        return Section(f"Study {study.name}", anchor, told, run_table(repeats) if repeats else None)
+    sheet = content["sheet"]
+    rows = [Row([_cell(text) for text in row], best=False) for row in sheet["rows"]]
+    table = Table([Column(name, about) for name, about in sheet["columns"]], rows)
+    return Section(f"Study {study.name}", anchor, [sheet["title"], *sheet["texts"]], table)
+
+
+def _cell(text: str) -> Cell:
+    try:
+        return Cell(text, str(float(text)), "number")
+    except ValueError:
+        return Cell(text, text)
 
 
 def _summary(content: dict[str, Any] | None, trials: Sequence[RunData]) -> str:

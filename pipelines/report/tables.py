@@ -46,12 +46,29 @@ class Table:
     rows: list[Row]
 
 
-def runs_of(runs: Sequence[RunData]) -> tuple[list[RunData], list[tuple[RunData, list[RunData]]]]:
-    """Split runs into trainings that stand alone and searches with their trials."""
+@dataclass(frozen=True)
+class Grouped:
+    """The runs of a report by what they belong to."""
+
+    plain: list[RunData]
+    """Trainings that stand alone."""
+    searches: list[tuple[RunData, list[RunData]]]
+    """Each search with its trials."""
+    studies: list[tuple[RunData, list[RunData]]]
+    """Each study (a search's finals are one) with its runs."""
+
+
+def grouped(runs: Sequence[RunData]) -> Grouped:
+    """Split runs into trainings that stand alone, searches with their trials, and studies with their runs."""
     searches = [run for run in runs if run.stage == "search"]
-    known = {run.run_id for run in searches}
-    plain = [run for run in runs if run.stage != "search" and run.parent_id not in known]
-    return plain, [(search, [run for run in runs if run.parent_id == search.run_id]) for search in searches]
+    studies = [run for run in runs if run.stage == "study"]
+    parents = {run.run_id for run in (*searches, *studies)}
+    plain = [run for run in runs if run.run_id not in parents and run.parent_id not in parents]
+    return Grouped(
+        plain,
+        [(each, [r for r in runs if r.parent_id == each.run_id and r.stage == "trial"]) for each in searches],
+        [(each, [r for r in runs if r.parent_id == each.run_id]) for each in studies],
+    )
 
 
 def varied_settings(runs: Sequence[RunData]) -> list[str]:
