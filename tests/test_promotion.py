@@ -16,7 +16,7 @@ from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.storage import read_json
 from tests.training_cases import write_store
 
-SPACE = "about: for tests\nsearch:\n  optimizer.lr: {choice: [1e-5, 2e-3, 5e-3, 1e-2]}\n"
+SPACE = "about: for tests\nsearch:\n  optimizer.lr: {choice: [1e-5, 5e-3, 1e-2]}\n"
 
 
 def config_of(place: Path, *overrides: str) -> TuneConfig:
@@ -78,14 +78,14 @@ def test_a_search_is_promoted_to_a_winner(tmp_path: Path, capsys: pytest.Capture
     config = config_of(
         tmp_path, "max_samples=80", "search.sampler=grid", "search.stop=none", "tracking.enabled=true",
         "tracking.system_metrics_every_s=null", "tracking.register_as=spots", "optimizer.lr=1e-5",
-        "promote={finalists: 1, longer: 3, repeats: 2, samples: 120, full: true}",
+        "promote={finalists: 1, longer: 2, repeats: 2, samples: 120, full: true}",
     )  # fmt: skip
     assert run_promoted(config) == 0
     told = capsys.readouterr()
-    assert "rank correlation of the trials' figures with those of their longer runs (3)" in told.out
+    assert "rank correlation of the trials' figures with those of their longer runs (2): too few to tell" in told.out
     assert "winner: trial 000" in told.out  # the settings as given hardly learn
     place = tmp_path / "runs/mine"
-    assert len(list((place / "longer").iterdir())) == 3
+    assert len(list((place / "longer").iterdir())) == 2
     finals = read_json(place / "finals/result.json")
     assert finals["rows"][0]["name"] == AS_GIVEN
     assert (finals["seeds"], [row["runs"] for row in finals["rows"]]) == ([1, 2], [2, 2])
@@ -97,7 +97,7 @@ def test_a_search_is_promoted_to_a_winner(tmp_path: Path, capsys: pytest.Capture
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     stages = [run.data.tags["efafnet.stage"] for run in runs]
     assert {stage: stages.count(stage) for stage in set(stages)} == {
-        "search": 1, "trial": 4, "longer": 3, "study": 1, "repeat": 4, "train": 1,
+        "search": 1, "trial": 3, "longer": 2, "study": 1, "repeat": 4, "train": 1,
     }  # fmt: skip
     assert {run.info.status for run in runs} == {"FINISHED"}
     (version,) = client.search_model_versions("name='spots'")
