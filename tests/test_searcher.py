@@ -195,7 +195,15 @@ def test_a_kill_between_ask_and_draw_leaves_a_trial_that_is_drawn_later(tmp_path
     assigned = book.next()
     assert assigned is not None
     assert (assigned.number, assigned.attempt) == (0, 1)
-    assert "optimizer.lr" in assigned.settings
+    # Drawn as if nothing had happened, and not what the next trial draws.
+    (tmp_path / "whole").mkdir()
+    whole, after = ledger(tmp_path / "whole"), book.next()
+    assert after is not None
+    for drawn in (assigned, after):
+        undisturbed = whole.next()
+        assert undisturbed is not None
+        assert drawn.settings == undisturbed.settings
+    assert assigned.settings != after.settings
 
 
 def test_a_grid_is_walked_once_whatever_happens(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from efafnet.pipelines.search.pareto import both_objectives
 from efafnet.tune_spaces.space import Settings, Space, grid, parameters, suggest
 
 Sampler = Literal["tpe", "random", "grid"]
@@ -87,12 +88,23 @@ class Ledger:
         sampler: how values are drawn.
         seed: seed of the draws.
         startup: trials drawn at random before the sampler learns.
+        weighed: whether the sampler weighs the figure against the trials' cost (``pareto``).
     """
 
     def __init__(
-        self, path: Path, name: str, space: Space, *, trials: int, sampler: Sampler, seed: int, startup: int
+        self,
+        path: Path,
+        name: str,
+        space: Space,
+        *,
+        trials: int,
+        sampler: Sampler,
+        seed: int,
+        startup: int,
+        weighed: bool = False,
     ) -> None:
         self.space, self.trials, self._sampler, self._seed, self._startup = space, trials, sampler, seed, startup
+        self._weighed = weighed
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             storage=open_storage(path), study_name=name, direction="maximize", load_if_exists=True
@@ -167,15 +179,25 @@ class Ledger:
             return self._hand_out(self._trial(frozen))
         if len(self.own()) >= self.trials:
             return None
-        self._set_sampler()
+        self._set_sampler(asked=len(self.own()))
+        if self._weighed:
+            self._enqueue_weighed()
         return self._hand_out(self.study.ask())
 
+    def _enqueue_weighed(self) -> None:
+        """Queue what a sampler draws that knows figure and cost, unless something is queued already."""
+        if self._sampler == "tpe" and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            trial = both_objectives(self.own(), self.study.sampler).ask()
+            suggest(self.space, trial)
+            self.study.enqueue_trial(trial.params)
+
     def _trial(self, frozen: FrozenTrial) -> Trial:
-        self._set_sampler()
+        # With the sampler it had: the kill may have come before it drew anything.
+        self._set_sampler(asked=sum(trial.number < frozen.number for trial in self.own()))
         return Trial(self.study, frozen._trial_id)
 
-    def _set_sampler(self) -> None:
-        self.study.sampler = make_sampler(self._sampler, self._seed, len(self.own()), self._startup)
+    def _set_sampler(self, asked: int) -> None:
+        self.study.sampler = make_sampler(self._sampler, self._seed, asked, self._startup)
 
     def _hand_out(self, trial: Trial) -> Assignment:
         # Values that an interrupted attempt had drawn are in the study and come out the same.
