@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from efafnet.pipelines.cli import main
 from efafnet.pipelines.evaluation.columns import detections
 from efafnet.pipelines.evaluation.matching import match
 from efafnet.pipelines.evaluation.metrics import average_precision
@@ -28,6 +29,7 @@ from efafnet.pipelines.training.rundir import RunConflictError
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.storage import read_json
+from efafnet.platform.yaml_text import load_yaml
 from efafnet.tune_spaces.space import SpaceError
 from efafnet.tune_spaces.study import parse_study
 from tests.training_cases import ROOT, write_store
@@ -123,6 +125,21 @@ def test_a_row_that_cannot_run_is_refused_by_file_and_line(
 def test_impossible_studies_are_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         config_of(tmp_path, override)
+
+
+def test_the_command_starts_from_the_small_preset_and_takes_no_name_from_any(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def settings(*words: str) -> dict[str, Any]:
+        assert main([*words, "--print-config"]) == 0
+        return dict(load_yaml(capsys.readouterr().out))
+
+    small = settings("study", "table_x")
+    assert (small["network"]["encoder"], small["workers"], small["name"]) == ("nano", 0, "auto")
+    large = settings("study", "table_x", "coco_r50_256x192")
+    assert (large["network"]["encoder"], large["epochs"], large["name"]) == ("resnet50", 150, "auto")
+    assert settings("tune", "ohkm", "coco_r50_256x192", "data.val=x")["name"] == "auto"
+    assert settings("train", "coco_r50_256x192")["name"] == "coco_r50_256x192"
 
 
 def test_seeds_and_the_way_of_running_are_not_part_of_a_study(tmp_path: Path) -> None:

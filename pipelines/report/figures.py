@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from efafnet.pipelines.report.data import RunData
 from efafnet.pipelines.search.naming import short_names
+from efafnet.pipelines.search.pareto import COST, both_objectives
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#3f4a5a", "#b8860b", "#8c564b")
 """Colours that most colour-blind readers can tell apart (after Okabe and Ito)."""
@@ -130,6 +131,12 @@ def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
         _view("Settings against AP", "Each panel shows one setting; darker points are later trials.",
               lambda: view.plot_slice(study, target_name="AP"), len(complete) >= 2),
     ]  # fmt: skip
+    weighed = [trial for trial in complete if COST in trial.user_attrs]
+    if weighed:
+        charts.insert(1, _view("Figure against cost", "Each point is a complete trial, one run each. On the front no "
+                               "other trial is better in both.",
+                               lambda: view.plot_pareto_front(both_objectives(weighed), target_names=["AP", "cost"]),
+                               enough=True))  # fmt: skip
     parallel = Chart(
         "Settings together",
         "One line per trial, from setting to setting, coloured by AP (stopped trials by their last). Drag along an "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State
 from efafnet.pipelines.search.naming import describe
+from efafnet.pipelines.search.pareto import COST, cost_of
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
@@ -72,6 +73,9 @@ class Books:
         name = describe(assignment.settings, self.searched)
         trial = trial_config(self.config, assignment.settings, assignment.number, self.trials_dir)
         trial = paced(trial, self.inputs, self.config.search.validations)
+        against = self.config.search.against
+        if against != "none" and COST not in assignment.attributes:
+            self.ledger.note(assignment.number, COST, cost_of(trial, self.inputs.skeleton.num_joints, against))
         titled = trial.tracking.model_copy(update={"run_name": f"#{assignment.number} {name}"})
         again = "goes on" if assignment.attempt > 1 else "starts"
         console.note(f"trial {assignment.number} {again}: {name}")

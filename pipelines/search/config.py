@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from efafnet.models import losses
 from efafnet.models.settings import Settings
 from efafnet.pipelines.search.ledger import Sampler
+from efafnet.pipelines.search.pareto import Against
 from efafnet.pipelines.search.stopping import rungs
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
@@ -33,6 +34,10 @@ class SearchConfig(Settings):
     stop: Literal["asha", "median", "none"] = "asha"
     """Which trials end early. asha: at each rung all but the best 1/``reduction`` of those that got there. median:
     those below the median of the others. none: no trial."""
+    against: Against = "none"
+    """What the figure is weighed against, for a Pareto front in place of one best trial: gmac, multiply-adds of one
+    crop in 10^9; latency_ms, milliseconds of one on the machine that runs the search. tpe then draws for both. Needs
+    stop=none, since asha and median would stop the cheap networks for their figure alone."""
     grace: float = Field(default=0.25, gt=0, le=1)
     """Share of a trial's budget that every trial gets; asha's first rung."""
     reduction: float = Field(default=2.0, gt=1)
@@ -110,6 +115,11 @@ class TuneConfig(TrainConfig):
             raise ValueError("data.val is required: trials are compared by their figures on it, data.val=crops/val")
         if self.max_time_s is not None:
             raise ValueError("max_time_s: trials of a search need equal budgets; use max_samples or epochs")
+        if self.search.against != "none" and self.search.stop != "none":
+            raise ValueError(
+                f"search.against = {self.search.against}: search.stop={self.search.stop} would stop cheap networks for "
+                "their figure alone; set search.stop=none"
+            )
         if self.search.stop != "none" and self.search.validations == 1:
             raise ValueError(
                 "search.validations=1 leaves nothing to stop a trial by; raise it, or set search.stop=none"

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from efafnet.pipelines.search.books import Books
 from efafnet.pipelines.search.config import with_settings
 from efafnet.pipelines.search.naming import describe, short_names, short_value
+from efafnet.pipelines.search.pareto import COST, both_objectives, front
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform import console
 from efafnet.platform.configuration import resolve, to_yaml
@@ -55,6 +57,8 @@ class SearchResult:
     mlflow_run_id: str | None
     ranking: tuple[RankedTrial, ...] = ()
     """Complete trials, best first."""
+    front: tuple[int, ...] = ()
+    """Where the figure was weighed against a cost: the trials that none beats in both, the cheapest first."""
 
 
 def conclude(books: Books) -> SearchResult:
@@ -71,6 +75,7 @@ def conclude(books: Books) -> SearchResult:
         best_preset=preset,
         mlflow_run_id=books.record.mlflow_run_id,
         ranking=_ranking(trials),
+        front=tuple(front(trials)) if config.search.against != "none" else (),
     )
     _write_result(books, result)
     books.tidy()
@@ -96,6 +101,7 @@ def _write_result(books: Books, result: SearchResult) -> None:
         "best_value": result.best_value,
         "best_settings": result.best_settings,
         "best_name": describe(result.best_settings, books.searched),
+        "front": list(result.front),
         "mlflow_run_id": result.mlflow_run_id,
     }
     write_json(books.config.run_dir / RESULT, content)
@@ -129,18 +135,29 @@ def show(books: Books, result: SearchResult) -> None:
         for trial in trials
     ]
     columns = ["trial", "end", books.metric, "samples", *names.values(), "why"]
+    if config.search.against != "none":
+        columns = [*columns[:3], config.search.against, "front", *columns[3:]]
+        rows = [[*row[:3], *_weighed(trial, result), *row[3:]] for row, trial in zip(rows, trials, strict=True)]
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     console.table(columns, rows, title=f"search {config.name} over {books.space.name}")
     if result.best_preset is None:
         console.say("no trial ran to its end: there is no best one")
         return
+    if result.front:
+        console.say(f"front: trials {', '.join(map(str, result.front))} are beaten by none in both {books.metric} and "
+                    f"{config.search.against}; one run each")  # fmt: skip
     told = describe(result.best_settings, searched)
     console.say(f"best: trial {result.best_number}, {books.metric} {result.best_value:.4f}, {told}")
     if config.promote.finalists == 0:
         console.say("one run per setting does not tell small differences from luck: promote.finalists=3 repeats the "
                     "best with new seeds")  # fmt: skip
     console.say(f"train it as it is: efafnet train {result.best_preset} seed=1 name=…")
+
+
+def _weighed(trial: FrozenTrial, result: SearchResult) -> list[str]:
+    cost = trial.user_attrs.get(COST)
+    return ["" if cost is None else f"{cost:.3g}", "front" if trial.number in result.front else ""]
 
 
 def _figure(trial: FrozenTrial) -> float:
@@ -179,7 +196,12 @@ def _pictures(books: Books, place: Path) -> Iterator[Path]:
     mpl.use("agg")
     from optuna.visualization import matplotlib as view
 
-    study = books.ledger.study
+    study, against = books.ledger.study, books.config.search.against
+    if against != "none":
+        both = both_objectives(books.ledger.own())
+        drawn = partial(view.plot_pareto_front, target_names=[books.metric, against])
+        if both.best_trials and _draw(drawn, both, place / "front.png"):
+            yield place / "front.png"
     complete = sum(trial.state == TrialState.COMPLETE for trial in books.ledger.own())
     drawings: dict[str, tuple[Callable[..., Any], int]] = {
         "history": (view.plot_optimization_history, 1),

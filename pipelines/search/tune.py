@@ -95,6 +95,7 @@ def _open_ledger(config: TuneConfig, space: Space) -> Ledger:
         sampler=search.sampler,
         seed=search.seed,
         startup=search.startup_trials,
+        weighed=search.against != "none",
     )
     if search.sampler == "grid":
         ledger.enqueue_grid()

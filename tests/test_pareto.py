@@ -1,0 +1,119 @@
+"""The figure weighed against cost: what a network costs, the front, and draws that know both."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from efafnet.models.cost import network_cost
+from efafnet.pipelines.search.config import TuneConfig
+from efafnet.pipelines.search.ledger import Ledger, open_study
+from efafnet.pipelines.search.outcome import show
+from efafnet.pipelines.search.pareto import COST, both_objectives, cost_of, front
+from efafnet.pipelines.search.tune import tune
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
+from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.storage import read_json
+from efafnet.tune_spaces.reading import parse_space
+from tests.training_cases import write_store
+
+WIDTHS = parse_space("search:\n  network.base_width: {int: [8, 64], step: 4}\n", "widths.yaml")
+
+
+def test_multiply_adds_are_those_of_the_network() -> None:
+    config = resolve(TrainConfig, load_preset("nano_test"))
+    assert cost_of(config, 4, "gmac") == network_cost(config.network, 4, config.input).gmac
+
+
+def test_a_larger_input_takes_longer() -> None:
+    small = resolve(TrainConfig, load_preset("nano_test"))
+    large = resolve(TrainConfig, apply_overrides(load_preset("nano_test"), ["input=512x512", "network.base_width=32"]))
+    assert 0 < cost_of(small, 4, "latency_ms") < cost_of(large, 4, "latency_ms")
+
+
+def trials(*figures_and_costs: tuple[float, float]) -> list[optuna.trial.FrozenTrial]:
+    found = [create_trial(value=figure, user_attrs={COST: cost, "number": number})
+             for number, (figure, cost) in enumerate(figures_and_costs)]  # fmt: skip
+    found.append(create_trial(state=TrialState.FAIL, user_attrs={COST: 0.0, "number": len(found)}))
+    found.append(create_trial(value=1.0, user_attrs={"number": len(found)}))  # of another search, without a cost
+    return found
+
+
+def test_the_front_is_what_none_beats_in_both_the_cheapest_first() -> None:
+    assert front(trials((0.5, 2.0), (0.6, 3.0), (0.4, 2.5), (0.3, 1.0), (0.6, 3.5))) == [3, 0, 1]
+    assert front(trials()) == []
+
+
+def test_running_trials_are_known_by_their_parameters() -> None:
+    domain = optuna.distributions.IntDistribution(8, 64, step=4)
+    running = create_trial(state=TrialState.RUNNING, params={"w": 8}, distributions={"w": domain})
+    (seen,) = both_objectives([running]).trials
+    assert (seen.state, seen.params) == (TrialState.RUNNING, {"w": 8})
+
+
+def searched(place: Path, *, weighed: bool, restart_at: int = -1) -> list[int]:
+    """Widths that a search of 30 trials draws; the figure grows slowly with the width, the cost with its square."""
+
+    def open_ledger() -> Ledger:
+        return Ledger(place / "study.db", "s", WIDTHS, trials=30, sampler="tpe", seed=3, startup=8, weighed=weighed)
+
+    place.mkdir()
+    ledger, widths = open_ledger(), []
+    for index in range(30):
+        if index == restart_at:
+            ledger = open_ledger()
+        assignment = ledger.next()
+        assert assignment is not None
+        width = assignment.settings["network.base_width"]
+        ledger.note(assignment.number, COST, float(width**2))
+        ledger.report(assignment.number, 100, math.log(width))
+        ledger.finish(assignment.number, "complete")
+        widths.append(width)
+    assert ledger.next() is None
+    return widths
+
+
+def test_draws_that_weigh_the_cost_spread_over_the_front(tmp_path: Path) -> None:
+    """By the figure alone the widest network is best; every width is on the front of figure and cost."""
+    alone, weighed = searched(tmp_path / "a", weighed=False)[8:], searched(tmp_path / "b", weighed=True)[8:]
+    assert sum(alone) / len(alone) > sum(weighed) / len(weighed) + 8
+    assert sum(width <= 24 for width in weighed) > sum(width <= 24 for width in alone) + 2
+
+
+def test_a_restart_draws_the_same(tmp_path: Path) -> None:
+    assert searched(tmp_path / "a", weighed=True) == searched(tmp_path / "b", weighed=True, restart_at=15)
+
+
+def test_stopping_by_the_figure_alone_is_refused() -> None:
+    tree = load_preset("nano_test") | {"space": "x", "data": {"val": "x"}, "search": {"against": "gmac"}}
+    with pytest.raises(ConfigurationError, match=r"search\.stop=asha would stop cheap networks"):
+        resolve(TuneConfig, tree)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_search_for_a_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, persons in (("train", 40), ("val", 11)):
+        write_store(tmp_path / name, persons, seed=len(name))
+    (tmp_path / "widths.yaml").write_text("search:\n  network.base_width: {choice: [8, 16, 24]}\n")
+    own = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "search.trials=3",
+           f"space={tmp_path}/widths.yaml", "name=widths", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+           "tracking.enabled=true", "tracking.system_metrics_every_s=null", "search.sampler=grid", "search.stop=none",
+           "search.against=gmac"]  # fmt: skip
+    result = tune(resolve(TuneConfig, apply_overrides(load_preset("nano_test"), own)), shown=show)
+    study = open_study(tmp_path / "runs/widths/study.db")
+    costs = [trial.user_attrs[COST] for trial in study.trials]
+    assert costs == sorted(costs)
+    assert 0 in result.front  # nothing is cheaper
+    assert read_json(tmp_path / "runs/widths/result.json")["front"] == list(result.front)
+    told = capsys.readouterr().out
+    assert "gmac" in told
+    assert "are beaten by none in both ap and gmac" in told
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+    assert result.mlflow_run_id is not None
+    assert "search/front.png" in [file.path for file in client.list_artifacts(result.mlflow_run_id, "search")]
