@@ -80,6 +80,39 @@ def test_an_argument_is_text_even_if_it_looks_like_a_number(monkeypatch: pytest.
     assert calls[0].source == Path("/1e3")
 
 
+def test_the_last_argument_may_be_given_often_where_the_command_says_so(
+    toy: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ManyConfig(Settings):
+        """Many."""
+
+        source: Path
+        """One."""
+        inputs: tuple[Path, ...] = ()
+        """Several."""
+        out: Path = Path("out")
+        """Where to."""
+
+    vars(toy)["ManyConfig"] = ManyConfig
+    command = Command(
+        "many", "toy_module", "ManyConfig", "run_toy", ("source", "inputs"), "", takes_many=True, options=("out",)
+    )
+    monkeypatch.setitem(cli._BY_NAME, "many", command)
+    monkeypatch.chdir("/")
+    assert main(["many", "a", "b", "--out", "x", "c"]) == 0
+    assert main(["many", "a", "--out=y", "b"]) == 0
+    assert main(["many", "a"]) == 0
+    assert [(call.inputs, call.out) for call in calls] == [  # type: ignore[attr-defined]
+        ((Path("/b"), Path("/c")), Path("/x")),
+        ((Path("/b"),), Path("/y")),
+        ((), Path("/out")),
+    ]
+    assert main(["many", "a", "b", "--out"]) == 2
+    assert "--out needs a value: --out OUT, or out=OUT" in capsys.readouterr().err
+    assert main(["many", "a", "b", "--help"]) == 0
+    assert "usage: efafnet many SOURCE INPUTS… [key=value …]" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("toy")
 def test_paths_in_a_jobs_copy_of_the_tree_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
