@@ -95,6 +95,13 @@ def test_only_the_images_asked_for(place: Path, tmp_path: Path) -> None:
         assert any(np.allclose(found["keypoints"], r["keypoints"], atol=1e-3) for r in whole.results)
 
 
+def test_an_image_that_is_not_listed_takes_nobodys_id(place: Path, tmp_path: Path) -> None:
+    Image.fromarray(crop_data.picture(40, 50, 1)).save(tmp_path / "new.jpg")
+    done = _predict(place, tmp_path / "out", place / "images" / "000001.jpg", tmp_path / "new.jpg")
+    assert [image["id"] for image in done.images] == [2, 5], "3 and 4 are images of the set"
+    assert {r["image_id"] for r in done.results} == {2}
+
+
 def test_predictions_are_boxes_for_the_next_prediction(place: Path, tmp_path: Path) -> None:
     first = _predict(place, tmp_path / "a")
     boxes = {"boxes": tmp_path / "a" / "predictions.json", "image_list": tmp_path / "a" / "images.json"}

@@ -95,6 +95,7 @@ def test_images_that_are_not_listed_are_told(tmp_path: Path, capsys: pytest.Capt
     content = {"images": _images(a=5, b=6), "annotations": [_annotation(1, 5), _annotation(2, 6)]}
     placed = place(read_box_file(_file(tmp_path, content), None, 0.0), _sources("a.jpg", "new.jpg"))
     assert list(placed.boxes) == [(0, 0)]
+    assert placed.free_from == 7, "6 is another image's"
     told = capsys.readouterr().err
     assert "1 of 2 images are not listed with the boxes: nobody is looked for in them" in told
     assert "1 of 2 boxes lie on other images and are left out" in told

@@ -103,6 +103,11 @@ def test_what_is_no_video(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     with pytest.raises(ValueError, match=r"holiday\.mp4 cannot be opened: damaged, or no video; convert it to H\.264"):
         find_sources([path])
     assert capfd.readouterr().err == "", "FFmpeg and OpenCV leave the telling to us"
+    image = _write(tmp_path / "cat.png")
+    assert [source.path.name for source in find_sources([path, image], skip_unreadable=True)] == ["cat.png"]
+    assert "holiday.mp4 cannot be opened" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="none of the inputs can be read"):
+        find_sources([path], skip_unreadable=True)
 
 
 def test_a_video_without_pictures(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class Placed:
     ids: dict[Key, int] = field(default_factory=dict)
     listed: bool = False
     """Whether the ids are those of a list of images."""
+    free_from: int = 1
+    """First id that no picture has, predicted or not."""
 
 
 def read_box_file(path: Path, image_list: Path | None, min_score: float) -> BoxFile:
@@ -190,7 +192,9 @@ def place(file: BoxFile, sources: Sequence[Source]) -> Placed:
         raise ValueError(f"boxes={file.path}: {what} the images to predict{_example(file, sources)}")
     if used < len(file.boxes):
         console.note(f"{len(file.boxes) - used} of {len(file.boxes)} boxes lie on other images and are left out")
-    return Placed({key: Boxes.of(entries) for key, entries in found.items()}, ids, listed=file.listed is not None)
+    free_from = max([*ids.values(), *(known or ())], default=0) + 1
+    boxes = {key: Boxes.of(entries) for key, entries in found.items()}
+    return Placed(boxes, ids, listed=known is not None, free_from=free_from)
 
 
 def _example(file: BoxFile, sources: Sequence[Source]) -> str:

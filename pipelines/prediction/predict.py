@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
@@ -71,7 +72,7 @@ class PredictConfig(Settings):
     engine: Literal["process", "ray"] = "process"
     """process works in this process; ray shares out the files among all workers of the cluster, a video as a whole."""
     workers: ActorsConfig = ActorsConfig()
-    """The processes that predict; of a single one, gpu and cpus matter only."""
+    """The processes that predict with ray; for this one process, gpu counts only."""
 
     @model_validator(mode="after")
     def _boxes_from_one_place(self) -> PredictConfig:
@@ -109,7 +110,7 @@ def run_predict(config: PredictConfig) -> Prediction:
     that cannot be used.
     """
     check_output(config.output, overwrite=config.overwrite)
-    sources = find_sources(config.inputs)
+    sources = find_sources(config.inputs, skip_unreadable=config.skip_unreadable)
     file = (
         read_box_file(config.boxes, config.image_list, config.min_box_score) if isinstance(config.boxes, Path) else None
     )
@@ -126,7 +127,7 @@ def _predict(
 ) -> Prediction:
     job = _job(config, file, folder)
     # In this process too where Ray does the work: what is wrong with a checkpoint is one error, before workers start.
-    worker = Worker(job, config.workers.device_here())
+    worker = Worker(job, torch.device("cpu") if config.engine == "ray" else config.workers.device_here())
     if job.pictures is not None:
         job.pictures.mkdir()
     tasks = _tasks(sources, placed)
@@ -188,7 +189,7 @@ def _ids(records: Sequence[Record], sources: Sequence[Source], placed: Placed) -
     """Id of each picture: the one it is known by, else the next free number; of a video alone, its frames' numbers."""
     known: dict[Key, int] = placed.ids
     alone = len(sources) == 1 and sources[0].is_video and not placed.listed
-    fresh = count(max(known.values(), default=0) + 1)
+    fresh = count(placed.free_from)
     for record in records:
         found = record.frame if alone else known.get((record.source, record.frame))
         yield next(fresh) if found is None else found

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image
+from efafnet.platform import console
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
@@ -53,13 +54,23 @@ class Frame:
     """uint8 (h, w, 3) RGB."""
 
 
-def find_sources(inputs: Sequence[Path]) -> list[Source]:
+def find_sources(inputs: Sequence[Path], *, skip_unreadable: bool = False) -> list[Source]:
     """The images and videos of ``inputs``: files as they are, folders by their images in order of name; each once.
 
-    Raises ValueError for what does not exist, a folder without images, and a video that cannot be opened.
+    Raises ValueError for what does not exist, a folder without images, and a video that cannot be opened (a warning
+    with ``skip_unreadable``).
     """
-    paths = dict.fromkeys(file for given in inputs for file in _files(given))
-    return [_source(index, path) for index, path in enumerate(paths)]
+    found: list[Source] = []
+    for path in dict.fromkeys(file for given in inputs for file in _files(given)):
+        try:
+            found.append(_source(len(found), path))
+        except UnreadableError as error:
+            if not skip_unreadable:
+                raise
+            console.warn(error)
+    if not found:
+        raise ValueError("none of the inputs can be read; nothing was written")
+    return found
 
 
 def _files(given: Path) -> list[Path]:
