@@ -87,6 +87,8 @@ def test_depth_cannot_be_studied_at_nano_scale(tmp_path: Path) -> None:
     )
     config = config_of(tmp_path)
     assert [plan.why for plan in planned(config, text)] == ["", *["the same as '50' at this scale"] * 2]
+    last = text.replace("baseline: 50", "baseline: 152")
+    assert [bool(plan.config) for plan in planned(config, last)] == [False, False, True]
     deep = config_of(tmp_path, "network.encoder=resnet50", "network.base_width=null")
     assert [plan.why for plan in planned(deep, text)] == ["", "", ""]
 
@@ -161,7 +163,7 @@ def sheet(figures: dict[str, list[float]]) -> tuple[Sheet, dict[str, Any]]:
     measured = [Measured(name, dict(enumerate(values))) for name, values in figures.items()]
     found = compare(measured, "quick")
     made = sheet_of("mine", plans, found, ["measured: on nothing"], {"slow-s1": "it fell over"})
-    return made, to_json(plans, found, made, {"study": "mine"})
+    return made, to_json(plans, measured, found, made, {"study": "mine"})
 
 
 def cell(made: Sheet, row: str, column: str) -> str:
@@ -190,7 +192,14 @@ def test_the_table_sets_the_papers_column_beside_the_measured_one() -> None:
     assert lines[2].startswith("| row | paper | measured | ± |")
     assert sum(line.startswith("| ") for line in lines) == 6
     assert content["rows"][1]["difference"]["value"] == pytest.approx(62.1666666 - 52)
+    assert content["rows"][0]["figures"] == {"0": 50.0, "1": 52.0, "2": 54.0}
     json.dumps(content, allow_nan=False)
+
+
+def test_without_a_baseline_nothing_is_compared() -> None:
+    made, _ = sheet({"slow": [60.0, 61.0], "quick again": [1.0, 2.0]})
+    assert "no run of the baseline quick ended: there is nothing to compare with" in made.texts
+    assert cell(made, "quick", "measured") == "failed"
 
 
 def test_a_table_of_single_runs_claims_nothing() -> None:

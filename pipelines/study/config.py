@@ -117,19 +117,20 @@ def plan_rows(study: Study, config: TrainConfig, tree: Mapping[str, Any], inputs
     Raises:
         SpaceError: a key or value that the configuration or the data refuse; names the file and the line.
     """
-    plans: list[Plan] = []
-    for row in study.rows:
+    plans: dict[str, Plan] = {}
+    # The baseline first: of two rows that are the same it must be the one that runs.
+    for row in sorted(study.rows, key=lambda row: row.name != study.baseline):
         if row.missing:
-            plans.append(Plan(row, None, None, row.missing))
+            plans[row.name] = Plan(row, None, None, row.missing)
             continue
         trained = _checked(study, row, config, tree, inputs)
-        same = next((plan.row.name for plan in plans if plan.config == trained), None)
+        same = next((name for name, plan in plans.items() if plan.config == trained), None)
         if same is not None:
-            plans.append(Plan(row, None, None, f"the same as {same!r} at this scale"))
+            plans[row.name] = Plan(row, None, None, f"the same as {same!r} at this scale")
         else:
             cost = network_cost(trained.network, inputs.skeleton.num_joints, trained.input)
-            plans.append(Plan(row, trained, cost, ""))
-    return plans
+            plans[row.name] = Plan(row, trained, cost, "")
+    return [plans[row.name] for row in study.rows]
 
 
 def _checked(study: Study, row: StudyRow, config: TrainConfig, tree: Mapping[str, Any], inputs: Inputs) -> TrainConfig:

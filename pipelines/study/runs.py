@@ -12,6 +12,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from efafnet.pipelines.evaluation.evaluate import PREDICTIONS, EvaluateConfig, evaluate
@@ -85,12 +86,13 @@ def run_all(runs: Sequence[TrainConfig], inputs: Inputs, how: Running) -> dict[s
         for run in left
     ]
     failures: dict[str, str] = {}
+    over = count(len(runs) - len(left) + 1)
 
     def ended(index: int, failure: str) -> None:
         run = left[index]
         told = f"FAILED: {failure}" if failure else f"{how.metric} {figure_of(run, how.metric):.4f}"
         failures.update({run.name: failure} if failure else {})
-        console.note(f"{run.tracking.run_name or run.name}: {told}")
+        console.note(f"{next(over)}/{len(runs)} {run.tracking.run_name or run.name}: {told}")
 
     _run_tasks(jobs, trial_resources(left[0]), at_once, how.retries, ended)
     return failures

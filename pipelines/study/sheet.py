@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efafnet.pipelines.study.config import Plan
-from efafnet.pipelines.study.statistics import Comparison, Difference, Span, Standing, rank_correlation
+from efafnet.pipelines.study.statistics import Comparison, Difference, Measured, Span, Standing, rank_correlation
 from efafnet.platform import console
 
 SHEET_FILE = "study/result.json"
@@ -139,6 +139,8 @@ def _noise(found: Comparison) -> list[str]:
 
 def verdicts(found: Comparison) -> list[str]:
     """Say which differences are more than luck."""
+    if all(row.name != found.baseline for row in found.rows):
+        return [f"no run of the baseline {found.baseline} ended: there is nothing to compare with"]
     judged = [row for row in found.rows if row.difference is not None and row.difference.p_holm is not None]
     if not judged:
         return []
@@ -157,14 +159,18 @@ def _order(plans: Sequence[Plan], standings: Mapping[str, Standing]) -> list[str
     return [f"rank correlation of the measured column with the paper's over {len(both)} rows: {correlation:+.2f}"]
 
 
-def to_json(plans: Sequence[Plan], found: Comparison, sheet: Sheet, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything at full precision; figures in percent."""
+def to_json(
+    plans: Sequence[Plan], measured: Sequence[Measured], found: Comparison, sheet: Sheet, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything at full precision, every run's figure too; figures in percent."""
+    figures = {row.name: {str(seed): value for seed, value in row.by_seed.items()} for row in measured}
     standings = {row.name: row for row in found.rows}
     rows = []
     for plan in plans:
         standing = standings.get(plan.row.name)
         row: dict[str, Any] = {"name": plan.row.name, "key": plan.row.key, "paper": plan.row.paper}
         row |= {"settings": plan.row.settings, "network": plan.row.network, "note": plan.row.note, "not_run": plan.why}
+        row["figures"] = figures.get(plan.row.name, {})
         if plan.cost is not None:
             row |= {"params_m": plan.cost.params_m, "gmac": plan.cost.gmac}
         rows.append({**row, **({} if standing is None else asdict(standing))})

@@ -135,7 +135,7 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
     sheet = sheet_of(f"{rows.name}: {rows.about}", plans, found, told, failures)
     facts = {"study": rows.name, "about": rows.about, "seeds": list(seeds), "metric": metric, "measured_on": told,
              "failures": failures, "mlflow_run_id": record.mlflow_run_id}  # fmt: skip
-    content = to_json(plans, found, sheet, facts)
+    content = to_json(plans, measured, found, sheet, facts)
     write_json(config.run_dir / RESULT, content)
     write_text(config.run_dir / TABLE, sheet.markdown())
     _tell_mlflow(record, rows, plans, found, content, sheet)
