@@ -51,9 +51,9 @@ class Amounts:
 
 AMOUNTS = {
     "full": Amounts(
-        images=(1800, 400),
-        train=("max_samples=64000", "validation.every_epochs=5"),
-        tune=("max_samples=10000", "search.trials=8"),
+        images=(3600, 400),
+        train=("max_samples=100000", "validation.every_epochs=4"),
+        tune=("max_samples=8000", "search.trials=8"),
     ),
     "small": Amounts(
         images=(60, 20),
