@@ -7,7 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efafnet.pipelines.study.config import Plan
-from efafnet.pipelines.study.statistics import Comparison, Difference, Measured, Span, Standing, rank_correlation
+from efafnet.pipelines.study.statistics import (
+    MOST_RUNS,
+    Comparison,
+    Difference,
+    Measured,
+    Span,
+    Standing,
+    rank_correlation,
+)
 from efafnet.platform import console
 
 SHEET_FILE = "study/result.json"
@@ -82,7 +90,11 @@ def _columns(found: Comparison) -> tuple[tuple[str, str], ...]:
         (f"{mass} of diff.", "interval of the difference by seeds and images together, this difference alone"),
         ("p", "probability of so large a difference between equal settings, by Holm's correction for the whole table"),
         ("told apart", f"whether p is below {1 - found.confidence:.2g}"),
-        ("more seeds", "further seeds after which a true difference of this size would stand out every second time"),
+        (
+            "more seeds",
+            "further seeds after which a true difference of this size would stand out every second time; beyond: the "
+            f"draw of the validation images hides it however many there are, or more than {MOST_RUNS}",
+        ),
         ("M params", "parameters in millions, without auxiliary heads; in brackets the paper's"),
         ("GMAC", "multiply-adds of one crop in 10^9"),
     )
@@ -114,7 +126,7 @@ def _judgement(difference: Difference | None) -> list[str]:
         return [""] * 5
     if difference.p_holm is None:
         return [f"{difference.value:+.1f}", "?", "?", "?", "?"]
-    more = {None: "more images", 0: ""}.get(difference.further_runs, str(difference.further_runs))
+    more = {None: "beyond", 0: ""}.get(difference.further_runs, str(difference.further_runs))
     p = f"{difference.p_holm:.3f}" if difference.p_holm >= 0.001 else "< 0.001"
     return [f"{difference.value:+.1f}", ends(difference.span), p, "yes" if difference.distinguishable else "no", more]
 
