@@ -51,9 +51,9 @@ class Amounts:
 
 AMOUNTS = {
     "full": Amounts(
-        images=(3600, 400),
-        train=("max_samples=100000", "validation.every_epochs=4"),
-        tune=("max_samples=8000", "search.trials=8"),
+        images=(2700, 400),
+        train=("max_samples=70400", "validation.every_epochs=4"),
+        tune=("max_samples=6400", "search.trials=6"),
     ),
     "small": Amounts(
         images=(60, 20),
