@@ -5,6 +5,7 @@ The one module of training that knows Ray; ``recording`` is the one that knows M
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,6 +177,8 @@ class RayContext(GroupContext):
     def __init__(self) -> None:
         import ray.train.torch
 
+        # Every report would be printed by every worker, in Ray's words, whatever the run's logging configuration says.
+        logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
         device = ray.train.torch.get_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
