@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,6 +34,7 @@ __all__ = [
     "TrackingConfig",
     "TrackingError",
     "Unlogged",
+    "abandon_run",
     "create_run",
     "dataset_input",
     "finish_run",
@@ -329,3 +330,14 @@ def finish_run(uri: str, run_id: str, status: str = "FINISHED") -> bool:
     """Set a run's final status (FINISHED, FAILED or KILLED); say so, and return False, when MLflow is away."""
 
     return quietly(lambda: mlflow_client(uri).set_terminated(run_id, status), f"setting run {run_id} to {status}")
+
+
+def abandon_run(uri: str, run_id: str, status: Literal["FAILED", "KILLED"]) -> bool:
+    """As :func:`finish_run`, but a run that was ended from outside keeps that end: a search stops its trials."""
+
+    def end() -> None:
+        client = mlflow_client(uri)
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, status)
+
+    return quietly(end, f"setting run {run_id} to {status}")

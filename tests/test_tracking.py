@@ -29,6 +29,7 @@ from efafnet.platform.tracking import (
     Tracker,
     TrackingConfig,
     TrackingError,
+    abandon_run,
     create_run,
     dataset_input,
     finish_run,
@@ -210,6 +211,11 @@ def test_a_deleted_experiment_is_named(uri: str) -> None:
 def test_a_run_is_ended(uri: str, run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert finish_run(uri, run_id, "FAILED")
     assert mlflow_client(uri).get_run(run_id).info.status == "FAILED"
+    assert abandon_run(uri, run_id, "KILLED")
+    assert mlflow_client(uri).get_run(run_id).info.status == "FAILED"
+    mlflow_client(uri).update_run(run_id, "RUNNING")
+    assert abandon_run(uri, run_id, "KILLED")
+    assert mlflow_client(uri).get_run(run_id).info.status == "KILLED"
     assert not finish_run(uri, "0" * 32)
     assert "setting run 000" in capsys.readouterr().err
 

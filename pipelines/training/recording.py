@@ -159,4 +159,4 @@ def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, res
 def fail_record(record: RunRecord, *, interrupted: bool) -> None:
     """Say in MLflow that the run stopped."""
     if record.mlflow_run_id is not None and record.tracking_uri is not None:
-        tracking.finish_run(record.tracking_uri, record.mlflow_run_id, "KILLED" if interrupted else "FAILED")
+        tracking.abandon_run(record.tracking_uri, record.mlflow_run_id, "KILLED" if interrupted else "FAILED")
