@@ -191,4 +191,3 @@ class _StudyReader(NodeReader):
         if found is None or found.missing:
             names = ", ".join(repr(row.name) for row in rows if not row.missing)
             raise self.error(line, f"the baseline {baseline!r} is no row that can be run; there are {names}")
-

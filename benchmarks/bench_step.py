@@ -1,0 +1,175 @@
+"""Time of one training step and its memory: SBN, EFAFNet and HRNet-W32 side by side, 256x192, the trainer's own step.
+
+    python -m benchmarks.bench_step
+
+A step is target, forward, loss, backward and Adam, on random crops that lie on the device. The networks take turns, so
+that whatever else the machine does falls on all of them; the median counts. On a GPU each network is also measured in
+plainer and in further settings. The device's own matrix product stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from efafnet.models.cost import network_cost
+from efafnet.models.network import build_network
+from efafnet.models.skeleton import COCO_17
+from efafnet.models.variants import Variant, variant
+from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.training.step import (
+    ComputeConfig,
+    OptimizerConfig,
+    Precision,
+    Trainee,
+    build_optimizer,
+    train_step,
+)
+from efafnet.platform import console
+
+NETWORKS = ("sbn_r50_256x192", "efafnet_r50_256x192", "hrnet_w32_256x192")
+"""The first is what the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How the hardware computes."""
+
+    name: str
+    precision: Precision
+    compute: ComputeConfig
+
+
+_PLAIN = ComputeConfig(channels_last=False)
+CPU_MODES = (Mode("fp32", "fp32", ComputeConfig()), Mode("bf16", "bf16", ComputeConfig()))
+GPU_MODES = (
+    Mode("fp32, NCHW", "fp32", _PLAIN),
+    Mode("fp32, channels_last", "fp32", ComputeConfig()),
+    Mode("bf16, NCHW", "bf16", _PLAIN),
+    Mode("bf16, channels_last", "bf16", ComputeConfig()),
+    Mode("bf16, channels_last, compiled", "bf16", ComputeConfig(compile=True)),
+)
+
+
+def random_batch(count: int, row: Variant, device: torch.device) -> Batch:
+    """Crops of noise with all joints annotated."""
+    generator = torch.Generator().manual_seed(0)
+    height, width, joints = row.input.height, row.input.width, COCO_17.num_joints
+    return Batch(
+        images=torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator),
+        joints_px=torch.rand(count, joints, 2, generator=generator) * torch.tensor([width - 1.0, height - 1.0]),
+        visibility=torch.full((count, joints), 2, dtype=torch.uint8),
+        rows=torch.arange(count),
+        input_to_image=torch.eye(2, 3, dtype=torch.float64).repeat(count, 1, 1),
+    ).to(device)
+
+
+def trainee_of(row: Variant, mode: Mode, count: int, device: torch.device) -> Trainee:
+    """The network as the training loop would hold it, in one process."""
+    memory_format = torch.channels_last if mode.compute.channels_last else torch.contiguous_format
+    module = build_network(row.network, COCO_17.num_joints).to(device).to(memory_format=memory_format)
+    optimizing = OptimizerConfig()
+    return Trainee(
+        module=module,
+        wrapped=cast(nn.Module, torch.compile(module)) if mode.compute.compile else module,
+        optimizer=build_optimizer(optimizing, module),
+        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        ema=None,
+        input_size=row.input,
+        heatmap=row.heatmap,
+        loss=row.loss,
+        optimizing=optimizing,
+        compute=mode.compute,
+        precision=mode.precision,
+        seed=0,
+        global_batch=count,
+        rank=0,
+        world_size=1,
+        device=device,
+    )
+
+
+def seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Wall time of one step, the GPU's work included."""
+    began = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def peak_gib(step: Callable[[], object], row: Variant, count: int, device: torch.device) -> float:
+    """Memory of a step: its peak on a GPU; on a CPU, where allocations are not counted, the activations it keeps."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        seconds(step, device)
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return count * network_cost(row.network, COCO_17.num_joints, row.input).saved_bytes / 2**30
+
+
+def measure(rows: list[Variant], mode: Mode, count: int, steps: int, device: torch.device) -> list[list[object]]:
+    """Table rows of one mode: the networks in turns, their median, and its ratio to the first network's."""
+    trainees = [trainee_of(row, mode, count, device) for row in rows]
+    batches = [random_batch(count, row, device) for row in rows]
+    calls = [
+        lambda trainee=trainee, batch=batch: train_step(trainee, batch, 0, 1e-4)
+        for trainee, batch in zip(trainees, batches, strict=True)
+    ]
+    times: list[list[float]] = [[] for _ in rows]
+    for call in calls:
+        for _ in range(2):
+            seconds(call, device)
+    for _ in range(steps):
+        for call, found in zip(calls, times, strict=True):
+            found.append(seconds(call, device))
+    medians = [statistics.median(found) for found in times]
+    told: list[list[object]] = []
+    for row, call, median in zip(rows, calls, medians, strict=True):
+        cost = network_cost(row.network, COCO_17.num_joints, row.input)
+        # Forward, and twice as much backward; a multiply-add is two operations.
+        rate = 6 * cost.multiply_adds * count / median / 1e12
+        memory = peak_gib(call, row, count, device)
+        told.append(
+            [row.name, mode.name, f"{1000 * median:.0f}", f"{median / medians[0]:.2f}", f"{count / median:.1f}",
+             f"{cost.gmac:.2f}", f"{rate:.2f}", f"{memory:.2f}"]
+        )  # fmt: skip
+    return told
+
+
+def ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = min(seconds(lambda: a @ b, device) for _ in range(10))
+    return float(2 * size**3 / best / 1e12)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=None, help="crops per step; 4 on a CPU, 64 on a GPU")
+    parser.add_argument("--steps", type=int, default=None, help="measured steps; 7 on a CPU, 30 on a GPU")
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    on_gpu = device.type == "cuda"
+    count, steps = given.batch or (64 if on_gpu else 4), given.steps or (30 if on_gpu else 7)
+    rows = [variant(name) for name in NETWORKS]
+    told = [line for mode in (GPU_MODES if on_gpu else CPU_MODES) for line in measure(rows, mode, count, steps, device)]
+    memory = "peak GiB" if on_gpu else "kept activations, fp32, GiB"
+    columns = ["network", "arithmetic", "step (ms)", "times SBN", "crops/s", "GMAC", "TFLOP/s", memory]
+    machine = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
+    console.table(columns, told, title=f"training step, {count} crops, torch {torch.__version__}, {machine}")
+    rates = ", ".join(f"{str(d)[6:]} {ceiling(device, d):.2f}" for d in (torch.float32, torch.bfloat16))
+    console.say(f"matrix product on the same device, TFLOP/s: {rates}")
+
+
+if __name__ == "__main__":
+    main()
