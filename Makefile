@@ -24,9 +24,9 @@ lint: $(INSTALLED)
 	$(RUN) ruff format --check
 	$(RUN) mypy
 
-# Fast tests first: most mistakes show within a minute or two.
+# Fast tests first, on all cores: most mistakes show within a minute or two. The slow ones share one Ray.
 test: lint
-	$(RUN) pytest -m 'not slow' --durations=10
+	$(RUN) pytest -m 'not slow' -n auto --durations=10
 	$(RUN) pytest -m slow --durations=15
 
 bench: $(INSTALLED)
