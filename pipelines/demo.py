@@ -58,7 +58,7 @@ AMOUNTS = {
     "small": Amounts(
         images=(60, 20),
         train=("network.base_width=8", "max_samples=960", "validation.every_epochs=4"),
-        tune=("network.base_width=8", "max_samples=480", "search.trials=6"),
+        tune=("network.base_width=8", "max_samples=480", "search.trials=3", "search.validations=2"),
     ),
 }
 

@@ -40,7 +40,7 @@ def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Pat
     assert evaluate.checkpoint == train.run_dir
     assert train.workers == 2
     assert train.network.encoder == "nano"
-    assert tune.search.trials >= 6
+    assert tune.search.trials == (6 if size == "full" else 3)
     assert tune.search.stop == "asha"
     assert tune.max_samples is not None
     assert tune.init == train.run_dir
@@ -143,9 +143,8 @@ def test_the_small_demo_walks_the_whole_road(tmp_path: Path, capfd: pytest.Captu
     out = tmp_path / "out"
     assert [entry["stage"] for entry in json.loads((out / "demo.json").read_text())["stages"]] == NAMES
     result = json.loads((out / "runs/search/result.json").read_text())
-    assert sum(result["trials"].values()) == 6
-    assert result["trials"]["stopped early"] >= 1
-    assert result["trials"]["failed"] == 0
+    ends = result["trials"]
+    assert (ends["complete"] + ends["stopped early"], ends["failed"]) == (3, 0)
     page = (out / "report.html").read_text()
     assert "Search search" in page
     assert page.count("data:image/jpeg;base64,") >= 2
