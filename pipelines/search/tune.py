@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from efafnet.pipelines.search.trial import PLACEMENT, run_trial
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.recording import open_record
-from efafnet.pipelines.training.rundir import RunDirectory
+from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
 from efafnet.platform import console
 from efafnet.platform.cluster import connect
 from efafnet.platform.configuration import absolute_paths, to_yaml
@@ -34,6 +35,8 @@ STUDY = "study.db"
 """The Optuna study, in the search's directory."""
 RELEASE_EVERY_S = 3.0
 """Seconds between two looks for trials that ended and left a reservation."""
+ENDING_S = 20.0
+"""Most seconds that the search waits in the end for processes of stopped trials."""
 
 
 def run_tune(config: TuneConfig) -> SearchResult:
@@ -121,6 +124,7 @@ def _search(books: Books) -> None:
     at_once = min(left, config.search.concurrency or slots(config))
     console.note(f"{there}; {left} trials to run, {at_once} at a time")
     _run_tune(Desk(ledger, stopping_rule(config, books.inputs), books), books, left, at_once)
+    _let_end(books)
     _settle(books)
 
 
@@ -181,6 +185,17 @@ def _releasing(books: Books) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _let_end(books: Books) -> None:
+    """Wait until the processes of stopped trials are gone: they would write checkpoints again that were tidied away."""
+    deadline = time.monotonic() + ENDING_S
+    for number in books.over:
+        directory = RunDirectory(books.trials_dir / f"{number:04d}")
+        while time.monotonic() < deadline:
+            with suppress(RunConflictError), directory.locked():
+                break
+            time.sleep(0.1)
 
 
 def _settle(books: Books) -> None:

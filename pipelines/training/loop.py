@@ -48,4 +48,7 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
             if job.ended:
                 break
         job.conclude()
-        return LoopResult(context.agree(job.checkpoints.to_use()), job.outcome())
+        # Rank 0 wrote the checkpoints; to the others its last one may not have appeared yet.
+        chosen = context.agree(job.checkpoints.to_use() if context.rank == 0 else None)
+        assert chosen is not None
+        return LoopResult(chosen, job.outcome())

@@ -176,9 +176,10 @@ class RayContext(GroupContext):
 
     def __init__(self) -> None:
         import ray.train.torch
+        from ray.train.v2._internal.execution import context as reporting
 
-        # Every report would be printed by every worker, in Ray's words, whatever the run's logging configuration says.
-        logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
+        # Its logger is named after a file and escapes the LoggingConfig: every worker would print each report.
+        reporting.logger.setLevel(logging.WARNING)
         device = ray.train.torch.get_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
