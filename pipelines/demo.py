@@ -21,8 +21,8 @@ from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths
 from efafnet.platform.storage import read_json, write_json
 
-EXPECTED_AP = 0.18
-"""Validation AP that the full demo has at least where nothing is broken: it reached .22 where it was measured."""
+EXPECTED_AP = 0.15
+"""Validation AP that the full demo has at least where nothing is broken: it reached .2 where it was measured."""
 _RECORD = "demo.json"
 
 

@@ -19,9 +19,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
-def _no_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep tests from writing to the tracking server (or the Ray cluster) of whoever runs them."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "RAY_ADDRESS"):
+def _as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests from the tracking server, the Ray cluster and the terminal's width of whoever runs them."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "RAY_ADDRESS", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 
