@@ -93,7 +93,7 @@ def test_it_ends_with_what_happened(machine: Machine, capsys: pytest.CaptureFixt
         "AP 0.600 after 6400 samples (160/s with validation)",
         "AP 0.600, AP50 0.900, AP75 0.700, AR 0.650",
         "3 complete, 5 stopped early; best: trial 4, AP 0.400, lr=0.01",
-        "validation AP 0.600 on 6 people that training never saw; before training it was 0",
+        "validation AP 0.600 on 6 people that training never saw (target 0.55)",
         f"mlflow ui --backend-store-uri sqlite:///{machine.out}/mlflow.db",
         f"{machine.out}/report.html",
     ):
@@ -125,8 +125,8 @@ def test_another_demo_or_anything_else_in_the_directory_is_refused(machine: Mach
 
 
 def test_a_network_below_the_target_is_called_that() -> None:
-    assert "BELOW the 0.15" in verdict("full", 0.149, 800)
-    assert "AP 0.150 on 800 people that training never saw; before" in verdict("full", 0.15, 800)
+    assert "BELOW the target of 0.55" in verdict("full", 0.549, 800)
+    assert "(target 0.55)" in verdict("full", 0.55, 800)
     assert "BELOW" not in verdict("small", 0.01, 20)
     assert "trains for seconds" in verdict("small", 0.01, 20)
 
