@@ -140,8 +140,8 @@ _PARTS = (
 _HRNET: dict[str, Any] = {"kind": "hrnet"}
 _HOURGLASS: dict[str, Any] = {"kind": "hourglass", "loss": _EVERY_STACK}
 _OTHERS_COUNT = (
-    "with all biases, norms and heads; HRNet's paper prints 25.1 M, and 14.3 as three quarters of the 19.1 that it "
-    "prints at 256x256, while its own counter gives 19.2 at 256x192"
+    "with all biases, norms and heads; HRNet's paper prints 25.1 M and 14.3, where the same counter as for HRNet gives "
+    "19.2; we do not know why"
 )
 
 _PEERS = (

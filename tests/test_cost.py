@@ -93,8 +93,8 @@ def _hourglass_by_hand() -> tuple[int, int]:
 
 
 def test_the_hourglass_is_the_published_network() -> None:
-    """HRNet's table prints 25.1 M and 14.3 at 256x192 (19.1 at 256x256); the network as its authors describe it has
-    1.3 % more parameters, and by the same counter 19.2 at 256x192 already."""
+    """HRNet's table prints 25.1 M and 14.3 at 256x192; the network as its authors describe it has 1.3 % more
+    parameters, and 19.2 by the counter that gives HRNet's own figures."""
     parameters, macs = _hourglass_by_hand()
     large = network_cost(VARIANTS["hourglass8_256x256"].network, 17, VARIANTS["hourglass8_256x256"].input)
     assert (large.parameters, large.multiply_adds) == (parameters, macs)
