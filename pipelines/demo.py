@@ -19,7 +19,7 @@ from pydantic import Field
 from efafnet.models.settings import Settings
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths
-from efafnet.platform.storage import read_json, write_json
+from efafnet.platform.storage import make_directory, read_json, write_json
 
 TARGET_AP = 0.55
 """Validation AP that the full demo should reach on people it never trained on. It reached .20 when last measured."""
@@ -112,7 +112,7 @@ def _open_record(config: DemoConfig) -> dict[str, Any]:
         return record
     if config.out.is_dir() and any(config.out.iterdir()):
         raise ValueError(f"{config.out} exists and holds no demo; name a directory that does not exist yet")
-    config.out.mkdir(parents=True, exist_ok=True)
+    make_directory(config.out)
     record = {"settings": identity, "stages": []}
     write_json(file, record)
     return record

@@ -85,6 +85,16 @@ def check_output_file(path: Path, *, overwrite: bool = False) -> None:
     _make_parent(path)
 
 
+def make_directory(path: Path) -> None:
+    """Create a directory that work goes on in, parents included; one that is there is kept.
+
+    Raises:
+        UnwritableError: it cannot be created.
+    """
+    with _unwritable(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def _make_parent(path: Path) -> None:
     with _unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from efafnet.platform.storage import read_json, sha256_json, write_json
+from efafnet.platform.storage import make_directory, read_json, sha256_json, write_json
 
 
 class RunConflictError(ValueError):
@@ -71,8 +71,9 @@ class RunDirectory:
 
         Raises:
             RunConflictError: another process holds it.
+            UnwritableError: it cannot be created.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
         try:
             try:
