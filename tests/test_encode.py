@@ -88,9 +88,10 @@ def test_quality_and_chroma_are_as_set() -> None:
             encode_crop(_PICTURE, Encoding.model_validate({"quality": quality, "chroma": chroma}), None)
         )
         for quality in (50, 95)
-        for chroma in ("444", "420")
+        for chroma in (444, 420)
     }
-    assert sizes[50, "420"] < sizes[50, "444"] < sizes[95, "420"] < sizes[95, "444"]
+    # Numbers, as a command line gives them.
+    assert sizes[50, 420] < sizes[50, 444] < sizes[95, 420] < sizes[95, 444]
     tables = jpeg_tables(encode_crop(_PICTURE, Encoding(quality=50, chroma="420"), JpegTables([[1] * 64] * 2, 0)))
     assert tables is not None
     # The first luma divisor of the standard tables at quality 50 is 16 (ITU T.81, table K.1).

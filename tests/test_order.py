@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -81,10 +83,10 @@ def test_windows_come_one_after_the_other_and_are_of_similar_size() -> None:
     assert sorted(np.bincount(seventeen.window).tolist()) == [8, 9]
 
 
-def test_a_store_within_one_window_is_shuffled_fully() -> None:
+def test_a_store_within_one_window_is_shuffled_as_a_whole() -> None:
     """Over 400 epochs, row 0 visits every tenth of the epoch equally often: 40 each, deviation 6."""
     order = _order(window=100)
-    places = [int(np.flatnonzero(order.epoch(epoch).rows == 0)[0]) for epoch in range(400)]
+    places = [int(np.flatnonzero(order.window(epoch, 0) == 0)[0]) for epoch in range(400)]
     counts = np.histogram(places, bins=10, range=(0, _ROWS))[0]
     assert np.abs(counts - 40).max() < 24
 
@@ -102,21 +104,36 @@ def test_ranks_read_little_more_than_their_share() -> None:
 
 
 def test_quality_of_the_shuffle() -> None:
-    """Two samples of a batch come from one row group as often as in a full shuffle of a window, and no more.
+    """How often two persons of one image meet in a batch, beside a full shuffle and a shuffle within windows.
 
-    8,000 rows in groups of 16, windows of 50 groups (800 rows), batches of 40: 780 pairs in a batch, each from one
-    group with probability 15 / 799 in the window (15 / 7,999 in a full shuffle): 14.6 pairs expected.
+    12,288 rows, images of 3 persons, groups of 64, windows of 48 groups (3,072 rows), batches of 64: 12,288 pairs. Two
+    given rows meet in a batch of a full shuffle with probability 63 / 12,287 (0.33 pairs a batch), of a window shuffled
+    at random with 63 / 3,071 (1.31 pairs).
     """
-    groups = RowGroups.of([8000], 16)
-    order = SampleOrder(groups, "d", 0, 50)
+    groups = RowGroups.of([512] * 24, 64)
+    order = SampleOrder(groups, "d", 0, 48)
     pairs = []
-    for step in range(200):
-        counts = np.bincount(order.batch(step, 40).groups)
-        pairs.append(int((counts * (counts - 1) // 2).sum()))
-    assert np.mean(pairs) == pytest.approx(780 * 15 / 799, rel=0.05)
-    # Where a row stands in the epoch says nothing about where it lies in the store: correlation 0 +- 1 / sqrt(8000).
-    rows = order.epoch(0).rows
-    assert abs(np.corrcoef(rows, np.arange(8000))[0, 1]) < 0.2
+    for step in range(192):
+        persons = np.bincount(order.batch(step, 64).rows // 3)
+        pairs.append(int((persons * (persons - 1) // 2).sum()))
+    assert np.mean(pairs) < 12288 * 63 / 12287 / 192
+    # Where a row stands in the epoch says nothing about where it lies in the store: correlation 0 +- 1 / sqrt(192
+    # groups).
+    rows = np.concatenate([order.window(0, number) for number in range(4)])
+    assert sorted(rows.tolist()) == list(range(12288))
+    assert abs(np.corrcoef(rows, np.arange(12288))[0, 1]) < 0.22
+
+
+def test_memory_grows_with_row_groups_not_with_rows() -> None:
+    """A store of 50 million persons: the first batch needs one window of rows, not all of them."""
+    order = SampleOrder(RowGroups.of([5_000_000] * 10, 5000), "d", 0, 4)
+    tracemalloc.start()
+    try:
+        assert len(set(order.batch(0, 512).rows.tolist())) == 512
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
 
 
 def test_slice_bounds_worked_out() -> None:

@@ -48,15 +48,33 @@ class CropDecoder:
     def warp_into(self, image: UInt8, input_to_crop: Float64, out: UInt8) -> None:
         """Sample ``image`` (h, w, 3) bilinearly at ``input_to_crop`` (2, 3) into ``out`` (3, H, W) RGB, outside 0."""
         height, width = out.shape[1:]
+        image, affine = _needed(image, input_to_crop, width, height)
         # OpenCV warps four channels in half the time of three, to the same values.
         padded = _scratch("padded", (*image.shape[:2], 4))
         warped = _scratch("warped", (height, width, 4))
         cv2.cvtColor(image, cv2.COLOR_BGR2BGRA, dst=padded)
-        cv2.warpAffine(padded, input_to_crop, (width, height), dst=warped, flags=_WARP_FLAGS)
+        cv2.warpAffine(padded, affine, (width, height), dst=warped, flags=_WARP_FLAGS)
         red, green, blue = self.planes
         planes = [_scratch("alpha", (height, width))] * 4
         planes[red], planes[green], planes[blue] = out[0], out[1], out[2]
         cv2.split(warped, planes)
+
+
+def _needed(image: UInt8, input_to_crop: Float64, width: int, height: int) -> tuple[UInt8, Float64]:
+    """The part of ``image`` (h, w, 3) that an input of ``width`` x ``height`` pixels shows, and the affine to it.
+
+    On average half of a crop: the rest is there for other rotations and scales.
+    """
+    (a, b, x), (c, d, y) = input_to_crop.tolist()
+    across, down = width - 1, height - 1
+    # Interpolation reads the pixel after; one more on all sides against rounding.
+    left = math.floor(x + min(0.0, a * across) + min(0.0, b * down)) - 1
+    right = math.ceil(x + max(0.0, a * across) + max(0.0, b * down)) + 3
+    top = math.floor(y + min(0.0, c * across) + min(0.0, d * down)) - 1
+    bottom = math.ceil(y + max(0.0, c * across) + max(0.0, d * down)) + 3
+    left, top = min(max(left, 0), image.shape[1] - 1), min(max(top, 0), image.shape[0] - 1)
+    part = image[top : max(bottom, top + 1), left : max(right, left + 1)]
+    return part, np.array([[a, b, x - left], [c, d, y - top]])
 
 
 _THREAD = threading.local()

@@ -44,13 +44,18 @@ class Group:
         return self.images[self.offsets[index] : self.offsets[index + 1]]
 
 
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    # Arrow copies even a single chunk when it combines.
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def _fixed(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    values = table.column(name).combine_chunks()
+    values = _whole(table.column(name))
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)  # type: ignore[no-any-return]
 
 
 def _binary(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    values = column.combine_chunks()
+    values = _whole(column)
     _, offsets, data = values.buffers()
     width = np.int64 if pa.types.is_large_binary(values.type) else np.int32
     places = np.frombuffer(offsets, dtype=width)[values.offset : values.offset + len(values) + 1]

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
@@ -27,7 +27,7 @@ class Encoding(Settings):
     """jpeg is small and fast; png is exact and slow; raw (height x width x 3 RGB bytes) is exact, fast and large."""
     quality: Literal["source"] | Annotated[int, Field(ge=1, le=100)] = "source"
     """JPEG quality, 1 to 100; source quantises each crop as its image was, which loses least for its size."""
-    chroma: Literal["444", "420"] = "444"
+    chroma: Annotated[Literal["444", "420"], BeforeValidator(str)] = "444"
     """JPEG chroma sampling where the source does not decide: 444 keeps colour at full resolution, 420 halves it."""
 
 

@@ -18,19 +18,22 @@ from efafnet.pipelines.crops.store import RowGroups
 
 Int64 = npt.NDArray[np.int64]
 
-_GROUPS, _ROWS = 3, 4
+_GROUPS, _ROWS, _PHASES = 3, 4, 5
+_GOLDEN = (5**0.5 - 1) / 2
+# Share of the window by which a row may miss its place in the spread of its group.
+_JITTER = 0.1
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """One epoch's permutation."""
+    """One epoch's order of row groups: G groups, V windows."""
 
-    rows: Int64
-    """(num_rows,) the rows in the order they are seen."""
     place: Int64
     """(G,) place of each row group in the order in which groups are visited."""
     window: Int64
     """(G,) window in which each row group is visited."""
+    first_sample: Int64
+    """(V,) samples of the epoch before each window."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,23 @@ def slice_bounds(count: int, rank: int, world_size: int) -> tuple[int, int]:
     return first, first + size + (rank < longer)
 
 
+def slice_of(index: Int64, count: int, slices: int) -> Int64:
+    """Which of the near-equal slices of :func:`slice_bounds` each ``index`` (N,) below ``count`` lies in."""
+    ends = [slice_bounds(count, number, slices)[1] for number in range(slices)]
+    return np.searchsorted(ends, index, side="right")
+
+
 class SampleOrder:
     """The stream of one training.
 
-    Row groups are permuted, cut into windows of near-equal size, and the rows of a window are permuted; a store that
-    fits in one window is shuffled fully. Within a global batch the samples are put in the order in which their row
-    groups are visited: a rank's slice then touches a contiguous part of the window, and W ranks read the store about
-    once instead of W times.
+    Row groups are permuted and cut into windows of near-equal size, and the rows of a window are shuffled. Rows of one
+    group are neighbours in the source, often persons of one image: each group is spread over its window (golden-ratio
+    steps from a random phase, with some jitter) rather than left to chance, so that they meet in a batch about as
+    rarely as in a shuffle of the whole store. Every row is equally likely to stand anywhere in its window.
+
+    Within a global batch the samples are put in the order in which their row groups are visited: a rank's slice then
+    touches a contiguous part of the window, and W ranks read the store about once instead of W times. What is kept in
+    memory grows with the number of row groups, not of rows.
     """
 
     def __init__(self, groups: RowGroups, digest: str, seed: int, window_groups: int) -> None:
@@ -70,33 +83,42 @@ class SampleOrder:
         self._key = philox.key_of("order", digest, seed)
         self._num_windows = max(1, -(-len(groups) // window_groups))
         self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self.window = lru_cache(maxsize=4)(self._window)
 
     def _epoch(self, epoch: int) -> EpochOrder:
-        groups = self._groups
-        visited = philox.permutation(len(groups), epoch, _GROUPS, self._key)
-        window = np.empty(len(groups), dtype=np.int64)
-        parts = []
-        # One permutation of all rows, restricted to each window: the rows of a window in the order of their keys.
-        keys = np.empty(groups.num_rows, dtype=np.int64)
-        keys[philox.permutation(groups.num_rows, epoch, _ROWS, self._key)] = np.arange(groups.num_rows)
-        for number, members in enumerate(np.array_split(visited, self._num_windows)):
-            window[members] = number
-            rows = np.concatenate([groups.first_row[g] + np.arange(groups.rows[g]) for g in members])
-            parts.append(rows[np.argsort(keys[rows], kind="stable")])
-        place = np.empty(len(groups), dtype=np.int64)
-        place[visited] = np.arange(len(groups))
-        return EpochOrder(rows=np.concatenate(parts), place=place, window=window)
+        count = len(self._groups)
+        visited = philox.permutation(count, epoch, _GROUPS, self._key)
+        place, window = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+        place[visited] = np.arange(count)
+        window[visited] = slice_of(np.arange(count), count, self._num_windows)
+        sizes = np.bincount(window, weights=self._groups.rows, minlength=self._num_windows).astype(np.int64)
+        return EpochOrder(place, window, np.cumsum(sizes) - sizes)
+
+    def _window(self, epoch: int, number: int) -> Int64:
+        """Rows of window ``number`` of an epoch in the order they are seen."""
+        members = np.flatnonzero(self.epoch(epoch).window == number)
+        sizes = self._groups.rows[members]
+        index = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        rows = np.repeat(self._groups.first_row[members], sizes) + index
+        phase = philox.uniforms(members, epoch, (_PHASES,), self._key)[0, :, 0]
+        jitter = philox.uniforms(rows, epoch, (_ROWS,), self._key)[0, :, 0]
+        spread = (np.repeat(phase, sizes) + _GOLDEN * index + _JITTER * jitter) % 1.0
+        order: Int64 = rows[np.argsort(spread, kind="stable")]
+        return order
 
     def batch(self, step: int, global_batch: int, rank: int = 0, world_size: int = 1) -> Planned:
         """``rank``'s samples of global batch ``step``."""
         position = step * global_batch + np.arange(global_batch, dtype=np.int64)
         epochs, offsets = np.divmod(position, self._groups.num_rows)
         rows, places, windows = (np.empty(global_batch, dtype=np.int64) for _ in range(3))
-        for epoch in np.unique(epochs):
-            order, chosen = self.epoch(int(epoch)), epochs == epoch
-            rows[chosen] = order.rows[offsets[chosen]]
-            group = self._groups.group_of(rows[chosen])
-            places[chosen], windows[chosen] = order.place[group], order.window[group] + epoch * self._num_windows
+        for epoch in np.unique(epochs).tolist():
+            order, chosen = self.epoch(epoch), epochs == epoch
+            numbers = np.searchsorted(order.first_sample, offsets[chosen], side="right") - 1
+            inside = offsets[chosen] - order.first_sample[numbers]
+            parts = [self.window(epoch, n)[inside[numbers == n]] for n in np.unique(numbers).tolist()]
+            rows[chosen] = np.concatenate(parts)
+            places[chosen] = order.place[self._groups.group_of(rows[chosen])]
+            windows[chosen] = numbers + epoch * self._num_windows
         by_place = np.lexsort((rows, places, epochs))
         mine = by_place[slice(*slice_bounds(global_batch, rank, world_size))]
         return Planned(step, rows[mine], epochs[mine], self._groups.group_of(rows[mine]), windows[mine])

@@ -119,6 +119,7 @@ def val_reader(config: TrainConfig, store: CropStore, context: PlainContext) -> 
         rank=context.rank,
         world_size=context.world_size,
         config=config.reader,
+        pin_memory=context.device.type == "cuda",
         udp=config.heatmap.encoding == "udp",
     )
 
