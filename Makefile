@@ -30,4 +30,5 @@ test: lint
 	$(RUN) pytest -m slow --durations=15
 
 bench: $(INSTALLED)
-	@set -e; for claim in benchmarks/*.py; do echo "== $$claim"; .venv/bin/python "$$claim"; done
+	@set -e; for claim in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do \
+	  echo "== $$claim"; $(RUN) benchmarks.$$claim; done

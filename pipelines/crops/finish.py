@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from efafnet.pipelines.crops.annotations import Annotation, ImageEntry, Reject
 from efafnet.pipelines.crops.manifest import (
     FORMAT_VERSION,
     GROUND_TRUTH,
@@ -77,9 +78,14 @@ def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> F
     return FileRecord(name=path.name, rows=len(rows), bytes=path.stat().st_size, sha256=storage.sha256_file(path))
 
 
+def _columns(entry: Annotation | ImageEntry | Reject) -> dict[str, Any]:
+    """Its fields. dataclasses.asdict would copy every number of every joint."""
+    return {column.name: getattr(entry, column.name) for column in fields(entry)}
+
+
 def _ground_truth_rows(sources: Sequence[Source]) -> list[dict[str, Any]]:
     return [
-        {**asdict(annotation), "data_set": source.record.data_set}
+        {**_columns(annotation), "data_set": source.record.data_set}
         for source in sources
         for annotation in source.content.annotations
     ]
@@ -90,7 +96,7 @@ def _image_rows(sources: Sequence[Source], results: Sequence[ShardResult]) -> li
     rows = []
     for source in sources:
         for image in source.content.images:
-            row = {**asdict(image), "data_set": source.record.data_set}
+            row = {**_columns(image), "data_set": source.record.data_set}
             if image.width is None:
                 row["width"], row["height"] = measured.get(image.image_id, (None, None))
             rows.append(row)
@@ -102,7 +108,7 @@ def _reject_rows(sources: Sequence[Source], results: Sequence[ShardResult]) -> l
     for source in sources:
         images = image_index(source)
         for reject in source.rejects:
-            row = {**asdict(reject), "data_set": source.record.data_set}
+            row = {**_columns(reject), "data_set": source.record.data_set}
             if reject.image_id in images and reject.file_name is None:
                 row["file_name"] = images[reject.image_id].file_name
             rows.append(row)
