@@ -14,7 +14,8 @@ from efafnet.models.skeleton import COCO_17, Skeleton
 from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
 from efafnet.pipelines.crops.store import CropStore
 
-REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 def real_data(name: str) -> Path:

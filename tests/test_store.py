@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
 from efafnet.pipelines.crops.prepare import run_prepare
+from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import PERSON_SCHEMA, CropStore
 from tests import crop_data
 
@@ -83,6 +86,39 @@ def test_reopening_needs_every_file(store: CropStore, tmp_path: Path) -> None:
         (newer / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=r"manifest.json is damaged"):
             CropStore.open(newer)
+
+
+def test_a_store_in_object_storage_reads_like_a_local_one(
+    store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables come when it is opened, a shard when it is read; the copy is a store by itself."""
+    monkeypatch.setenv("EFAFNET_CACHE", str(tmp_path / "cache"))
+    remote = CropStore.open(store.path.as_uri())
+    assert (remote.location, remote.digest) == (store.path.as_uri(), store.digest)
+    assert remote.path.parent == tmp_path / "cache"
+    assert not list(remote.path.glob("persons-*"))
+    assert remote.ground_truth().to_coco() == store.ground_truth().to_coco()
+    size = InputSize(height=64, width=64)
+    ours, theirs = (read_rows(each, [1, 8], input_size=size) for each in (remote, store))
+    np.testing.assert_array_equal(ours.images, theirs.images)
+    assert [path.name for path in remote.path.glob("persons-*")] == ["persons-00000.parquet"]
+    again = CropStore.open(remote.path)
+    assert again.columns(["person_id"]).equals(store.columns(["person_id"]))
+    assert again.verify() == []
+
+
+def test_errors_of_a_store_in_object_storage(store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EFAFNET_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=r"nowhere is not a crop store: it holds no manifest.json"):
+        CropStore.open((tmp_path / "nowhere").as_uri())
+    shutil.copytree(store.path, tmp_path / "remote")
+    shard = tmp_path / "remote" / "persons-00001.parquet"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    remote = CropStore.open((tmp_path / "remote").as_uri())
+    with pytest.raises(ValueError, match=r"persons-00001.parquet has sha256 \w+ instead of \w+: it was damaged"):
+        remote.verify()
+    with pytest.raises(ValueError, match=r"remote: persons-00001.parquet cannot be read \(.*it was damaged"):
+        read_rows(remote, [10], input_size=InputSize(height=64, width=64))
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:

@@ -114,16 +114,15 @@ class GroupReader:
         except (OSError, ValueError) as error:
             name = self._store.manifest.shards[int(groups.shard[group])].name
             raise ValueError(
-                f"crop store {self._store.path}: {name} cannot be read ({error}); check it with: efafnet inspect"
+                f"crop store {self._store.location}: {name} cannot be read ({error}); check it with: efafnet inspect"
             ) from error
 
     def _file(self, shard: int) -> pq.ParquetFile:
         # A ParquetFile is not safe across threads, and opening one parses its footer: each thread keeps its own few.
         held: OrderedDict[int, pq.ParquetFile] = self._files.__dict__.setdefault("held", OrderedDict())
         if shard not in held:
-            held[shard] = pq.ParquetFile(
-                self._store.path / self._store.manifest.shards[shard].name, memory_map=True, pre_buffer=False
-            )
+            path = self._store.file(self._store.manifest.shards[shard])
+            held[shard] = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
         held.move_to_end(shard)
         if len(held) > _OPEN_FILES:
             held.popitem(last=False)[1].close()

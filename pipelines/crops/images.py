@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pyarrow import fs
 
 from efafnet.pipelines.crops.decode import DECODE_FLAGS
+from efafnet.platform.mirror import is_address
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -38,7 +39,7 @@ class ImageFolder:
 
     def __init__(self, location: str) -> None:
         self.location = location
-        self.is_remote = "://" in location
+        self.is_remote = is_address(location)
         self._filesystem: fs.FileSystem | None = None
 
     def _remote(self) -> tuple[fs.FileSystem, str]:

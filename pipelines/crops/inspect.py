@@ -19,6 +19,7 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import REJECTS, CropStore
 from efafnet.platform import console, storage
+from efafnet.platform.mirror import Location, is_address
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -29,10 +30,10 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 class InspectConfig(Settings):
     """Which store to look at, and how."""
 
-    store: Path
-    """Directory of the crop store."""
+    store: Location
+    """Directory of the crop store, or its address: s3://…, gs://…."""
     sheet: Path | None = None
-    """PNG file for the contact sheet; by default STORE-sheet.png beside the store."""
+    """PNG file for the contact sheet; by default STORE-sheet.png beside the store (here, for one with an address)."""
     crops: int = Field(default=24, ge=0)
     """Persons on the contact sheet, drawn at random; 0 for none."""
     augmented: bool = False
@@ -73,7 +74,7 @@ def _tell_counts(store: CropStore) -> None:
         ("inputs", inputs),
         ("digest", manifest.digest),
     ]
-    console.table(["", str(store.path)], rows)
+    console.table(["", store.location], rows)
 
 
 def _envelope_text(store: CropStore) -> str:
@@ -117,7 +118,7 @@ def _tell_rejects(store: CropStore) -> None:
 def _verify(store: CropStore) -> None:
     problems = store.verify()
     if problems:
-        raise ValueError(f"crop store {store.path} is damaged: {'; '.join(problems)}; prepare it again")
+        raise ValueError(f"crop store {store.location} is damaged: {'; '.join(problems)}; prepare it again")
     console.say("digests agree")
 
 
@@ -136,11 +137,18 @@ def _draw(config: InspectConfig, store: CropStore) -> None:
     wanted = shown if config.augmented else shown.without_variation()
     batch = read_rows(store, rows.tolist(), input_size=envelope.inputs[0], augmentation=wanted, seed=config.seed)
     sheet = contact_sheet(batch, store.skeleton)
-    path = config.sheet or store.path.absolute().parent / f"{store.path.absolute().name}-sheet.png"
+    path = config.sheet or _sheet_beside(config.store)
     done, data = cv2.imencode(".png", sheet[:, :, ::-1])
     assert done
     storage.write_bytes(path, data.tobytes())
     console.say(f"contact sheet of {count} persons: {path}")
+
+
+def _sheet_beside(store: str) -> Path:
+    if is_address(store):
+        return Path(f"{store.rstrip('/').rpartition('/')[2]}-sheet.png")
+    path = Path(store).absolute()
+    return path.parent / f"{path.name}-sheet.png"
 
 
 def contact_sheet(batch: Batch, skeleton: Skeleton, columns: int = 8) -> UInt8:

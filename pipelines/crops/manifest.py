@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.platform.mirror import is_address, read_remote
 
 MANIFEST = "manifest.json"
 GROUND_TRUTH = "ground_truth.parquet"
@@ -134,22 +136,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of the store at ``path``; ValueError where it is missing, damaged or of another version."""
-    file = path / MANIFEST
-    if not file.is_file():
-        what = "holds no manifest.json" if path.is_dir() else "does not exist"
+def read_manifest(location: str | Path) -> Manifest:
+    """The manifest of the store at ``location``; ValueError where it is missing, damaged or of another version."""
+    path = os.fspath(location)
+    try:
+        text = read_remote(path, MANIFEST) if is_address(path) else (Path(path) / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        exists = is_address(path) or Path(path).is_dir()
+        what = "holds no manifest.json" if exists else "does not exist"
         raise ValueError(
             f"{path} is not a crop store: it {what}; make one with: efafnet prepare ANNOTATIONS IMAGES OUT"
-        )
+        ) from error
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(text)
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"crop store {path} has format version {version}, this code reads {FORMAT_VERSION}; prepare it again"
             )
         return Manifest.model_validate(content)
-    except (json.JSONDecodeError, AttributeError, ValidationError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValidationError) as error:
         detail = str(error).splitlines()[0]
         raise ValueError(f"crop store {path}: manifest.json is damaged ({detail}); prepare the store again") from error

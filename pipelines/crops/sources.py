@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BeforeValidator
 
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
@@ -27,10 +25,8 @@ from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.crops.images import ImageFolder
 from efafnet.pipelines.crops.manifest import SourceRecord
 from efafnet.pipelines.crops.mpii import parse_mpii_json, read_mpii_mat
+from efafnet.platform.mirror import Location, is_address
 from efafnet.platform.storage import sha256_file, sha256_json
-
-Location = Annotated[str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)]
-"""A local folder or an address such as ``s3://bucket/folder``."""
 
 
 class SourceConfig(Settings):
@@ -94,7 +90,9 @@ def load_source(config: SourceConfig, number: int) -> Source:
     Raises ValueError with one clear message where a file is missing or of another format.
     """
     content = _read(config).shifted(number)
-    folder = ImageFolder(config.images if "://" in config.images else str(Path(config.images).expanduser().absolute()))
+    folder = ImageFolder(
+        config.images if is_address(config.images) else str(Path(config.images).expanduser().absolute())
+    )
     folder.check()
     if config.detections is None:
         chosen = [_from_annotation(annotation) for annotation in content.annotations]

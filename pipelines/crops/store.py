@@ -11,6 +11,7 @@ Legend: K joints. Coordinates are in pixels of the original image.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.crops.manifest import GROUND_TRUTH, IMAGES, REJECTS, Manifest, file_sha256, read_manifest
+from efafnet.pipelines.crops.manifest import (
+    GROUND_TRUTH,
+    IMAGES,
+    MANIFEST,
+    REJECTS,
+    FileRecord,
+    Manifest,
+    file_sha256,
+    read_manifest,
+)
 from efafnet.pipelines.crops.schema import PERSON_SCHEMA, person_schema
+from efafnet.platform.mirror import Mirror, is_address
+from efafnet.platform.storage import write_text
 
 __all__ = ["GROUND_TRUTH", "IMAGES", "PERSON_SCHEMA", "REJECTS", "CropStore", "GroundTruth", "Manifest", "RowGroups"]
 
@@ -116,33 +128,49 @@ class GroundTruth:
 class CropStore:
     """A crop store opened for reading. Holds the manifest only; tables are read when asked for."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, mirror: Mirror | None = None) -> None:
         self.path = path
+        """Its directory; of a store in object storage, that of the local copy."""
         self.manifest = manifest
+        self._mirror = mirror
         self.row_groups = RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group)
 
     @classmethod
-    def open(cls, path: str | Path, expect_skeleton: Skeleton | None = None) -> CropStore:
-        """Open the store at ``path``.
+    def open(cls, location: str | Path, expect_skeleton: Skeleton | None = None) -> CropStore:
+        """Open the store at ``location``: a directory, or an address whose files are brought here as they are needed.
 
         Raises ValueError or OSError where there is no store, where it was written by another version or is
         incomplete, or where its joints are not those of ``expect_skeleton``.
         """
-        path = Path(path)
-        manifest = read_manifest(path)
-        for record in (*manifest.shards, *manifest.tables):
-            file = path / record.name
-            size = file.stat().st_size if file.is_file() else None
-            if size != record.bytes:
-                found = "is missing" if size is None else f"has {size} bytes instead of {record.bytes}"
-                raise ValueError(f"crop store {path}: {record.name} {found}; prepare the store again")
+        manifest = read_manifest(location)
+        if is_address(os.fspath(location)):
+            mirror: Mirror | None = _mirror(os.fspath(location), manifest)
+        else:
+            mirror = Mirror.at(Path(location))
+        path = Path(location) if mirror is None else mirror.directory
+        if mirror is None:
+            _check_files(path, manifest)
         if expect_skeleton is not None and manifest.skeleton.joints != expect_skeleton.joints:
             raise ValueError(
                 f"crop store {path} holds skeleton {manifest.skeleton.name!r} ({manifest.skeleton.num_joints} joints), "
                 f"but {expect_skeleton.name!r} ({expect_skeleton.num_joints} joints) is needed; give a store and a "
                 "model of the same skeleton"
             )
-        return cls(path, manifest)
+        return cls(path, manifest, mirror)
+
+    @property
+    def location(self) -> str:
+        """Where it is: a directory, or an address in object storage."""
+        return str(self.path) if self._mirror is None else self._mirror.location
+
+    def file(self, record: FileRecord) -> Path:
+        """Local path of one of its files, brought here first where the store is in object storage.
+
+        Raises OSError where it cannot be had, ValueError where what arrived is damaged.
+        """
+        if self._mirror is None:
+            return self.path / record.name
+        return self._mirror.fetch(record.name, record.bytes, record.sha256)
 
     @property
     def skeleton(self) -> Skeleton:
@@ -161,7 +189,7 @@ class CropStore:
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """The person columns ``names`` of all rows, in row order. Cheap without ``image``."""
-        parts = [pq.read_table(self.path / shard.name, columns=list(names)) for shard in self.manifest.shards]
+        parts = [pq.read_table(self.file(shard), columns=list(names)) for shard in self.manifest.shards]
         schema = person_schema(self.skeleton.num_joints)
         empty = pa.schema([schema.field(name) for name in names]).empty_table()
         return pa.concat_tables(parts) if parts else empty
@@ -178,9 +206,29 @@ class CropStore:
         """What does not agree with the manifest, one sentence each; reads every byte."""
         problems = []
         for record in (*self.manifest.shards, *self.manifest.tables):
-            found = file_sha256(self.path / record.name)
+            found = file_sha256(self.file(record))
             if found != record.sha256:
                 problems.append(f"{record.name}: sha256 {found[:12]}, manifest {record.sha256[:12]}")
         if self.manifest.content_digest() != self.manifest.digest:
             problems.append("manifest.json: its digest does not match its content")
         return problems
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    for record in (*manifest.shards, *manifest.tables):
+        file = path / record.name
+        size = file.stat().st_size if file.is_file() else None
+        if size != record.bytes:
+            found = "is missing" if size is None else f"has {size} bytes instead of {record.bytes}"
+            raise ValueError(f"crop store {path}: {record.name} {found}; prepare the store again")
+
+
+def _mirror(location: str, manifest: Manifest) -> Mirror:
+    """The local copy of a store in object storage: manifest and tables at once, shards when they are read."""
+    mirror = Mirror.begin(location, manifest.digest[:16])
+    records = (*manifest.shards, *manifest.tables)
+    mirror.check_space(sum(r.bytes for r in records if not (mirror.directory / r.name).is_file()))
+    write_text(mirror.directory / MANIFEST, manifest.model_dump_json(indent=2))
+    for record in manifest.tables:
+        mirror.fetch(record.name, record.bytes, record.sha256)
+    return mirror

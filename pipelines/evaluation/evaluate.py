@@ -31,6 +31,7 @@ from efafnet.pipelines.evaluation.store_prediction import WorkersConfig, predict
 from efafnet.pipelines.evaluation.trained import TestOverrides, Trained, Weights, load_trained, open_store
 from efafnet.platform import console
 from efafnet.platform.cluster import connect
+from efafnet.platform.mirror import Location
 from efafnet.platform.provenance import code_version
 from efafnet.platform.storage import atomic_directory, check_output, write_json, write_text
 
@@ -46,8 +47,8 @@ class EvaluateConfig(Settings):
 
     checkpoint: Path
     """Checkpoint directory, or a run's directory (then its best checkpoint)."""
-    data: Path
-    """Crop store, a directory made by `efafnet prepare`; with annotated boxes or a detector's."""
+    data: Location
+    """Crop store, a directory made by `efafnet prepare` or its address; with annotated boxes or a detector's."""
     output: Path = Path("evaluation")
     """Directory for predictions.json (COCO results), metrics.json, errors.png, best.jpg and worst.jpg."""
     overwrite: bool = False

@@ -164,7 +164,7 @@ def persons_in_view(
     for row in rows.tolist():
         group = int(store.row_groups.group_of(np.array([row]))[0])
         shard = store.manifest.shards[int(store.row_groups.shard[group])]
-        with pq.ParquetFile(store.path / shard.name) as file:
+        with pq.ParquetFile(store.file(shard)) as file:
             content = group_from_table(file.read_row_group(int(store.row_groups.index[group]), columns=_GROUP_COLUMNS))
         place = row - int(store.row_groups.first_row[group])
         centre, extent = geometry.box_to_centre_scale(content.boxes_xywh[place], aspect, padding)

@@ -238,7 +238,7 @@ def _pipeline(store: CropStore, view: CropView, task: _Task, actors: int, cpus_p
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    shards = [str((store.path / shard.name).absolute()) for shard in store.manifest.shards if shard.rows]
+    shards = [str(store.file(shard).absolute()) for shard in store.manifest.shards if shard.rows]
     transform: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": task.test.batch_size}
     # A small store has one shard: cut into enough blocks that every actor gets some.
     persons = ray.data.read_parquet(shards, override_num_blocks=max(len(shards), 2 * actors)).select_columns(_COLUMNS)

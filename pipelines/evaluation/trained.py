@@ -184,7 +184,7 @@ def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         )
 
 
-def open_store(path: Path) -> CropStore:
+def open_store(path: str) -> CropStore:
     """Open the crop store to evaluate on; ValueError where it holds no persons."""
     store = CropStore.open(path)
     if store.num_persons == 0:

@@ -22,16 +22,17 @@ from efafnet.pipelines.training.state import CheckpointConfig
 from efafnet.pipelines.training.step import ComputeConfig, OptimizerConfig, Precision
 from efafnet.pipelines.training.validation import ValidationConfig
 from efafnet.platform.cluster import ClusterConfig
+from efafnet.platform.mirror import Location
 from efafnet.platform.tracking import TrackingConfig
 
 
 class DataConfig(Settings):
     """Where the persons come from."""
 
-    train: Path | None = None
-    """Crop store to train on, a directory made by `efafnet prepare`; required."""
-    val: Path | None = None
-    """Crop store to validate on; none for training without validation."""
+    train: Location | None = None
+    """Crop store to train on, a directory made by `efafnet prepare` or its address (s3://…, gs://…); required."""
+    val: Location | None = None
+    """Crop store to validate on, likewise; none for training without validation."""
 
 
 class WorkerConfig(Settings):

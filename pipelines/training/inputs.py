@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,21 +70,21 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"{_describe(train.skeleton)}; a network is validated on the joints it learns"
         )
     losses.check(config.loss, train.skeleton.num_joints)
-    with _naming("data.train", train.path):
+    with _naming("data.train", train.location):
         train_reader(config, train, PlainContext(torch.device("cpu")))
     if val is not None:
-        with _naming("data.val", val.path):
+        with _naming("data.val", val.location):
             val_reader(config, val, PlainContext(torch.device("cpu")))
     return Inputs(train, val)
 
 
-def _open(path: Path, key: str) -> CropStore:
+def _open(path: str, key: str) -> CropStore:
     with _naming(key, path):
         return CropStore.open(path)
 
 
 @contextmanager
-def _naming(key: str, path: Path) -> Iterator[None]:
+def _naming(key: str, path: str) -> Iterator[None]:
     """Say which setting an error of a store is about."""
     try:
         yield
