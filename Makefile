@@ -24,10 +24,10 @@ lint: $(INSTALLED)
 	$(RUN) ruff format --check
 	$(RUN) mypy
 
-# Fast tests first, on all cores: most mistakes show within a minute or two. The slow ones share one Ray.
+# Fast tests first: most mistakes show within a minute or two. Of the slow ones, those that start Ray share a process.
 test: lint
 	$(RUN) pytest -m 'not slow' -n auto --durations=10
-	$(RUN) pytest -m slow --durations=15
+	$(RUN) pytest -m slow -n auto --dist loadgroup --durations=15
 
 bench: $(INSTALLED)
 	@set -e; for claim in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do \

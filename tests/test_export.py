@@ -70,6 +70,7 @@ def _agrees(run: Any, metadata: dict[str, Any], checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_torch_export_gives_the_keypoints_of_the_predictor(checkpoint: Path, pt2: Exported) -> None:
     extra = {"efafnet.json": ""}
     program = torch.export.load(pt2.path, extra_files=extra)
@@ -90,6 +91,7 @@ def test_the_metadata_say_what_a_program_needs(checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_file_of_torch_export_needs_nothing_of_this_package(pt2: Exported, tmp_path: Path) -> None:
     program = (
         "import sys, torch\n"
@@ -107,6 +109,7 @@ def test_a_file_of_torch_export_needs_nothing_of_this_package(pt2: Exported, tmp
 
 @needs_onnx
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_onnx_gives_the_keypoints_of_the_predictor(checkpoint: Path, onnx: Exported) -> None:
     import onnxruntime
 

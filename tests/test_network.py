@@ -166,9 +166,9 @@ _FORMS: dict[str, dict[str, Any]] = {
     [
         *(("nano", form) for form in _FORMS),
         ("resnet50", "efafnet"),
-        pytest.param("resnet101", "efafnet", marks=pytest.mark.slow),
-        pytest.param("resnet152", "efafnet", marks=pytest.mark.slow),
-        pytest.param("resnet152", "sbn", marks=pytest.mark.slow),
+        pytest.param("resnet101", "efafnet", marks=[pytest.mark.slow, pytest.mark.no_ray]),
+        pytest.param("resnet152", "efafnet", marks=[pytest.mark.slow, pytest.mark.no_ray]),
+        pytest.param("resnet152", "sbn", marks=[pytest.mark.slow, pytest.mark.no_ray]),
     ],
 )
 def test_activations_start_at_a_sane_scale_and_fit_half_precision(encoder: str, form: str) -> None:

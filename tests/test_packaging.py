@@ -101,6 +101,7 @@ def elsewhere(site: Path, program: str, cwd: Path) -> subprocess.CompletedProces
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_the_wheel_holds_the_code_and_its_files_only(installed: Path) -> None:
     top = sorted(path.name for path in installed.iterdir() if path.name not in ("bin", "__pycache__"))
     assert [name for name in top if not name.endswith(".dist-info")] == ["efafnet"]
@@ -112,6 +113,7 @@ def test_the_wheel_holds_the_code_and_its_files_only(installed: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_the_wheel_runs_elsewhere(installed: Path, tmp_path: Path) -> None:
     program = (
         "import platform, efafnet, importlib.resources as r; platform.system()\n"

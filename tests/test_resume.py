@@ -85,6 +85,7 @@ def test_a_damaged_newest_checkpoint_costs_its_interval_only(tmp_path: Path, mon
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
     whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, "epochs=12") for name in ("whole", "cut"))
     preset = tmp_path / "cut.yaml"

@@ -313,6 +313,7 @@ def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_killed_worker_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     process = _start(tmp_path / "out")
     os.kill(_workers(process)[0].pid, signal.SIGKILL)
@@ -324,6 +325,7 @@ def test_a_killed_worker_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_killed_parent_leaves_no_output_and_no_workers(tmp_path: Path) -> None:
     process = _start(tmp_path / "out")
     workers = _workers(process)
@@ -335,6 +337,7 @@ def test_a_killed_parent_leaves_no_output_and_no_workers(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     process = _start(tmp_path / "out")
     process.send_signal(signal.SIGINT)

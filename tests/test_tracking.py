@@ -128,6 +128,7 @@ def test_a_server_that_refuses_the_host_name_is_told_apart() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_fresh_store_survives_processes_that_all_create_it(tmp_path: Path) -> None:
     program = (
         "import sys\n"
@@ -360,6 +361,7 @@ def kill_group(server: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 @pytest.mark.usefixtures("hasty")
 def test_a_server_that_is_away_gets_everything_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFAFNET_TRACKING_START_S", "120")

@@ -48,6 +48,7 @@ def test_starred_rows_mine_the_eight_hardest_joints_and_large_inputs_have_wider_
 
 
 @pytest.mark.slow
+@pytest.mark.no_ray
 @pytest.mark.parametrize("v", VARIANTS.values(), ids=lambda v: v.name)
 def test_forward_and_backward_at_the_real_size(v: Variant) -> None:
     torch.manual_seed(0)
