@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,7 +90,8 @@ class Bottleneck(nn.Module):
             identity = identity + identity
         if self.select is None:
             return F.relu_(features + identity)
-        return F.relu_(torch.addcmul(identity, features, self.select(features)))
+        selected: Tensor = self.select(features, identity)
+        return selected
 
 
 class ResidualEncoder(nn.Module):

@@ -5,10 +5,11 @@ Shapes: N crops, C channels, H W the side lengths of the feature map at hand.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from efafnet.models.layers import conv_bn_relu
@@ -70,7 +71,11 @@ class FeatureAggregation(nn.Module):
 
     def _unchained(self, x: Tensor) -> Tensor:
         w = self.split_channels
-        untouched, moving = (x[:, :w], x[:, w:]) if self.literal else (x[:, -w:], x[:, :-w])
+        # One split, not two slices: the gradients of slices would be two full-size tensors of zeros, added.
+        if self.literal:
+            untouched, moving = x.split((w, 3 * w), dim=1)
+        else:
+            moving, untouched = x.split((3 * w, w), dim=1)
         pooled = F.avg_pool2d(untouched, 3, stride=self.stride, padding=1)
         convolved = self.grouped(moving)
         return torch.cat((pooled, convolved) if self.literal else (convolved, pooled), dim=1)
@@ -91,19 +96,59 @@ class ChannelSelection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> alpha (N, C, 1, 1) in 0..1."""
-        z = _mean_plus_maximum(x)
+        z = mean_plus_maximum(x)
         alpha = torch.sigmoid(self.excite(F.relu(self.squeeze(z))))
         return alpha[:, :, None, None]
 
 
-def _mean_plus_maximum(x: Tensor) -> Tensor:
+def mean_plus_maximum(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C): the two global poolings of eq. 4, added."""
-    if x.device.type == "cpu":
-        # On a CPU, with channels last, pooling over one window is three to eight times faster than a reduction.
-        return (F.avg_pool2d(x, x.shape[2:]) + F.adaptive_max_pool2d(x, 1)).flatten(1)
-    # On a GPU a pooling window is one thread's work and a reduction is everybody's. `max` over one dimension, not
-    # `amax` over two: its backward writes one position per channel.
-    return x.mean((2, 3)) + x.flatten(2).max(-1).values
+    if torch.compiler.is_compiling():
+        return x.mean((2, 3)) + x.flatten(2).max(-1).values
+    z: Tensor = _MeanPlusMaximum.apply(x)
+    return z
+
+
+class _MeanPlusMaximum(torch.autograd.Function):
+    """One full-size gradient for both poolings, written once in the input's layout; torch's own two are each filled
+    with zeros first, and the mean's is copied from one layout to the other and back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            # Pooling over one window: a reduction in half precision, or with indices, is several times slower here.
+            mean = F.avg_pool2d(x, x.shape[2:]).flatten(1)
+            maximum, index = F.adaptive_max_pool2d(x, 1, return_indices=True)
+        else:
+            # On a GPU a pooling window is one thread's work and a reduction is everybody's.
+            mean = x.mean((2, 3))
+            maximum, index = x.flatten(2).max(-1)
+        ctx.save_for_backward(x, index.flatten(1))
+        return mean + maximum.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, index = ctx.saved_tensors
+        full = torch.empty_like(x)
+        full.copy_((grad / full[0, 0].numel())[:, :, None, None])
+        return full.flatten(2).scatter_add_(2, index[..., None], grad[..., None]).view_as(full)
+
+
+class _ToOneChannel(nn.Conv2d):
+    """A 1x1 convolution C -> 1. Each output is one dot product along the channels, and with channels last that is a
+    matrix-vector product; the convolution kernels are several times slower at it on a CPU, backward above all.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 1, H, W)."""
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(x)
+        return F.linear(x.movedim(1, 3), self.weight.flatten(1), self.bias).movedim(3, 1)
 
 
 class LocationSelection(nn.Module):
@@ -116,8 +161,8 @@ class LocationSelection(nn.Module):
     def __init__(self, channels: int, *, relu: bool) -> None:
         super().__init__()
         self.relu = relu
-        self.weigh = nn.Conv2d(channels, 1, 1)
-        self.adjust = nn.Conv2d(1, 1, 1)
+        self.weigh = _ToOneChannel(channels)
+        self.adjust = _ToOneChannel(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> beta (N, 1, H, W) in 0..1."""
@@ -126,7 +171,7 @@ class LocationSelection(nn.Module):
 
 
 class FeatureSelection(nn.Module):
-    """FSM: how much each value of the aggregated features F counts. Returns the factor, not the product.
+    """FSM: how much each value of the aggregated features F counts, and the addition to the identity X.
 
     With X' = X + alpha X (eq. 7) and X' = X + beta X (eq. 3), and in parallel F + alpha F plus F + beta F (eq. 8),
     every arrangement is F times a factor:
@@ -139,8 +184,7 @@ class FeatureSelection(nn.Module):
     cs_lss, ...   (1 + alpha)(1 + beta)     9/4
     ============  ========================  =============================
 
-    A caller thus adds identity and branch in one pass (`torch.addcmul`). Scaled, the branch starts at about F, so a
-    deep encoder keeps the activation scale of a plain residual network.
+    Scaled, the branch starts at about F, so a deep encoder keeps the activation scale of a plain residual network.
     """
 
     def __init__(
@@ -159,17 +203,50 @@ class FeatureSelection(nn.Module):
     def _gate(part: str, channels: int, reduction: int, *, relu: bool) -> nn.Module:
         return ChannelSelection(channels, reduction) if part == "cs" else LocationSelection(channels, relu=relu)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """F (N, C, H, W) -> factor, broadcastable to F's shape."""
+    def forward(self, x: Tensor, identity: Tensor) -> Tensor:
+        """F and X (N, C, H, W) -> relu(X + F * factor), the same shape."""
         s = self.scale
         if self.arrangement == "parallel":
-            # The two small tensors are scaled before they meet: their sum is the only full-size one.
             alpha: Tensor = self.gates["cs"](x)
             beta: Tensor = self.gates["lss"](x)
-            return (2 * s + s * alpha) + s * beta
-        factor: Tensor | None = None
-        for gate in self.gates.values():
-            opened = 1 + gate(x if factor is None else x * factor)
-            factor = opened if factor is None else factor * opened
-        assert factor is not None
-        return s * factor
+            return gated_residual(x, identity, 2 * s + s * alpha, s * beta)
+        *earlier, last = self.gates.values()
+        for gate in earlier:
+            x = x * (1 + gate(x))
+        return F.relu_(identity + x * (s + s * last(x)))
+
+
+def gated_residual(x: Tensor, identity: Tensor, by_channel: Tensor, by_position: Tensor) -> Tensor:
+    """``relu(identity + x * (by_channel + by_position))``.
+
+    Args:
+        x, identity: (N, C, H, W).
+        by_channel: (N, C, 1, 1).
+        by_position: (N, 1, H, W).
+    """
+    if torch.compiler.is_compiling():
+        return torch.relu(identity + x * (by_channel + by_position))
+    y: Tensor = _GatedResidual.apply(x, identity, by_channel, by_position)
+    return y
+
+
+class _GatedResidual(torch.autograd.Function):
+    """By hand for time and memory: the full-size sum of the gates, which does not know of channels last, gets the
+    layout of x, and is made again in the backward pass instead of being kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, identity: Tensor, by_channel: Tensor, by_position: Tensor) -> Tensor:
+        y = torch.add(by_channel, by_position, out=torch.empty_like(x))
+        torch.addcmul(identity, x, y, out=y).relu_()
+        ctx.save_for_backward(x, by_channel, by_position, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, by_channel, by_position, y = ctx.saved_tensors
+        grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        full = x * grad
+        gates = full.sum((2, 3), keepdim=True), full.sum(1, keepdim=True)
+        return torch.add(by_channel, by_position, out=full).mul_(grad), grad, *gates

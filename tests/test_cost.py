@@ -180,4 +180,6 @@ def test_saved_activations_of_the_whole_network_against_the_baseline() -> None:
     size = InputSize.model_validate(_SMALL)
     baseline = network_cost(_config(SBN), 17, size).saved_bytes
     once_per_stage = network_cost(NetworkConfig(fasm_placement="last_block"), 17, size).saved_bytes
-    assert once_per_stage / baseline == pytest.approx(1.44, abs=0.01)
+    # 1.44 with the sum of the gates kept for the backward pass, as a plain formula would; it is not.
+    factors = 4 * (256 * 64 * 48 + 512 * 32 * 24 + 1024 * 16 * 12 + 2048 * 8 * 6)
+    assert (once_per_stage + factors) / baseline == pytest.approx(1.44, abs=0.01)

@@ -14,7 +14,8 @@ from efafnet.models.fasm import (
     FeatureAggregation,
     FeatureSelection,
     LocationSelection,
-    _mean_plus_maximum,
+    gated_residual,
+    mean_plus_maximum,
 )
 from efafnet.models.network_config import Arrangement, Merge
 
@@ -94,17 +95,56 @@ def test_channel_selection_pools_mean_plus_maximum() -> None:
     torch.testing.assert_close(cs(x), expected)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pooling_kernels_are_the_reductions_and_their_gradient(layout: torch.memory_format) -> None:
-    x = torch.randn(3, 5, 6, 4, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
-    x.requires_grad_()
-    z = _mean_plus_maximum(x)
-    expected = x.mean((2, 3)) + x.amax((2, 3))
-    torch.testing.assert_close(z, expected)
-    weights = torch.arange(15.0).view(3, 5)
-    (ours,) = torch.autograd.grad((weights * z).sum(), x)
-    (reference,) = torch.autograd.grad((weights * expected).sum(), x)
-    torch.testing.assert_close(ours, reference)
+_LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+
+
+def _leaf(*shape: int, layout: torch.memory_format = torch.contiguous_format, seed: int = 0) -> Tensor:
+    """Float64, which numerical gradients need."""
+    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return values.contiguous(memory_format=layout).requires_grad_()
+
+
+@_LAYOUTS
+def test_both_poolings_and_their_gradient(layout: torch.memory_format) -> None:
+    x = _leaf(3, 5, 6, 4, layout=layout)
+    torch.testing.assert_close(mean_plus_maximum(x), x.mean((2, 3)) + x.amax((2, 3)))
+    torch.autograd.gradcheck(mean_plus_maximum, (x,))
+    (gradient,) = torch.autograd.grad(mean_plus_maximum(x).sum(), x)
+    assert gradient.is_contiguous(memory_format=layout)
+
+
+@_LAYOUTS
+def test_gated_residual_and_its_gradient(layout: torch.memory_format) -> None:
+    x, identity = _leaf(3, 5, 6, 4, layout=layout), _leaf(3, 5, 6, 4, layout=layout, seed=1)
+    gates = _leaf(3, 5, 1, 1, seed=2), _leaf(3, 1, 6, 4, seed=3)
+    y = gated_residual(x, identity, *gates)
+    torch.testing.assert_close(y, torch.relu(identity + gates[0] * x + gates[1] * x))
+    assert y.is_contiguous(memory_format=layout)
+    torch.autograd.gradcheck(gated_residual, (x, identity, *gates))
+    gradients = torch.autograd.grad(y.sum(), (x, identity))
+    assert all(g.is_contiguous(memory_format=layout) for g in gradients)
+
+
+@pytest.mark.slow
+def test_a_compiled_fsm_is_the_same_function() -> None:
+    fsm = _selection("parallel", "scaled").double()
+    inputs = tuple(_leaf(2, 8, 4, 3, layout=torch.channels_last, seed=seed) for seed in (0, 1))
+    outputs = []
+    for call in (fsm, torch.compile(fsm, backend="aot_eager")):
+        y = call(*inputs)
+        outputs.append((y, *torch.autograd.grad(y.square().sum(), (*inputs, *fsm.parameters()))))
+    torch.testing.assert_close(outputs[1], outputs[0])
+
+
+@_LAYOUTS
+def test_location_selection_weighs_channels_as_a_convolution_does(layout: torch.memory_format) -> None:
+    lss = LocationSelection(5, relu=False).double()
+    x = _leaf(3, 5, 6, 4, layout=layout)
+    convolved = F.conv2d(x, lss.weigh.weight, lss.weigh.bias)
+    torch.testing.assert_close(lss.weigh(x), convolved)
+    leaves = [x, *lss.weigh.parameters()]
+    expected = torch.autograd.grad(convolved.square().sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(lss.weigh(x).square().sum(), leaves), expected)
 
 
 @pytest.mark.parametrize(("relu", "expected_logit"), [(False, -3.0), (True, 0.0)])
@@ -136,7 +176,8 @@ def test_parallel_factor_is_equation_8() -> None:
     fsm = _selection("parallel", "sum")
     f = torch.randn(2, 8, 4, 3)
     alpha, beta = fsm.gates["cs"](f), fsm.gates["lss"](f)
-    torch.testing.assert_close(f * fsm(f), (f + alpha * f) + (f + beta * f))
+    x = torch.randn(2, 8, 4, 3)
+    torch.testing.assert_close(fsm(f, x), torch.relu(x + (f + alpha * f) + (f + beta * f)))
 
 
 @pytest.mark.parametrize("arrangement", ["cs_lss", "lss_cs"])
@@ -145,19 +186,21 @@ def test_serial_factor_applies_the_second_gate_to_the_first_gates_output(arrange
     f = torch.randn(2, 8, 4, 3)
     first, second = (fsm.gates[name] for name in arrangement.split("_"))
     once = f + first(f) * f
-    torch.testing.assert_close(f * fsm(f), once + second(once) * once)
+    x = torch.randn(2, 8, 4, 3)
+    torch.testing.assert_close(fsm(f, x), torch.relu(x + once + second(once) * once))
 
 
 @pytest.mark.parametrize(
     ("arrangement", "share"), [("parallel", 1 / 3), ("cs", 2 / 3), ("lss", 2 / 3), ("cs_lss", 4 / 9), ("lss_cs", 4 / 9)]
 )
 def test_scaled_merge_keeps_the_branch_at_its_own_size(arrangement: Arrangement, share: float) -> None:
-    f = torch.randn(4, 8, 6, 5)
-    plain, scaled = _selection(arrangement, "sum")(f), _selection(arrangement, "scaled")(f)
+    # Positive and without an identity, so that the ReLU passes everything and the output is F times the factor.
+    f, nothing = torch.rand(4, 8, 6, 5) + 0.1, torch.zeros(4, 8, 6, 5)
+    plain, scaled = (_selection(arrangement, merge)(f, nothing) / f for merge in ("sum", "scaled"))
     torch.testing.assert_close(scaled, share * plain)
     assert 0.75 < scaled.mean().item() < 1.25
     half = _selection(arrangement, "scaled")
     for p in half.parameters():
         nn.init.zeros_(p)
     # Every gate at 1/2: the branch is F itself.
-    torch.testing.assert_close(f * half(f), f)
+    torch.testing.assert_close(half(f, nothing), f)
