@@ -1,5 +1,5 @@
 # Every target makes .venv and installs into it when that is needed, and only then.
-.PHONY: demo test lint bench
+.PHONY: demo test test-nodes lint bench
 .DELETE_ON_ERROR:
 
 # Kept inside the environment: whoever removes .venv gets a new one.
@@ -28,6 +28,10 @@ lint: $(INSTALLED)
 test: lint
 	$(RUN) pytest -m 'not slow' -n auto --durations=10
 	$(RUN) pytest -m slow -n auto --dist loadgroup --durations=15
+
+# A cluster of machines pretended on this one, of which one dies. Needs root, and about fifteen minutes.
+test-nodes: $(INSTALLED)
+	tests/machines.sh 3 .venv/bin/python -m pytest -s tests/test_nodes.py
 
 bench: $(INSTALLED)
 	@set -e; for claim in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do \

@@ -6,15 +6,15 @@ import os
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-PREPARE = ROOT / "platform" / "deploy" / "aws_prepare.sh"
+from tests.deploy_cases import DEPLOY, ROOT, check_mounts, check_shell, cluster_file, commands, oldest_python, pins, the
+
+PREPARE = DEPLOY / "aws_prepare.sh"
 
 
 @pytest.fixture(scope="module")
@@ -25,22 +25,9 @@ def written() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def prepared(written: dict[str, Any]) -> dict[str, Any]:
-    """The file as Ray uses it: its own defaults filled in, then checked against its schema."""
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config: dict[str, Any] = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
-    validate_config(config)
+    config = cluster_file(ROOT / "cluster.yaml")
     assert config["cluster_name"] == written["cluster_name"]
     return config
-
-
-def pins() -> dict[str, str]:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-
-
-def commands(config: dict[str, Any]) -> dict[str, list[str]]:
-    return {key: value for key, value in config.items() if key.endswith("_commands")}
 
 
 def test_the_head_has_no_gpu_and_workers_are_spot_machines_from_zero(prepared: dict[str, Any]) -> None:
@@ -60,12 +47,11 @@ def test_the_head_has_no_gpu_and_workers_are_spot_machines_from_zero(prepared: d
 
 
 def test_ray_is_the_pinned_one_everywhere(prepared: dict[str, Any]) -> None:
-    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     for key in ("head_image", "worker_image"):
         found = re.fullmatch(r"rayproject/ray:(\d+\.\d+\.\d+)-py(\d)(\d+)(-gpu)?", prepared["docker"][key])
         assert found is not None, prepared["docker"][key]
         assert found[1] == pins()["ray"]
-        assert (int(found[2]), int(found[3])) >= tuple(map(int, re.findall(r"\d+", python)))
+        assert (int(found[2]), int(found[3])) >= oldest_python()
         assert bool(found[4]) == (key == "worker_image")
     text = str(commands(prepared))
     for trap in ("ray-wheels", "dev0", "anaconda3", "latest"):
@@ -75,22 +61,13 @@ def test_ray_is_the_pinned_one_everywhere(prepared: dict[str, Any]) -> None:
 def test_the_project_is_installed_with_its_pins(prepared: dict[str, Any]) -> None:
     for key in ("head_setup_commands", "worker_setup_commands"):
         assert any("pip install" in line and "-c /tmp/efafnet/constraints.txt" in line for line in prepared[key])
-    mounts = {target: Path(source) for target, source in prepared["file_mounts"].items()}
-    for target, source in mounts.items():
-        assert source.is_absolute() or str(source).startswith("~") or (ROOT / source).exists(), f"{target}: {source}"
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {name.split(".")[1] for name in packages if "." in name}
-    assert {f"~/efafnet/{folder}" for folder in folders} <= set(mounts)
-    assert {f"~/efafnet/{name}" for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")} <= set(
-        mounts
-    )
+    check_mounts(prepared)
 
 
 def test_every_node_demands_the_token(prepared: dict[str, Any]) -> None:
-    assert prepared["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "--env RAY_AUTH_MODE=token" in prepared["docker"]["run_options"]
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        [start] = [line for line in prepared[key] if "ray start" in line]
+        start = the("ray start", prepared[key])
         before, _, _ = start.partition("ray start")
         assert re.search(r"export [^;]*RAY_AUTH_MODE=token", before), start
 
@@ -105,37 +82,36 @@ def test_nothing_is_open_to_the_world(prepared: dict[str, Any]) -> None:
         assert all(disk["Ebs"]["Encrypted"] for disk in node["node_config"]["BlockDeviceMappings"])
     assert "security_group" not in prepared["provider"]
     assert "0.0.0.0/0" not in str(prepared)
-    [start] = [line for line in prepared["head_start_ray_commands"] if "ray start" in line]
+    start = the("ray start", prepared["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in start
     assert "--ray-client-server-port" not in start
 
 
 def test_mlflow_runs_on_the_head_and_every_node_knows_it(prepared: dict[str, Any]) -> None:
-    [server] = [line for line in prepared["head_start_ray_commands"] if "mlflow server" in line]
+    server = the("mlflow server", prepared["head_start_ray_commands"])
     assert "--serve-artifacts" in server, "workers then need nothing but its address"
     assert "--allowed-hosts" in server, "MLflow answers 403 to a host name it was not told"
     assert "/health" in server, "a second `ray up` must not start a second server"
     assert "/mnt/efafnet/" in server, "the store must outlive the container"
-    [head] = [line for line in prepared["head_start_ray_commands"] if "ray start" in line]
-    [worker] = [line for line in prepared["worker_start_ray_commands"] if "ray start" in line]
+    head = the("ray start", prepared["head_start_ray_commands"])
+    worker = the("ray start", prepared["worker_start_ray_commands"])
     assert "MLFLOW_TRACKING_URI=http://$(hostname -I | cut -d' ' -f1):5000" in head.partition("ray start")[0]
     assert "MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000" in worker.partition("ray start")[0]
     assert "--volume /mnt/efafnet:/mnt/efafnet" in prepared["docker"]["run_options"]
 
 
 def test_workers_join_the_heads_port(prepared: dict[str, Any]) -> None:
-    [head] = [line for line in prepared["head_start_ray_commands"] if "ray start" in line]
-    [worker] = [line for line in prepared["worker_start_ray_commands"] if "ray start" in line]
+    head = the("ray start", prepared["head_start_ray_commands"])
+    worker = the("ray start", prepared["worker_start_ray_commands"])
     [port] = re.findall(r" --port=(\d+)", head)
     assert f"--address=$RAY_HEAD_IP:{port}" in worker
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
 
 
 def test_every_command_is_shell(prepared: dict[str, Any]) -> None:
-    for key, lines in commands(prepared).items():
+    for lines in commands(prepared).values():
         for line in lines:
-            done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"{key}: {line}: {done.stderr}"
+            check_shell(line)
 
 
 # ---- the script that fills it in, against a stand-in for the `aws` program

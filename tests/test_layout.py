@@ -39,6 +39,7 @@ RAY_PLACES = {
     "pipelines/evaluation/store_prediction.py": "the map over crops of evaluate",
     "pipelines/prediction/work.py": "the map over files of predict",
     "pipelines/training/ray_run.py": "launch, wrap and report",
+    "pipelines/training/process_group.py": "the network that workers talk over",
     "pipelines/search/placement.py": "giving reservations back",
     "pipelines/search/searcher.py": "Tune's searcher and scheduler",
     "pipelines/search/trial.py": "a trial",

@@ -120,7 +120,9 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
         # Nobody drains a Ray that lives and dies with this program; its watcher only writes to the terminal.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from efafnet.pipelines.training.process_group import ClusterTorchConfig
 
     gpu = _use_gpu(config, resources)
     needs = {"CPU": config.worker.cpus, **({"GPU": 1} if gpu else {})}
@@ -129,7 +131,7 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
     trainer = TorchTrainer(
         cast(Any, _train_on_worker),  # the annotation forgets that it may return something
         train_loop_config={"config": config.model_dump_json(), "record": asdict(record)},
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
+        torch_config=ClusterTorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=needs),
         run_config=cast(Any, RunConfig)(  # annotated for the API before V2
             name="ray",

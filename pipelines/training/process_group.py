@@ -1,0 +1,47 @@
+"""The process group of Ray Train's workers, over the network that the cluster itself uses."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray.util
+from ray.train._internal.base_worker_group import BaseWorkerGroup
+from ray.train.torch.config import TorchConfig, _TorchBackend
+
+
+@dataclass
+class ClusterTorchConfig(TorchConfig):
+    """``TorchConfig`` whose gloo listens where the other nodes reach this one.
+
+    By itself gloo listens on the address of the host's name, which on a freshly installed Debian or Ubuntu is
+    127.0.1.1: workers on different nodes would find nobody there, and fail.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What sets the process group up."""
+        return _ClusterBackend
+
+
+class _ClusterBackend(_TorchBackend):
+    def on_start(self, worker_group: BaseWorkerGroup, backend_config: Any) -> None:
+        worker_group.execute(use_node_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def use_node_interface() -> None:
+    """Let this worker's gloo use the network interface of its node's address, unless the environment names one."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface of this machine that has the address, or None."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    return None
