@@ -40,12 +40,13 @@ class ImageFolder:
     def __init__(self, location: str) -> None:
         self.location = location
         self.is_remote = is_address(location)
-        self._filesystem: fs.FileSystem | None = None
+        self._connected: tuple[fs.FileSystem, str] | None = None
 
     def _remote(self) -> tuple[fs.FileSystem, str]:
-        if self._filesystem is None:
-            self._filesystem, self._root = fs.FileSystem.from_uri(self.location)
-        return self._filesystem, self._root
+        # Several threads may connect; any of the connections will do.
+        connected = self._connected or fs.FileSystem.from_uri(self.location)
+        self._connected = connected
+        return connected
 
     def check(self) -> None:
         """Raise ValueError where there is no such folder."""

@@ -11,7 +11,9 @@ import io
 import json
 import math
 import secrets
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 # Crops begin on the JPEG block grid of their image, so that storing them again quantises the same blocks.
 _GRID_PX = 16
+# Images that are read at once, and ahead of the one being cut: object storage takes its time for each.
+_READERS, _READ_AHEAD = 8, 16
 
 PERSON_STRUCT = pa.struct(
     [
@@ -154,11 +158,22 @@ class _ShardBuilder:
         self.reduced = 0
         self._folders: dict[str, ImageFolder] = {}
 
-    def rows_of(self, entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Rows of one image of the plan; what cannot be used goes to the rejects."""
+    def rows(self, entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Rows of images of the plan; what cannot be used goes to the rejects."""
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="images-read") as pool:
+            reading: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
+            for entry in entries:
+                folder = self._folders.setdefault(entry["folder"], ImageFolder(entry["folder"]))
+                reading.append((entry, pool.submit(folder.read, entry["file_name"])))
+                if len(reading) > _READ_AHEAD:
+                    yield from self._rows_of(*reading.popleft())
+            while reading:
+                yield from self._rows_of(*reading.popleft())
+
+    def _rows_of(self, entry: dict[str, Any], content: Future[bytes]) -> Iterator[dict[str, Any]]:
         self.images += 1
         try:
-            image, tables = self._open(entry)
+            image, tables = self._open(entry, content.result())
         except ImageProblemError as problem:
             self._reject(entry, problem.reason, problem.detail, None, len(entry["persons"]))
             return
@@ -169,9 +184,8 @@ class _ShardBuilder:
             if row is not None:
                 yield row
 
-    def _open(self, entry: dict[str, Any]) -> tuple[UInt8, JpegTables | None]:
-        folder = self._folders.setdefault(entry["folder"], ImageFolder(entry["folder"]))
-        data = folder.read(entry["file_name"])
+    @staticmethod
+    def _open(entry: dict[str, Any], data: bytes) -> tuple[UInt8, JpegTables | None]:
         image = decode_image(data)
         height, width = image.shape[:2]
         if entry["width"] is not None and (entry["width"], entry["height"]) != (width, height):
@@ -239,7 +253,7 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     rows = 0
     sink = _HashingFile(temporary)
     with sink, pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:
-        for group in _grouped((row for entry in entries for row in builder.rows_of(entry)), settings.rows_per_group):
+        for group in _grouped(builder.rows(entries), settings.rows_per_group):
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=settings.rows_per_group)
             rows += len(group)
     temporary.replace(path)
