@@ -86,6 +86,7 @@ power_on() {
   setsid unshare --net --mount --pid --uts --ipc --fork --kill-child --mount-proc \
     "$0" --boot "$1" < /dev/null > "$own/console" 2>&1 &
   echo $! > "$own/pid"
+  disown
   for _ in $(seq 100); do
     [ "$(readlink /proc/$!/ns/net)" = "$(readlink /proc/self/ns/net)" ] || break
     sleep 0.05
@@ -101,7 +102,7 @@ power_on() {
 }
 
 ssh_works() {
-  ssh -q -i $HOME/.ssh/id_ed25519 -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+  ssh -q -i "$HOME/.ssh/id_ed25519" -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
     -o ConnectTimeout=2 efafnet@$bridge.1"$1" true 2> /dev/null
 }
 
@@ -136,7 +137,7 @@ boot() {
   mount -t tmpfs -o mode=1777 shm /dev/shm
   mount --bind "$own/tmp" /tmp
   mount -t tmpfs run /run
-  mkdir -p -m 755 /run/sshd
+  mkdir /run/sshd
   # A child of the first process, which buries what others leave.
   /usr/sbin/sshd -D -e -f /etc/ssh/sshd_machines &
   wait

@@ -47,7 +47,7 @@ until [ "$(aws efs describe-file-systems --file-system-id "$files" \
 mounted=$(aws efs describe-mount-targets --file-system-id "$files" --query 'MountTargets[].SubnetId' --output text)
 for subnet in $(aws ec2 describe-subnets --filters "Name=vpc-id,Values=$vpc" Name=default-for-az,Values=true \
   --query 'Subnets[].SubnetId' --output text); do
-  case " $(echo $mounted) " in
+  case " ${mounted//$'\t'/ } " in
     *" $subnet "*) ;;
     *) aws efs create-mount-target --file-system-id "$files" --subnet-id "$subnet" --security-groups "$group" > /dev/null ;;
   esac
