@@ -20,7 +20,7 @@ from efafnet.pipelines.crops import shards, work
 from efafnet.pipelines.crops.annotations import SOURCE_STRIDE
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
-from efafnet.pipelines.crops.reader import EvalReader, TrainReader
+from efafnet.pipelines.crops.reader import EvalReader, TrainReader, read_rows
 from efafnet.pipelines.crops.store import REJECTS, CropStore
 from tests import crop_data
 
@@ -329,6 +329,29 @@ def test_other_data_sets(tmp_path: Path, folder: str, annotations: str, persons:
     assert (store.num_persons, store.skeleton.num_joints) == (persons, joints)
     images = store.ground_truth().to_coco()["images"]
     assert all(image["width"] and image["height"] for image in images)
+
+
+def test_joints_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three joints that no known set has: what is assumed is said, and a mirrored sample swaps the hands."""
+    annotations, _ = crop_data.write_coco(tmp_path, images=1, persons=1)
+
+    def own(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": 1, "name": "puppet", "keypoints": ["nose", "left_hand", "right_hand"]}]
+        content["annotations"] = [crop_data.person(1, 1, [60.0, 40, 60, 80], num_joints=3)]
+
+    crop_data.edit(annotations, own)
+    store = run_prepare(crop_data.config(tmp_path))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "OKS uses 0.05 for every joint" in said
+    assert "flip pairs taken from the joints' names: left_hand/right_hand" in said
+    assert (store.skeleton.name, store.skeleton.flip_pairs) == ("puppet", ((1, 2),))
+    mirrored = AugmentationConfig(flip_probability=1.0, scale_factor=0, rotation_deg=0)
+    size = InputSize(height=128, width=96)
+    plain, turned = (read_rows(store, [0], input_size=size, augmentation=a) for a in (None, mirrored))
+    # Mirrored about the middle of the input; the hand on the left of the picture is now the other one.
+    expected = plain.joints_px[0][[0, 2, 1]].numpy() * [-1, 1]
+    shift = turned.joints_px[0].numpy() - expected
+    np.testing.assert_allclose(shift, [[shift[0, 0], 0]] * 3, atol=1e-4)
 
 
 def test_grey_images(tmp_path: Path) -> None:
