@@ -9,8 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 LOG_WIDTH = 140
 """Columns assumed where no terminal tells its width (job logs, pipes)."""
@@ -71,9 +81,21 @@ def _is_number(cell: object) -> bool:
     return True
 
 
+class _RateColumn(ProgressColumn):
+    """Amount per second, as soon as it is known."""
+
+    def render(self, task: Task) -> Text:
+        """Text of the column."""
+        return Text("" if task.speed is None else f"{task.speed:.0f}/s")
+
+
 @contextmanager
-def progress(description: str, total: float | None, *, unit: str = "") -> Iterator[Callable[[float], None]]:
-    """Show how far a stage is; yields ``advance(amount)``.
+def progress(
+    description: str, total: float | None, *, unit: str = "", done: int = 0
+) -> Iterator[Callable[[float], None]]:
+    """Show how far a stage is, how fast, and what is left; yields ``advance(amount)``.
+
+    ``done`` of the total is there from earlier and counts towards no rate.
 
     On a terminal this is a live bar; elsewhere (a job's log) one line every ``LOG_INTERVAL_S`` seconds, because a
     redrawn bar would fill the log.
@@ -85,25 +107,27 @@ def progress(description: str, total: float | None, *, unit: str = "") -> Iterat
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
+            _RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
         ) as bar:
-            task = bar.add_task(description, total=total)
+            task = bar.add_task(description, total=total, completed=done)
             yield lambda amount: bar.advance(task, amount)
     else:
-        yield _LineProgress(description, total, unit)
+        yield _LineProgress(description, total, unit, done)
 
 
 class _LineProgress:
     """Progress as occasional log lines."""
 
-    def __init__(self, description: str, total: float | None, unit: str) -> None:
+    def __init__(self, description: str, total: float | None, unit: str, done: int) -> None:
         self._description = description
         self._total = total
         self._unit = unit
-        self._done = 0.0
+        self._before = done
+        self._done = float(done)
         self._began = self._last = time.monotonic()
 
     def __call__(self, amount: float) -> None:
@@ -114,4 +138,13 @@ class _LineProgress:
             self._last = now
             of = f"/{self._total:g}" if self._total is not None else ""
             elapsed_s = now - self._began
-            note(f"{self._description}: {self._done:g}{of} {self._unit} after {elapsed_s:.0f} s".replace("  ", " "))
+            line = f"{self._description}: {self._done:g}{of} {self._unit} after {elapsed_s:.0f} s"
+            note((line if finished else line + self._pace(elapsed_s)).replace("  ", " "))
+
+    def _pace(self, elapsed_s: float) -> str:
+        """Rate so far, and the time left at that rate."""
+        per_s = (self._done - self._before) / elapsed_s
+        if per_s <= 0:
+            return ""
+        rate = f", {per_s:.3g}/s"
+        return rate if self._total is None else f"{rate}, {(self._total - self._done) / per_s:.0f} s left"

@@ -37,3 +37,15 @@ def test_progress_in_a_log_is_few_lines(capsys: pytest.CaptureFixture[str]) -> N
             advance(1)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["reading: 200/200 images after 0 s"]
+
+
+def test_progress_says_how_fast_and_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100, 40 are there from earlier; 20 more after 10 s are 2 a second, so the other 40 take 20 s."""
+    now = 50.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with console.progress("reading", 100, unit="images", done=40) as advance:
+        now = 60.0
+        advance(20)
+    assert capsys.readouterr().err == "reading: 60/100 images after 10 s, 2/s, 20 s left\n"

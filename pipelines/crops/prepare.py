@@ -174,8 +174,7 @@ def _work(
     arriving = run_plans(todo, settings, work.path, config.engine, config.cluster)
     began = time.perf_counter()
     rejects = [reject for source in sources for reject in source.rejects]
-    with console.progress("preparing crops", total, unit="images") as advance:
-        advance(done)
+    with console.progress("preparing crops", total, unit="images", done=done) as advance:
         for result in arriving:
             results.append(result)
             rejects.extend(Reject(**{k: v for k, v in row.items() if k != "data_set"}) for row in result.rejects)
