@@ -131,9 +131,13 @@ class _MeanPlusMaximum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, index = ctx.saved_tensors
-        full = torch.empty_like(x)
-        full.copy_((grad / full[0, 0].numel())[:, :, None, None])
-        return full.flatten(2).scatter_add_(2, index[..., None], grad[..., None]).view_as(full)
+        share = grad / x[0, 0].numel()
+        full = torch.empty_like(x).copy_(share[:, :, None, None])
+        n, c, _, w = x.shape
+        # Assigned, not scattered: a scatter in bfloat16 copies the whole tensor on a CPU.
+        sample, channel = torch.arange(n, device=x.device)[:, None], torch.arange(c, device=x.device)
+        full[sample, channel, index // w, index % w] = share + grad
+        return full
 
 
 class _ToOneChannel(nn.Conv2d):
