@@ -138,6 +138,7 @@ def _draw(config: InspectConfig, store: CropStore) -> None:
     batch = read_rows(store, rows.tolist(), input_size=envelope.inputs[0], augmentation=wanted, seed=config.seed)
     sheet = contact_sheet(batch, store.skeleton)
     path = config.sheet or _sheet_beside(config.store)
+    storage.check_output_file(path, overwrite=True)
     done, data = cv2.imencode(".png", sheet[:, :, ::-1])
     assert done
     storage.write_bytes(path, data.tobytes())

@@ -27,7 +27,7 @@ from efafnet.pipelines.report.tables import (
 from efafnet.pipelines.search.naming import short_names
 from efafnet.platform import console
 from efafnet.platform.mlflow_client import mlflow_client
-from efafnet.platform.storage import write_text
+from efafnet.platform.storage import check_output_file, write_text
 from efafnet.platform.tracking import prepare_tracking
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ class ReportConfig(Settings):
 
 
 def run_report(config: ReportConfig) -> None:
-    """Write the page and print the table."""
+    """Write the page and print the table; raises OutputExistsError or UnwritableError where the page cannot be."""
+    check_output_file(config.out, overwrite=True)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = prepare_tracking(config.uri)
     client = mlflow_client(uri)
