@@ -2,15 +2,16 @@
 
     python -m benchmarks.bench_step
 
-A step is target, forward, loss, backward and Adam, on random crops that lie on the device. The networks take turns, so
-that whatever else the machine does falls on all of them; the median counts. On a GPU each network is also measured in
+A step is target, forward, loss, backward and Adam, on random crops that lie on the device. The networks take turns and
+each one's fastest step counts: whatever else the machine does falls on all of them, and only adds. A CPU is measured
+with one thread, in processor time; with more (--threads), in wall time, which means something on an idle machine only:
+threads that wait for each other lose a time slice to every other program. On a GPU each network is also measured in
 plainer and in further settings. The device's own matrix product stands beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -97,12 +98,14 @@ def trainee_of(row: Variant, mode: Mode, count: int, device: torch.device) -> Tr
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one step, the GPU's work included."""
-    began = time.perf_counter()
+    """Time of one step, the GPU's work included: processor time of a single CPU thread, else wall time."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    began = clock()
     step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def peak_gib(step: Callable[[], object], row: Variant, count: int, device: torch.device) -> float:
@@ -115,7 +118,7 @@ def peak_gib(step: Callable[[], object], row: Variant, count: int, device: torch
 
 
 def measure(rows: list[Variant], mode: Mode, count: int, steps: int, device: torch.device) -> list[list[object]]:
-    """Table rows of one mode: the networks in turns, their median, and its ratio to the first network's."""
+    """Table rows of one mode: the networks in turns, their fastest step, and its ratio to the first network's."""
     trainees = [trainee_of(row, mode, count, device) for row in rows]
     batches = [random_batch(count, row, device) for row in rows]
     calls = [
@@ -124,20 +127,20 @@ def measure(rows: list[Variant], mode: Mode, count: int, steps: int, device: tor
     ]
     times: list[list[float]] = [[] for _ in rows]
     for call in calls:
-        for _ in range(2):
+        for _ in range(2 if device.type == "cuda" else 1):
             seconds(call, device)
     for _ in range(steps):
         for call, found in zip(calls, times, strict=True):
             found.append(seconds(call, device))
-    medians = [statistics.median(found) for found in times]
+    fastest = [min(found) for found in times]
     told: list[list[object]] = []
-    for row, call, median in zip(rows, calls, medians, strict=True):
+    for row, call, step_s in zip(rows, calls, fastest, strict=True):
         cost = network_cost(row.network, COCO_17.num_joints, row.input)
         # Forward, and twice as much backward; a multiply-add is two operations.
-        rate = 6 * cost.multiply_adds * count / median / 1e12
+        rate = 6 * cost.multiply_adds * count / step_s / 1e12
         memory = peak_gib(call, row, count, device)
         told.append(
-            [row.name, mode.name, f"{1000 * median:.0f}", f"{median / medians[0]:.2f}", f"{count / median:.1f}",
+            [row.name, mode.name, f"{1000 * step_s:.0f}", f"{step_s / fastest[0]:.2f}", f"{count / step_s:.1f}",
              f"{cost.gmac:.2f}", f"{rate:.2f}", f"{memory:.2f}"]
         )  # fmt: skip
     return told
@@ -157,7 +160,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=None, help="crops per step; 4 on a CPU, 64 on a GPU")
     parser.add_argument("--steps", type=int, default=None, help="measured steps; 7 on a CPU, 30 on a GPU")
+    parser.add_argument("--threads", type=int, default=1, help="threads on a CPU; 1 is measured in processor time")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     on_gpu = device.type == "cuda"
     count, steps = given.batch or (64 if on_gpu else 4), given.steps or (30 if on_gpu else 7)

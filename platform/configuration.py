@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -235,19 +235,26 @@ def _problem(key: str, detail: ErrorDetails, model_class: type[BaseModel]) -> st
 def _dotted(loc: Sequence[int | str], model_class: type[BaseModel]) -> str:
     """Turn pydantic's location into a key: tags of unions and types are dropped, indices of lists end the key."""
     models: tuple[type[BaseModel], ...] = (model_class,)
+    tags: set[str] = set()
     parts: list[str] = []
     for index, part in enumerate(loc):
         fields = {name: field for model in models for name, field in model.model_fields.items()}
         if isinstance(part, str) and part in fields:
             parts.append(part)
             models = field_models(fields[part].annotation)
-        elif index == len(loc) - 1 and isinstance(part, str) and models and not _is_tag(part, models):
+            tags = _tags(fields[part])
+        elif index == len(loc) - 1 and isinstance(part, str) and models and "[" not in part and part not in tags:
             parts.append(part)
     return ".".join(parts)
 
 
-def _is_tag(part: str, models: tuple[type[BaseModel], ...]) -> bool:
-    return "[" in part or part in {model.__name__ for model in models}
+def _tags(field: FieldInfo) -> set[str]:
+    """What pydantic may put into a location for the kinds of a group: their classes, or what tells them apart."""
+    models = field_models(field.annotation)
+    tags = {model.__name__ for model in models}
+    if isinstance(field.discriminator, str):
+        tags.update(*(get_args(model.model_fields[field.discriminator].annotation) for model in models))
+    return tags
 
 
 def _short(value: object, limit: int = 80) -> str:

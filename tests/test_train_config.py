@@ -33,6 +33,7 @@ def resolved(*overrides: str) -> TrainConfig:
         (["heatmap.stride=1"], "heatmap.stride = 1: network.head=duc puts out heatmaps of stride 4"),
         (["network.kind=hrnet", "heatmap.stride=2"], "network.kind=hrnet puts out heatmaps of stride 4"),
         (["network.kind=hrnet", "network.encoder=nano"], "no setting 'network.encoder' in the chosen kind"),
+        (["network.fsm=none", "network.lss_relu=true"], r"^network: lss_relu=true belongs to LSS"),
         (["network.kind=cpn"], "Input tag 'cpn' .* expected tags: 'efafnet', 'hrnet', 'hourglass'"),
         (["network.kind=hourglass", "imagenet.download=true"], "network.kind=hourglass has none; leave them out"),
         (["init=a", "imagenet.weights=b.pth"], "the checkpoint would overwrite the imagenet weights"),
