@@ -39,12 +39,14 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.groups import GroupReader
 from efafnet.pipelines.crops.order import SampleOrder
-from efafnet.pipelines.crops.reader import ReaderConfig, TrainReader
+from efafnet.pipelines.crops.reader import ReaderConfig, TrainReader, window_groups
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.platform import console
 
 SIZE, BATCH, AUGMENTATION = InputSize(height=256, width=192), 64, AugmentationConfig()
 GPU_SAMPLES_PER_S = 3000
+# Batches that a loader or reader works on at once, at most.
+_IN_FLIGHT = 6
 # Crops that bare decoding goes through again and again: more than any cache of the processor holds.
 DECODED_GROUPS = 24
 
@@ -53,9 +55,8 @@ Stream = Iterator[int]
 
 
 def measure(stream: Stream, seconds: float) -> Rate:
-    """Consume ``stream`` for a while, after a start of a tenth of that time."""
-    began = time.perf_counter()
-    while time.perf_counter() - began < 0.1 * seconds:
+    """Consume ``stream`` for a while, once its queues are as full at the beginning as at the end."""
+    for _ in range(_IN_FLIGHT):
         next(stream)
     count, began, cpu = 0, time.perf_counter(), cpu_s()
     while time.perf_counter() - began < seconds:
@@ -191,7 +192,7 @@ def shares(store: CropStore) -> None:
     torch.set_num_threads(1)
     images = [decoder.decode(*crop) for crop in crops]
     out, turned = np.empty((3, SIZE.height, SIZE.width), np.uint8), np.array([[1.2, 0.4, 0.0], [-0.4, 1.2, 40.0]])
-    order, steps = SampleOrder(store.row_groups, store.digest, 0, ReaderConfig().shuffle_groups), itertools.count()
+    order, steps = SampleOrder(store.row_groups, store.digest, 0, window_groups(store, 48)), itertools.count()
     parts: list[tuple[str, Callable[[], Any], int]] = [
         ("decode a crop", lambda: [decoder.decode(*crop) for crop in crops], len(crops)),
         ("warp and lay out as planes", lambda: [decoder.warp_into(image, turned, out) for image in images], len(crops)),

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from efafnet.models.settings import InputSize
+from efafnet.pipelines.crops import reader as reader_module
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.prepare import run_prepare
@@ -93,6 +94,18 @@ def test_resuming_continues_with_the_next_sample(store: CropStore) -> None:
         found += [batch for step in zip(*parts, strict=True) for batch in step]
     np.testing.assert_array_equal(np.concatenate([batch.rows.numpy() for batch in found]), rows)
     np.testing.assert_array_equal(np.concatenate([batch.images.numpy() for batch in found]), images)
+
+
+def test_large_crops_are_shuffled_in_smaller_windows(store: CropStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six groups of equal bytes (but for the last of each shard): room for two and a half of them means two."""
+    assert len(store.row_groups) == 6
+    assert reader_module.window_groups(store, 48) == 48
+    assert reader_module.window_groups(store, 3) == 3
+    size = sum(shard.bytes for shard in store.manifest.shards)
+    monkeypatch.setattr(reader_module, "_WINDOW_BYTES", 2.5 * size / 6)
+    assert reader_module.window_groups(store, 48) == 2
+    monkeypatch.setattr(reader_module, "_WINDOW_BYTES", 1)
+    assert reader_module.window_groups(store, 48) == 1
 
 
 def test_an_epoch_has_every_person_once(store: CropStore) -> None:

@@ -31,6 +31,8 @@ from efafnet.pipelines.crops.groups import Group, GroupReader
 from efafnet.pipelines.crops.order import Planned, SampleOrder, slice_bounds
 from efafnet.pipelines.crops.store import CropStore
 
+# Most bytes of crops that are shuffled together; a worker that reads alone holds up to twice as many.
+_WINDOW_BYTES = 384 * 2**20
 # Samples that one thread prepares in one go: large enough that the arithmetic in numpy does not show.
 _CHUNK = 64
 
@@ -47,8 +49,8 @@ class ReaderConfig(Settings):
     read_ahead_batches: int = Field(default=16, ge=0)
     """Batches beyond the prepared ones whose crops are already being read, per training worker."""
     shuffle_groups: int = Field(default=48, ge=1)
-    """Row groups shuffled together. A worker that reads alone holds up to twice this many (some 5 MB each); unlike the
-    others, this setting changes the order of the samples."""
+    """Row groups shuffled together, fewer where their crops would take more than 384 MiB (raw crops do). A worker that
+    reads alone holds up to twice this many; unlike the others, this setting changes the order of the samples."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,12 @@ class _Reader:
         self.close()
 
 
+def window_groups(store: CropStore, wanted: int) -> int:
+    """Row groups of ``store`` that are shuffled together: ``wanted``, or what fits in 384 MiB, at least one."""
+    group_bytes = sum(shard.bytes for shard in store.manifest.shards) / len(store.row_groups)
+    return max(1, min(wanted, int(_WINDOW_BYTES / group_bytes)))
+
+
 class TrainReader(_Reader):
     """Augmented, shuffled batches for training.
 
@@ -246,7 +254,7 @@ class TrainReader(_Reader):
             )
         self.global_batch = global_batch
         self._rank, self._world_size = rank, world_size
-        self._order = SampleOrder(store.row_groups, store.digest, seed, config.shuffle_groups)
+        self._order = SampleOrder(store.row_groups, store.digest, seed, window_groups(store, config.shuffle_groups))
 
     @property
     def samples_per_epoch(self) -> int:
