@@ -145,8 +145,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     file = checkout / "my-cluster.yaml"
     file.write_text(filled_in((ROOT / "platform/deploy/onpremise.yaml").read_text()))
     began = time.monotonic()
-    with (checkout.parent / "up.log").open("w") as log:
-        subprocess.run(command("ray", "up", "-y", file), cwd=checkout, stdout=log, stderr=log, check=True, timeout=300)
+    log = checkout.parent / "up.log"
+    with log.open("w") as out:
+        line = command("ray", "up", "-y", file)
+        done = subprocess.run(line, cwd=checkout, stdout=out, stderr=out, check=False, timeout=300)
+    assert done.returncode == 0, log.read_text()[-6000:]
     say(f"ray up returned after {time.monotonic() - began:.0f} s")
     made = Cluster(checkout, (Path.home() / ".ray" / "auth_token").read_text().strip())
     tunnel = subprocess.Popen(command("ray", "dashboard", file), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -332,18 +335,3 @@ def test_a_search_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
     for mark in (mark for number in range(trials) for mark in workers_of(f"{number:04d}")):
         assert "/working_dir_files/_ray_pkg_" in (RAN / mark).read_text(), "not the submitted tree"
     failure.mend()
-
-
-def test_the_cluster_goes_down(cluster: Cluster) -> None:
-    key = str(Path.home() / ".ssh" / "id_ed25519")
-    options = ["-q", "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-
-    def with_ray() -> list[str]:
-        looks = {at: subprocess.run(["ssh", *options, f"efafnet@{at}", "pgrep raylet"]) for at in NODES.values()}
-        return [address for address, look in looks.items() if look.returncode == 0]
-
-    assert set(with_ray()) == set(NODES.values())
-    file = cluster.checkout / "my-cluster.yaml"
-    with (cluster.checkout.parent / "down.log").open("w") as log:
-        subprocess.run(command("ray", "down", "-y", file), stdout=log, stderr=log, check=True, timeout=200)
-    assert with_ray() == []
