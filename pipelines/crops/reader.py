@@ -32,7 +32,7 @@ from efafnet.pipelines.crops.order import Planned, SampleOrder, slice_bounds
 from efafnet.pipelines.crops.store import CropStore
 
 # Most bytes of crops that are shuffled together; a worker that reads alone holds up to twice as many.
-_WINDOW_BYTES = 384 * 2**20
+_WINDOW_BYTES = 256 * 2**20
 # Samples that one thread prepares in one go: large enough that the arithmetic in numpy does not show.
 _CHUNK = 64
 
@@ -49,7 +49,7 @@ class ReaderConfig(Settings):
     read_ahead_batches: int = Field(default=16, ge=0)
     """Batches beyond the prepared ones whose crops are already being read, per training worker."""
     shuffle_groups: int = Field(default=48, ge=1)
-    """Row groups shuffled together, fewer where their crops would take more than 384 MiB (raw crops do). A worker that
+    """Row groups shuffled together, fewer where their crops would take more than 256 MiB (raw crops do). A worker that
     reads alone holds up to twice this many; unlike the others, this setting changes the order of the samples."""
 
 
@@ -212,7 +212,7 @@ class _Reader:
 
 
 def window_groups(store: CropStore, wanted: int) -> int:
-    """Row groups of ``store`` that are shuffled together: ``wanted``, or what fits in 384 MiB, at least one."""
+    """Row groups of ``store`` that are shuffled together: ``wanted``, or what fits in 256 MiB, at least one."""
     group_bytes = sum(shard.bytes for shard in store.manifest.shards) / len(store.row_groups)
     return max(1, min(wanted, int(_WINDOW_BYTES / group_bytes)))
 
