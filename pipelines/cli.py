@@ -61,7 +61,7 @@ COMMANDS = (
     Command(
         "train", f"{_HERE}.training.ray_run", "TrainConfig", "run_train", (_PRESET,),
         "Train a network on crop stores, on one machine or a Ray cluster.",
-        config_module=f"{_HERE}.training.config",
+        config_module=f"{_HERE}.training.config", options=("fork",),
     ),
     Command(
         "evaluate", f"{_HERE}.evaluation.evaluate", "EvaluateConfig", "run_evaluate", ("checkpoint", "data"),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from efafnet.platform.storage import atomic_directory, read_json, sha256_file, write_json
+from efafnet.platform.storage import UnwritableError, atomic_directory, read_json, sha256_file, write_json
 
 FORMAT_VERSION = 1
 _WEIGHTS_SUFFIX = ".safetensors"
@@ -67,11 +68,11 @@ def save_checkpoint(
 
     Raises:
         OutputExistsError: something is there already.
-        UnwritableError: the place cannot be written.
+        UnwritableError: the place cannot be written, or is full.
     """
     assert not set(meta) & set(_RESERVED), f"{_RESERVED} are written by the checkpoint itself"
     _require_plain(state, "state")
-    with atomic_directory(directory, overwrite=overwrite) as folder:
+    with _full_disk_named(directory), atomic_directory(directory, overwrite=overwrite) as folder:
         for name, tensors in weights.items():
             # A copy, because tensors that share storage (tied weights, views of one buffer) cannot be stored as such.
             plain = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
@@ -81,6 +82,16 @@ def save_checkpoint(
         files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         header = {"format": _FORMAT, "format_version": FORMAT_VERSION, "files": files}
         write_json(folder / _META, {**header, **meta})
+
+
+@contextmanager
+def _full_disk_named(directory: Path) -> Iterator[None]:
+    """Make of what safetensors and torch say of a write that failed an error of the system, as other writers raise."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnwritableError(f"cannot write checkpoint {directory}: {reason}; is the disk full?") from error
 
 
 def load_checkpoint(directory: Path, *, with_state: bool = True) -> Checkpoint:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import TrackingError
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
     from torch import nn
 
 
@@ -28,6 +31,19 @@ class LoggedModel:
     """What ``mlflow.pytorch.load_model`` takes."""
     version: str | None
     """Version in the registry, if it was registered."""
+    standing: str = ""
+    """What became of the alias, in words; empty where none was asked for."""
+
+
+@dataclass(frozen=True)
+class Merit:
+    """What a network is worth: a figure, and the terms under which figures may be compared."""
+
+    metric: str
+    """Name of the figure; larger is better."""
+    value: float
+    terms: str
+    """Digest of the data and the way of testing: figures of other terms say nothing about each other."""
 
 
 def log_model(
@@ -39,6 +55,7 @@ def log_model(
     name: str = "network",
     register_as: str | None = None,
     alias: str | None = None,
+    merit: Merit | None = None,
     step: int = 0,
     metadata: Mapping[str, Any] | None = None,
 ) -> LoggedModel:
@@ -51,7 +68,8 @@ def log_model(
         input_shape: shape of the input without the batch, for the signature.
         name: name within the run.
         register_as: name in the registry, or None.
-        alias: alias for the registered version, or None.
+        alias: alias for the registered version, or None. A version that has it keeps it unless ``merit`` beats its.
+        merit: what the network is worth; also kept as tags of the registered version.
         step: optimizer steps it was trained for.
         metadata: JSON-able facts stored with it.
 
@@ -64,8 +82,8 @@ def log_model(
     from mlflow.models import Model
 
     client = mlflow_client(uri)
-    mlflow.set_tracking_uri(uri)
     try:
+        _choose_place(uri, run_id)
         with _without_pickle_warning():
             info = Model.log(
                 artifact_path=None,
@@ -80,13 +98,108 @@ def log_model(
                 signature=_signature(input_shape),
                 pip_requirements=_requirements(),
             )
-        version = info.registered_model_version
-        if register_as and alias and version is not None:
-            client.set_registered_model_alias(register_as, alias, str(version))
+        version, standing = info.registered_model_version, ""
+        _attach_metrics(client, run_id, str(info.model_id), step)
+        if register_as and version is not None:
+            standing = _stand(client, register_as, str(version), alias, merit)
     except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise TrackingError(f"MLflow at {uri} did not take the network: {reason}") from error
-    return LoggedModel(str(info.model_uri), None if version is None else str(version))
+        raise _refused(uri, "the network", error) from error
+    return LoggedModel(str(info.model_uri), None if version is None else str(version), standing)
+
+
+def _choose_place(uri: str, run_id: str) -> None:
+    """Let MLflow's global functions act on the run's store and experiment, not on the default experiment."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment(experiment_id=mlflow_client(uri).get_run(run_id).info.experiment_id)
+
+
+def _stand(client: MlflowClient, name: str, version: str, alias: str | None, merit: Merit | None) -> str:
+    """Tag a registered version with its merit, give it the alias if it may have it, and say which."""
+    for key, value in (asdict(merit) if merit else {}).items():
+        client.set_model_version_tag(name, version, f"merit.{key}", str(value))
+    if alias is None:
+        return ""
+    holder = _holder(client, name, alias)
+    if holder is not None:
+        refusal = _refusal(holder.tags, merit)
+        if refusal:
+            return f"version {holder.version} stays {alias}: {refusal}"
+    client.set_registered_model_alias(name, alias, version)
+    return f"is now {alias}" + ("" if holder is None else f", after version {holder.version}")
+
+
+def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
+def _refusal(holder: Mapping[str, str], merit: Merit | None) -> str:
+    """Say why a network with ``merit`` may not take the alias from one with these tags; empty if it may."""
+    if merit is None:
+        return "the new network was not validated"
+    if (holder.get("merit.metric"), holder.get("merit.terms")) != (merit.metric, merit.terms):
+        return "it was measured on other data or in another way; set the alias by hand if the new network is better"
+    value = float(holder["merit.value"])
+    return "" if merit.value > value else f"its {merit.metric} is {value:.4f}, the new network's {merit.value:.4f}"
+
+
+def log_checkpoints(uri: str, run_id: str, checkpoints: Mapping[int, Path]) -> None:
+    """Make each checkpoint (by its step) a logged model of the run, with the metrics the run has at that step.
+
+    The files stay where they are; the model's tag ``path`` names them. What was logged before is left alone.
+
+    Raises:
+        TrackingError: MLflow did not take them.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow_client(uri)
+    try:
+        _choose_place(uri, run_id)
+        experiment = client.get_run(run_id).info.experiment_id
+        known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+        names = {model.name for model in known}
+        for step, path in sorted(checkpoints.items()):
+            name = f"checkpoint-{step:08d}"
+            if name not in names:
+                model = mlflow.create_external_model(
+                    name,
+                    run_id,
+                    {"path": str(path), "step": str(step)},
+                    model_type="checkpoint",
+                    experiment_id=experiment,
+                )
+                _attach_metrics(client, run_id, model.model_id, step)
+    except (MlflowException, OSError) as error:
+        raise _refused(uri, "the checkpoints", error) from error
+
+
+def _refused(uri: str, what: str, error: Exception) -> TrackingError:
+    reason = " ".join(str(error).split())[:300]
+    return TrackingError(f"MLflow at {uri} did not take {what}: {reason}")
+
+
+def _attach_metrics(client: MlflowClient, run_id: str, model_id: str, step: int) -> None:
+    """Give a model the validation metrics that its run has at ``step``.
+
+    MLflow logs such a metric to the run too: with the time and value it has there it is the same point.
+    """
+    from mlflow.entities import Metric
+
+    keys = [key for key in client.get_run(run_id).data.metrics if key.startswith("val/")]
+    points = [point for key in keys for point in client.get_metric_history(run_id, key) if point.step == step]
+    if points:
+        metrics = [Metric(p.key, p.value, p.timestamp, p.step, model_id=model_id) for p in points]
+        client.log_batch(run_id, metrics=metrics)
 
 
 def _signature(input_shape: Sequence[int]) -> Any:

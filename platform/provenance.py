@@ -109,6 +109,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def environment_tags() -> dict[str, str]:
+    """Return the few facts about this process's machine and software that runs are compared by."""
+    gpus = gpu_names()
+    return {
+        "env.host": machine.node(),
+        "env.python": sys.version.split()[0],
+        "env.processor": _processor(),
+        "env.gpus": ", ".join(gpus) or "none",
+        **{f"env.{name}": release for name, release in package_versions(("torch", "ray", "mlflow")).items()},
+    }
+
+
 def _processor() -> str:
     """Return the processor's name; the standard library knows only its architecture on Linux."""
     try:

@@ -14,11 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efafnet.platform import console
 from efafnet.platform.mlflow_client import mlflow_client, sqlite_file
 from efafnet.platform.system_metrics import SystemMonitor
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _MAX_METRICS = 1000  # MLflow's own limit of one log_batch
 _MAX_TAGS = 100
@@ -74,6 +77,7 @@ class Tracker:
         self._run_id = run_id
         self._spill = spill
         self._pending: deque[_Item] = deque()
+        self._newest: dict[str, int] | None = None
         self._refused: list[_Item] = []
         self._reason = ""
         self._failing = False
@@ -87,7 +91,10 @@ class Tracker:
     # ---- called by training: only append
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue ``metrics`` measured at ``step``. Never raises, never waits."""
+        """Queue ``metrics`` measured at ``step``. Never raises, never waits.
+
+        A metric keeps its first point at a step: one that is not beyond the newest that MLflow holds is dropped.
+        """
         now = int(time.time() * 1000)
         self._append([_Item("metric", key, value, step, now) for key, value in metrics.items()])
 
@@ -229,7 +236,7 @@ class Tracker:
                 self._pending[index] = replace(waiting[index], spilled=True)
 
     def _log(self, batch: list[_Item]) -> None:
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import RunTag
 
         store = sqlite_file(self._uri)
         if store is not None and not store.exists():
@@ -238,8 +245,7 @@ class Tracker:
         client = mlflow_client(self._uri)
         first = batch[0]
         if first.kind == "metric":
-            metrics = [Metric(item.key, float(item.value), item.timestamp_ms, item.step) for item in batch]
-            client.log_batch(self._run_id, metrics=metrics)
+            self._log_points(client, batch)
         elif first.kind == "tag":
             client.log_batch(self._run_id, tags=[RunTag(item.key, item.value) for item in batch])
         elif first.kind == "text":
@@ -250,6 +256,27 @@ class Tracker:
             client.log_artifacts(self._run_id, first.value, folder)
         else:
             client.log_artifact(self._run_id, first.value, first.key or None)
+
+    def _log_points(self, client: MlflowClient, batch: list[_Item]) -> None:
+        """Log the points beyond the newest one that MLflow has of each metric.
+
+        Steps that a resumed run trains again have their points already, or in the spill file of its earlier life: a
+        second point at the same step would fork the curve.
+        """
+        from mlflow.entities import Metric
+
+        if self._newest is None:
+            known = client.get_run(self._run_id).data.to_proto().metrics
+            self._newest = {metric.key: metric.step for metric in known}
+        newest, fresh = dict(self._newest), []
+        for item in batch:
+            point = Metric(item.key, float(item.value), item.timestamp_ms, item.step)
+            if item.step > newest.get(item.key, -1):
+                newest[item.key] = item.step
+                fresh.append(point)
+        if fresh:
+            client.log_batch(self._run_id, metrics=fresh)
+        self._newest = newest
 
     # ---- the spill file: everything in it is not (known to be) logged
 
@@ -267,7 +294,7 @@ class Tracker:
             self._reason = f"{self._reason}; and {self._spill} cannot be written: {error.strerror}"
 
     def _recover(self) -> None:
-        """Queue what an earlier process of this run could not send. MLflow ignores a metric it already has."""
+        """Queue what an earlier process of this run could not send."""
         if self._spill is None or not self._spill.is_file():
             return
         for line in self._spill.read_text(encoding="utf-8").splitlines():

@@ -64,7 +64,8 @@ class TrackingConfig(Settings):
     register_as: str | None = None
     """Name in the model registry under which the final network is registered; null for not registering."""
     alias: str | None = None
-    """Alias the registered version receives, for example champion: models:/NAME@ALIAS then loads it. Needs
+    """Alias of the best registered version, for example champion: models:/NAME@ALIAS loads it. The new version receives
+    it if none has it yet, or if it beats the one that has it on the same data, tested the same way. Needs
     register_as."""
     log_checkpoint: bool = True
     """Whether the best checkpoint is copied to the run's artifacts."""

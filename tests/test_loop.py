@@ -139,20 +139,29 @@ def test_patience_stops_a_run_that_no_longer_improves(tmp_path: Path, monkeypatc
     assert again.reports == []
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(
+    ("poison", "told"),
+    [
+        ("loss", "the loss is not finite"),
+        ("gradient", "the gradient is not finite"),
+        ("explosion", r"the loss exploded to 5, from 0.00\d+ in the first steps,"),
+    ],
+)
 def test_divergence_names_step_samples_and_the_last_good_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str, told: str
 ) -> None:
     honest = job_module.Job.count
 
     def poisoned(self: job_module.Job, batch: Any, losses: StepLosses, rate: float) -> None:
         if self.progress.step + 1 == 13:
-            (losses.total if what == "loss" else losses.grad_norm).fill_(float("nan"))
+            (losses.grad_norm if poison == "gradient" else losses.total).fill_(
+                5.0 if poison == "explosion" else math.nan
+            )
         honest(self, batch, losses, rate)
 
     monkeypatch.setattr(job_module.Job, "count", poisoned)
     config = config_of(tmp_path, "trace=true", "data.val=null")
-    with pytest.raises(DivergedError, match=f"the {what} is not finite at step 13; .*step-00000010; lower") as caught:
+    with pytest.raises(DivergedError, match=f"{told} at step 13; .*step-00000010; lower") as caught:
         run(config, Quiet())
     assert caught.value.step == 13
     assert len(caught.value.rows) == 8

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow import MlflowClient
 
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.training import ray_run
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.ray_run import run_train, train
-from efafnet.pipelines.training.recording import ResumedSink
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, RunRecord, TrainResult, difference
 from efafnet.platform.checkpoint import load_checkpoint
+from efafnet.platform.cluster import ClusterError
+from efafnet.platform.tracking import Tracker
 from tests.training_cases import config_of, write_store
 
 
@@ -85,6 +90,17 @@ class TestRefusals:
             train(config_of(tmp_path, "epochs=2", "optimizer.lr=0.01", "data.val=null", "workers=2"))
         assert load_checkpoint(done.checkpoint).meta["step"] == 5
 
+    def test_a_fork_of_other_batches_or_without_steps_left(self, tmp_path: Path) -> None:
+        first = train(config_of(tmp_path, "name=first", "epochs=1", "data.val=null")).run_dir
+        refused(
+            config_of(tmp_path, f"fork={first}", "batch_size=4"),
+            "its steps are batches of 8 samples, not of batch_size=4; set batch_size=8",
+        )
+        refused(
+            config_of(tmp_path, f"fork={first}", "name=short", "epochs=1"),
+            "it has 5 steps, and this run would end after 5; train longer",
+        )
+
     def test_a_run_that_is_being_trained(self, tmp_path: Path) -> None:
         config = config_of(tmp_path, "workers=2")
         with (
@@ -134,20 +150,62 @@ def test_difference_names_what_changed() -> None:
     )
 
 
-def test_steps_trained_again_are_not_recorded_again() -> None:
-    class Keeps:
-        def __init__(self) -> None:
-            self.points: list[tuple[int, dict[str, float]]] = []
+@pytest.mark.slow
+def test_a_run_whose_server_is_away_ends_and_catches_up_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped at step 12, gone on with while nobody answers, and asked for again when somebody does."""
+    honest = Tracker.close
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = config_of(tmp_path, f"tracking={{enabled: true, uri: '{uri}', system_metrics_every_s: null}}", "epochs=6")
+    _train_until(config, 12, monkeypatch)
+    monkeypatch.setattr(Tracker, "close", lambda self, timeout_s=20.0: honest(self, min(timeout_s, 1.0)))
+    record = json.loads((config.run_dir / "run.json").read_text())
+    away = {**record, "tracking_uri": "http://127.0.0.1:9"}
+    (config.run_dir / "run.json").write_text(json.dumps(away))
+    result = train(config)
+    assert result.metrics["samples"] == 240
+    assert "records did not reach MLflow" in capsys.readouterr().err
+    (config.run_dir / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(Tracker, "close", honest)
+    assert train(config).resumed
+    client = MlflowClient(uri)
+    curve = [point.step for point in client.get_metric_history(record["mlflow_run_id"], "train/loss")]
+    assert sorted(curve) == [5, 10, 15, 20, 25, 30]
+    run = client.get_run(record["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["final/ap"] == result.metrics["ap"]
+    assert not list(config.run_dir.glob("unlogged*"))
 
-        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-            self.points.append((step, metrics))
 
-    kept: Any = Keeps()
-    sink = ResumedSink(kept, {"train/loss": 20, "val/ap": 10})
-    sink.log_metrics({"train/loss": 1.0}, 15)
-    sink.log_metrics({"train/loss": 1.0, "val/ap": 0.5}, 20)
-    sink.log_metrics({"train/loss": 1.0, "val/ap": 0.5}, 25)
-    assert kept.points == [(20, {"val/ap": 0.5}), (25, {"train/loss": 1.0, "val/ap": 0.5})]
+def test_what_ray_gives_up_on_at_once_is_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from ray.train import ControllerError, WorkerGroupError
+
+    ends: list[Any] = []
+
+    class Trainer:
+        def fit(self) -> Any:
+            end = ends.pop(0)
+            if isinstance(end, Exception):
+                raise end
+            return SimpleNamespace(return_value=end)
+
+    def fit(*planned: Any, limit: int = 2) -> Any:
+        ends[:] = planned
+        return ray_run._fit(config_of(tmp_path, f"worker.max_failures={limit}"), cast(Any, Trainer))
+
+    lost = ControllerError(RuntimeError("process group: connection refused"))
+    assert fit(lost, lost, {"checkpoint": "c"}) == {"checkpoint": "c"}
+    assert capsys.readouterr().err.count("Ray gave up") == 2
+    with pytest.raises(
+        ClusterError, match=r"more than worker.max_failures = 1 times .*connection refused.*same command"
+    ):
+        fit(lost, lost, {}, limit=1)
+    # Dead workers were already replaced by Ray as often as they may be.
+    with pytest.raises(ClusterError, match="give the same command again to go on from the last checkpoint"):
+        fit(WorkerGroupError("killed", {0: RuntimeError()}), {})
+    assert len(ends) == 1
 
 
 # ---- on Ray
@@ -169,7 +227,9 @@ def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_a_worker_killed_on_the_way_changes_nothing(tmp_path: Path) -> None:
+def test_a_worker_killed_on_the_way_changes_nothing(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """Two runs on two workers, one with a worker killed: equal to the bit, one MLflow run, no point twice."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = f"tracking={{uri: '{uri}', system_metrics_every_s: null}}"
@@ -181,6 +241,7 @@ def test_a_worker_killed_on_the_way_changes_nothing(tmp_path: Path) -> None:
     result = train(cut)
     killer.join()
     assert lost, "the run ended before a worker could be killed"
+    record_property("restarted_s", lost[0])
     assert trace_of(cut) == trace_of(whole)
     assert sorted(trace_of(cut)) == list(range(1, 121))
     assert result.metrics["ap"] == reference.metrics["ap"]
@@ -196,14 +257,15 @@ def _kill_a_worker(config: TrainConfig, step: int, lost: list[float]) -> None:
             for process in psutil.Process().children(recursive=True):
                 if "RayTrainWorker" in " ".join(process.cmdline()):
                     process.send_signal(signal.SIGKILL)
-                    lost.append(time.monotonic())
+                    began = time.monotonic()
+                    while "resuming at step" not in (config.run_dir / "train.log").read_text():
+                        time.sleep(0.02)
+                    lost.append(time.monotonic() - began)
                     return
         time.sleep(0.01)
 
 
 def _assert_one_clean_curve(uri: str, result: TrainResult) -> None:
-    from mlflow import MlflowClient
-
     client = MlflowClient(uri)
     assert result.mlflow_run_id is not None
     run = client.get_run(result.mlflow_run_id)
@@ -235,6 +297,28 @@ def _assert_model_loads(uri: str, result: TrainResult) -> None:
     weights = load_checkpoint(result.checkpoint).weights["network"]
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
     assert network(torch.zeros(3, 3, 64, 64)).heatmaps.shape == (3, 4, 16, 16)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> None:
+    found = {}
+    for where in ("inline", "auto"):
+        settings = (
+            f"name={where}",
+            f"validation.where={where}",
+            "validation.every_epochs=8",
+            "epochs=24",
+            "trace=true",
+        )
+        config = config_of(tmp_path, "workers=1", *settings)
+        result = train(config)
+        log = (config.run_dir / "train.log").read_text()
+        assert log.count("s beside training)") == (2 if where == "auto" else 0)
+        figures = {key: value for key, value in result.metrics.items() if key not in ("seconds", "elapsed_s")}
+        told = re.findall(r"validation at step \d+: .*ar [\d.]+", log)
+        found[where] = figures, result.checkpoint.name, told, trace_of(config)
+    assert found["auto"] == found["inline"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -75,6 +76,24 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert_same_run(whole, cut)
 
 
+def test_a_fork_goes_on_under_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked with nothing changed it is the same run; with another rate it differs from the first step on."""
+    whole = config_of(tmp_path, "name=whole", *OVERRIDES)
+    run(whole, PlainContext(torch.device("cpu")))
+    first = config_of(tmp_path, "name=first", *OVERRIDES)
+    run_until(9, first, monkeypatch)  # its newest checkpoint is that of step 8, after those of 4 and of the epoch at 5
+    same = config_of(tmp_path, "name=same", f"fork={first.run_dir}", *OVERRIDES)
+    run(same, PlainContext(torch.device("cpu")))
+    assert trace_of(same) == trace_of(whole)[8:]
+    other = config_of(tmp_path, "name=other", f"fork={first.run_dir}", "optimizer.lr=1e-4", *OVERRIDES)
+    run(other, PlainContext(torch.device("cpu")))
+    assert trace_of(other)[0] == trace_of(whole)[8], "the loss of the first step is that of the weights taken over"
+    assert trace_of(other)[1]["rows"] == trace_of(whole)[9]["rows"]
+    assert trace_of(other)[1]["loss"] != trace_of(whole)[9]["loss"]
+    # The run it came from stays as it was.
+    assert sorted(p.name for p in (first.run_dir / "checkpoints").glob("step-*")) == ["step-00000005", "step-00000008"]
+
+
 def test_a_damaged_newest_checkpoint_costs_its_interval_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES) for name in ("whole", "cut"))
     run(whole, PlainContext(torch.device("cpu")))
@@ -82,6 +101,50 @@ def test_a_damaged_newest_checkpoint_costs_its_interval_only(tmp_path: Path, mon
     (cut.run_dir / "checkpoints" / "step-00000012" / "network.safetensors").write_bytes(b"torn")
     run(cut, PlainContext(torch.device("cpu")))
     assert_same_run(whole, cut)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real file system that fills up between two checkpoints, and has room again before the last."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"only root can mount a small disk: {mounted.stderr.decode().strip()}")
+    try:
+        config = config_of(tmp_path, f"runs={disk}/runs", *OVERRIDES)
+        filler = disk / "filler"
+        honest = job_module.Job.count
+
+        def count(self: job_module.Job, *arguments: Any) -> None:
+            honest(self, *arguments)
+            if self.progress.step == 6:
+                self.checkpoints.wait()
+                with contextlib.suppress(OSError), filler.open("wb") as file:
+                    while True:
+                        file.write(bytes(4096))
+            if self.progress.step == 17:
+                self.checkpoints.wait()
+                newest = load_checkpoint(config.run_dir / "latest")  # whole, and from before the disk was full
+                assert newest.meta["step"] == 5
+                filler.unlink()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(job_module.Job, "count", count)
+            # The trace is for tests and may fail; everything else must not.
+            result = run(config.model_copy(update={"trace": False}), PlainContext(torch.device("cpu")))
+        told = " ".join(capsys.readouterr().err.split())
+        assert "checkpoint" in told
+        assert "No space left on device" in told or "is the disk full?" in told
+        assert "pictures of the validation were not written" in told
+        assert load_checkpoint(config.run_dir / "latest").meta["step"] == 20
+        assert result.metrics["step"] == 20
+        assert not list((config.run_dir / "checkpoints").glob(".*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from efafnet.pipelines.training import state
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import open_inputs
-from efafnet.pipelines.training.job import build_trainee
+from efafnet.pipelines.training.preparation import build_trainee
 from efafnet.pipelines.training.state import CheckpointConfig, Checkpoints, Progress, restore
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform.checkpoint import load_checkpoint
@@ -27,7 +27,7 @@ def trainee(tmp_path: Path) -> Trainee:
 
 def saved(checkpoints: Checkpoints, trainee: Trainee, progress: Progress, ap: float | None = None) -> None:
     if ap is not None:
-        progress.note_validation({"ap": ap}, "ap")
+        progress.note_validation(progress.step, {"ap": ap}, "ap")
     checkpoints.save(trainee, progress, {}, {}, final=False)
 
 
@@ -39,11 +39,11 @@ def test_the_first_of_equal_validations_is_the_best_and_the_others_are_stale() -
     progress = Progress()
     for step, ap in ((10, 0.3), (20, 0.5), (30, 0.5), (40, 0.4)):
         progress.step = step
-        progress.note_validation({"ap": ap, "ar": 1 - ap}, "ap")
+        progress.note_validation(step, {"ap": ap, "ar": 1 - ap}, "ap")
     assert (progress.best_step, progress.best, progress.stale_validations) == (20, {"ap": 0.5, "ar": 0.5}, 2)
     assert (progress.last_validation, progress.validation["ap"]) == (40, 0.4)
     with pytest.raises(ValueError, match=r"validation.metric = 'pck': validation gives ap, ar; choose one"):
-        progress.note_validation({"ap": 1, "ar": 1}, "pck")
+        progress.note_validation(40, {"ap": 1, "ar": 1}, "pck")
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

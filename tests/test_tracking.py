@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from pydantic import ValidationError
 from torch import nn
 
-from efafnet.platform.logged_model import log_model
+from efafnet.platform.logged_model import Merit, log_checkpoints, log_model
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import (
     Tracker,
@@ -318,6 +318,23 @@ def test_the_next_process_of_the_run_sends_what_was_kept(uri: str, run_id: str, 
     assert not spill.exists()
 
 
+def test_steps_trained_again_fork_no_curve(uri: str, run_id: str, tmp_path: Path) -> None:
+    """Killed at step 25 with the points of 20 and 25 still in the spill file, gone on with from step 10."""
+    with Tracker(uri, run_id) as before:
+        before.log_metrics({"loss": 1.5, "ap": 0.1}, 15)
+    left = [
+        {"run_id": run_id, "kind": "metric", "key": "loss", "value": step / 10, "step": step, "timestamp_ms": 9}
+        for step in (20, 25)
+    ]
+    (tmp_path / "spill.jsonl").write_text("\n".join(json.dumps(item) for item in left))
+    with Tracker(uri, run_id, spill=tmp_path / "spill.jsonl") as after:
+        for step in (15, 20, 25, 30):
+            after.log_metrics({"loss": step / 10, **({"ap": 0.2} if step == 30 else {})}, step)
+    client = mlflow_client(uri)
+    curves = {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in ("loss", "ap")}
+    assert curves == {"loss": [(15, 1.5), (20, 2.0), (25, 2.5), (30, 3.0)], "ap": [(15, 0.1), (30, 0.2)]}
+
+
 def test_a_store_on_another_machine_is_not_created_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "0" * 32, spill=tmp_path / "spill.jsonl")
     tracker.log_metrics({"loss": 1.0}, 1)
@@ -418,18 +435,47 @@ def test_a_logged_network_comes_back_whole_for_any_batch(uri: str, run_id: str, 
     run = mlflow_client(uri).get_run(run_id)
     assert run.outputs is not None
     assert [output.step for output in run.outputs.model_outputs] == [7]
+    found = mlflow_client(uri).search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+    assert "network" in {model.name for model in found}, "it is found beside its run"
     assert run.info.status == "RUNNING", "logging a network must not end the run"
 
 
-def test_a_registered_network_is_found_by_its_alias(uri: str, run_id: str) -> None:
-    first, second = small_network(), small_network()
-    with torch.no_grad():
-        second[0].weight.add_(1)  # type: ignore[index]
-    for number, network in enumerate((first, second), start=1):
+def test_only_a_better_network_of_the_same_terms_becomes_champion(uri: str, run_id: str) -> None:
+    challengers = [
+        (Merit("ap", 0.50, "coco"), 1, "is now champion"),
+        (Merit("ap", 0.50, "coco"), 1, "version 1 stays champion: its ap is 0.5000, the new network's 0.5000"),
+        (Merit("ap", 0.90, "mini"), 1, "version 1 stays champion: it was measured on other data"),
+        (Merit("ar", 0.90, "coco"), 1, "version 1 stays champion: it was measured on other data"),
+        (None, 1, "version 1 stays champion: the new network was not validated"),
+        (Merit("ap", 0.51, "coco"), 6, "is now champion, after version 1"),
+    ]
+    for number, (merit, champion, told) in enumerate(challengers, start=1):
+        network = small_network()
+        with torch.no_grad():
+            network[0].weight.fill_(number)  # type: ignore[index]
         logged = log_model(
-            uri, run_id, network, input_shape=(3, 32, 32), register_as="pose", alias="champion" if number == 2 else None
+            uri, run_id, network, input_shape=(3, 32, 32), register_as="pose", alias="champion", merit=merit
         )
         assert logged.version == str(number)
+        assert logged.standing.startswith(told)
+        assert str(mlflow_client(uri).get_model_version_by_alias("pose", "champion").version) == str(champion)
     mlflow.set_tracking_uri(uri)
-    champion = mlflow.pytorch.load_model("models:/pose@champion")
-    assert torch.equal(champion[0].weight, second[0].weight)  # type: ignore[index]
+    assert mlflow.pytorch.load_model("models:/pose@champion")[0].weight[0, 0, 0, 0] == 6
+
+
+def test_checkpoints_are_models_with_the_metrics_of_their_step(uri: str, run_id: str, tmp_path: Path) -> None:
+    with Tracker(uri, run_id) as tracker:
+        for step in (10, 20):
+            tracker.log_metrics({"val/ap": step / 100, "val/ar": 0.5, "train/loss": 1.0}, step)
+    for _ in range(2):  # a run whose end was cut short ends again
+        log_checkpoints(uri, run_id, {10: tmp_path / "ten", 20: tmp_path / "twenty"})
+    client = mlflow_client(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    models = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    found = {model.name: {metric.key: metric.value for metric in model.metrics or ()} for model in models}
+    assert found == {
+        "checkpoint-00000010": {"val/ap": 0.1, "val/ar": 0.5},
+        "checkpoint-00000020": {"val/ap": 0.2, "val/ar": 0.5},
+    }
+    assert {model.tags["path"] for model in models} == {f"{tmp_path}/ten", f"{tmp_path}/twenty"}
+    assert [(p.step, p.value) for p in client.get_metric_history(run_id, "val/ap")] == [(10, 0.1), (20, 0.2)]

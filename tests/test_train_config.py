@@ -44,12 +44,20 @@ def resolved(*overrides: str) -> TrainConfig:
         (["schedule.kind=linear"], "schedule.kind"),
         (["checkpoint.every_epochs=null"], "a run without checkpoints is lost"),
         (["workers=-1"], "workers"),
+        (["workers=4..2"], r"workers is a number, or FEWEST..MOST like 1..4; got '4..2'"),
+        (["workers=2", "worker.fewest=3"], "worker.fewest=3 is more than workers=2"),
         (["epochs=0"], "epochs"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_remedy(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         resolved(*overrides)
+
+
+def test_a_range_of_workers_is_the_most_and_the_fewest() -> None:
+    config = resolved("workers=1..4", "worker.cpus=2")
+    assert (config.workers, config.worker.fewest, config.worker.cpus) == (4, 1, 2)
+    assert resolve(TrainConfig, _reread(to_yaml(config))) == config
 
 
 def test_every_setting_is_explained() -> None:
@@ -61,6 +69,7 @@ def test_identity_holds_what_changes_the_figures_and_nothing_else() -> None:
     same = resolved(
         "name=other", "runs=/elsewhere", "workers=4", "data.train=/moved", "device=cpu", "reader.threads=7",
         "checkpoint.every_steps=9", "tracking.experiment=x", "log_every_steps=3", "trace=true", "cluster.num_cpus=4",
+        "validation.where=inline", "worker.fewest=2",
     )  # fmt: skip
     assert same.identity("t", "v") == base
     assert resolved().identity("other", "v") != base

@@ -43,7 +43,13 @@ class WorkerConfig(Settings):
     gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU per worker: auto takes them where the cluster has enough for all workers."""
     max_failures: int = Field(default=3, ge=-1)
-    """Times that dead workers are replaced and training goes on from the last checkpoint; -1 for always."""
+    """Times that dead workers are replaced and training goes on from the last checkpoint; -1 for always. Nodes that
+    announce their end (spot instances) do not count."""
+    fewest: int | None = Field(default=None, ge=1)
+    """Elastic training: while nodes are missing the run goes on with as few workers as this, and takes more again when
+    they return; null for never fewer than `workers`. workers=1..4 sets both."""
+    grow_every_s: float = Field(default=60, gt=0)
+    """Seconds between two looks for returned nodes; taking them in costs a restart from the last checkpoint."""
 
 
 _INPUT = InputSize(height=256, width=192)
@@ -67,6 +73,9 @@ class TrainConfig(Settings):
     """Size of the network's input in pixels, HEIGHTxWIDTH, both divisible by 32."""
     init: Path | None = None
     """Checkpoint or run directory whose weights the run starts from; none for the network's own initialisation."""
+    fork: Path | None = None
+    """Run directory or checkpoint that a new run goes on from, under the settings given here: weights, optimizer,
+    average and step are taken over, validations are not. Also written --fork RUN. None for a start at step 0."""
     imagenet: InitialisationConfig = InitialisationConfig()
     """ImageNet weights for the residual encoder to start from; none for a random start."""
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -97,7 +106,8 @@ class TrainConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a run without Ray trains; auto takes the GPU if there is one. Ray's workers follow worker.gpu."""
     workers: int = Field(default=1, ge=0)
-    """Ray workers that share each batch; 0 trains in this very process without Ray."""
+    """Ray workers that share each batch; 0 trains in this very process without Ray. FEWEST..MOST (1..4) for as many as
+    the cluster has at the time; the batch stays what it is."""
     worker: WorkerConfig = WorkerConfig()
     """What each Ray worker gets."""
     cluster: ClusterConfig = ClusterConfig()
@@ -127,6 +137,17 @@ class TrainConfig(Settings):
     def _follow_protocol(cls, tree: Any) -> Any:
         return cls.filled(tree) if isinstance(tree, Mapping) else tree
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_range(cls, tree: Any) -> Any:
+        """Read ``workers: 1..4`` as ``workers: 4, worker: {fewest: 1}``."""
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("workers"), str):
+            return tree
+        fewest, dots, most = tree["workers"].partition("..")
+        if not (dots and fewest.isdigit() and most.isdigit() and 1 <= int(fewest) <= int(most)):
+            raise ValueError(f"workers is a number, or FEWEST..MOST like 1..4; got {tree['workers']!r}")
+        return {**tree, "workers": int(most), "worker": {**tree.get("worker", {}), "fewest": int(fewest)}}
+
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         self._check_name()
@@ -137,6 +158,10 @@ class TrainConfig(Settings):
                     f"schedule.milestones must lie before the end of the run at epochs={self.epochs:g}; "
                     f"got {list(self.schedule.milestones)}: move them, drop them, or train longer"
                 )
+        if self.worker.fewest is not None and self.worker.fewest > self.workers:
+            raise ValueError(
+                f"worker.fewest={self.worker.fewest} is more than workers={self.workers}; write workers=FEWEST..MOST"
+            )
         slices = max(1, self.workers) * self.optimizer.accumulation
         if self.batch_size < slices:
             raise ValueError(
@@ -161,6 +186,8 @@ class TrainConfig(Settings):
                 f"imagenet: its weights are for residual encoders, and network.kind={network.kind} has none; "
                 "leave them out, or start from a checkpoint with init=…"
             )
+        if self.fork is not None and (self.init is not None or self.imagenet.wanted):
+            raise ValueError(f"fork = {self.fork}: takes that run's weights; leave out init and imagenet")
         if self.imagenet.wanted and self.init is not None:
             raise ValueError(
                 f"init = {self.init}: the checkpoint would overwrite the imagenet weights; set one of them"
@@ -187,6 +214,9 @@ class TrainConfig(Settings):
         resumed on another cluster. Data is named by content, not by path.
         """
         flat = flatten(self.model_dump(mode="json", exclude=set(_INCIDENTAL)))
+        del flat["validation.where"]
+        if self.fork is None:
+            del flat["fork"]  # runs from before there were forks stay what they are
         # The only one of the reader's settings that changes the order of the samples.
         order = {"reader.shuffle_groups": self.reader.shuffle_groups}
         return {**flat, **order, "data.train": train_digest, "data.val": val_digest}

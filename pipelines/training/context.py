@@ -35,6 +35,22 @@ class NoSink:
         """Do nothing."""
 
 
+class Aside(Protocol):
+    """Validates weights beside training, one set at a time. Rank 0 alone asks it; the others only know it is there."""
+
+    def has_room(self) -> bool:
+        """Whether the cluster has room for it at present."""
+
+    def start(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Begin with the network after ``step`` steps."""
+
+    def ready(self) -> bool:
+        """Whether ``result`` would return at once."""
+
+    def result(self) -> dict[str, float] | None:
+        """Wait for the figures of what was started last; None, and a warning, where that failed."""
+
+
 class PlainContext:
     """One process that trains alone, with neither Ray nor MLflow. The base of all other contexts."""
 
@@ -42,6 +58,9 @@ class PlainContext:
     """Index of this worker."""
     world_size = 1
     """Number of workers."""
+
+    aside: Aside | None = None
+    """Validates beside training; none where validations stop it."""
 
     def __init__(self, device: torch.device | None = None, sink: MetricSink | None = None) -> None:
         self.device = device or pick_device("auto")
@@ -65,6 +84,10 @@ class PlainContext:
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Tell whoever supervises the run (a search) where it stands. All workers call this together."""
+
+    def ending(self) -> bool:
+        """Whether a machine under this run has announced its end. All workers call this together."""
+        return False
 
     def say(self, line: str) -> None:
         """Show one line to the user."""

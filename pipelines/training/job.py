@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from efafnet.models.network import PoseNetwork
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.reader import TrainReader
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import PlainContext
-from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs, train_reader
+from efafnet.pipelines.training.context import Aside, PlainContext
+from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.monitor import (
     Point,
     ProgressLine,
@@ -24,11 +26,11 @@ from efafnet.pipelines.training.monitor import (
     summarise,
     validation_text,
 )
-from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
 from efafnet.pipelines.training.schedule import Plan, due, plan_run
-from efafnet.pipelines.training.state import Checkpoints, Progress, restore
-from efafnet.pipelines.training.step import StepLosses, Trainee, average_of, build_optimizer
-from efafnet.pipelines.training.validation import validate
+from efafnet.pipelines.training.state import Checkpoints, Progress, published_weights, weights_of
+from efafnet.pipelines.training.step import StepLosses, Trainee
+from efafnet.pipelines.training.validation import pictures_of, validate
+from efafnet.platform.checkpoint import load_checkpoint, restore_weights
 
 
 @dataclass
@@ -50,6 +52,12 @@ class Job:
     """Step of the newest checkpoint; -1 for none."""
     window: Window = field(default_factory=Window)
     line: ProgressLine = field(default_factory=ProgressLine)
+    told: int = 0
+    """Step of the validation that was shown last."""
+    beside: int = 0
+    """Step of the validation that was started beside training last."""
+    ending: bool = False
+    """Whether a machine under this run has announced its end: every point of the curves becomes a checkpoint."""
     ticked_s: float = field(default_factory=lambda: time.monotonic())
     """When ``progress.elapsed_s`` was last brought up to date."""
 
@@ -73,9 +81,7 @@ class Job:
     @property
     def publishes(self) -> bool:
         """Whether a point of the curves falls here. Every checkpoint has one, so that a resumed run draws the same."""
-        step = self.progress.step
-        regular = step % self.config.log_every_steps == 0 or due(step, self.plan.steps_per_epoch)
-        return regular or self.ended or self.validates or self.saves
+        return self._regular or self.ended or self.validates or self.saves
 
     @property
     def validates(self) -> bool:
@@ -87,7 +93,17 @@ class Job:
         """Whether a checkpoint falls here; that of the end belongs to ``conclude``."""
         config = self.config.checkpoint
         regular = due(self.progress.step, config.every_steps) or self._due(config.every_epochs)
-        return not self.ended and (regular or self.validates)
+        return not self.ended and (regular or self.validates or self._hurries)
+
+    @property
+    def _regular(self) -> bool:
+        step = self.progress.step
+        return step % self.config.log_every_steps == 0 or due(step, self.plan.steps_per_epoch)
+
+    @property
+    def _hurries(self) -> bool:
+        """Whether a checkpoint falls here because the machine may be gone before the next regular one."""
+        return self.ending and self._regular
 
     def _due(self, every_epochs: float | None) -> bool:
         return every_epochs is not None and due(self.progress.step, every_epochs * self.plan.steps_per_epoch)
@@ -96,36 +112,111 @@ class Job:
         """Close the window: sum it over the workers, record a point of the curves, show progress.
 
         Raises:
-            DivergedError: a loss or gradient in the window was not finite.
+            DivergedError: a loss or gradient in the window was not finite, or a loss exploded.
         """
         step, window = self.progress.step, self.window
-        point = summarise(window, self.context, self.trainee.scaler.is_enabled(), step, self._last_good)
+        scaled, first_loss = self.trainee.scaler.is_enabled(), self.progress.first_loss
+        point = summarise(
+            window, self.context, scaled=scaled, step=step, first_loss=first_loss, last_good=self._last_good
+        )
         if self.trace:
             self.trace.write(window, step)
         wait_s = self.reader.wait_s - window.waited_before_s
         metrics = curve_metrics(point, window, self.inputs.skeleton.joints, self._tick(), wait_s)
         metrics |= self._position("train/") | self._epoch_loss(point) | _memory(self.context.device)
         self.progress.train_loss = metrics["train/loss"]
+        self.progress.first_loss = self.progress.first_loss or self.progress.train_loss
         self.context.sink.log_metrics(metrics, step)
         self.window = Window(waited_before_s=self.reader.wait_s)
         self._replan()
+        self._listen()
+        self._peek()
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:
             self.say(text)
 
     def validate(self) -> None:
-        """Measure the network on all workers, remember the best, tell whoever supervises the run."""
-        assert self.inputs.val is not None, "a validation needs a store"
+        """Measure the network: beside training where there is room, else on all workers before it goes on."""
         self._settle()
-        progress, name = self.progress, self.config.validation.metric or self.inputs.metric
-        figures = validate(self.config, self.trainee.published, self.inputs.val, self.context, progress.step)
-        progress.note_validation(figures, name)
+        self._hear()
+        network, step, aside = self.trainee.published, self.progress.step, self.context.aside
+        if aside is None or self.ended or not self.context.agree(aside.has_room()):
+            self._note(step, self._measure(network, step))
+        else:
+            self.progress.validating = step
+            if self.context.rank == 0:
+                self._start_beside(aside, weights_of(network), step)
+
+    def _start_beside(self, aside: Aside, weights: Mapping[str, Tensor], step: int) -> None:
+        self.beside = step
+        aside.start(weights, step)
+
+    def _measure(self, network: PoseNetwork, step: int) -> dict[str, float]:
+        assert self.inputs.val is not None, "a validation needs a store"
+        return validate(self.config, network, self.inputs.val, self.context, step)
+
+    def _hear(self) -> None:
+        """Take in the validation beside training; at fixed steps only, so that a resumed run does the same."""
+        step, aside = self.progress.validating, self.context.aside
+        if step is None:
+            return
+        figures = self.context.agree(aside.result() if aside and self.context.rank == 0 else None)
+        self.progress.validating = None
+        if figures is None:
+            self.beside = 0
+            figures = self._measure_checkpoint(step)
+        if figures is not None:
+            self._note(step, figures)
+
+    def _measure_checkpoint(self, step: int) -> dict[str, float] | None:
+        """Validate what a checkpoint holds, if it was written: the task that was to do so died."""
+        path = self.checkpoints.path(step)
+        if not self.context.agree(path.is_dir()):
+            self.say(f"the validation of step {step} is lost: its checkpoint was not written")
+            return None
+        network = copy.deepcopy(self.trainee.published)
+        restore_weights(network, published_weights(load_checkpoint(path, with_state=False)), path)
+        return self._measure(network, step)
+
+    def validate_again(self) -> None:
+        """Begin the validation anew that ran beside training when an earlier life of the run ended."""
+        step, aside = self.progress.validating, self.context.aside
+        if step is None or aside is None or self.context.rank != 0:
+            return
+        path = self.checkpoints.path(step)
+        if path.is_dir() and aside.has_room():
+            self._start_beside(aside, published_weights(load_checkpoint(path, with_state=False)), step)
+
+    def _note(self, step: int, figures: dict[str, float]) -> None:
+        """Remember a validation, and tell the user and whoever supervises the run."""
+        self.progress.note_validation(step, figures, self._metric)
         self._tick()
-        self.context.sink.log_metrics({f"val/{key}": value for key, value in figures.items()}, progress.step)
-        self.say(validation_text(progress, name))
-        self.context.report(
-            {**figures, **self._position(), "step": float(progress.step), "loss": self.progress.train_loss}
-        )
+        self._tell(step, figures)
+        position = {"epoch": self.plan.epoch(step), "samples": float(step * self.config.batch_size)}
+        self.context.report({**figures, **position, "step": float(step), "loss": self.progress.train_loss})
+
+    def _tell(self, step: int, figures: dict[str, float]) -> None:
+        """Record a validation and show it, once."""
+        if step == self.told:
+            return
+        self.told = step
+        self.context.sink.log_metrics({f"val/{key}": value for key, value in figures.items()}, step)
+        pictures = pictures_of(self.config, step)
+        if self.config.validation.overlays and pictures.exists():
+            self.context.sink.log_artifact(pictures, "validation")
+        self.say(validation_text(step, figures, self._metric, beside=step == self.beside))
+
+    def _peek(self) -> None:
+        """Show the figures of the validation beside training as soon as they are there."""
+        step, aside = self.progress.validating, self.context.aside
+        if self.context.rank == 0 and step is not None and aside is not None and step != self.told and aside.ready():
+            figures = aside.result()
+            if figures is not None:
+                self._tell(step, figures)
+
+    @property
+    def _metric(self) -> str:
+        return self.config.validation.metric or self.inputs.metric
 
     def save(self, *, final: bool = False) -> None:
         """Write a checkpoint; rank 0's, for all hold the same."""
@@ -136,6 +227,7 @@ class Job:
                 **self._position(),
                 "train_loss": self.progress.train_loss,
                 "metrics": self.progress.validation,
+                "validations": {str(step): value for step, value in self.progress.validations.items()},
                 "workers": self.context.world_size,
                 **self.facts,
             }
@@ -144,6 +236,7 @@ class Job:
 
     def conclude(self) -> None:
         """Validate and save the end of the run, unless an earlier life of it did."""
+        self._hear()
         if self.inputs.val is not None and self.progress.last_validation != self.progress.step:
             self.validate()
         if self.saved_step != self.progress.step:
@@ -199,6 +292,12 @@ class Job:
         progress.planned_steps = self.context.agree(wanted)
         self.plan = self.plan.shortened(progress.planned_steps)
 
+    def _listen(self) -> None:
+        """Hear whether a machine under this run is about to be taken away."""
+        if not self.ending and self.context.ending():
+            self.ending = True
+            self.say(f"a node will be taken away: from step {self.progress.step} on every point is a checkpoint")
+
     def _settle(self) -> None:
         """Give all workers the same batch-norm statistics: the mean of theirs, each from its own slices."""
         if self.context.world_size == 1:
@@ -215,9 +314,9 @@ class Job:
         return f"the last good checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
 
     def say(self, text: str) -> None:
-        """Add a line to the run's log and show it (rank 0)."""
+        """Add a line to the run's log and show it (rank 0). A full disk costs the line."""
         if self.context.rank == 0:
-            with (self.config.run_dir / "train.log").open("a", encoding="utf-8") as file:
+            with suppress(OSError), (self.config.run_dir / "train.log").open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
             self.context.say(text)
 
@@ -229,86 +328,6 @@ def plan_of(config: TrainConfig, inputs: Inputs) -> Plan:
         samples=inputs.train.num_persons,
         global_batch=config.batch_size,
         max_samples=config.max_samples,
-    )
-
-
-def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
-    """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
-    inputs = open_inputs(config)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    trainee = build_trainee(config, inputs, context)
-    checkpoints = Checkpoints(config.run_dir, config.checkpoint)
-    newest = context.agree(checkpoints.newest() if context.rank == 0 else None)
-    plan = plan_of(config, inputs)
-    progress = Progress(planned_steps=plan.steps) if newest is None else restore(newest, trainee)
-    job = Job(
-        config=config,
-        context=context,
-        inputs=inputs,
-        trainee=trainee,
-        reader=train_reader(config, inputs.train, context),
-        checkpoints=checkpoints,
-        plan=plan.shortened(progress.planned_steps),
-        progress=progress,
-        facts=_facts(config, inputs),
-        trace=Trace(config.run_dir / f"trace-rank{context.rank}.jsonl", progress.step) if config.trace else None,
-        saved_step=-1 if newest is None else progress.step,
-    )
-    if newest is not None:
-        job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest}")
-    else:
-        _say_start(job)
-    return job
-
-
-def _say_start(job: Job) -> None:
-    """Say what a new run starts from and which protocol it follows, where there is anything to say."""
-    if job.trainee.origin:
-        job.say(job.trainee.origin)
-    if job.config.protocol is not None:
-        job.say(f"protocol: {job.facts['protocol']}")
-
-
-def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | None]:
-    record = RunDirectory(config.run_dir).known()
-    return {
-        "run": config.name,
-        "skeleton": inputs.skeleton.name,
-        "train_digest": inputs.train.digest,
-        "val_digest": None if inputs.val is None else inputs.val.digest,
-        "config_digest": identity_digest(inputs.identity(config)),
-        "protocol": inputs.protocol(config),
-        "mlflow_run_id": None if record is None else record.mlflow_run_id,
-    }
-
-
-def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) -> Trainee:
-    """Build the network with its wrappings, its optimizer and its average, all workers alike."""
-    torch.manual_seed(config.seed)
-    module, origin = initial_network(config, inputs.skeleton)
-    if config.compute.sync_batch_norm:
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
-    module = module.to(context.device).to(memory_format=memory_format)
-    wrapped = context.wrap(module)
-    return Trainee(
-        module=module,
-        origin=origin,
-        wrapped=cast(nn.Module, torch.compile(wrapped)) if config.compute.compile else wrapped,
-        optimizer=build_optimizer(config.optimizer, module),
-        scaler=torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16"),
-        ema=None if config.optimizer.ema_decay is None else average_of(module),
-        input_size=config.input,
-        heatmap=config.heatmap,
-        loss=config.loss,
-        optimizing=config.optimizer,
-        compute=config.compute,
-        precision=config.precision,
-        seed=config.seed,
-        global_batch=config.batch_size,
-        rank=context.rank,
-        world_size=context.world_size,
-        device=context.device,
     )
 
 

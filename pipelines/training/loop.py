@@ -8,7 +8,7 @@ from pathlib import Path
 
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
-from efafnet.pipelines.training.job import prepare_job
+from efafnet.pipelines.training.preparation import prepare_job
 from efafnet.pipelines.training.schedule import learning_rate
 from efafnet.pipelines.training.step import train_step
 

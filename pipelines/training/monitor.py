@@ -16,12 +16,14 @@ from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Progress
 from efafnet.pipelines.training.step import StepLosses
 
+EXPLODED = 100.0
+"""A loss this many times that of the run's first point has left the road, and what follows is lost."""
 LINE_INTERVAL_S = 10.0
 """Seconds between two progress lines, so that a fast run does not flood a job's log."""
 
 
 class DivergedError(ValueError):
-    """The loss stopped being a number; every worker raises it at the same step."""
+    """The loss stopped being a number, or exploded; every worker raises it at the same step."""
 
     def __init__(self, message: str, step: int, rows: list[int]) -> None:
         super().__init__(message)
@@ -67,7 +69,15 @@ class Point:
     """Of the last step."""
 
 
-def summarise(window: Window, context: PlainContext, scaled: bool, step: int, last_good: Callable[[], str]) -> Point:
+def summarise(
+    window: Window,
+    context: PlainContext,
+    *,
+    scaled: bool,
+    step: int,
+    first_loss: float | None,
+    last_good: Callable[[], str],
+) -> Point:
     """Sum a window over the workers in one exchange.
 
     Args:
@@ -75,10 +85,11 @@ def summarise(window: Window, context: PlainContext, scaled: bool, step: int, la
         context: the workers.
         scaled: whether the loss is scaled (fp16), which skips steps whose gradient is not finite.
         step: completed steps at the end of the window.
+        first_loss: mean loss of the run's first window; None in that window.
         last_good: says where the last good checkpoint is, for the error message.
 
     Raises:
-        DivergedError: a loss or a gradient was not finite; names the step and the samples.
+        DivergedError: a loss or a gradient was not finite, or a loss exploded; names the step and the samples.
     """
     losses = window.losses
     heads = list(losses[0].by_head)
@@ -89,10 +100,9 @@ def summarise(window: Window, context: PlainContext, scaled: bool, step: int, la
     norms = torch.stack([entry.grad_norm for entry in losses]).tolist()
     count = len(losses)
     for index in range(count):
-        finite = _finite(sums[index]) and (scaled or _finite(norms[index]))
-        if not finite:
-            what = "loss" if not _finite(sums[index]) else "gradient"
-            _diverged(what, step - count + index + 1, window.rows[index], context, last_good())
+        fault = _fault(sums[index], norms[index], scaled, first_loss)
+        if fault:
+            _diverged(fault, step - count + index + 1, window.rows[index], context, last_good())
     return Point(
         loss=sums[:count],
         by_head=dict(zip(heads, sums[count : count + len(heads)], strict=True)),
@@ -101,16 +111,27 @@ def summarise(window: Window, context: PlainContext, scaled: bool, step: int, la
     )
 
 
+def _fault(loss: float, norm: float, scaled: bool, first_loss: float | None) -> str:
+    """Say what is wrong with a step; empty for nothing."""
+    if not _finite(loss):
+        return "the loss is not finite"
+    if not scaled and not _finite(norm):
+        return "the gradient is not finite"
+    if first_loss is not None and loss > EXPLODED * first_loss:
+        return f"the loss exploded to {loss:.3g}, from {first_loss:.3g} in the first steps,"
+    return ""
+
+
 def _finite(value: float) -> bool:
     return abs(value) < float("inf")
 
 
-def _diverged(what: str, step: int, rows: torch.Tensor, context: PlainContext, last_good: str) -> None:
+def _diverged(fault: str, step: int, rows: torch.Tensor, context: PlainContext, last_good: str) -> None:
     parts = context.agree(context.gather(rows.tolist()))
     everyone = [row for part in parts for row in part]
     shown = ", ".join(str(row) for row in everyone[:12]) + (", …" if len(everyone) > 12 else "")
     raise DivergedError(
-        f"training diverged: the {what} is not finite at step {step}; the batch held rows {shown} of the training "
+        f"training diverged: {fault} at step {step}; the batch held rows {shown} of the training "
         f"store; {last_good}; lower optimizer.lr, add schedule.warmup_steps or set optimizer.clip_norm",
         step,
         everyone,
@@ -157,13 +178,11 @@ class ProgressLine:
         )
 
 
-def validation_text(progress: Progress, metric: str) -> str:
-    """Say what the last validation found."""
-    figures = progress.validation
+def validation_text(step: int, figures: Mapping[str, float], metric: str, *, beside: bool) -> str:
+    """Say what a validation found, inline or ``beside`` training."""
     names = dict.fromkeys((metric, "ap", "ap_50", "ap_75", "ar"))
     shown = "  ".join(f"{name} {figures[name]:.4f}" for name in names if name in figures)
-    best = f"best {metric} {progress.best[metric]:.4f} at step {progress.best_step}"
-    return f"validation at step {progress.step}: {shown}  ({figures['seconds']:.1f} s; {best})"
+    return f"validation at step {step}: {shown}  ({figures['seconds']:.1f} s{' beside training' if beside else ''})"
 
 
 def clock(seconds: float) -> str:
@@ -184,6 +203,15 @@ class Trace:
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
         path.write_text("".join(kept), encoding="utf-8")
         self._path = path
+
+    @classmethod
+    def of_worker(cls, folder: Path, context: PlainContext, first_step: int) -> Trace:
+        """The trace of one worker. Rank 0 also cuts those of workers that are no more."""
+        if context.rank == 0:
+            for path in folder.glob("trace-rank*.jsonl"):
+                if int(path.stem.removeprefix("trace-rank")) >= context.world_size:
+                    cls(path, first_step)
+        return cls(folder / f"trace-rank{context.rank}.jsonl", first_step)
 
     def write(self, window: Window, step: int) -> None:
         """Append a window that ends after ``step`` completed steps; losses are this worker's shares, in hexadecimal."""

@@ -1,35 +1,34 @@
 """Starting a training run: checks, its directory, its MLflow run, and the loop on Ray's workers or in this process.
 
-The one module of training that knows Ray; ``recording`` is the one that knows MLflow.
+With ``ray_worker`` the only module of training that knows Ray; ``recording`` is the one that knows MLflow.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import GroupContext, PlainContext, pick_device
+from efafnet.pipelines.training.context import PlainContext, pick_device
 from efafnet.pipelines.training.inputs import initial_network, open_inputs
-from efafnet.pipelines.training.monitor import DivergedError
-from efafnet.pipelines.training.recording import close_record, fail_record, open_record, open_tracker
+from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker, verdict_file
+from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.platform import console
-from efafnet.platform.cluster import Resources, connect
+from efafnet.platform.checkpoint_copies import CheckpointCopies
+from efafnet.platform.cluster import ClusterError, Resources, connect
 from efafnet.platform.configuration import absolute_paths, to_yaml
-from efafnet.platform.storage import read_json, write_json
+from efafnet.platform.storage import read_json
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
+    from ray.train.torch import TorchTrainer
 
 
 def run_train(config: TrainConfig) -> None:
@@ -63,6 +62,10 @@ def train(
         OSError: no Ray, no tracking store, or a file system that refuses.
     """
     config = absolute_paths(config)
+    if callbacks or parent_run_id is not None:
+        # Who supervises runs counts on each figure at its step, and gives the room beside them to other runs.
+        inline = config.validation.model_copy(update={"where": "inline"})
+        config = config.model_copy(update={"validation": inline})
     inputs = open_inputs(config)
     if config.starts_from_weights:
         initial_network(config, inputs.skeleton)  # to refuse foreign weights before workers start
@@ -70,18 +73,37 @@ def train(
         console.warn(f"schedule.{name} has no effect on schedule.kind={config.schedule.kind}")
     directory = RunDirectory(config.run_dir)
     with directory.locked():
+        copies = _copies(config)
+        if copies is not None and directory.known() is None:
+            copies.pull_file(directory.path / "run.json")
         record = directory.claim(inputs.identity(config))
         ended = directory.result()
         if ended is not None:
+            catch_up(config, inputs, record, ended)
             return ended
         record = open_record(config, inputs, record, parent_run_id=parent_run_id, tags=tags or {})
         directory.record(record, to_yaml(config))
+        if copies is not None:
+            copies.push_file(directory.path / "run.json")
         with _failure_told(record):
             outcome = _here(config, record) if config.workers == 0 else _on_ray(config, record, callbacks)
         result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
         close_record(config, inputs, record, result)
         directory.finish(result)
         return result
+
+
+def _copies(config: TrainConfig) -> CheckpointCopies | None:
+    """The store of checkpoints' copies, opened before anything starts; names the setting where it cannot be."""
+    address = config.checkpoint.copy_to
+    if address is None:
+        return None
+    try:
+        copies = CheckpointCopies(address, config.name)
+        copies.names()
+    except (ValueError, OSError) as error:
+        raise type(error)(f"checkpoint.copy_to = {address}: {error}") from error
+    return copies
 
 
 @contextmanager
@@ -94,20 +116,8 @@ def _failure_told(record: RunRecord) -> Iterator[None]:
 
 
 def _here(config: TrainConfig, record: RunRecord) -> loop.LoopResult:
-    with _recorded(config, record, PlainContext(pick_device(config.device))) as context:
+    with recorded(config, record, PlainContext(pick_device(config.device))) as context:
         return loop.run(config, context)
-
-
-@contextmanager
-def _recorded(config: TrainConfig, record: RunRecord, context: PlainContext) -> Iterator[PlainContext]:
-    """Let rank 0's metrics go to MLflow."""
-    opened = open_tracker(config, record) if context.rank == 0 else None
-    if opened is None:
-        yield context
-        return
-    tracker, context.sink = opened
-    with tracker:
-        yield context
 
 
 # ---- on Ray
@@ -119,21 +129,48 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
     if resources.is_local:
         # Nobody drains a Ray that lives and dies with this program; its watcher only writes to the terminal.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if config.worker.fewest is not None:
+        # For some 20 s after a node's death Ray still counts it, and waits so long for a place that is gone.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    gpu = _use_gpu(config, resources)
+    needs = {"CPU": config.worker.cpus, **({"GPU": 1} if gpu else {})}
+    _check_resources(config, resources, needs)
+    verdict_file(config).unlink(missing_ok=True)
+    console.note(f"{resources}; {_workers_text(config)}, each {needs}")
+    with _followed(config.run_dir / "train.log"):
+        answer = _fit(config, lambda: _trainer(config, record, callbacks, needs, watched=not resources.is_local))
+    if answer is None:
+        raise ValueError(read_json(verdict_file(config))["error"])
+    return loop.LoopResult(Path(answer["checkpoint"]), answer["metrics"])
+
+
+def _trainer(
+    config: TrainConfig,
+    record: RunRecord,
+    callbacks: Sequence[UserCallback],
+    needs: Mapping[str, float],
+    *,
+    watched: bool,
+) -> TorchTrainer:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from efafnet.pipelines.training.process_group import ClusterTorchConfig
 
-    gpu = _use_gpu(config, resources)
-    needs = {"CPU": config.worker.cpus, **({"GPU": 1} if gpu else {})}
-    _check_resources(config, resources, needs)
-    _verdict_file(config).unlink(missing_ok=True)
-    trainer = TorchTrainer(
-        cast(Any, _train_on_worker),  # the annotation forgets that it may return something
-        train_loop_config={"config": config.model_dump_json(), "record": asdict(record)},
-        torch_config=ClusterTorchConfig(backend="cpu:gloo,cuda:nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=needs),
-        run_config=cast(Any, RunConfig)(  # annotated for the API before V2
+    fewest, most = config.worker.fewest, config.workers
+    aside = dict(needs) if config.validation.where == "auto" else None
+    job = WorkerJob(config.model_dump_json(), asdict(record), watched, aside)
+    return TorchTrainer(
+        cast(Any, train_on_worker),  # the annotation forgets that it may return something
+        train_loop_config=asdict(job),
+        torch_config=ClusterTorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in needs else "gloo"),
+        scaling_config=cast(Any, ScalingConfig)(  # annotated for the API before V2, as is RunConfig
+            num_workers=most if fewest in (None, most) else (fewest, most),
+            use_gpu="GPU" in needs,
+            resources_per_worker=dict(needs),
+            elastic_resize_monitor_interval_s=config.worker.grow_every_s,
+        ),
+        run_config=cast(Any, RunConfig)(
             name="ray",
             storage_path=str(config.run_dir),
             failure_config=FailureConfig(max_failures=config.worker.max_failures),
@@ -141,65 +178,44 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
             callbacks=list(callbacks),
         ),
     )
-    console.note(f"{resources}; {config.workers} workers, each {needs}")
-    with _followed(config.run_dir / "train.log"):
-        ended: Any = trainer.fit()
-    answer: dict[str, Any] | None = ended.return_value
-    if answer is None:
-        raise ValueError(read_json(_verdict_file(config))["error"])
-    return loop.LoopResult(Path(answer["checkpoint"]), answer["metrics"])
 
 
-def _train_on_worker(job: dict[str, Any]) -> dict[str, Any] | None:
-    """Train as one of Ray's workers.
+def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any] | None:
+    """Train to the end. What Ray gives up on at once, such as a failed set-up of the process group, is tried again.
 
-    A user's error is written down before it is raised: Ray starts dead workers again whatever they died of, and the
-    second life ends at once instead of failing the same way after the same time.
+    Raises:
+        ClusterError: the workers, or Ray's controller, died more often than ``worker.max_failures``.
     """
-    config, record = TrainConfig.model_validate_json(job["config"]), RunRecord(**job["record"])
-    torch.set_num_threads(max(1, int(config.worker.cpus)))
-    context = RayContext()
-    verdict = _verdict_file(config)
-    if context.agree(verdict.exists()):
-        return None
-    try:
-        with _recorded(config, record, context):
-            result = loop.run(config, context)
-    except ValueError as error:
-        write_json(verdict, {"error": str(error)})
-        if isinstance(error, DivergedError):
-            return None  # all workers are here
-        raise
-    return {"checkpoint": str(result.checkpoint), "metrics": result.metrics}
+    from ray.train import ControllerError, WorkerGroupError
+
+    limit, failures = config.worker.max_failures, 0
+    while True:
+        try:
+            ended: Any = trainer().fit()
+        except (ControllerError, WorkerGroupError) as error:
+            failures += 1
+            if verdict_file(config).exists():
+                return None
+            reason = " ".join(str(error).split())[-300:]
+            if isinstance(error, WorkerGroupError) or 0 <= limit < failures:
+                raise ClusterError(
+                    f"training stopped because its workers died more than worker.max_failures = {limit} times "
+                    f"({reason}); give the same command again to go on from the last checkpoint"
+                ) from error
+            console.warn(f"Ray gave up ({reason}); started again, {failures} of {limit}")
+        else:
+            return cast("dict[str, Any] | None", ended.return_value)
 
 
-class RayContext(GroupContext):
-    """One of Ray Train's workers."""
-
-    def __init__(self) -> None:
-        import ray.train.torch
-        from ray.train.v2._internal.execution import context as reporting
-
-        # Its logger is named after a file and escapes the LoggingConfig: every worker would print each report.
-        reporting.logger.setLevel(logging.WARNING)
-        device = ray.train.torch.get_device()
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        super().__init__(device)
-
-    def report(self, metrics: Mapping[str, float]) -> None:
-        """Report to Ray Train, and through its callbacks to a search. A barrier: all workers meet here."""
-        import ray.train
-
-        ray.train.report(dict(metrics))
-
-    def say(self, line: str) -> None:
-        """Say nothing: the starting process shows what the loop writes to the run's log."""
+def _workers_text(config: TrainConfig) -> str:
+    fewest = config.worker.fewest
+    return f"{config.workers} workers" if fewest is None else f"{fewest} to {config.workers} workers"
 
 
 def _use_gpu(config: TrainConfig, resources: Resources) -> bool:
     wanted = config.worker.gpu
-    return wanted == "yes" or (wanted == "auto" and config.device != "cpu" and resources.gpus >= config.workers)
+    enough = resources.gpus >= (config.worker.fewest or config.workers)
+    return wanted == "yes" or (wanted == "auto" and config.device != "cpu" and enough)
 
 
 def _check_resources(config: TrainConfig, resources: Resources, needs: Mapping[str, float]) -> None:
@@ -211,16 +227,12 @@ def _check_resources(config: TrainConfig, resources: Resources, needs: Mapping[s
     if not resources.is_local:
         return
     for kind, there in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        wanted = needs.get(kind, 0) * config.workers
+        wanted = needs.get(kind, 0) * (config.worker.fewest or config.workers)
         if wanted > there:
             raise ValueError(
                 f"workers = {config.workers}: they need {wanted:g} {kind}, this machine has {there:g}; "
                 "lower workers or worker.cpus, or join a cluster with cluster.address=…"
             )
-
-
-def _verdict_file(config: TrainConfig) -> Path:
-    return config.run_dir / "error.json"
 
 
 @contextmanager

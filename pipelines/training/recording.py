@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,19 @@ from efafnet.models.network import build_network
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.protocols import PROTOCOL_TAG
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
-from efafnet.pipelines.training.state import published_weights
+from efafnet.pipelines.training.state import Checkpoints, published_weights
 from efafnet.platform import console, tracking
-from efafnet.platform.checkpoint import load_checkpoint, restore_weights
-from efafnet.platform.logged_model import log_model
+from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weights
+from efafnet.platform.logged_model import Merit, log_checkpoints, log_model
+from efafnet.platform.provenance import environment, environment_tags
+from efafnet.platform.storage import sha256_json
 from efafnet.platform.tracking import Tracker
+
+UNLOGGED, UNLOGGED_FILES = "unlogged.jsonl", "unlogged-files.jsonl"
+"""What MLflow did not take while it was away, in the run's directory."""
 
 
 def open_record(
@@ -45,6 +52,7 @@ def open_record(
             "efafnet.stage": "train",
             "efafnet.run_dir": str(config.run_dir),
             PROTOCOL_TAG: inputs.protocol(config),
+            **({"efafnet.forked_from": str(config.fork)} if config.fork else {}),
             **tags,
         },
         datasets=[
@@ -67,54 +75,22 @@ def _set_running(uri: str, run_id: str) -> None:
     MlflowClient(uri).update_run(run_id, status="RUNNING")
 
 
-class ResumedSink:
-    """Records what the run does not hold yet: steps that are trained again after a restart draw no second curve.
-
-    Their figures are those already recorded, because a restart repeats the steps exactly.
-    """
-
-    def __init__(self, tracker: Tracker, recorded: Mapping[str, int]) -> None:
-        self._tracker = tracker
-        self._recorded = recorded
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue those ``metrics`` that have no point at ``step`` or later."""
-        fresh = {key: value for key, value in metrics.items() if step > self._recorded.get(key, -1)}
-        if fresh:
-            self._tracker.log_metrics(fresh, step)
-
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Queue a file."""
-        self._tracker.log_artifact(path, folder)
-
-
-def open_tracker(config: TrainConfig, record: RunRecord) -> tuple[Tracker, ResumedSink] | None:
-    """Open the run of ``record`` for the one process that records it; None for a run without MLflow."""
-    if record.mlflow_run_id is None or record.tracking_uri is None:
-        return None
-    spill = config.run_dir / "unlogged.jsonl"
-    recorded = last_steps(record.tracking_uri, record.mlflow_run_id)
-    tracker = Tracker(
+@contextmanager
+def recorded(config: TrainConfig, record: RunRecord, context: PlainContext) -> Iterator[PlainContext]:
+    """Let rank 0's metrics and files go to the run of ``record``, if there is one."""
+    if context.rank != 0 or record.mlflow_run_id is None or record.tracking_uri is None:
+        yield context
+        return
+    with Tracker(
         record.tracking_uri,
         record.mlflow_run_id,
-        spill=spill,
+        spill=config.run_dir / UNLOGGED,
         system_metrics_every_s=config.tracking.system_metrics_every_s,
-    )
-    return tracker, ResumedSink(tracker, recorded)
-
-
-def last_steps(uri: str, run_id: str) -> dict[str, int]:
-    """Return the last step MLflow has of each metric of a run; nothing when it cannot be asked."""
-    from mlflow import MlflowClient
-
-    found: dict[str, int] = {}
-
-    def ask() -> None:
-        metrics = MlflowClient(uri).get_run(run_id).data.to_proto().metrics
-        found.update({metric.key: metric.step for metric in metrics})
-
-    tracking.quietly(ask, f"asking what run {run_id} holds")
-    return found
+    ) as tracker:
+        tracker.set_tags(environment_tags())
+        tracker.log_dict(environment(), "environment.json")
+        context.sink = tracker
+        yield context
 
 
 def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result: TrainResult) -> None:
@@ -125,7 +101,7 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
     if record.mlflow_run_id is None or record.tracking_uri is None:
         return
     uri, run_id = record.tracking_uri, record.mlflow_run_id
-    files = Tracker(uri, run_id, spill=config.run_dir / "unlogged-files.jsonl")
+    files = Tracker(uri, run_id, spill=config.run_dir / UNLOGGED_FILES)
     for name in ("config.yaml", "train.log"):
         if (config.run_dir / name).exists():
             files.log_artifact(config.run_dir / name)
@@ -133,9 +109,38 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
         files.log_artifact(result.checkpoint, "checkpoints")
     numbers = {f"final/{key}": value for key, value in result.metrics.items() if key not in ("step", "seconds")}
     files.log_metrics(numbers, int(result.metrics["step"]))
-    files.close(timeout_s=120)
+    files.close(timeout_s=30)
+    tracking.quietly(lambda: log_checkpoints(uri, run_id, _validated_checkpoints(config)), "logging the checkpoints")
     tracking.quietly(lambda: _log_network(config, inputs, uri, run_id, result), "logging the network")
     tracking.finish_run(uri, run_id)
+
+
+def catch_up(config: TrainConfig, inputs: Inputs, record: RunRecord, result: TrainResult) -> None:
+    """Send what MLflow has not heard of a run that ended while it was away."""
+    waiting = [name for name in (UNLOGGED, UNLOGGED_FILES) if (config.run_dir / name).exists()]
+    if not waiting or record.mlflow_run_id is None or record.tracking_uri is None:
+        return
+    console.note(f"sending to MLflow what {', '.join(waiting)} kept")
+    with Tracker(record.tracking_uri, record.mlflow_run_id, spill=config.run_dir / UNLOGGED):
+        pass
+    close_record(config, inputs, record, result)
+
+
+def _validated_checkpoints(config: TrainConfig) -> dict[int, Path]:
+    """The checkpoints kept of steps that were validated."""
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint)
+    validated = {int(step) for step in read_meta(checkpoints.all()[-1])["validations"]}
+    return {step: checkpoints.path(step) for step in validated if checkpoints.path(step).is_dir()}
+
+
+def _merit(config: TrainConfig, inputs: Inputs, metrics: Mapping[str, float]) -> Merit | None:
+    """What the trained network is worth, on which persons and tested how; None without validation."""
+    metric = config.validation.metric or inputs.metric
+    if inputs.val is None or metric not in metrics:
+        return None
+    test = config.test.model_dump(mode="json", exclude={"batch_size"})
+    terms = {"data": inputs.val.digest, "test": test, "input": str(config.input)}
+    return Merit(metric, metrics[metric], sha256_json(terms)[:16])
 
 
 def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, result: TrainResult) -> None:
@@ -149,11 +154,14 @@ def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, res
         input_shape=(3, config.input.height, config.input.width),
         register_as=config.tracking.register_as,
         alias=config.tracking.alias,
+        merit=_merit(config, inputs, result.metrics),
         step=int(checkpoint.meta["step"]),
         metadata={"skeleton": inputs.skeleton.name, "input": str(config.input), "metrics": result.metrics},
     )
     version = f" (version {logged.version} of {config.tracking.register_as})" if logged.version else ""
     console.note(f"network logged to MLflow as {logged.uri}{version}")
+    if logged.standing:
+        console.note(f"{config.tracking.register_as}: {logged.standing}")
 
 
 def fail_record(record: RunRecord, *, interrupted: bool) -> None:

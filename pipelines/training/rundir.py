@@ -100,7 +100,8 @@ class RunDirectory:
         if known.digest != own.digest:
             raise RunConflictError(
                 f"run {self.path} exists with other settings: {difference(known.identity, own.identity)}; "
-                "give the old settings to resume it, choose another name=…, or remove the directory"
+                f"give the old settings to resume it, choose another name=… (with --fork {self.path} it goes on from "
+                "there), or remove the directory"
             )
         return known
 

@@ -13,10 +13,12 @@ from typing import Any
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from efafnet.models.network import PoseNetwork
 from efafnet.models.settings import Settings
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform import console
-from efafnet.platform.checkpoint import Checkpoint, load_checkpoint, read_meta, restore_weights, save_checkpoint
+from efafnet.platform.checkpoint import Checkpoint, load_checkpoint, restore_weights, save_checkpoint
+from efafnet.platform.checkpoint_copies import CheckpointCopies
 
 
 class CheckpointConfig(Settings):
@@ -33,6 +35,10 @@ class CheckpointConfig(Settings):
     """Best validated checkpoints kept, beyond the newest."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
+    copy_to: str | None = None
+    """Address that every checkpoint is copied to as well, under the run's name, on any file system pyarrow opens:
+    s3://BUCKET/runs, gs://…, abfs://…, hdfs://…, file:///…. A run that lost its disk goes on from there. Null for no
+    copies."""
 
     @model_validator(mode="after")
     def _possible(self) -> CheckpointConfig:
@@ -56,6 +62,8 @@ class Progress:
     """Seconds spent in the loop, over all restarts."""
     train_loss: float = 0.0
     """Newest point of the loss curve."""
+    first_loss: float | None = None
+    """First point of the loss curve."""
     epoch_loss_sum: float = 0.0
     """Sum over the steps of the epoch so far of the mean loss."""
     epoch_steps: int = 0
@@ -64,8 +72,10 @@ class Progress:
     """Figures of the last validation."""
     last_validation: int = 0
     """Step of the last validation; 0 for none."""
-    validated: float | None = None
-    """The figure of the last validation by which validations are compared."""
+    validations: dict[int, float] = field(default_factory=dict)
+    """The figure by which validations are compared, of each validated step."""
+    validating: int | None = None
+    """Step whose validation runs beside training; none for none."""
     best: dict[str, float] = field(default_factory=dict)
     """Figures of the best validation."""
     best_step: int | None = None
@@ -73,17 +83,17 @@ class Progress:
     stale_validations: int = 0
     """Validations since the best one."""
 
-    def note_validation(self, figures: dict[str, float], metric: str) -> None:
-        """Remember the figures of a validation at the present step; larger ``metric`` is better, the first of equals.
+    def note_validation(self, step: int, figures: dict[str, float], metric: str) -> None:
+        """Remember the figures of the validation at ``step``; larger ``metric`` is better, the first of equals.
 
         Raises:
             ValueError: there is no such figure.
         """
         if metric not in figures:
             raise ValueError(f"validation.metric = {metric!r}: validation gives {', '.join(figures)}; choose one")
-        self.validation, self.validated, self.last_validation = figures, figures[metric], self.step
+        self.validation, self.last_validation, self.validations[step] = figures, step, figures[metric]
         if self.best_step is None or figures[metric] > self.best[metric]:
-            self.best, self.best_step, self.stale_validations = figures, self.step, 0
+            self.best, self.best_step, self.stale_validations = figures, step, 0
         else:
             self.stale_validations += 1
 
@@ -101,6 +111,7 @@ class Checkpoints:
         self._config = config
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._copies = None if config.copy_to is None else CheckpointCopies(config.copy_to, run_dir.name)
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
@@ -111,7 +122,8 @@ class Checkpoints:
         return self.directory / f"step-{step:08d}"
 
     def newest(self) -> Path | None:
-        """Newest checkpoint that loads; damaged ones are named and passed over."""
+        """Newest checkpoint that loads, taken from the copies where the disk has lost it; damaged ones are named."""
+        self._fetch()
         for path in reversed(self.all()):
             try:
                 load_checkpoint(path)
@@ -120,6 +132,15 @@ class Checkpoints:
             else:
                 return path
         return None
+
+    def _fetch(self) -> None:
+        """Bring back the copies of a run whose disk is empty."""
+        if self._copies is None or self.all():
+            return
+        for name in self._copies.names():
+            self._copies.pull(name, self.directory / name)
+        if self.all():
+            console.note(f"took {len(self.all())} checkpoints from {self._config.copy_to}")
 
     def to_use(self) -> Path:
         """The best validated checkpoint, else the last one. Only after the first was written."""
@@ -135,18 +156,17 @@ class Checkpoints:
             OSError: the final checkpoint could not be written.
         """
         self.wait()
-        validated = progress.validated if progress.last_validation == progress.step else None
         content = {
             "weights": _weights(trainee),
             "state": _on_cpu({"progress": asdict(progress), **_machinery(trainee)}),
             "config": dict(config),
-            "meta": {**meta, "step": progress.step, "validated": validated},
+            "meta": {**meta, "step": progress.step, "validated": progress.validations.get(progress.step)},
         }
-        best = progress.best_step
+        path, best, wanted = self.path(progress.step), progress.best_step, self._wanted(progress)
         if final or not self._config.asynchronous:
-            self._write(self.path(progress.step), content, best, tolerant=not final)
+            self._write(path, content, best, wanted, tolerant=not final)
         else:
-            self._pending = self._writer.submit(self._write, self.path(progress.step), content, best, tolerant=True)
+            self._pending = self._writer.submit(self._write, path, content, best, wanted, tolerant=True)
 
     def wait(self) -> None:
         """Return once nothing is being written."""
@@ -159,34 +179,49 @@ class Checkpoints:
         self.wait()
         self._writer.shutdown()
 
-    def _write(self, path: Path, content: dict[str, Any], best_step: int | None, *, tolerant: bool) -> None:
+    def _write(
+        self, path: Path, content: dict[str, Any], best_step: int | None, wanted: list[Path], *, tolerant: bool
+    ) -> None:
         try:
             # An earlier life of this run may have left one here that no longer loads.
             save_checkpoint(path, **content, overwrite=True)
             _point(self.run_dir / "latest", path)
             if best_step is not None and self.path(best_step).exists():
                 _point(self.run_dir / "best", self.path(best_step))
-            self._prune(best_step)
+            self._prune(wanted)
         except OSError as error:
             if not tolerant:
                 raise
-            console.warn(f"checkpoint {path} was not written ({error}); training goes on, the next one may succeed")
+            console.warn(f"no checkpoint of this step: {error}; training goes on, the next one may succeed")
+        else:
+            self._copy(path)
 
-    def _prune(self, best_step: int | None) -> None:
-        """Remove all but the newest, the best, and what validated almost as well."""
+    def _copy(self, path: Path) -> None:
+        """Keep the same checkpoints in the copies as on disk. A store that is away costs a copy and not the run."""
+        if self._copies is None:
+            return
+        try:
+            self._copies.push(path)
+            here = {mine.name for mine in self.all()}
+            for name in self._copies.names():
+                if name not in here:
+                    self._copies.remove(name)
+        except OSError as error:
+            console.warn(f"no copy of {path.name} at {self._config.copy_to}: {error}; the next one may succeed")
+
+    def _wanted(self, progress: Progress) -> list[Path]:
+        """Checkpoints to keep beside the newest: the best validated, and one whose validation is still to come."""
+        ranked = sorted(progress.validations, key=lambda step: (-progress.validations[step], step))
+        steps = [*ranked[: self._config.keep_best], progress.validating]
+        return [self.path(step) for step in steps if step is not None]
+
+    def _prune(self, wanted: list[Path]) -> None:
         everything = self.all()
-        keep = set(everything[-self._config.keep_last :])
-        if best_step is not None:
-            keep.add(self.path(best_step))
-        if self._config.keep_best > 1:
-            ranked = sorted(everything, key=_validated, reverse=True)
-            keep |= {path for path in ranked[: self._config.keep_best] if _validated(path) > float("-inf")}
-        for path in everything:
-            if path not in keep:
-                # Renamed first, so that a kill halfway leaves nothing that looks like a checkpoint.
-                doomed = path.with_name(f".{path.name}.removed")
-                path.rename(doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+        for path in set(everything) - set(everything[-self._config.keep_last :]) - set(wanted):
+            # Renamed first, so that a kill halfway leaves nothing that looks like a checkpoint.
+            doomed = path.with_name(f".{path.name}.removed")
+            path.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def restore(path: Path, trainee: Trainee) -> Progress:
@@ -204,14 +239,54 @@ def restore(path: Path, trainee: Trainee) -> Progress:
     return Progress(**checkpoint.state["progress"])
 
 
+def fork(source: Path, trainee: Trainee) -> Progress:
+    """Load a checkpoint of another run into ``trainee`` and return where the new run begins.
+
+    Args:
+        source: the checkpoint, or a run's directory, whose newest one counts.
+        trainee: of the new run; its average begins as the other run's, or as its weights if it kept none.
+
+    Raises:
+        ValueError: the checkpoint is damaged, of another network, or counts other batches.
+    """
+    path = source / "latest" if (source / "latest").exists() else source
+    checkpoint = load_checkpoint(path)
+    batch = checkpoint.config["batch_size"]
+    if batch != trainee.global_batch:
+        raise ValueError(
+            f"fork = {source}: its steps are batches of {batch} samples, not of batch_size={trainee.global_batch}; "
+            f"set batch_size={batch}, or take its weights alone with init={source}"
+        )
+    restore_weights(trainee.module, checkpoint.weights["network"], path)
+    if trainee.ema is not None:
+        restore_weights(trainee.ema, published_weights(checkpoint), path)
+    trainee.optimizer.load_state_dict(checkpoint.state["optimizer"])
+    # Settings of the optimizer are the new run's; the rate is set at every step.
+    for group in trainee.optimizer.param_groups:
+        group.update(betas=trainee.optimizing.betas, weight_decay=trainee.optimizing.weight_decay)
+    if checkpoint.state["scaler"] and trainee.scaler.is_enabled():
+        trainee.scaler.load_state_dict(checkpoint.state["scaler"])
+    old = Progress(**checkpoint.state["progress"])
+    return Progress(
+        step=old.step, elapsed_s=old.elapsed_s, train_loss=old.train_loss, first_loss=old.first_loss,
+        epoch_loss_sum=old.epoch_loss_sum, epoch_steps=old.epoch_steps,
+    )  # fmt: skip
+
+
 def published_weights(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """Weights to use a trained network with: the moving average where one was kept."""
     return checkpoint.weights.get("ema", checkpoint.weights["network"])
 
 
+def weights_of(network: PoseNetwork) -> dict[str, Tensor]:
+    """Copy a network's weights to CPU memory."""
+    copied: dict[str, Tensor] = _on_cpu(network.state_dict())
+    return copied
+
+
 def _weights(trainee: Trainee) -> dict[str, dict[str, Tensor]]:
     networks = {"network": trainee.module, "ema": trainee.ema}
-    return {name: _on_cpu(network.state_dict()) for name, network in networks.items() if network is not None}
+    return {name: weights_of(network) for name, network in networks.items() if network is not None}
 
 
 def _machinery(trainee: Trainee) -> dict[str, Any]:
@@ -238,11 +313,3 @@ def _point(link: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(os.path.relpath(target, link.parent))
     temporary.replace(link)
-
-
-def _validated(path: Path) -> float:
-    try:
-        value = read_meta(path)["validated"]
-    except (ValueError, OSError):
-        value = None
-    return float("-inf") if value is None else float(value)

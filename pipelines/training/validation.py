@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
-from efafnet.models.network import PoseNetwork
+from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.inference import predict_batch
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
-from efafnet.pipelines.evaluation.scoring import ScoringConfig, score_persons, score_results
+from efafnet.pipelines.evaluation.scoring import Scored, ScoringConfig, score_persons, score_results, write_picture
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import val_reader
+from efafnet.platform import console
+from efafnet.platform.checkpoint import restore_weights
 from efafnet.platform.storage import atomic_directory
 
 if TYPE_CHECKING:
     from efafnet.pipelines.training.config import TrainConfig
-
-_FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
 
 
 class ValidationConfig(Settings):
@@ -38,7 +41,11 @@ class ValidationConfig(Settings):
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many validations in a row without a new best figure; none to train to the end."""
     overlays: int = Field(default=8, ge=0)
-    """Best and worst persons drawn at each validation, of each as many; 0 for no pictures."""
+    """Best and worst persons drawn at each validation, of each as many, beside a plot of the errors; 0 for no
+    pictures."""
+    where: Literal["auto", "inline"] = "auto"
+    """inline: all workers stop and share the persons. auto: beside training, in a Ray task of its own, where the
+    cluster has room for one more worker; its figures count from the next validation on. Searches validate inline."""
 
 
 def validate(
@@ -46,8 +53,8 @@ def validate(
 ) -> dict[str, float]:
     """Return the figures of ``network`` on every person of ``store``, and the ``seconds`` it took, on all workers.
 
-    They are what `efafnet evaluate` finds. Pictures of the best and worst persons go to ``validation/step-…`` in the
-    run's directory, and to the record.
+    They are what `efafnet evaluate` finds. Pictures of the best and worst persons and of the errors go to
+    ``pictures_of(config, step)``.
 
     Raises:
         ValueError: the network puts out NaN.
@@ -57,10 +64,38 @@ def validate(
     figures: dict[str, float] = {}
     if context.rank == 0:
         predictions = Predictions.concat(parts)
-        figures = figures_of(config, store, predictions)
+        scored = score(config, store, predictions)
+        figures = scored.figures
         if config.validation.overlays:
-            _draw(config, store, predictions, context, config.run_dir / "validation" / f"step-{step:08d}")
+            _draw(config, store, predictions, scored, pictures_of(config, step))
     return context.agree({**figures, "seconds": time.monotonic() - began})
+
+
+def pictures_of(config: TrainConfig, step: int) -> Path:
+    """Directory of the pictures of the validation after ``step`` steps."""
+    return config.run_dir / "validation" / f"step-{step:08d}"
+
+
+def validate_weights(config_json: str, weights: Mapping[str, Tensor], step: int, device: str) -> dict[str, float]:
+    """Validate a network beside the training it comes from, in a process of its own; returns what ``validate`` does.
+
+    Args:
+        config_json: the run's settings.
+        weights: of the network to validate.
+        step: steps it was trained for.
+        device: where to compute, ``cpu`` or ``cuda``.
+    """
+    from efafnet.pipelines.training.config import TrainConfig
+
+    config = TrainConfig.model_validate_json(config_json)
+    torch.set_num_threads(max(1, int(config.worker.cpus)))
+    assert config.data.val is not None, "who validates has a store"
+    store = CropStore.open(config.data.val)
+    network = build_network(config.network, store.skeleton.num_joints)
+    restore_weights(network, weights, f"the network of step {step}")
+    memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+    network = network.to(device).to(memory_format=memory_format)
+    return validate(config, network, store, PlainContext(torch.device(device)), step)
 
 
 def predict_share(config: TrainConfig, network: PoseNetwork, store: CropStore, context: PlainContext) -> Predictions:
@@ -85,7 +120,7 @@ def predict_share(config: TrainConfig, network: PoseNetwork, store: CropStore, c
     return Predictions.gather(people, np.concatenate(rows), np.concatenate(joints), np.concatenate(scores))
 
 
-def figures_of(config: TrainConfig, store: CropStore, predictions: Predictions) -> dict[str, float]:
+def score(config: TrainConfig, store: CropStore, predictions: Predictions) -> Scored:
     """Score predictions of every person of ``store``: OKS AP and AR, by crowding on CrowdPose, or PCKh on MPII."""
     reference = reference_of(store.path, store.digest)
     by_person = reference.format == "mpii"
@@ -99,8 +134,9 @@ def figures_of(config: TrainConfig, store: CropStore, predictions: Predictions) 
         with_person_id=by_person,
     )
     if by_person:
-        return score_persons(results, reference.truth, reference.head_size_px).figures
-    return score_results(results, reference.truth, _FIGURES_ONLY, crowd=reference.format == "crowdpose").figures
+        return score_persons(results, reference.truth, reference.head_size_px)
+    scoring = ScoringConfig(bootstrap=0, errors=config.validation.overlays > 0)
+    return score_results(results, reference.truth, scoring, crowd=reference.format == "crowdpose")
 
 
 @lru_cache(maxsize=2)
@@ -109,16 +145,20 @@ def reference_of(path: Path, digest: str) -> Reference:  # noqa: ARG001 (a store
     return read_reference(path)
 
 
-def _draw(config: TrainConfig, store: CropStore, predictions: Predictions, context: PlainContext, folder: Path) -> None:
-    with atomic_directory(folder, overwrite=True) as fresh:
-        write_galleries(
-            fresh,
-            store,
-            predictions,
-            reference_of(store.path, store.digest).truth,
-            count=config.validation.overlays,
-            input_size=config.input,
-            padding=config.augmentation.padding,
-            sure_from=config.test.joint_score_threshold,
-        )
-    context.sink.log_artifact(folder, "validation")
+def _draw(config: TrainConfig, store: CropStore, predictions: Predictions, scored: Scored, folder: Path) -> None:
+    """Draw; a full disk costs the pictures and not the run."""
+    try:
+        with atomic_directory(folder, overwrite=True) as fresh:
+            write_picture(scored, fresh / "errors.png", f"{config.name}, {folder.name}")
+            write_galleries(
+                fresh,
+                store,
+                predictions,
+                reference_of(store.path, store.digest).truth,
+                count=config.validation.overlays,
+                input_size=config.input,
+                padding=config.augmentation.padding,
+                sure_from=config.test.joint_score_threshold,
+            )
+    except OSError as error:
+        console.warn(f"the pictures of the validation were not written: {error}")

@@ -1,0 +1,115 @@
+"""Everything a run needs before its first step: stores, network, optimizer, and where the newest checkpoint stands."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs, train_reader
+from efafnet.pipelines.training.job import Job, plan_of
+from efafnet.pipelines.training.monitor import (
+    Trace,
+)
+from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
+from efafnet.pipelines.training.schedule import Plan
+from efafnet.pipelines.training.state import Checkpoints, Progress, fork, restore
+from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer
+
+
+def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
+    """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
+    inputs = open_inputs(config)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    trainee = build_trainee(config, inputs, context)
+    checkpoints = Checkpoints(config.run_dir, config.checkpoint)
+    newest = context.agree(checkpoints.newest() if context.rank == 0 else None)
+    plan = plan_of(config, inputs)
+    progress = _beginning(config, trainee, plan) if newest is None else restore(newest, trainee)
+    job = Job(
+        config=config,
+        context=context,
+        inputs=inputs,
+        trainee=trainee,
+        reader=train_reader(config, inputs.train, context),
+        checkpoints=checkpoints,
+        plan=plan.shortened(progress.planned_steps),
+        progress=progress,
+        facts=_facts(config, inputs),
+        trace=Trace.of_worker(config.run_dir, context, progress.step) if config.trace else None,
+        saved_step=-1 if newest is None else progress.step,
+    )
+    if newest is None:
+        _say_start(job)
+        return job
+    job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest}, workers: {context.world_size}")
+    job.validate_again()
+    return job
+
+
+def _beginning(config: TrainConfig, trainee: Trainee, plan: Plan) -> Progress:
+    """Where a new run begins."""
+    progress = Progress() if config.fork is None else fork(config.fork, trainee)
+    if progress.step >= plan.steps:
+        raise ValueError(
+            f"fork = {config.fork}: it has {progress.step} steps, and this run would end after {plan.steps}; "
+            "train longer with epochs=…"
+        )
+    progress.planned_steps = plan.steps
+    return progress
+
+
+def _say_start(job: Job) -> None:
+    """Say what a new run starts from and which protocol it follows, where there is anything to say."""
+    if job.config.fork is not None:
+        job.say(f"forked at step {job.progress.step} from {job.config.fork}")
+    if job.trainee.origin:
+        job.say(job.trainee.origin)
+    if job.config.protocol is not None:
+        job.say(f"protocol: {job.facts['protocol']}")
+
+
+def _facts(config: TrainConfig, inputs: Inputs) -> dict[str, str | None]:
+    record = RunDirectory(config.run_dir).known()
+    return {
+        "run": config.name,
+        "skeleton": inputs.skeleton.name,
+        "train_digest": inputs.train.digest,
+        "val_digest": None if inputs.val is None else inputs.val.digest,
+        "config_digest": identity_digest(inputs.identity(config)),
+        "protocol": inputs.protocol(config),
+        "mlflow_run_id": None if record is None else record.mlflow_run_id,
+    }
+
+
+def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) -> Trainee:
+    """Build the network with its wrappings, its optimizer and its average, all workers alike."""
+    torch.manual_seed(config.seed)
+    module, origin = initial_network(config, inputs.skeleton)
+    if config.compute.sync_batch_norm:
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
+    module = module.to(context.device).to(memory_format=memory_format)
+    wrapped = context.wrap(module)
+    return Trainee(
+        module=module,
+        origin=origin,
+        wrapped=cast(nn.Module, torch.compile(wrapped)) if config.compute.compile else wrapped,
+        optimizer=build_optimizer(config.optimizer, module),
+        scaler=torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16"),
+        ema=None if config.optimizer.ema_decay is None else average_of(module),
+        input_size=config.input,
+        heatmap=config.heatmap,
+        loss=config.loss,
+        optimizing=config.optimizer,
+        compute=config.compute,
+        precision=config.precision,
+        seed=config.seed,
+        global_batch=config.batch_size,
+        rank=context.rank,
+        world_size=context.world_size,
+        device=context.device,
+    )

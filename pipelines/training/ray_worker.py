@@ -1,0 +1,145 @@
+"""Training as one of Ray's workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from efafnet.pipelines.training import loop
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import GroupContext
+from efafnet.pipelines.training.monitor import DivergedError
+from efafnet.pipelines.training.recording import recorded
+from efafnet.pipelines.training.rundir import RunRecord
+from efafnet.pipelines.training.validation import validate_weights
+from efafnet.platform import console
+from efafnet.platform.storage import write_json
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a worker is told."""
+
+    config: str
+    """The settings as JSON."""
+    record: dict[str, Any]
+    """The run, a ``RunRecord``."""
+    watched: bool
+    """Whether Ray watches for nodes that announce their end."""
+    aside: dict[str, float] | None
+    """What a validation beside training needs, as Ray names it; None for validating on the workers."""
+
+
+def train_on_worker(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Train as one of Ray's workers; ``job`` is a ``WorkerJob`` as a dictionary.
+
+    A user's error is written down before it is raised: Ray starts dead workers again whatever they died of, and the
+    second life ends at once instead of failing the same way after the same time.
+    """
+    wanted = WorkerJob(**job)
+    config, record = TrainConfig.model_validate_json(wanted.config), RunRecord(**wanted.record)
+    torch.set_num_threads(max(1, int(config.worker.cpus)))
+    context = RayContext(watched=wanted.watched)
+    if wanted.aside is not None:
+        context.aside = RayAside(wanted.config, wanted.aside)
+    verdict = verdict_file(config)
+    if context.agree(verdict.exists()):
+        return None
+    try:
+        with recorded(config, record, context):
+            result = loop.run(config, context)
+    except ValueError as error:
+        write_json(verdict, {"error": str(error)})
+        if isinstance(error, DivergedError):
+            return None  # all workers are here
+        raise
+    return {"checkpoint": str(result.checkpoint), "metrics": result.metrics}
+
+
+class RayContext(GroupContext):
+    """One of Ray Train's workers."""
+
+    def __init__(self, *, watched: bool) -> None:
+        import ray.train.torch
+        from ray.train.v2._internal.execution import context as reporting
+
+        # Its logger is named after a file and escapes the LoggingConfig: every worker would print each report.
+        reporting.logger.setLevel(logging.WARNING)
+        device = ray.train.torch.get_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        super().__init__(device)
+        self._watched = watched
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Report to Ray Train, and through its callbacks to a search. A barrier: all workers meet here."""
+        import ray.train
+
+        ray.train.report(dict(metrics))
+
+    def ending(self) -> bool:
+        """Whether a node under this run is being drained, as spot instances are before they vanish. A barrier."""
+        import ray.train
+
+        return self._watched and ray.train.get_preemption_info() is not None
+
+    def say(self, line: str) -> None:
+        """Say nothing: the starting process shows what the loop writes to the run's log."""
+
+
+class RayAside:
+    """Validates beside training, in a Ray task."""
+
+    def __init__(self, config_json: str, needs: Mapping[str, float]) -> None:
+        self._config_json = config_json
+        self._needs = needs
+        self._step = 0
+        self._reference: Any = None
+
+    def has_room(self) -> bool:
+        """Whether the cluster has room for it at present."""
+        import ray
+
+        free = ray.available_resources()
+        return all(free.get(name, 0) >= amount for name, amount in self._needs.items())
+
+    def start(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Begin with the network after ``step`` steps. A task whose node dies is not tried again: there may be no room
+        any more, and training would wait for it."""
+        import ray
+
+        cpus, gpus = self._needs["CPU"], self._needs.get("GPU", 0)
+        task = ray.remote(validate_weights).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
+        self._step = step
+        self._reference = task.remote(self._config_json, dict(weights), step, "cuda" if gpus else "cpu")
+
+    def ready(self) -> bool:
+        """Whether ``result`` would return at once."""
+        import ray
+
+        return self._reference is None or bool(ray.wait([self._reference], timeout=0)[0])
+
+    def result(self) -> dict[str, float] | None:
+        """Wait for the figures of what was started last; None, and a warning, where that failed."""
+        import ray
+
+        if self._reference is None:
+            return None
+        try:
+            figures: dict[str, float] = ray.get(self._reference)
+        except ray.exceptions.RayError as error:
+            console.warn(f"the validation of step {self._step} beside training failed: {str(error).splitlines()[-1]}")
+            self._reference = None  # say it once
+            return None
+        return figures
+
+
+def verdict_file(config: TrainConfig) -> Path:
+    """File in the run's directory that holds the user's error which ended its workers."""
+    return config.run_dir / "error.json"

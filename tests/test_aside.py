@@ -1,0 +1,133 @@
+"""Validation beside training: the figures, the best checkpoint and the early stop are those of validation inline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from efafnet.pipelines.training import job as job_module
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.loop import run
+from efafnet.pipelines.training.validation import validate_weights
+from efafnet.platform.checkpoint import load_checkpoint
+from tests.test_loop import Quiet
+from tests.training_cases import config_of
+
+SETTINGS = ("epochs=4", "validation={every_epochs: 1, overlays: 1}", "checkpoint={every_steps: 2, keep_last: 1}")
+
+
+class Beside:
+    """Validates as Ray's task does, and gives its figures out only to who waits for them, or never."""
+
+    def __init__(self, config: TrainConfig, *, fails: bool = False, early: bool = False, room: bool = True) -> None:
+        self.config = config
+        self.fails, self.early, self.room = fails, early, room
+        self.started: list[int] = []
+        self.figures: dict[str, float] | None = None
+
+    def has_room(self) -> bool:
+        return self.room
+
+    def start(self, weights: Mapping[str, Tensor], step: int) -> None:
+        self.started.append(step)
+        self.figures = None if self.fails else validate_weights(self.config.model_dump_json(), weights, step, "cpu")
+
+    def ready(self) -> bool:
+        return self.early
+
+    def result(self) -> dict[str, float] | None:
+        return self.figures
+
+
+class Watched(Quiet):
+    def __init__(self, aside: Beside | None) -> None:
+        super().__init__()
+        self.aside = aside
+
+
+def untimed(points: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Reports without what differs between two equal runs, or says how training stood when a figure was heard."""
+    return [{key: value for key, value in point.items() if key not in ("seconds", "loss")} for point in points]
+
+
+def ended(config: TrainConfig, context: Quiet) -> dict[str, object]:
+    result = run(config, context)
+    kept = sorted(path.name for path in (config.run_dir / "checkpoints").iterdir())
+    figures = {key: value for key, value in result.metrics.items() if key not in ("seconds", "elapsed_s")}
+    return {
+        "figures": figures,
+        "chosen": result.checkpoint.name,
+        "kept": kept,
+        "ap": context.curves.points["val/ap"],
+        "pictures": context.curves.artifacts,
+        "reports": untimed(context.reports),
+        "loss": context.curves.points["train/loss"],
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What a run that validates inline comes to."""
+    return ended(config_of(tmp_path_factory.mktemp("inline"), *SETTINGS), Quiet())
+
+
+@pytest.mark.parametrize("manner", [{"early": True}, {"fails": True}, {"room": False}])
+def test_it_changes_nothing_but_when_figures_are_heard(
+    tmp_path: Path, manner: dict[str, bool], expected: dict[str, object]
+) -> None:
+    config = config_of(tmp_path, *SETTINGS)
+    beside = Beside(config, **manner)
+    assert ended(config, Watched(beside)) == expected
+    # Every 5 of 20 steps, the end inline because nothing is left to overlap with.
+    assert beside.started == ([] if manner == {"room": False} else [5, 10, 15])
+    assert (config.run_dir / "validation" / "step-00000010" / "errors.png").stat().st_size > 1000
+
+
+def test_a_run_stopped_meanwhile_validates_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, object]
+) -> None:
+    cut = config_of(tmp_path, *SETTINGS)
+    honest = job_module.Job.count
+
+    def count(self: job_module.Job, *arguments: object) -> None:
+        honest(self, *arguments)  # type: ignore[arg-type]
+        if self.progress.step == 9:
+            raise KeyboardInterrupt
+
+    first = Watched(Beside(cut))
+    with monkeypatch.context() as patched:
+        patched.setattr(job_module.Job, "count", count)
+        with pytest.raises(KeyboardInterrupt):
+            run(cut, first)
+    assert first.curves.points["val/ap"] == []
+    # Two checkpoints followed and only one is kept, but the one to be validated is.
+    names = sorted(path.name for path in (cut.run_dir / "checkpoints").iterdir())
+    assert names == ["step-00000005", "step-00000008"]
+    assert load_checkpoint(cut.run_dir / "latest").state["progress"]["validating"] == 5
+    again = Beside(cut)
+    found = ended(cut, Watched(again))
+    assert again.started == [5, 10, 15]
+    assert found["figures"] == expected["figures"]
+    assert found["ap"] == expected["ap"]
+    assert found["kept"] == expected["kept"]
+
+
+def test_an_early_stop_comes_one_validation_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path, "validation={every_epochs: 1, patience: 1, overlays: 0}", "epochs=9")
+    figures = iter([0.4, 0.3, 0.2])
+
+    class Scripted(Beside):
+        def start(self, _: Mapping[str, Tensor], step: int) -> None:
+            self.started.append(step)
+            self.figures = {"ap": next(figures), "seconds": 0.0}
+
+    monkeypatch.setattr(job_module, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
+    beside = Scripted(config)
+    result = run(config, Watched(beside))
+    # Steps 5 (best) and 10 (stale) run beside; 10 is heard at 15, where the run ends with a validation of its own.
+    assert beside.started == [5, 10]
+    assert (result.metrics["step"], result.metrics["ap"]) == (5, 0.4)
+    assert result.checkpoint.name == "step-00000005"

@@ -1,0 +1,169 @@
+"""Runs on a cluster whose nodes and driver die on the way: each run ends, and its steps are those of a quiet run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.inputs import open_inputs, train_reader
+from efafnet.pipelines.training.loop import run
+from efafnet.pipelines.training.ray_run import train
+from efafnet.pipelines.training.rundir import TrainResult
+from efafnet.platform.cluster import ClusterConfig, connect
+from efafnet.platform.configuration import to_yaml
+from tests.training_cases import ROOT, config_of
+
+pytestmark = pytest.mark.slow
+
+Noted = Callable[[str, object], None]
+
+SHORT_OF_FILES = "checkpoint={every_epochs: null, every_steps: 10}"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head that trains nothing, and no node yet; this process is its driver."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    connect(ClusterConfig(address=nodes.address))
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def begun(config: TrainConfig) -> Future[TrainResult]:
+    """Train in a thread of this process."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    future = pool.submit(train, config)
+    pool.shutdown(wait=False)
+    return future
+
+
+def newest_step(config: TrainConfig) -> int:
+    return max((int(path.name[5:]) for path in (config.run_dir / "checkpoints").glob("step-*")), default=0)
+
+
+def wait_for(what: str, condition: Callable[[], bool], ended: Callable[[], bool]) -> float:
+    """Wait, at most two minutes, and return the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert not ended(), f"the run ended before {what}"
+        assert time.monotonic() < began + 120, f"no {what} within two minutes"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def lives(config: TrainConfig) -> list[tuple[int, int]]:
+    """Where the run was gone on with: (step, workers) of each restart."""
+    log = (config.run_dir / "train.log").read_text() if (config.run_dir / "train.log").exists() else ""
+    return [(int(step), int(count)) for step, count in re.findall(r"resuming at step (\d+) .*workers: (\d+)", log)]
+
+
+def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
+    """Rows and losses of every step, the workers' in order of rank; a step counted twice would have too many."""
+    steps: dict[int, tuple[list[int], list[str]]] = {}
+    for path in sorted(config.run_dir.glob("trace-rank*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            rows, losses = steps.setdefault(entry["step"], ([], []))
+            rows.extend(entry["rows"])
+            losses.append(entry["loss"])
+    return steps
+
+
+def global_batches(config: TrainConfig, steps: int) -> list[list[int]]:
+    """The rows of each step as one process reads them."""
+    with train_reader(config, open_inputs(config).train, PlainContext(torch.device("cpu"))) as reader:
+        return [batch.rows.tolist() for batch in reader.batches(0, steps)]
+
+
+def drain(address: str, node_id: str, *, seconds: int) -> None:
+    """Tell Ray that a node will be taken away, as the notice of a spot instance does."""
+    program = Path(sys.executable).parent / "ray"
+    words = ["drain-node", "--address", address, "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    words += ["--reason-message", "test", "--deadline-remaining-seconds", str(seconds)]
+    subprocess.run([program, *words], check=True, capture_output=True)
+
+
+def test_nodes_die_return_and_are_drained(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Noted
+) -> None:
+    """Elastic 1..2: a node dies, comes back, and is drained. The global batches stay those of one process."""
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    tracking = f"tracking={{uri: 'sqlite:///{tmp_path}/mlflow.db', system_metrics_every_s: null}}"
+    settings = ("epochs=180", "data.val=null", "trace=true", SHORT_OF_FILES, tracking)
+    config = config_of(tmp_path, "name=run", "workers=1..2", "worker.grow_every_s=3", *settings)
+    cluster.add_node(num_cpus=1)
+    doomed = cluster.add_node(num_cpus=1)
+    running = begun(config)
+    wait_for("a checkpoint of two workers", lambda: newest_step(config) >= 20, running.done)
+    cluster.remove_node(doomed, allow_graceful=False)
+    stood = newest_step(config)
+    record_property("shrunk_s", wait_for("one worker", lambda: len(lives(config)) == 1, running.done))
+    returned = cluster.add_node(num_cpus=1)
+    record_property("grown_s", wait_for("two workers again", lambda: len(lives(config)) == 2, running.done))
+    again = newest_step(config)
+    wait_for("progress", lambda: newest_step(config) >= again + 20, running.done)
+    drain(cluster.address, returned.node_id, seconds=4)
+    record_property("drained_s", wait_for("one worker again", lambda: len(lives(config)) == 3, running.done))
+    result = running.result(timeout=120)
+    record_property("lives", lives(config))
+    assert [workers for _, workers in lives(config)] == [1, 2, 1]
+    assert lives(config)[0][0] >= stood, "no step is lost beyond the last checkpoint"
+    _assert_saved_on_notice(config)
+    batches = global_batches(config, 900)
+    assert [trace_of(config)[step + 1][0] for step in range(900)] == batches
+    history = _history(f"sqlite:///{tmp_path}/mlflow.db", result, "train/loss")
+    assert Counter(history) == Counter(range(5, 901, 5))
+
+
+def _assert_saved_on_notice(config: TrainConfig) -> None:
+    """From the notice on each point of the curves (every 5 steps) was a checkpoint, not only every tenth step."""
+    log = (config.run_dir / "train.log").read_text()
+    heard = re.search(r"a node will be taken away: from step (\d+) on", log)
+    assert heard is not None
+    assert lives(config)[2][0] > int(heard[1])
+
+
+def _history(uri: str, result: TrainResult, key: str) -> list[int]:
+    from mlflow import MlflowClient
+
+    assert result.mlflow_run_id is not None
+    return [point.step for point in MlflowClient(uri).get_metric_history(result.mlflow_run_id, key)]
+
+
+def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: Path, record_property: Noted) -> None:
+    """The same command again goes on, beside what is left of the first; equal to the bit to a run in one process."""
+    settings = ("epochs=60", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
+    whole = config_of(tmp_path, "name=whole", *settings)
+    cut = config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)
+    cluster.add_node(num_cpus=1)
+    (tmp_path / "cut.yaml").write_text(to_yaml(cut))
+    command = [sys.executable, "-m", "efafnet.pipelines", "train", str(tmp_path / "cut.yaml")]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for("a checkpoint", lambda: newest_step(cut) >= 20, lambda: driver.poll() is not None)
+    finally:
+        driver.kill()
+        driver.wait()
+    running = begun(cut)
+    record_property("restarted_s", wait_for("a second life", lambda: len(lives(cut)) == 1, running.done))
+    running.result(timeout=120)
+    run(whole, PlainContext(torch.device("cpu")))
+    assert trace_of(cut) == trace_of(whole)
+    assert sorted(trace_of(cut)) == list(range(1, 301))
