@@ -51,8 +51,8 @@ class Amounts:
 
 AMOUNTS = {
     "full": Amounts(
-        images=(2700, 400),
-        train=("max_samples=57600", "validation.every_epochs=4"),
+        images=(5400, 400),
+        train=("max_samples=140000", "validation.every_epochs=4"),
         tune=("max_samples=4000", "search.trials=6", "search.validations=2", "search.grace=0.5"),
     ),
     "small": Amounts(
