@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import scipy.io
 
 from efafnet.models.skeleton import COCO_17, Skeleton
 from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
@@ -109,3 +110,35 @@ def make_store(folder: Path, images: int = 6, persons: int = 3, **settings: Any)
     """A prepared store of a small COCO set."""
     write_coco(folder, images, persons)
     return run_prepare(config(folder, **settings))
+
+
+def _struct(**fields: Any) -> np.ndarray[Any, Any]:
+    """A MATLAB struct of one element."""
+    made = np.empty((1, 1), dtype=[(name, object) for name in fields])
+    for name, value in fields.items():
+        made[name][0, 0] = value
+    return made
+
+
+def _structs(*elements: dict[str, Any]) -> np.ndarray[Any, Any]:
+    made = np.empty((1, len(elements)), dtype=[(name, object) for name in elements[0]])
+    for n, element in enumerate(elements):
+        for name, value in element.items():
+            made[name][0, n] = value
+    return made
+
+
+def write_mpii_release(path: Path) -> Path:
+    """MPII's .mat with one person (two joints, one hidden; a head box of 30x40) in one.jpg, and a test image."""
+    points = _structs(
+        {"x": 51.0, "y": 61.0, "id": 9.0, "is_visible": np.array([])},
+        {"x": 31.0, "y": 41.0, "id": 0.0, "is_visible": "0"},
+    )
+    head = {"x1": 10.0, "y1": 20.0, "x2": 40.0, "y2": 60.0}
+    person = {"scale": 1.0, "objpos": _struct(x=101.0, y=86.0), "annopoints": _struct(point=points), **head}
+    annolist = _structs(
+        {"image": _struct(name="one.jpg"), "annorect": _structs(person)},
+        {"image": _struct(name="two.jpg"), "annorect": _structs({"scale": 1.0, "objpos": _struct(x=1.0, y=1.0)})},
+    )
+    scipy.io.savemat(path, {"RELEASE": _struct(annolist=annolist, img_train=np.array([[1, 0]]))})
+    return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import scipy.io
 
@@ -59,36 +58,9 @@ def test_other_json_is_one_error() -> None:
         mpii.parse_mpii_json([{"image": "a.jpg"}], _PATH)
 
 
-def _struct(**fields: Any) -> np.ndarray:
-    """A MATLAB struct of one element."""
-    made = np.empty((1, 1), dtype=[(name, object) for name in fields])
-    for name, value in fields.items():
-        made[name][0, 0] = value
-    return made
-
-
-def _structs(*elements: dict[str, Any]) -> np.ndarray:
-    made = np.empty((1, len(elements)), dtype=[(name, object) for name in elements[0]])
-    for n, element in enumerate(elements):
-        for name, value in element.items():
-            made[name][0, n] = value
-    return made
-
-
 def test_matlab_release_worked_out(tmp_path: Path) -> None:
     """Two images: one person with two joints (one hidden) and a head box of 30x40; then a test image without joints."""
-    points = _structs(
-        {"x": 51.0, "y": 61.0, "id": 9.0, "is_visible": np.array([])},
-        {"x": 31.0, "y": 41.0, "id": 0.0, "is_visible": "0"},
-    )
-    head = {"x1": 10.0, "y1": 20.0, "x2": 40.0, "y2": 60.0}
-    person = {"scale": 1.0, "objpos": _struct(x=101.0, y=86.0), "annopoints": _struct(point=points), **head}
-    annolist = _structs(
-        {"image": _struct(name="one.jpg"), "annorect": _structs(person)},
-        {"image": _struct(name="two.jpg"), "annorect": _structs({"scale": 1.0, "objpos": _struct(x=1.0, y=1.0)})},
-    )
-    path = tmp_path / "mpii.mat"
-    scipy.io.savemat(path, {"RELEASE": _struct(annolist=annolist, img_train=np.array([[1, 0]]))})
+    path = crop_data.write_mpii_release(tmp_path / "mpii.mat")
     parsed = mpii.read_mpii_mat(path)
     assert [image.file_name for image in parsed.images] == ["one.jpg", "two.jpg"]
     (annotation,) = parsed.annotations

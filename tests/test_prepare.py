@@ -22,6 +22,7 @@ from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader, read_rows
 from efafnet.pipelines.crops.store import REJECTS, CropStore
+from efafnet.pipelines.training.inputs import Inputs
 from tests import crop_data
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -352,6 +353,23 @@ def test_joints_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     expected = plain.joints_px[0][[0, 2, 1]].numpy() * [-1, 1]
     shift = turned.joints_px[0].numpy() - expected
     np.testing.assert_allclose(shift, [[shift[0, 0], 0]] * 3, atol=1e-4)
+
+
+def test_mpii_release_keeps_head_sizes_and_its_json_has_none(tmp_path: Path) -> None:
+    """PCKh is the figure of a run only where heads are measured."""
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "one.jpg"), crop_data.picture(220, 210, 0))
+    release = crop_data.write_mpii_release(tmp_path / "mpii.mat")
+    measured = run_prepare(crop_data.config(tmp_path, annotations=release, out=tmp_path / "release"))
+    assert measured.columns(["head_size", "box_xywh"]).to_pylist() == [
+        {"head_size": 30.0, "box_xywh": [0, 0, 200, 200]}
+    ]
+    entry = {"image": "one.jpg", "center": [101, 86], "scale": 1.0, "joints": [[50, 60]] * 16, "joints_vis": [1] * 16}
+    (tmp_path / "train.json").write_text(json.dumps([entry]))
+    plain = run_prepare(crop_data.config(tmp_path, annotations=tmp_path / "train.json", out=tmp_path / "json"))
+    assert (measured.has_head_sizes, plain.has_head_sizes) == (True, False)
+    assert Inputs(measured, measured).metric == "pckh"
+    assert Inputs(measured, plain).metric == "ap"
 
 
 def test_grey_images(tmp_path: Path) -> None:

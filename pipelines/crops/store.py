@@ -194,6 +194,12 @@ class CropStore:
         empty = pa.schema([schema.field(name) for name in names]).empty_table()
         return pa.concat_tables(parts) if parts else empty
 
+    @property
+    def has_head_sizes(self) -> bool:
+        """Whether heads of some persons are measured, as PCKh needs: MPII's own release has them, its JSON has not."""
+        sizes = pq.read_table(self.path / GROUND_TRUTH, columns=["head_size"])["head_size"]
+        return bool(sizes.null_count < len(sizes))
+
     def table(self, name: str) -> pa.Table:
         """One of the tables IMAGES, GROUND_TRUTH, REJECTS."""
         return pq.read_table(self.path / name)

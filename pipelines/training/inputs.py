@@ -36,7 +36,8 @@ class Inputs:
     @property
     def metric(self) -> str:
         """The figure by which validations are compared unless the settings name another."""
-        return "pckh" if self.skeleton.joints == MPII_16.joints else "ap"
+        by_head = self.skeleton.joints == MPII_16.joints and self.val is not None and self.val.has_head_sizes
+        return "pckh" if by_head else "ap"
 
     @property
     def skeleton(self) -> Skeleton:
