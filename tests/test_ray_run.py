@@ -96,6 +96,8 @@ class TestRefusals:
             config_of(tmp_path, f"fork={first}", "batch_size=4"),
             "its steps are batches of 8 samples, not of batch_size=4; set batch_size=8",
         )
+        refused(config_of(tmp_path, f"fork={tmp_path}/none"), "fork = .*none: checkpoint .*none does not exist")
+        assert not (tmp_path / "runs" / "nano_test").exists()
         refused(
             config_of(tmp_path, f"fork={first}", "name=short", "epochs=1"),
             "it has 5 steps, and this run would end after 5; train longer",

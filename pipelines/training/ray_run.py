@@ -20,6 +20,7 @@ from efafnet.pipelines.training.inputs import initial_network, open_inputs
 from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker, verdict_file
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
+from efafnet.pipelines.training.state import fork_source
 from efafnet.platform import console
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.cluster import ClusterError, Resources, connect
@@ -69,6 +70,8 @@ def train(
     inputs = open_inputs(config)
     if config.starts_from_weights:
         initial_network(config, inputs.skeleton)  # to refuse foreign weights before workers start
+    if config.fork is not None:
+        fork_source(config.fork, config.batch_size)
     for name in config.schedule.ignored():
         console.warn(f"schedule.{name} has no effect on schedule.kind={config.schedule.kind}")
     directory = RunDirectory(config.run_dir)

@@ -17,7 +17,7 @@ from efafnet.models.network import PoseNetwork
 from efafnet.models.settings import Settings
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform import console
-from efafnet.platform.checkpoint import Checkpoint, load_checkpoint, restore_weights, save_checkpoint
+from efafnet.platform.checkpoint import Checkpoint, config_of, load_checkpoint, restore_weights, save_checkpoint
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 
 
@@ -239,24 +239,37 @@ def restore(path: Path, trainee: Trainee) -> Progress:
     return Progress(**checkpoint.state["progress"])
 
 
+def fork_source(source: Path, batch_size: int) -> Path:
+    """The checkpoint to fork from: ``source`` itself, or the newest of the run's directory.
+
+    Raises:
+        ValueError: there is none, or its steps are other batches than ``batch_size`` samples.
+    """
+    path = source / "latest" if (source / "latest").exists() else source
+    try:
+        batch = config_of(path)["batch_size"]
+    except (ValueError, OSError) as error:
+        raise ValueError(f"fork = {source}: {error}") from error
+    if batch != batch_size:
+        raise ValueError(
+            f"fork = {source}: its steps are batches of {batch} samples, not of batch_size={batch_size}; "
+            f"set batch_size={batch}, or take its weights alone with init={source}"
+        )
+    return path
+
+
 def fork(source: Path, trainee: Trainee) -> Progress:
     """Load a checkpoint of another run into ``trainee`` and return where the new run begins.
 
     Args:
-        source: the checkpoint, or a run's directory, whose newest one counts.
+        source: as for ``fork_source``.
         trainee: of the new run; its average begins as the other run's, or as its weights if it kept none.
 
     Raises:
-        ValueError: the checkpoint is damaged, of another network, or counts other batches.
+        ValueError: as ``fork_source``; or the checkpoint is damaged, or of another network.
     """
-    path = source / "latest" if (source / "latest").exists() else source
+    path = fork_source(source, trainee.global_batch)
     checkpoint = load_checkpoint(path)
-    batch = checkpoint.config["batch_size"]
-    if batch != trainee.global_batch:
-        raise ValueError(
-            f"fork = {source}: its steps are batches of {batch} samples, not of batch_size={trainee.global_batch}; "
-            f"set batch_size={batch}, or take its weights alone with init={source}"
-        )
     restore_weights(trainee.module, checkpoint.weights["network"], path)
     if trainee.ema is not None:
         restore_weights(trainee.ema, published_weights(checkpoint), path)
