@@ -34,8 +34,8 @@ def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Pat
     assert [stage.name for stage in stages_of(config)] == NAMES
     synth, train_store, val_store, train, evaluate, tune, report = map(settings, commands(config))
     assert synth.seed == train.seed == tune.seed == tune.search.seed == 3
-    assert train_store.out == train.data.train == tune.data.train
-    assert val_store.out == train.data.val == tune.data.val == evaluate.data
+    assert str(train_store.out) == train.data.train == tune.data.train
+    assert str(val_store.out) == train.data.val == tune.data.val == evaluate.data
     assert train_store.images == f"{synth.out}/images/train"
     assert evaluate.checkpoint == train.run_dir
     assert train.workers == 2
