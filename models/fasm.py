@@ -152,7 +152,9 @@ class _ToOneChannel(nn.Conv2d):
         """(N, C, H, W) -> (N, 1, H, W)."""
         if not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
-        return F.linear(x.movedim(1, 3), self.weight.flatten(1), self.bias).movedim(3, 1)
+        # Channels last here too: the gradient then has the layout in which DDP keeps it.
+        weight = self.weight.movedim(1, 3).flatten(0, 2)
+        return F.linear(x.movedim(1, 3), weight, self.bias).movedim(3, 1)
 
 
 class LocationSelection(nn.Module):
