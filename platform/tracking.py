@@ -69,8 +69,16 @@ class TrackingConfig(Settings):
     register_as."""
     log_checkpoint: bool = True
     """Whether the best checkpoint is copied to the run's artifacts."""
+    log_network: bool = True
+    """Whether the final network is logged as a model that MLflow loads."""
     system_metrics_every_s: float | None = Field(default=10.0, gt=0)
     """Seconds between samples of CPU, memory, disk, network and GPU; null for none."""
+
+    @model_validator(mode="after")
+    def _registered_is_logged(self) -> TrackingConfig:
+        if self.register_as is not None and not self.log_network:
+            raise ValueError(f"register_as = {self.register_as!r} registers the logged network; set log_network=true")
+        return self
 
     @model_validator(mode="after")
     def _alias_needs_a_name(self) -> TrackingConfig:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,15 +18,18 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from efafnet.models.skeleton import COCO_17
-from efafnet.pipelines.training import ray_run
+from efafnet.pipelines.training import loop, ray_run, ray_worker
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.ray_run import run_train, train
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, RunRecord, TrainResult, difference
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.cluster import ClusterError
+from efafnet.platform.storage import read_json
 from efafnet.platform.tracking import Tracker
 from tests.training_cases import config_of, write_store
 
@@ -120,6 +124,27 @@ def test_more_workers_than_a_lone_machine_has(tmp_path: Path, monkeypatch: pytes
     config = config_of(tmp_path, "workers=8")
     refused(config, "workers = 8: they need 8 CPU, this machine has 2; lower workers or worker.cpus")
     refused(config_of(tmp_path, "worker.gpu=yes", "workers=1"), "they need 1 GPU, this machine has 0")
+
+
+def test_memory_that_runs_out_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray starts dead workers again whatever they died of; the second life knows better."""
+    config, lives = config_of(tmp_path), []
+
+    def run(*_: object) -> None:
+        lives.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ray_worker, "RayContext", lambda watched: PlainContext())  # noqa: ARG005 (its name is given)
+    monkeypatch.setattr(loop, "run", run)
+    config.run_dir.mkdir(parents=True)
+    record = asdict(RunRecord("a", "", {}, ""))
+    job = asdict(ray_worker.WorkerJob(config.model_dump_json(), record, watched=False, aside=None))
+    with pytest.raises(torch.OutOfMemoryError):
+        ray_worker.train_on_worker(job)
+    assert ray_worker.train_on_worker(job) is None
+    assert len(lives) == 1
+    told = read_json(config.run_dir / "error.json")["error"]
+    assert told == "CUDA out of memory; lower batch_size, or raise optimizer.accumulation"
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -318,6 +318,9 @@ class Books:
         self.told.append(("began", assignment.number, assignment.attempt))
         return {"number": assignment.number}
 
+    def again(self, number: int, reason: str) -> None:
+        self.told.append(("again", number, reason))
+
     def ended(self, number: int, state: State, reason: str) -> None:
         self.told.append(("ended", number, state, reason))
 
@@ -329,7 +332,7 @@ def tune(book: Ledger) -> tuple[Desk, StudySearch, StudyScheduler, Books]:
 
 
 def trial(name: str) -> Any:
-    return SimpleNamespace(trial_id=name, get_error=lambda: None)
+    return SimpleNamespace(trial_id=name, get_pickled_error=lambda: None)
 
 
 def result(samples: int, figure: float, **more: Any) -> dict[str, Any]:
@@ -345,7 +348,7 @@ def test_a_stopped_trial_is_pruned_with_its_last_figure_and_a_finished_one_compl
     assert scheduler.on_trial_result(None, trial("b"), result(100, 0.25)) == "STOP"
     search.on_trial_complete("b", result(100, 0.25))
     assert scheduler.on_trial_result(None, trial("a"), result(200, 0.75)) == "CONTINUE"
-    assert scheduler.on_trial_result(None, trial("a"), result(200, 0.75, done=True)) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial("a"), result(100, 0.5)) == "CONTINUE"  # told again after a restart
     search.on_trial_complete("a", result(200, 0.75))
     one, two = search.desk.ledger.study.trials
     assert (one.state, one.value, one.intermediate_values) == (TrialState.COMPLETE, 0.75, {100: 0.5, 200: 0.75})
@@ -357,15 +360,32 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(tmp_path: Path) 
     _, search, scheduler, _ = tune(ledger(tmp_path, trials=4))
     for name in "abc":
         search.suggest(name)
-    assert scheduler.on_trial_result(None, trial("a"), {FAILURE: "DivergedError: the loss"}) == "STOP"
-    search.on_trial_complete("a", {})
-    died = SimpleNamespace(trial_id="b", get_error=lambda: RuntimeError("node lost"))
+    search.on_trial_complete("a", {FAILURE: "DivergedError: the loss"})
+    died = SimpleNamespace(trial_id="b", get_pickled_error=lambda: RuntimeError("node lost"))
     scheduler.on_trial_error(None, died)  # type: ignore[arg-type]
     search.on_trial_complete("b", None, error=True)
     search.on_trial_complete("c", None, error=True)
     reasons = [each.user_attrs["reason"] for each in search.desk.ledger.study.trials]
     assert reasons == ["DivergedError: the loss", "RuntimeError: node lost", "its process died"]
     assert search.suggest("d") == {"number": 3}
+
+
+def test_a_trial_whose_process_died_goes_on_and_is_judged_by_how_it_ends(tmp_path: Path) -> None:
+    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    search.suggest("a")
+    scheduler.on_trial_add(None, trial("a"))
+    assert scheduler.on_trial_result(None, trial("a"), result(50, 0.25)) == "CONTINUE"
+    died = SimpleNamespace(trial_id="a", get_pickled_error=lambda: RuntimeError("killed"))
+    scheduler.on_trial_error(None, died)  # type: ignore[arg-type]
+    scheduler.on_trial_add(None, trial("a"))  # Tune gives it another attempt
+    search.suggest("b")
+    scheduler.on_trial_result(None, trial("b"), result(100, 0.75))
+    assert scheduler.on_trial_result(None, trial("a"), result(50, 0.25)) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial("a"), result(100, 0.8)) == "CONTINUE"
+    search.on_trial_complete("a", result(100, 0.8, done=True))
+    assert books.told[1:] == [("again", 0, "RuntimeError: killed"), ("began", 1, 1), ("ended", 0, "complete", "")]
+    one = search.desk.ledger.study.trials[0]
+    assert (one.state, one.intermediate_values) == (TrialState.COMPLETE, {50: 0.25, 100: 0.8})
 
 
 def test_a_trial_killed_after_a_losing_figure_is_not_run_again(tmp_path: Path) -> None:

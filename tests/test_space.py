@@ -124,14 +124,16 @@ search:
     choice:
       cosine: {optimizer.lr: {float: [1e-4, 1e-3]}, seed: {int: [0, 3]}}
       one_cycle: {optimizer.lr: {float: [1e-3, 1e-2]}, seed: {int: [0, 3]}}
+      multistep: {optimizer.lr: {float: [1e-4, 1e-3]}}
 """
     names = [entry.name for entry in read(text).searched]
     assert names == [
         "schedule.kind",
-        "optimizer.lr[schedule.kind=cosine]",
+        "optimizer.lr",
         "seed",
         "optimizer.lr[schedule.kind=one_cycle]",
         "seed",
+        "optimizer.lr",
     ]
 
 

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from ray.tune.result import DONE
 
 from efafnet.pipelines.search import trial as trial_module
 from efafnet.pipelines.search.placement import PlacementNote, release
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES
-from efafnet.pipelines.search.trial import Figure, Watch, run_trial
+from efafnet.pipelines.search.trial import Figure, TrialActor, TrialRun, Watch
+from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.rundir import RunDirectory
 from tests.training_cases import config_of
 
 
@@ -68,44 +72,63 @@ def test_a_checkpoint_that_is_not_whole_is_looked_at_again(tmp_path: Path) -> No
     assert watch.new() == [Figure(40, 0.1)]
 
 
-@pytest.fixture
-def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What trials report to Tune."""
-    import ray.tune
-
-    told: list[dict[str, Any]] = []
-    monkeypatch.setattr(ray.tune, "report", told.append)
-    return told
-
-
 def job(config: TrainConfig) -> dict[str, Any]:
     return {"number": 0, "train": config.model_dump_json(), "parent_run_id": None, "tags": {}, "environment": {}}
 
 
+def results(run: TrialRun) -> list[dict[str, Any]]:
+    """All that a trial tells."""
+    told = [run.next()]
+    while DONE not in told[-1]:
+        told.append(run.next())
+    return told
+
+
 def test_a_trial_trains_reports_every_validation_and_keeps_its_words(
-    tmp_path: Path, reports: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = config_of(tmp_path, "validation.every_epochs=1", "checkpoint.keep_last=9")
-    run_trial(job(config))
-    assert [report[SAMPLES] for report in reports] == [40, 80, 120, 160]
-    assert all(0 <= report[METRIC] <= 1 for report in reports)
+    told = results(TrialRun(job(config)))
+    assert [each[SAMPLES] for each in told] == [40, 80, 120, 160, 160]
+    assert all(0 <= each[METRIC] <= 1 for each in told)
+    assert (told[-1][DONE], told[-1][METRIC]) == (True, told[-2][METRIC])
     assert "validation at step 20" in (config.run_dir / "trial.log").read_text()
     assert capsys.readouterr().err == ""
-    reports.clear()
-    run_trial(job(config))  # after a kill whose last figures were not heard
-    assert [report[SAMPLES] for report in reports] == [40, 80, 120, 160]
+    assert results(TrialRun(job(config))) == told  # after a kill whose last figures were not heard
 
 
-def test_a_trial_that_fails_reports_why_and_raises_nothing(tmp_path: Path, reports: list[dict[str, Any]]) -> None:
-    run_trial(job(config_of(tmp_path, "optimizer.lr=1e30")))
-    (report,) = reports
-    assert report[FAILURE].startswith("DivergedError: training diverged: the loss is not finite at step 2")
-    run_trial(job(config_of(tmp_path, "data.val=null", "name=other")))
+def test_a_trial_that_fails_reports_why_and_raises_nothing(tmp_path: Path) -> None:
+    (told,) = results(TrialRun(job(config_of(tmp_path, "optimizer.lr=1e30"))))
+    assert told[FAILURE].startswith("DivergedError: training diverged: the loss is not finite at step 2")
 
 
-def test_a_trial_waits_for_the_process_of_an_earlier_attempt(
-    tmp_path: Path, reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_that_runs_out_is_the_trials_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(loop, "train_step", greedy)
+    (told,) = results(TrialRun(job(config_of(tmp_path))))
+    assert told[FAILURE] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+
+
+def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
+    """What the search stops in between ends after its step, leaves its directory, and nothing writes there again."""
+    long = config_of(tmp_path, "epochs=400", "validation.every_epochs=1", "name=long")
+    actor = TrialActor(job(long))
+    assert actor.step()[SAMPLES] == 40
+    assert actor.reset_config(job(config_of(tmp_path, "epochs=1", "name=short")))
+    with RunDirectory(long.run_dir).locked():
+        pass
+    assert "validation at step 2000" not in (long.run_dir / "trial.log").read_text()
+    assert [actor.step()[SAMPLES], actor.step()[DONE]] == [40, True]
+    actor.cleanup()
+    # The stopped one can be gone on with: a search that was killed just then may do so.
+    again = TrialRun(job(long))
+    assert again.next()[SAMPLES] == 40
+    again.give_up()
+
+
+def test_a_trial_waits_for_the_process_of_an_earlier_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path, "epochs=1")
     config.run_dir.mkdir(parents=True)
     holder = subprocess.Popen(
@@ -117,16 +140,16 @@ def test_a_trial_waits_for_the_process_of_an_earlier_attempt(
     holder.stdout.readline()
     threading.Timer(1.5, holder.kill).start()
     began = time.monotonic()
-    run_trial(job(config))
+    told = results(TrialRun(job(config)))
     holder.wait()
     assert time.monotonic() - began > 1.4
-    assert FAILURE not in reports[-1]
+    assert FAILURE not in told[-1]
     monkeypatch.setattr(trial_module, "RELEASE_S", 0.5)
     (tmp_path / "runs" / "b").mkdir()
     with (tmp_path / "runs" / "b" / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        run_trial(job(config_of(tmp_path, "epochs=1", "name=b")))
-    assert "being trained by another process" in reports[-1][FAILURE]
+        (told_b,) = results(TrialRun(job(config_of(tmp_path, "epochs=1", "name=b"))))
+    assert "being trained by another process" in told_b[FAILURE]
 
 
 @pytest.mark.slow

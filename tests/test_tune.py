@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow.entities import Run, ViewType
 
@@ -70,7 +72,11 @@ def test_a_trial_is_the_base_run_with_its_settings_and_its_own_directory(tmp_pat
     trial = trial_config(config, {"loss.kind": "ohkm", "loss.hard_joints": 2}, 7, tmp_path / "trials")
     assert type(trial) is TrainConfig
     assert (trial.loss.kind, trial.loss.hard_joints, trial.run_dir) == ("ohkm", 2, tmp_path / "trials" / "0007")
-    assert (trial.tracking.register_as, trial.tracking.log_checkpoint) == (None, False)
+    assert (trial.tracking.register_as, trial.tracking.log_checkpoint, trial.tracking.log_network) == (
+        None,
+        False,
+        False,
+    )
     assert (trial.optimizer, trial.seed, trial.data) == (config.optimizer, config.seed, config.data)
 
 
@@ -79,6 +85,8 @@ def test_validations_are_spread_evenly_over_the_budget(tmp_path: Path) -> None:
     inputs = open_inputs(config)
     trial = trial_config(config, {}, 0, tmp_path)
     assert paced(trial, inputs, 4).validation.every_epochs == pytest.approx(1.0)
+    assert paced(trial, inputs, 4).validation.where == "inline"
+    assert (trial.checkpoint.keep_last, paced(trial, inputs, 4).checkpoint.keep_last) == (2, 4)
     short = trial.model_copy(update={"max_samples": 80})  # 10 steps: 2 epochs
     assert paced(short, inputs, 4).validation.every_epochs == pytest.approx(0.5)
     assert config.rungs(inputs) == ([40, 80], 40)  # of 160 samples: a quarter, a half
@@ -161,6 +169,8 @@ def nodes(*each: tuple[float, float]) -> list[dict[str, Any]]:
         (("workers=1", "worker.cpus=2"), nodes((4, 1), (16, 4), (8, 0)), 5),
         (("workers=2", "worker.gpu=no"), nodes((4, 1), (16, 4)), 10),
         (("workers=0",), nodes((2, 0)), 2),
+        (("workers=1", "worker.gpus=0.25"), nodes((16, 1), (3, 1)), 7),  # four on the first GPU, three by the CPUs
+        (("workers=0", "worker.gpus=0.5"), nodes((8, 2)), 4),
     ],
 )
 def test_as_many_trials_run_at_once_as_their_workers_fit(
@@ -173,6 +183,13 @@ def test_a_trial_reserves_for_itself_only_what_it_uses_itself(tmp_path: Path) ->
     assert trial_resources(config_of(tmp_path, "workers=2", "worker.gpu=no")) == {"node:__internal_head__": 0.001}
     assert trial_resources(config_of(tmp_path, "workers=0", "worker.gpu=no")) == {"CPU": 1.0}
     assert trial_resources(config_of(tmp_path, "workers=0", "worker.gpu=yes")) == {"CPU": 1.0, "GPU": 1.0}
+    shared = config_of(tmp_path, "workers=0", "worker.gpu=yes", "worker.gpus=0.25")
+    assert trial_resources(shared) == {"CPU": 1.0, "GPU": 0.25}
+
+
+def test_workers_of_one_run_never_share_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"worker\.gpus = 0\.5: two of workers=2 could land on one GPU"):
+        config_of(tmp_path, "workers=2", "worker.gpus=0.5")
 
 
 # ------------------------------------------------------------------------------------------------------ whole searches
@@ -209,6 +226,9 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     assert [run.info.status for run in trials] == [{"COMPLETE": "FINISHED", "PRUNED": "KILLED"}[s] for s in states]
     assert all(run.data.params["optimizer.lr"] == str(study.trials[n].params["optimizer.lr"])
                for n, run in enumerate(trials))  # fmt: skip
+    params = [set(run.data.params.items()) for run in trials]
+    differing = {key for each in params for key, _ in each ^ params[0]}
+    assert differing <= {"optimizer.lr", "loss.kind", "loss.hard_joints"}  # what MLflow draws when they are compared
     assert trials[0].info.run_name == f"#0 {describe(study.trials[0].user_attrs['settings'], study.trials[0].params)}"
     files = [
         file.path
@@ -246,11 +266,44 @@ def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Path) -> None:
+    """Warm start, start points, the median rule, and SIGKILL of a trial's process."""
+    common = ("search.trials=3", "workers=0", "search.concurrency=1")
+    first = tune(config_of(tmp_path, "name=first", "search.stop=none", *common))
+    space = f"{SPACE}start:\n  - {{optimizer.lr: 0.005, loss.kind: mse}}\n"
+    config = config_of(tmp_path, "name=second", f"search.learn_from={first.directory}", "search.stop=median",
+                       "epochs=80", "search.validations=8", *common, space=space)  # fmt: skip
+    checkpoints = config.run_dir / "trials/0000/checkpoints"
+    killer = threading.Thread(target=lambda: kill_trial(checkpoints), daemon=True)
+    killer.start()
+    tune(config)
+    study = open_study(config.run_dir / "study.db")
+    known = [trial for trial in study.trials if "imported_from" in trial.user_attrs]
+    own = [trial for trial in study.trials if trial not in known]
+    assert [trial.user_attrs["imported_from"] for trial in known] == [f"{first.directory}#{n}" for n in range(3)]
+    assert own[0].params == {"optimizer.lr": 0.005, "loss.kind": "mse"}
+    assert {trial.state.name for trial in own} <= {"COMPLETE", "PRUNED"}
+    assert "ActorDied" in own[0].user_attrs["died"]
+    assert list(own[0].intermediate_values) == [400 * n for n in range(1, 9)]  # the first cannot be stopped
+    assert "resuming at step" in (checkpoints.parent / "train.log").read_text()
+
+
+def kill_trial(checkpoints: Path) -> None:
+    """SIGKILL the process of the trial that runs, once it has left a checkpoint."""
+    while not any(checkpoints.glob("step-*")):
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        if "ResourceTrainable" in " ".join(process.cmdline()):
+            process.kill()
+
+
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path) -> None:
     """SIGKILL of the driver while trials run, twice; then the search ends with every trial there once."""
     config_of(tmp_path)
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
-                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=150", "workers=0",
+                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=60", "workers=0",
                 "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "cluster.address=local",
                 "tracking.system_metrics_every_s=null", "search.validations=10"]  # fmt: skip
     command = [sys.executable, "-m", "efafnet.pipelines", "tune", f"{tmp_path}/my.yaml", "nano_test", *settings]

@@ -159,28 +159,27 @@ def _label(value: Any) -> Scalar:
 
 
 def _unique_names(entries: Sequence[Entry]) -> tuple[Entry, ...]:
-    """Name the parameters by their keys; where options give one key different values, the option is added to the name.
+    """Name the parameters by their keys; where options give one key other values than the first, the option is added.
 
     A study keeps one range per name for its whole life, and the sampler learns from all trials that have the name.
     """
-    domains: dict[str, list[Range | Choice]] = {}
+    first: dict[str, Range | Choice] = {}
     for entry in walk(entries):
-        found = domains.setdefault(entry.key, [])
-        if not isinstance(entry.domain, Fixed) and entry.domain not in found:
-            found.append(entry.domain)
-    shared = {key for key, found in domains.items() if len(found) <= 1}
-    return _named(entries, shared, "")
+        if not isinstance(entry.domain, Fixed):
+            first.setdefault(entry.key, entry.domain)
+    return _named(entries, first, "")
 
 
-def _named(entries: Sequence[Entry], shared: set[str], path: str) -> tuple[Entry, ...]:
+def _named(entries: Sequence[Entry], first: Mapping[str, Range | Choice], path: str) -> tuple[Entry, ...]:
     named: list[Entry] = []
     for entry in entries:
         domain = entry.domain
+        name = entry.key if domain == first.get(entry.key) else entry.key + path
         if isinstance(domain, Choice):
             options = [
-                Option(o.label, o.value, _named(o.entries, shared, f"{path}[{entry.key}={o.label}]"))
+                Option(o.label, o.value, _named(o.entries, first, f"{path}[{entry.key}={o.label}]"))
                 for o in domain.options
             ]
             domain = Choice(tuple(options))
-        named.append(Entry(entry.key, entry.line, domain, entry.key if entry.key in shared else entry.key + path))
+        named.append(Entry(entry.key, entry.line, domain, name))
     return tuple(named)

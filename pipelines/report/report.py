@@ -136,7 +136,7 @@ def _protocols(runs: Sequence[RunData]) -> str | None:
 def _noise(runs: Sequence[RunData]) -> str:
     """How far runs of equal settings lie apart, where some settings were run with several seeds."""
     groups: dict[tuple[tuple[str, str], ...], list[float]] = {}
-    keys = [key for key in differing(runs) if key not in ("seed", "digest")]
+    keys = [key for key in differing(runs) if key != "seed"]
     for run in runs:
         if run.status == "FINISHED" and run.figure is not None:
             same = (*((key, run.params.get(key, "")) for key in keys), ("data", run.datasets.get("validation", "")))

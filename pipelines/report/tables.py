@@ -73,7 +73,7 @@ def grouped(runs: Sequence[RunData]) -> Grouped:
 
 def varied_settings(runs: Sequence[RunData]) -> list[str]:
     """Settings that differ among the runs and matter: what follows from them or only names them is left out."""
-    keys = [key for key in differing(runs) if key != "digest" and not key.startswith("validation.")]
+    keys = [key for key in differing(runs) if not key.startswith("validation.")]
     return keys[:MAX_SETTINGS]
 
 

@@ -69,7 +69,7 @@ class Books:
         return RunDirectory(self.trials_dir / f"{number:04d}").known()
 
     def began(self, assignment: Assignment) -> dict[str, Any]:
-        """Prepare a trial and return its job for ``run_trial``."""
+        """Prepare a trial and return its job for ``TrialRun``."""
         name = describe(assignment.settings, self.searched)
         trial = trial_config(self.config, assignment.settings, assignment.number, self.trials_dir)
         trial = paced(trial, self.inputs, self.config.search.validations)
@@ -86,6 +86,11 @@ class Books:
             "tags": {STAGE: "trial", NUMBER: str(assignment.number), SETTINGS: json.dumps(assignment.settings)},
             "environment": self.environment,
         }
+
+    def again(self, number: int, reason: str) -> None:
+        """Tell that a trial starts again, and why."""
+        self.ledger.note(number, "died", reason)
+        console.note(f"trial {number} starts again from its checkpoint: {reason}")
 
     def ended(self, number: int, state: State, reason: str) -> None:
         """Tell how a trial ended."""

@@ -172,12 +172,17 @@ def trial_config(config: TuneConfig, settings: Mapping[str, Any], number: int, d
     """
     tree = with_settings(config.base(), settings)
     tree |= {"name": f"{number:04d}", "runs": str(directory)}
-    tree["tracking"] |= {"log_checkpoint": False, "register_as": None, "alias": None}
+    # The best trial's weights stay in its directory; a hundred networks in MLflow are gigabytes that nobody loads.
+    tree["tracking"] |= {"log_checkpoint": False, "log_network": False, "register_as": None, "alias": None}
     return resolve(TrainConfig, tree)
 
 
 def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
-    """The same trial with its validations spread evenly over its budget, and without pictures of each."""
+    """The same trial with its validations spread evenly over its budget, on its own workers and without pictures: the
+    room beside them is for other trials.
+
+    The checkpoint of each stays until the trial ends: the search reads its figures there, in its own time.
+    """
     plan = plan_run(
         epochs=trial.epochs,
         samples=inputs.train.num_persons,
@@ -185,9 +190,10 @@ def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
         max_samples=trial.max_samples,
     )
     every = plan.epoch(plan.steps) / validations
-    return trial.model_copy(
-        update={"validation": trial.validation.model_copy(update={"every_epochs": every, "overlays": 0})}
-    )
+    validation = trial.validation.model_copy(update={"every_epochs": every, "overlays": 0, "where": "inline"})
+    keep_last = max(trial.checkpoint.keep_last, validations)
+    checkpoint = trial.checkpoint.model_copy(update={"keep_last": keep_last})
+    return trial.model_copy(update={"validation": validation, "checkpoint": checkpoint})
 
 
 def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -213,11 +213,14 @@ class Ledger:
         """Remember something about a trial that runs."""
         self._live[number].set_user_attr(key, value)
 
-    def report(self, number: int, samples: int, value: float) -> None:
-        """Record a validation figure. One that is there already stays: a resumed trial repeats its last epochs."""
-        if samples not in self.curves[number]:
-            self._live[number].report(value, samples)
-            self.curves[number][samples] = value
+    def report(self, number: int, samples: int, value: float) -> bool:
+        """Record a validation figure; returns whether it is a new one. One that is there already stays: a resumed trial
+        repeats its last epochs."""
+        if samples in self.curves[number]:
+            return False
+        self._live[number].report(value, samples)
+        self.curves[number][samples] = value
+        return True
 
     def finish(self, number: int, state: State, reason: str = "") -> tuple[State, str]:
         """Close a trial, whose last figure is its value if it is complete; returns how it was closed, and why."""

@@ -19,11 +19,13 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def short_value(value: Any) -> str:
-    """A value in few characters: three digits of a float, a list without brackets."""
+    """A value in few characters: three digits of a float, a list without brackets, a group's values without keys."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list | tuple):
         return "/".join(short_value(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return "/".join(short_value(item) for item in value.values())
     return str(value)
 
 

@@ -202,16 +202,19 @@ def _pictures(books: Books, place: Path) -> Iterator[Path]:
         drawn = partial(view.plot_pareto_front, target_names=[books.metric, against])
         if both.best_trials and _draw(drawn, both, place / "front.png"):
             yield place / "front.png"
-    complete = sum(trial.state == TrialState.COMPLETE for trial in books.ledger.own())
+    complete = [trial for trial in books.ledger.own() if trial.state == TrialState.COMPLETE]
+    metric = books.metric
+    # Optuna leaves out every trial without one of the settings: in a space with options that would be most.
+    shared = sorted(set.intersection(*(set(trial.params) for trial in complete))) if complete else []
     drawings: dict[str, tuple[Callable[..., Any], int]] = {
-        "history": (view.plot_optimization_history, 1),
+        "history": (partial(view.plot_optimization_history, target_name=metric), 1),
         "intermediate_values": (view.plot_intermediate_values, 1),
-        "importance": (view.plot_param_importances, 4),
-        "slices": (view.plot_slice, 2),
-        "parallel_coordinates": (view.plot_parallel_coordinate, 2),
+        "importance": (partial(view.plot_param_importances, target_name=metric), 4),
+        "slices": (partial(view.plot_slice, target_name=metric), 2),
+        "parallel_coordinates": (partial(view.plot_parallel_coordinate, params=shared or None, target_name=metric), 2),
     }
     for name, (draw, needed) in drawings.items():
-        if complete >= needed and _draw(draw, study, place / f"{name}.png"):
+        if len(complete) >= needed and _draw(draw, study, place / f"{name}.png"):
             yield place / f"{name}.png"
 
 

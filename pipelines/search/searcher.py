@@ -20,7 +20,7 @@ METRIC = "figure"
 SAMPLES = "samples_seen"
 """Name under which it reports how many samples it has trained on."""
 FAILURE = "failure"
-"""Name under which it reports why it failed."""
+"""Name under which its last result says why it failed."""
 
 Rule = Callable[[Ledger, int], bool]
 """Tells from the ledger whether a trial is to be stopped at its newest figure."""
@@ -31,6 +31,9 @@ class Bookkeeper(Protocol):
 
     def began(self, assignment: Assignment) -> dict[str, Any]:
         """Prepare a trial and return what its process must know."""
+
+    def again(self, number: int, reason: str) -> None:
+        """Take note that a trial starts again because its process died."""
 
     def ended(self, number: int, state: State, reason: str) -> None:
         """Take note that a trial is over."""
@@ -43,7 +46,8 @@ class Desk:
         self.ledger, self.rule, self.books = ledger, rule, books
         self.numbers: dict[str, int] = {}
         self.stopped: set[int] = set()
-        self.failures: dict[int, str] = {}
+        self.deaths: dict[int, str] = {}
+        """Why the process of a trial died last."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing to Tune's pickles: the study is the state, and open files do not travel."""
@@ -85,13 +89,14 @@ class StudySearch(Searcher):
     def on_trial_complete(
         self,
         trial_id: str,
-        result: dict[str, Any] | None = None,  # noqa: ARG002 (Tune's; the ledger has every figure)
+        result: dict[str, Any] | None = None,
         error: bool = False,
     ) -> None:
         """Close a trial: complete, stopped early, or failed."""
         desk, number = self.desk, self.desk.numbers[trial_id]
-        if error or number in desk.failures:
-            desk.close(number, "failed", desk.failures.get(number, "its process died"))
+        told = (result or {}).get(FAILURE)
+        if error or told:
+            desk.close(number, "failed", told or desk.deaths.get(number, "its process died"))
         else:
             desk.close(number, "pruned" if number in desk.stopped else "complete", "")
 
@@ -112,23 +117,24 @@ class StudyScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002 (Tune's)
         """Decide whether the trial goes on."""
         desk, number = self.desk, self.desk.numbers[trial.trial_id]
-        if FAILURE in result:
-            desk.failures[number] = str(result[FAILURE])
-            return TrialScheduler.STOP
-        # At a trial's end Tune shows its last result once more; nothing is decided then.
-        if METRIC not in result or result.get("done"):
-            return TrialScheduler.CONTINUE
-        desk.ledger.report(number, int(result[SAMPLES]), float(result[METRIC]))
-        if desk.rule(desk.ledger, number):
+        # A trial whose process died tells its figures again: they have been judged.
+        new = desk.ledger.report(number, int(result[SAMPLES]), float(result[METRIC]))
+        if new and desk.rule(desk.ledger, number):
             desk.stopped.add(number)
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002 (Tune's)
-        """Remember why the trial's process died, for the ledger that is closed next."""
-        cause = trial.get_error()
+        """Remember why the trial's process died, for the ledger that is closed next, or for the next attempt."""
+        cause = trial.get_pickled_error()
         if cause is not None:
-            self.desk.failures[self.desk.numbers[trial.trial_id]] = reason_of(cause)
+            self.desk.deaths[self.desk.numbers[trial.trial_id]] = reason_of(cause)
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002 (Tune's)
+        """Tell of a trial that is here for another attempt."""
+        number = self.desk.numbers[trial.trial_id]
+        if number in self.desk.deaths:
+            self.desk.books.again(number, self.desk.deaths[number])
 
 
 def reason_of(error: BaseException) -> str:

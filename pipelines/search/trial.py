@@ -7,15 +7,20 @@ any restart, and a run on Ray's workers and one in this process are watched alik
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+from ray.tune import Trainable
+from ray.tune.result import DONE
 
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES, reason_of
 from efafnet.pipelines.training.config import TrainConfig
@@ -58,27 +63,71 @@ class Watch:
         return figures
 
 
-def run_trial(job: dict[str, Any]) -> None:
-    """Train one trial to its end; Tune's trainable. ``job`` comes from ``Books.began``.
+class TrialRun:
+    """One trial in a thread of this process: its figures as they come, then how it ended.
 
-    Whatever goes wrong in the training is reported as this trial's failure; only a process that dies is Tune's matter.
+    Args:
+        job: from ``Books.began``.
     """
-    os.environ.update(job["environment"])
-    config = TrainConfig.model_validate_json(job["train"])
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    training = _Training(config, job["parent_run_id"], job["tags"])
-    watch = Watch(config.run_dir)
-    await_release(config.run_dir)
-    with logged(config.run_dir / "trial.log"):
-        _report(watch.new())  # what an interrupted attempt had reached, in case its last figure was not heard
-        training.start()
-        while training.is_alive():
-            training.join(POLL_S)
-            _report(watch.new())
-    if training.error is not None:
-        from ray import tune
 
-        tune.report({FAILURE: reason_of(training.error), METRIC: float("nan"), SAMPLES: 0})
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        os.environ.update(job["environment"])
+        config = TrainConfig.model_validate_json(job["train"])
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        self._training = _Training(config, job["parent_run_id"], job["tags"])
+        # Also what an interrupted attempt had reached, in case its last figure was not heard.
+        self._watch = Watch(config.run_dir)
+        self._heard: deque[Figure] = deque()
+        self._last = Figure(0, math.nan)
+        self._training.start()
+
+    def next(self) -> dict[str, Any]:
+        """Wait for the next figure, or for the end: Tune's result.
+
+        Whatever goes wrong in the training is told as this trial's failure; only a process that dies is Tune's matter.
+        """
+        alive = True
+        while alive and not self._heard:
+            alive = self._training.is_alive()  # asked before looking, so that no last figure is missed
+            self._heard.extend(self._watch.new())
+            if alive and not self._heard:
+                self._training.join(POLL_S)
+        if self._heard:
+            self._last = self._heard.popleft()
+            return {METRIC: self._last.value, SAMPLES: self._last.samples}
+        over = {METRIC: self._last.value, SAMPLES: self._last.samples, DONE: True}
+        error = self._training.error
+        return over if error is None else over | {FAILURE: reason_of(error)}
+
+    def give_up(self) -> None:
+        """End the trial where it stands. One in this process ends after its step, which is waited for; Ray's workers
+        end with this process."""
+        self._training.given_up.set()
+        if self._training.in_this_process:
+            self._training.join()
+
+
+class TrialActor(Trainable):
+    """Tune's view of a trial. A process may be given one trial after another, which saves each the seconds that a new
+    one needs to import what training needs."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin the first trial of this process."""
+        self._trial = TrialRun(config)
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the trial's next figure."""
+        return self._trial.next()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin another trial; the one before has ended, or was stopped by the search."""
+        self._trial.give_up()
+        self._trial = TrialRun(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        """Leave no training behind."""
+        self._trial.give_up()
 
 
 def await_release(run_dir: Path) -> None:
@@ -92,19 +141,14 @@ def await_release(run_dir: Path) -> None:
             time.sleep(POLL_S)
 
 
-def _report(figures: list[Figure]) -> None:
-    from ray import tune
-
-    for figure in figures:
-        tune.report({METRIC: figure.value, SAMPLES: figure.samples})
-
-
 class _Training(threading.Thread):
-    """The run in a thread of its own. A daemon: a trial that Tune stops must not be waited for."""
+    """The run in a thread of its own. A daemon: a process that Tune ends must not wait for it."""
 
     def __init__(self, config: TrainConfig, parent_run_id: str | None, tags: dict[str, str]) -> None:
         super().__init__(name="training", daemon=True)
         self._arguments = config, parent_run_id, tags
+        self.in_this_process = config.workers == 0
+        self.given_up = threading.Event()
         self.error: Exception | None = None
 
     def run(self) -> None:
@@ -113,10 +157,12 @@ class _Training(threading.Thread):
 
         config, parent_run_id, tags = self._arguments
         note = cast(Any, PlacementNote(config.run_dir / PLACEMENT))
-        try:
-            train(config, callbacks=[note], parent_run_id=parent_run_id, tags=tags)
-        except Exception as error:
-            self.error = error
+        await_release(config.run_dir)
+        with logged(config.run_dir / "trial.log"):
+            try:
+                train(config, callbacks=[note], parent_run_id=parent_run_id, tags=tags, given_up=self.given_up.is_set)
+            except Exception as error:
+                self.error = error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from efafnet.pipelines.search.ledger import Ledger, open_study
 from efafnet.pipelines.search.outcome import SearchResult, conclude, show
 from efafnet.pipelines.search.searcher import Desk, Rule, StudyScheduler, StudySearch
 from efafnet.pipelines.search.stopping import halving_stops, median_stops
-from efafnet.pipelines.search.trial import PLACEMENT, run_trial
+from efafnet.pipelines.search.trial import PLACEMENT, TrialActor
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.recording import open_record
@@ -141,14 +141,17 @@ def _run_tune(desk: Desk, books: Books, left: int, at_once: int) -> None:
     config = books.config
     session = config.run_dir / "tune"
     shutil.rmtree(session, ignore_errors=True)  # Tune's notes of an earlier life; the study is what is continued
+    resources = trial_resources(config)
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(run_trial, trial_resources(config)),
+        ray_tune.with_resources(TrialActor, resources),
         tune_config=ray_tune.TuneConfig(
             search_alg=StudySearch(desk),
             scheduler=StudyScheduler(desk),
             num_samples=left,
             max_concurrent_trials=at_once,
             time_budget_s=config.search.time_s,
+            # A trial on Ray's workers ends with its process, and one on a GPU can spoil it for the next.
+            reuse_actors=config.workers == 0 and "GPU" not in resources,
             trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
         ),
@@ -156,6 +159,7 @@ def _run_tune(desk: Desk, books: Books, left: int, at_once: int) -> None:
             name=session.name,
             storage_path=str(session.parent),
             failure_config=ray_tune.FailureConfig(max_failures=config.search.retries),
+            checkpoint_config=ray_tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
             verbose=0,
         ),
     )
@@ -229,7 +233,7 @@ def trial_resources(config: TrainConfig) -> dict[str, float]:
     """
     if config.workers > 0:
         return {"node:__internal_head__": 0.001}
-    return {"CPU": config.worker.cpus, **({"GPU": 1.0} if _on_gpu(config) else {})}
+    return {"CPU": config.worker.cpus, **({"GPU": config.worker.gpus} if _on_gpu(config) else {})}
 
 
 def slots(config: TrainConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> int:
@@ -242,7 +246,7 @@ def slots(config: TrainConfig, nodes: Sequence[Mapping[str, Any]] | None = None)
     import ray
 
     there = nodes if nodes is not None else [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {"CPU": config.worker.cpus, **({"GPU": 1.0} if _on_gpu(config, there) else {})}
+    needs = {"CPU": config.worker.cpus, **({"GPU": config.worker.gpus} if _on_gpu(config, there) else {})}
     workers = sum(min(int(node.get(kind, 0) / need + 1e-9) for kind, need in needs.items()) for node in there)
     return max(1, workers // max(1, config.workers))
 
@@ -254,4 +258,4 @@ def _on_gpu(config: TrainConfig, nodes: Sequence[Mapping[str, Any]] | None = Non
     if config.worker.gpu != "auto" or config.device == "cpu":
         return config.worker.gpu == "yes"
     there = sum(node.get("GPU", 0) for node in nodes) if nodes is not None else ray.cluster_resources().get("GPU", 0)
-    return bool(there >= max(1, config.workers))
+    return bool(there >= max(1, config.workers) * config.worker.gpus)

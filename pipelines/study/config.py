@@ -100,7 +100,8 @@ def row_config(config: TrainConfig, tree: Mapping[str, Any], row: StudyRow, sett
     network = {} if row.network is None else row_settings(VARIANTS[row.network], config)
     always = {
         "validation.every_epochs": None, "validation.patience": None, "validation.overlays": 0,
-        "tracking.log_checkpoint": False, "tracking.register_as": None, "tracking.alias": None,
+        "tracking.log_checkpoint": False, "tracking.log_network": False, "tracking.register_as": None,
+        "tracking.alias": None,
     }  # fmt: skip
     return resolve(TrainConfig, with_settings(tree, {**network, **settings, **always}))
 

@@ -161,6 +161,7 @@ def circumstances(
         f"budget: {samples} samples per run, {samples / inputs.train.num_persons:.3g} epochs{papers}; "
         f"batch {config.batch_size}, peak rate {optimizer.lr:g}, {schedule.kind}, {config.precision}; seeds "
         f"{', '.join(map(str, seeds))}, the same for all rows",
+        *([f"every run goes on from the weights of {config.init.name}"] if config.init is not None else []),
         *([scale_note(named, config)] if named else []),
     ]
 

@@ -42,6 +42,9 @@ class WorkerConfig(Settings):
     """CPU cores reserved per worker; also the number of threads of its arithmetic (at least 1)."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU per worker: auto takes them where the cluster has enough for all workers."""
+    gpus: float = Field(default=1, gt=0, le=1)
+    """Share of a GPU reserved per worker: with 0.5 two runs of one worker share each GPU. Whether their memory fits is
+    not checked."""
     max_failures: int = Field(default=3, ge=-1)
     """Times that dead workers are replaced and training goes on from the last checkpoint; -1 for always. Nodes that
     announce their end (spot instances) do not count."""
@@ -167,6 +170,11 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"batch_size={self.batch_size} cannot be shared by workers={self.workers} in "
                 f"optimizer.accumulation={self.optimizer.accumulation} parts each; it must be at least {slices}"
+            )
+        if self.worker.gpus < 1 and self.workers > 1:
+            raise ValueError(
+                f"worker.gpus = {self.worker.gpus:g}: two of workers={self.workers} could land on one GPU, which NCCL "
+                "refuses; use workers=1, or whole GPUs"
             )
         self._check_network()
         if self.precision == "fp16" and self.device == "cpu":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -51,6 +51,10 @@ class Aside(Protocol):
         """Wait for the figures of what was started last; None, and a warning, where that failed."""
 
 
+class GivenUpError(RuntimeError):
+    """Whoever supervises the run has given it up; it ended between two steps."""
+
+
 class PlainContext:
     """One process that trains alone, with neither Ray nor MLflow. The base of all other contexts."""
 
@@ -62,9 +66,24 @@ class PlainContext:
     aside: Aside | None = None
     """Validates beside training; none where validations stop it."""
 
-    def __init__(self, device: torch.device | None = None, sink: MetricSink | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device | None = None,
+        sink: MetricSink | None = None,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.device = device or pick_device("auto")
         self.sink: MetricSink = sink or NoSink()
+        self._given_up = given_up
+
+    def check(self) -> None:
+        """Called before each step.
+
+        Raises:
+            GivenUpError: nobody wants the run to go on.
+        """
+        if self._given_up():
+            raise GivenUpError("the run was given up")
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Make the network exchange gradients with the other workers."""

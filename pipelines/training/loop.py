@@ -31,10 +31,12 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
 
     Raises:
         ValueError: the stores do not fit the settings, or training diverged.
+        GivenUpError: whoever supervises the run does not want it any more.
     """
     job = prepare_job(config, context)
     with closing(job):
         for batch in job.batches():
+            context.check()
             step = job.progress.step
             rate = learning_rate(config.schedule, config.optimizer.lr, step, job.plan)
             losses = train_step(job.trainee, batch, step, rate)

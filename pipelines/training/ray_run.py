@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import PlainContext, pick_device
+from efafnet.pipelines.training.context import GivenUpError, PlainContext, pick_device
 from efafnet.pipelines.training.inputs import initial_network, open_inputs
 from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker, verdict_file
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
@@ -49,6 +49,7 @@ def train(
     callbacks: Sequence[UserCallback] = (),
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
+    given_up: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Train a run to its end, from wherever it stands; a run that has ended is returned as it is.
 
@@ -57,6 +58,7 @@ def train(
         callbacks: Ray Train callbacks, for example Tune's.
         parent_run_id: MLflow run of the search that this run is a trial of.
         tags: further tags of the MLflow run.
+        given_up: asked before each step of a run in this process; true ends it there.
 
     Raises:
         ValueError: settings, stores and run directory do not fit together, or training diverged.
@@ -89,7 +91,7 @@ def train(
         if copies is not None:
             copies.push_file(directory.path / "run.json")
         with _failure_told(record):
-            outcome = _here(config, record) if config.workers == 0 else _on_ray(config, record, callbacks)
+            outcome = _here(config, record, given_up) if config.workers == 0 else _on_ray(config, record, callbacks)
         result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
         close_record(config, inputs, record, result)
         directory.finish(result)
@@ -114,12 +116,12 @@ def _failure_told(record: RunRecord) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        fail_record(record, interrupted=isinstance(error, KeyboardInterrupt))
+        fail_record(record, interrupted=isinstance(error, KeyboardInterrupt | GivenUpError))
         raise
 
 
-def _here(config: TrainConfig, record: RunRecord) -> loop.LoopResult:
-    with recorded(config, record, PlainContext(pick_device(config.device))) as context:
+def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool]) -> loop.LoopResult:
+    with recorded(config, record, PlainContext(pick_device(config.device), given_up=given_up)) as context:
         return loop.run(config, context)
 
 
@@ -136,7 +138,7 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
         # For some 20 s after a node's death Ray still counts it, and waits so long for a place that is gone.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     gpu = _use_gpu(config, resources)
-    needs = {"CPU": config.worker.cpus, **({"GPU": 1} if gpu else {})}
+    needs = {"CPU": config.worker.cpus, **({"GPU": config.worker.gpus} if gpu else {})}
     _check_resources(config, resources, needs)
     verdict_file(config).unlink(missing_ok=True)
     console.note(f"{resources}; {_workers_text(config)}, each {needs}")
@@ -217,7 +219,7 @@ def _workers_text(config: TrainConfig) -> str:
 
 def _use_gpu(config: TrainConfig, resources: Resources) -> bool:
     wanted = config.worker.gpu
-    enough = resources.gpus >= (config.worker.fewest or config.workers)
+    enough = resources.gpus >= (config.worker.fewest or config.workers) * config.worker.gpus
     return wanted == "yes" or (wanted == "auto" and config.device != "cpu" and enough)
 
 

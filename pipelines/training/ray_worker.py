@@ -54,12 +54,19 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any] | None:
     try:
         with recorded(config, record, context):
             result = loop.run(config, context)
-    except ValueError as error:
-        write_json(verdict, {"error": str(error)})
+    except (ValueError, torch.OutOfMemoryError) as error:
+        write_json(verdict, {"error": _remedied(error)})
         if isinstance(error, DivergedError):
             return None  # all workers are here
         raise
     return {"checkpoint": str(result.checkpoint), "metrics": result.metrics}
+
+
+def _remedied(error: Exception) -> str:
+    """A user's error with what can be done; no later life has more memory than this one."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{error}; lower batch_size, or raise optimizer.accumulation"
+    return str(error)
 
 
 class RayContext(GroupContext):

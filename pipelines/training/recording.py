@@ -47,8 +47,10 @@ def open_record(
         config.tracking.experiment,
         config.tracking.run_name or config.name,
         parent_run_id=parent_run_id,
-        params={**config.model_dump(mode="json"), "digest": record.digest},
+        # What only names a run differs for all, and would hide what matters wherever runs are compared.
+        params=config.model_dump(mode="json", exclude={"name": True, "tracking": {"run_name"}}),
         tags={
+            "efafnet.digest": record.digest,
             "efafnet.stage": "train",
             "efafnet.run_dir": str(config.run_dir),
             PROTOCOL_TAG: inputs.protocol(config),
@@ -111,7 +113,8 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
     files.log_metrics(numbers, int(result.metrics["step"]))
     files.close(timeout_s=30)
     tracking.quietly(lambda: log_checkpoints(uri, run_id, _validated_checkpoints(config)), "logging the checkpoints")
-    tracking.quietly(lambda: _log_network(config, inputs, uri, run_id, result), "logging the network")
+    if config.tracking.log_network:
+        tracking.quietly(lambda: _log_network(config, inputs, uri, run_id, result), "logging the network")
     tracking.finish_run(uri, run_id)
 
 
