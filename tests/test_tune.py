@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -294,8 +295,9 @@ def kill_trial(checkpoints: Path) -> None:
     while not any(checkpoints.glob("step-*")):
         time.sleep(0.05)
     for process in psutil.Process().children(recursive=True):
-        if "ResourceTrainable" in " ".join(process.cmdline()):
-            process.kill()
+        with suppress(psutil.Error):  # among them are some that have ended
+            if any(file.path == str(checkpoints.parent / "trial.log") for file in process.open_files()):
+                process.kill()
 
 
 @pytest.mark.slow
