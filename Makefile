@@ -24,10 +24,11 @@ lint: $(INSTALLED)
 	$(RUN) ruff format --check
 	$(RUN) mypy
 
-# Fast tests first: most mistakes show within a minute or two. Of the slow ones, those that start Ray share a process.
+# Fast tests first: most mistakes show within a minute or two. Of the slow ones, those that start Ray come one by one.
 test: lint
 	$(RUN) pytest -m 'not slow' -n auto --durations=10
-	$(RUN) pytest -m slow -n auto --dist loadgroup --durations=15
+	$(RUN) pytest -m 'slow and no_ray' -n auto --durations=5
+	$(RUN) pytest -m 'slow and not no_ray' --durations=15
 
 # A cluster of machines pretended on this one, of which one dies. Needs root, and about fifteen minutes.
 test-nodes: $(INSTALLED)

@@ -18,14 +18,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the slow tests that start Ray in one process: two Rays on one machine disturb each other."""
-    for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("no_ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(autouse=True)
 def _as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests from the tracking server, the Ray cluster and the terminal's width of whoever runs them."""
