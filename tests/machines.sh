@@ -22,6 +22,7 @@ fail() { echo "machines.sh: $*" >&2; exit 2; }
 
 check() {
   [ "$(id -u)" = 0 ] || fail 'only root may make network namespaces'
+  case $root/ in /tmp/* | /run/*) fail "each machine has a /tmp and a /run of its own, which hide $root: clone it elsewhere" ;; esac
   local tool missing=
   for tool in unshare ip ssh ssh-keygen rsync hostname /usr/sbin/sshd; do
     command -v "$tool" > /dev/null || missing+=" $tool"
