@@ -78,6 +78,8 @@ def searched(place: Path, *, weighed: bool, restart_at: int = -1) -> list[int]:
     return widths
 
 
+@pytest.mark.slow
+@pytest.mark.no_ray
 def test_draws_that_weigh_the_cost_spread_over_the_front(tmp_path: Path) -> None:
     """By the figure alone the widest network is best; every width is on the front of figure and cost."""
     alone, weighed = searched(tmp_path / "a", weighed=False)[8:], searched(tmp_path / "b", weighed=True)[8:]
@@ -85,6 +87,8 @@ def test_draws_that_weigh_the_cost_spread_over_the_front(tmp_path: Path) -> None
     assert sum(width <= 24 for width in weighed) > sum(width <= 24 for width in alone) + 2
 
 
+@pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_restart_draws_the_same(tmp_path: Path) -> None:
     assert searched(tmp_path / "a", weighed=True) == searched(tmp_path / "b", weighed=True, restart_at=15)
 

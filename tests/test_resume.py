@@ -57,6 +57,8 @@ def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
         assert a.state["progress"][key] == b.state["progress"][key]
 
 
+@pytest.mark.slow
+@pytest.mark.no_ray
 @pytest.mark.parametrize(
     "settings",
     [
@@ -76,6 +78,8 @@ def test_a_stopped_run_continues_bit_for_bit(
     assert_same_run(whole, cut)
 
 
+@pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_fork_goes_on_under_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forked with nothing changed it is the same run; with another rate it differs from the first step on."""
     whole = config_of(tmp_path, "name=whole", *OVERRIDES)
@@ -94,6 +98,8 @@ def test_a_fork_goes_on_under_its_own_settings(tmp_path: Path, monkeypatch: pyte
     assert sorted(p.name for p in (first.run_dir / "checkpoints").glob("step-*")) == ["step-00000005", "step-00000008"]
 
 
+@pytest.mark.slow
+@pytest.mark.no_ray
 def test_a_damaged_newest_checkpoint_costs_its_interval_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES) for name in ("whole", "cut"))
     run(whole, PlainContext(torch.device("cpu")))
