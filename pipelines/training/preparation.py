@@ -11,9 +11,7 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs, train_reader
 from efafnet.pipelines.training.job import Job, plan_of
-from efafnet.pipelines.training.monitor import (
-    Trace,
-)
+from efafnet.pipelines.training.monitor import Trace
 from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
 from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Checkpoints, Progress, fork, restore
