@@ -126,9 +126,9 @@ class StudyScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002 (Tune's)
         """Remember why the trial's process died, for the ledger that is closed next, or for the next attempt."""
+        # Tune may not have brought the error to its storage yet.
         cause = trial.get_pickled_error()
-        if cause is not None:
-            self.desk.deaths[self.desk.numbers[trial.trial_id]] = reason_of(cause)
+        self.desk.deaths[self.desk.numbers[trial.trial_id]] = "its process died" if cause is None else reason_of(cause)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:  # noqa: ARG002 (Tune's)
         """Tell of a trial that is here for another attempt."""
