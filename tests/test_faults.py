@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from efafnet.pipelines.training.ray_run import train
 from efafnet.pipelines.training.rundir import TrainResult
 from efafnet.platform.cluster import ClusterConfig, connect
 from efafnet.platform.configuration import to_yaml
-from tests.training_cases import ROOT, config_of
+from tests.training_cases import ROOT, config_of, trace_of
 
 pytestmark = pytest.mark.slow
 
@@ -72,18 +71,6 @@ def lives(config: TrainConfig) -> list[tuple[int, int]]:
     """Where the run was gone on with: (step, workers) of each restart."""
     log = (config.run_dir / "train.log").read_text() if (config.run_dir / "train.log").exists() else ""
     return [(int(step), int(count)) for step, count in re.findall(r"resuming at step (\d+) .*workers: (\d+)", log)]
-
-
-def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
-    """Rows and losses of every step, the workers' in order of rank; a step counted twice would have too many."""
-    steps: dict[int, tuple[list[int], list[str]]] = {}
-    for path in sorted(config.run_dir.glob("trace-rank*.jsonl")):
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            rows, losses = steps.setdefault(entry["step"], ([], []))
-            rows.extend(entry["rows"])
-            losses.append(entry["loss"])
-    return steps
 
 
 def global_batches(config: TrainConfig, steps: int) -> list[list[int]]:

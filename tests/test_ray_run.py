@@ -31,7 +31,7 @@ from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.cluster import ClusterError
 from efafnet.platform.storage import read_json
 from efafnet.platform.tracking import Tracker
-from tests.training_cases import config_of, write_store
+from tests.training_cases import config_of, trace_of, write_store
 
 
 @pytest.fixture
@@ -238,18 +238,6 @@ def test_what_ray_gives_up_on_at_once_is_tried_again(tmp_path: Path, capsys: pyt
 # ---- on Ray
 
 RECORDED = ("epochs=24", "validation.every_epochs=8", "trace=true", "checkpoint={every_epochs: null, every_steps: 10}")
-
-
-def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
-    """Rows and losses of every step, the workers' in order of rank."""
-    steps: dict[int, tuple[list[int], list[str]]] = {}
-    for path in sorted(config.run_dir.glob("trace-rank*.jsonl")):
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            rows, losses = steps.setdefault(entry["step"], ([], []))
-            rows.extend(entry["rows"])
-            losses.append(entry["loss"])
-    return steps
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,15 @@ def config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
             write_store(tmp_path / name, persons, seed=len(name))
     paths = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs"]
     return resolve(TrainConfig, apply_overrides(load_preset("nano_test"), [*paths, *overrides]))
+
+
+def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
+    """Rows and losses of every step, the workers' in order of rank; a step counted twice would have too many."""
+    steps: dict[int, tuple[list[int], list[str]]] = {}
+    for path in sorted(config.run_dir.glob("trace-rank*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            rows, losses = steps.setdefault(entry["step"], ([], []))
+            rows.extend(entry["rows"])
+            losses.append(entry["loss"])
+    return steps
