@@ -252,13 +252,14 @@ def test_make_installs_when_needed_and_only_then(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_test_runs_lint_then_fast_then_slow(tmp_path: Path) -> None:
+def test_make_test_runs_lint_then_every_test_once_the_fast_ones_first(tmp_path: Path) -> None:
     _, env = fake_tree(tmp_path)
     make("lint", tmp_path, env)
     calls = make("test", tmp_path, env)
-    assert [call.split()[2] for call in calls] == ["ruff", "ruff", "mypy", "pytest", "pytest"]
-    assert "-m not slow" in calls[3]
-    assert "-m slow" in calls[4]
+    assert [call.split()[2] for call in calls] == ["ruff", "ruff", "mypy", "pytest", "pytest", "pytest"]
+    assert "-m not slow -n" in calls[3]
+    assert "-m slow and no_ray -n" in calls[4]
+    assert "-m slow and not no_ray --" in calls[5], "one by one: two Rays at once disturb each other"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
