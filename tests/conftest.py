@@ -44,3 +44,19 @@ def ray_local() -> Iterator[None]:
     connect(ClusterConfig(address="local", num_cpus=4))
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A sqlite store of MLflow; a fresh one takes seconds to make, so the tests of a module share it."""
+    from efafnet.platform.tracking import prepare_tracking
+
+    return prepare_tracking(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+
+
+@pytest.fixture
+def run_id(uri: str, request: pytest.FixtureRequest) -> str:
+    """A run in that store, named after the test."""
+    from efafnet.platform.tracking import create_run
+
+    return create_run(uri, "tests", request.node.name)

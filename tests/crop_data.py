@@ -142,3 +142,12 @@ def write_mpii_release(path: Path) -> Path:
     )
     scipy.io.savemat(path, {"RELEASE": _struct(annolist=annolist, img_train=np.array([[1, 0]]))})
     return path
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Names beside the input of ``write_coco``."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in {"images", "annotations.json"})

@@ -29,6 +29,13 @@ pytestmark = pytest.mark.slow
 
 Noted = Callable[[str, object], None]
 
+# Ray takes about a minute to believe that a node is gone; here a few seconds.
+QUICK_TO_NOTICE = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
 SHORT_OF_FILES = "checkpoint={every_epochs: null, every_steps: 10}"
 
 
@@ -38,7 +45,7 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE})
     connect(ClusterConfig(address=nodes.address))
     yield nodes
     ray.shutdown()
@@ -136,7 +143,7 @@ def _history(uri: str, result: TrainResult, key: str) -> list[int]:
 
 def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: Path, record_property: Noted) -> None:
     """The same command again goes on, beside what is left of the first; equal to the bit to a run in one process."""
-    settings = ("epochs=60", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
+    settings = ("epochs=40", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
     whole = config_of(tmp_path, "name=whole", *settings)
     cut = config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)
     cluster.add_node(num_cpus=1)
@@ -153,4 +160,4 @@ def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: P
     running.result(timeout=120)
     run(whole, PlainContext(torch.device("cpu")))
     assert trace_of(cut) == trace_of(whole)
-    assert sorted(trace_of(cut)) == list(range(1, 301))
+    assert sorted(trace_of(cut)) == list(range(1, 201))

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +25,6 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 def _rejects(store: CropStore) -> list[tuple[str, int | None, int | None]]:
     return [(r["reason"], r["image_id"], r["annotation_id"]) for r in store.table(REJECTS).to_pylist()]
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def _only(folder: Path) -> list[str]:
-    """Names beside the input: what a run left behind."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in {"images", "annotations.json"})
 
 
 def _damage(images: Path) -> dict[str, str]:
@@ -130,7 +116,7 @@ def test_too_many_rejects_stop_the_job(tmp_path: Path) -> None:
         ValueError, match=r"3 of 18 persons are rejected, more than max_reject_share=0.1 allows: image_missing 3"
     ):
         run_prepare(crop_data.config(tmp_path, max_reject_share=0.1))
-    assert _only(tmp_path) == []
+    assert crop_data.left_behind(tmp_path) == []
     assert run_prepare(crop_data.config(tmp_path, max_reject_share=0.17)).num_persons == 15
 
 
@@ -162,7 +148,7 @@ def test_input_that_is_nothing_is_one_error(tmp_path: Path, content: str, messag
     (tmp_path / "annotations.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         run_prepare(crop_data.config(tmp_path))
-    assert _only(tmp_path) == []
+    assert crop_data.left_behind(tmp_path) == []
 
 
 def test_missing_inputs_are_one_error(tmp_path: Path) -> None:
@@ -181,7 +167,7 @@ def test_every_image_lost_is_one_error(tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(ValueError, match="every person was rejected"):
         run_prepare(crop_data.config(tmp_path))
-    assert _only(tmp_path) == []
+    assert crop_data.left_behind(tmp_path) == []
 
 
 def test_an_existing_store_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +182,7 @@ def test_an_existing_store_is_recognised(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize("change", ["settings", "annotations", "image"])
 def test_another_store_is_not_replaced_unless_told(tmp_path: Path, change: str) -> None:
     first = crop_data.make_store(tmp_path)
-    before = _files(first.path)
+    before = crop_data.files_in(first.path)
     settings: dict[str, Any] = {}
     if change == "settings":
         settings["envelope"] = {"padding": 1.3}
@@ -208,10 +194,10 @@ def test_another_store_is_not_replaced_unless_told(tmp_path: Path, change: str) 
         ValueError, match="of other input or settings; name another output, or replace it with overwrite=true"
     ):
         run_prepare(crop_data.config(tmp_path, **settings))
-    assert _files(first.path) == before
+    assert crop_data.files_in(first.path) == before
     second = run_prepare(crop_data.config(tmp_path, overwrite=True, **settings))
     assert second.digest != first.digest
-    assert _only(tmp_path) == ["store"]
+    assert crop_data.left_behind(tmp_path) == ["store"]
 
 
 def test_outputs_that_cannot_be(tmp_path: Path) -> None:
@@ -229,7 +215,7 @@ def test_outputs_that_cannot_be(tmp_path: Path) -> None:
 def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     first = crop_data.make_store(tmp_path, rows_per_shard=5)
     second = run_prepare(crop_data.config(tmp_path, out=tmp_path / "again", rows_per_shard=5))
-    assert _files(first.path) == _files(second.path)
+    assert crop_data.files_in(first.path) == crop_data.files_in(second.path)
 
 
 def test_the_next_run_continues(
@@ -237,7 +223,7 @@ def test_the_next_run_continues(
 ) -> None:
     """A run that dies of something else than its input leaves finished shards, and the next one makes equal bytes."""
     crop_data.write_coco(tmp_path)
-    whole = _files(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=5)).path)
+    whole = crop_data.files_in(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=5)).path)
     written: list[int] = []
     real = shards.write_shard
 
@@ -260,8 +246,8 @@ def test_the_next_run_continues(
     monkeypatch.setattr(work, "write_shard", counting)
     store = run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
     assert written == list(range(len(store.manifest.shards)))
-    assert _files(store.path) == whole
-    assert _only(tmp_path) == ["store", "whole"]
+    assert crop_data.files_in(store.path) == whole
+    assert crop_data.left_behind(tmp_path) == ["store", "whole"]
 
 
 def test_detections_give_the_boxes(tmp_path: Path) -> None:
@@ -379,57 +365,3 @@ def test_grey_images(tmp_path: Path) -> None:
     with EvalReader(store, input_size=InputSize(height=128, width=96)) as reader:
         (batch,) = list(reader.batches())
     np.testing.assert_array_equal(batch.images[:, 0].numpy(), batch.images[:, 2].numpy())
-
-
-# ---- with Ray
-
-
-def _command(folder: Path, out: str, cpus: int, **settings: Any) -> list[str]:
-    """A process that prepares ``folder`` with Ray."""
-    given = {
-        "annotations": str(folder / "annotations.json"),
-        "images": str(folder / "images"),
-        "out": str(folder / out),
-        "cluster": {"address": "local", "num_cpus": cpus},
-        "rows_per_shard": 8,
-        **settings,
-    }
-    code = (
-        "import json, sys\n"
-        "from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare\n"
-        "run_prepare(PrepareConfig.model_validate(json.loads(sys.argv[1])))"
-    )
-    return [sys.executable, "-c", code, json.dumps(given)]
-
-
-@pytest.mark.slow
-def test_bytes_do_not_depend_on_the_number_of_cpus(tmp_path: Path) -> None:
-    crop_data.write_coco(tmp_path, images=12)
-    for cpus in (1, 2):
-        subprocess.run(_command(tmp_path, f"with{cpus}", cpus), check=True, cwd=_ROOT, timeout=300)
-    alone = run_prepare(crop_data.config(tmp_path, rows_per_shard=8))
-    assert _files(tmp_path / "with1") == _files(tmp_path / "with2") == _files(alone.path)
-
-
-@pytest.mark.slow
-def test_killed_while_preparing(tmp_path: Path) -> None:
-    """SIGKILL of the whole process group in the middle: no store; the same command continues and makes equal bytes."""
-    crop_data.write_coco(tmp_path, images=60, size=(900, 700))
-    whole = _files(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=8)).path)
-    process = subprocess.Popen(
-        _command(tmp_path, "store", 1), cwd=_ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 200
-        while len(list(tmp_path.glob(".store.prepare-*/*.json"))) < 3 and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.02)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not (tmp_path / "store").exists()
-    finished = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob(".store.prepare-*/*.json")}
-    assert 3 <= len(finished) < 23
-    store = run_prepare(crop_data.config(tmp_path, rows_per_shard=8))
-    assert _files(store.path) == whole
-    assert _only(tmp_path) == ["store", "whole"]

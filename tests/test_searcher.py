@@ -1,4 +1,4 @@
-"""The search's memory, its stopping rules, and Ray Tune's view of both."""
+"""The search's memory, and Ray Tune's view of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any, Literal
 import optuna
 import pytest
 from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State, make_sampler, open_storage
@@ -30,7 +29,7 @@ from efafnet.pipelines.search.searcher import (
     StudySearch,
     reason_of,
 )
-from efafnet.pipelines.search.stopping import at_rung, halving_stops, median_stops, rungs
+from efafnet.pipelines.search.stopping import halving_stops
 from efafnet.tune_spaces.reading import parse_space
 from efafnet.tune_spaces.space import Space, suggest
 
@@ -52,74 +51,6 @@ def ledger(directory: Path, **changes: Any) -> Ledger:
 
 def states(book: Ledger) -> list[str]:
     return [trial.state.name for trial in book.study.trials]
-
-
-# ------------------------------------------------------------------------------------------------------ stopping rules
-
-
-def test_rungs_climb_from_the_grace_by_the_reduction_and_stay_below_the_budget() -> None:
-    assert rungs(budget=8100, grace=100, reduction=3) == [100, 300, 900, 2700]
-    assert rungs(budget=8000, grace=2000, reduction=2) == [2000, 4000]
-    assert rungs(budget=1000, grace=1000, reduction=3) == []
-
-
-def test_a_rung_takes_the_first_figure_at_or_after_it() -> None:
-    curve = {100: 0.1, 220: 0.3, 410: 0.2}
-    assert at_rung(curve, 200) == 0.3
-    assert at_rung(curve, 410) == 0.2
-    assert at_rung(curve, 411) is None
-
-
-def test_halving_keeps_the_best_third_of_what_has_arrived() -> None:
-    # At rung 100 there are .1 .2 .3 .4; the cut for the best third is the 66.67th percentile of those: .3
-    curves = {0: {100: 0.1}, 1: {100: 0.2}, 2: {100: 0.3}, 3: {100: 0.4}}
-    assert halving_stops(curves | {4: {100: 0.299}}, 4, [100, 300], 3)
-    assert not halving_stops(curves | {4: {100: 0.301}}, 4, [100, 300], 3)
-
-
-def test_halving_decides_once_per_rung_and_never_stops_the_first() -> None:
-    assert not halving_stops({0: {100: 0.0}}, 0, [100], 2)
-    assert not halving_stops({0: {100: 0.9}, 1: {50: 0.0}}, 1, [100], 2)
-    assert not halving_stops({0: {100: 0.9}, 1: {100: 0.8, 150: 0.0}}, 1, [100], 2)
-    assert halving_stops({0: {100: 0.9, 200: 0.9}, 1: {100: 0.95, 200: 0.8}}, 1, [100, 200], 2)
-
-
-@pytest.mark.parametrize("reduction", [2, 3])
-def test_halving_decides_as_rays_asha_does(reduction: int) -> None:
-    rays = ASHAScheduler(
-        time_attr="t", metric="m", mode="max", max_t=81, grace_period=3, reduction_factor=reduction
-    )  # fmt: skip
-    draw = random.Random(0)
-    live: list[tuple[int, Any]] = []
-    curves: dict[int, dict[int, float]] = {}
-    number = 0
-    decisions = {True: 0, False: 0}
-    for _ in range(1500):
-        if len(live) < 5:
-            trial: Any = SimpleNamespace(trial_id=str(number))
-            rays.on_trial_add(None, trial)  # type: ignore[arg-type]
-            live.append((number, trial))
-            curves[number] = {}
-            number += 1
-        key, trial = draw.choice(live)
-        time = len(curves[key]) + 1
-        figure = draw.random() + time / 40
-        curves[key][time] = figure
-        theirs = rays.on_trial_result(None, trial, {"t": time, "m": figure})  # type: ignore[arg-type]
-        ours = halving_stops(curves, key, rungs(81, 3, reduction), reduction)
-        assert ours == (theirs == TrialScheduler.STOP and time < 81)
-        decisions[ours] += 1
-        if theirs == TrialScheduler.STOP:
-            live.remove((key, trial))
-    assert min(decisions.values()) > 100
-
-
-def test_the_median_rule_compares_a_trials_best_with_the_others_means() -> None:
-    curves = {0: {10: 0.2, 20: 0.4}, 1: {10: 0.4, 20: 0.6}, 2: {10: 0.6, 20: 0.8}}  # means .3 .5 .7 at 20
-    assert median_stops(curves | {3: {10: 0.49, 20: 0.1}}, 3, grace=20)
-    assert not median_stops(curves | {3: {10: 0.51, 20: 0.1}}, 3, grace=20)
-    assert not median_stops(curves | {3: {20: 0.1}}, 3, grace=21)
-    assert not median_stops({0: {10: 0.9}, 1: {10: 0.9}, 3: {10: 0.1}}, 3, grace=5)
 
 
 # -------------------------------------------------------------------------------------------------------------- ledger

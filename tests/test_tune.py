@@ -274,7 +274,7 @@ def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Pa
     first = tune(config_of(tmp_path, "name=first", "search.stop=none", *common))
     space = f"{SPACE}start:\n  - {{optimizer.lr: 0.005, loss.kind: mse}}\n"
     config = config_of(tmp_path, "name=second", f"search.learn_from={first.directory}", "search.stop=median",
-                       "epochs=80", "search.validations=8", *common, space=space)  # fmt: skip
+                       "epochs=48", "search.validations=8", *common, space=space)  # fmt: skip
     checkpoints = config.run_dir / "trials/0000/checkpoints"
     killer = threading.Thread(target=lambda: kill_trial(checkpoints), daemon=True)
     killer.start()
@@ -286,7 +286,7 @@ def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Pa
     assert own[0].params == {"optimizer.lr": 0.005, "loss.kind": "mse"}
     assert {trial.state.name for trial in own} <= {"COMPLETE", "PRUNED"}
     assert own[0].user_attrs["died"]
-    assert list(own[0].intermediate_values) == [400 * n for n in range(1, 9)]  # the first cannot be stopped
+    assert list(own[0].intermediate_values) == [240 * n for n in range(1, 9)]  # the first cannot be stopped
     assert "resuming at step" in (checkpoints.parent / "train.log").read_text()
 
 
@@ -305,7 +305,7 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path) -> None:
     """SIGKILL of the driver while trials run, twice; then the search ends with every trial there once."""
     config_of(tmp_path)
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
-                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=60", "workers=0",
+                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=40", "workers=0",
                 "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "cluster.address=local",
                 "tracking.system_metrics_every_s=null", "search.validations=10"]  # fmt: skip
     command = [sys.executable, "-m", "efafnet.pipelines", "tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
