@@ -149,7 +149,7 @@ def checkpoint_cost(folder: Path, store: Path, rounds: int) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=3200, help="samples of each run")
+    parser.add_argument("--samples", type=int, default=7680, help="samples of each run")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each run")
     given = parser.parse_args()
     torch.set_num_threads(1)
