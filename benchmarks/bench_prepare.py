@@ -3,8 +3,9 @@
     python -m benchmarks.bench_prepare
 
 On one core and on two, in turns, several rounds; medians count. Prepared through Ray Data (which is running already:
-its start is said apart) and in one process. The CPU time of an image over all processes stands beside the wall clock:
-on a machine with other work it is the steadier figure. The last lines say what COCO's training set would take.
+its start is said apart) and in one process, in shards of the usual size. The CPU time of an image over all processes
+stands beside the wall clock: on a machine with other work it is the steadier figure. The last lines say what COCO's
+training set would take.
 """
 
 from __future__ import annotations
@@ -99,8 +100,7 @@ def compare(data: People, cuts: Cuts, rounds: int, cores: int) -> None:
 def prepare(data: People, engine: str) -> None:
     """Prepare a store from nothing."""
     shutil.rmtree(data.stores / "again", ignore_errors=True)
-    # Small shards, so that a short job keeps all cores busy to its end as a long one does.
-    data.store("again", engine=engine, rows_per_shard=64)
+    data.store("again", engine=engine)
 
 
 def _leave_ray() -> None:
@@ -138,7 +138,7 @@ def extrapolate(data: People, store: CropStore, rounds: int) -> None:
 
 def main() -> None:
     """Draw, prepare, measure, print."""
-    parser = arguments(__doc__, pictures=800)
+    parser = arguments(__doc__, pictures=9200)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all contenders; medians count")
     given = parser.parse_args()
     with people(given) as data:
