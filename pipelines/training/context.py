@@ -108,6 +108,10 @@ class PlainContext:
         """Whether a machine under this run has announced its end. All workers call this together."""
         return False
 
+    def intact(self) -> bool:
+        """Whether the workers still belong together. Where they do not, an error says nothing about the run."""
+        return True
+
     def say(self, line: str) -> None:
         """Show one line to the user."""
         console.note(line)
@@ -151,6 +155,10 @@ class GroupContext(PlainContext):
         values = [value]
         torch.distributed.broadcast_object_list(values)
         return values[0]
+
+    def intact(self) -> bool:
+        """Whether the group still stands: it is taken down under a worker whose fellows died, or change in number."""
+        return torch.distributed.is_initialized()
 
 
 def pick_device(wanted: str, index: int = 0) -> torch.device:

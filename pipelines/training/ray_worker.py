@@ -55,6 +55,8 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any] | None:
         with recorded(config, record, context):
             result = loop.run(config, context)
     except (ValueError, torch.OutOfMemoryError) as error:
+        if not context.intact():
+            raise  # torch's own, of a step that had lost its group: Ray goes on with new workers
         write_json(verdict, {"error": _remedied(error)})
         if isinstance(error, DivergedError):
             return None  # all workers are here
