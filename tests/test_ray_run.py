@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,14 +21,12 @@ import torch
 from mlflow import MlflowClient
 
 from efafnet.models.skeleton import COCO_17
-from efafnet.pipelines.training import loop, ray_run, ray_worker
+from efafnet.pipelines.training import ray_run
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import GroupContext, PlainContext
 from efafnet.pipelines.training.ray_run import run_train, train
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, RunRecord, TrainResult, difference
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.cluster import ClusterError
-from efafnet.platform.storage import read_json
 from efafnet.platform.tracking import Tracker
 from tests.training_cases import config_of, trace_of, write_store
 
@@ -124,48 +121,6 @@ def test_more_workers_than_a_lone_machine_has(tmp_path: Path, monkeypatch: pytes
     config = config_of(tmp_path, "workers=8")
     refused(config, "workers = 8: they need 8 CPU, this machine has 2; lower workers or worker.cpus")
     refused(config_of(tmp_path, "worker.gpu=yes", "workers=1"), "they need 1 GPU, this machine has 0")
-
-
-def told_to_a_worker(config: TrainConfig) -> dict[str, Any]:
-    config.run_dir.mkdir(parents=True)
-    record = asdict(RunRecord("a", "", {}, ""))
-    return asdict(ray_worker.WorkerJob(config.model_dump_json(), record, watched=False, aside=None))
-
-
-def test_memory_that_runs_out_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray starts dead workers again whatever they died of; the second life knows better."""
-    config, lives = config_of(tmp_path), []
-
-    def run(*_: object) -> None:
-        lives.append(1)
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(ray_worker, "RayContext", lambda watched: PlainContext())  # noqa: ARG005 (its name is given)
-    monkeypatch.setattr(loop, "run", run)
-    job = told_to_a_worker(config)
-    with pytest.raises(torch.OutOfMemoryError):
-        ray_worker.train_on_worker(job)
-    assert ray_worker.train_on_worker(job) is None
-    assert len(lives) == 1
-    told = read_json(config.run_dir / "error.json")["error"]
-    assert told == "CUDA out of memory; lower batch_size, or raise optimizer.accumulation"
-
-
-def test_a_step_that_lost_its_group_says_nothing_about_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray takes the group down under living workers when another dies: torch's error is no verdict for later lives."""
-    config = config_of(tmp_path)
-
-    def run(_: TrainConfig, context: PlainContext) -> None:
-        torch.distributed.destroy_process_group()
-        context.agree(1)
-
-    monkeypatch.setattr(ray_worker, "RayContext", lambda watched: GroupContext())  # noqa: ARG005 (its name is given)
-    monkeypatch.setattr(loop, "run", run)
-    job = told_to_a_worker(config)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    with pytest.raises(ValueError, match="process group has not been initialized"):
-        ray_worker.train_on_worker(job)
-    assert not (config.run_dir / "error.json").exists()
 
 
 @pytest.mark.usefixtures("no_ray")
@@ -323,7 +278,6 @@ def _assert_one_clean_curve(uri: str, result: TrainResult) -> None:
 
 def _assert_model_loads(uri: str, result: TrainResult) -> None:
     import mlflow
-    import torch
 
     mlflow.set_tracking_uri(uri)
     models = mlflow.search_logged_models(
