@@ -30,7 +30,7 @@ test: lint
 	$(RUN) pytest -m 'slow and no_ray' -n auto --durations=5
 	$(RUN) pytest -m 'slow and not no_ray' --durations=15
 
-# A cluster of machines pretended on this one, of which one dies. Needs root, and about fifteen minutes.
+# A cluster of machines pretended on this one, of which one dies. Needs root, and about twenty minutes.
 test-nodes: $(INSTALLED)
 	tests/machines.sh 3 .venv/bin/python -m pytest -s tests/test_nodes.py
 

@@ -284,6 +284,36 @@ def test_training_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
     failure.mend()
 
 
+def test_elastic_training_shrinks_and_grows_with_the_cluster(cluster: Cluster, data: list[str]) -> None:
+    run, steps = RUNS / "elastic", 4000
+    settings = ["name=elastic", f"runs={RUNS}", *data, "tracking.enabled=true", "workers=2..3", "batch_size=18"]
+    settings += ["epochs=2000", f"max_samples={18 * steps}", "validation.every_epochs=200", "trace=true"]
+    settings += ["checkpoint.every_steps=50", "checkpoint.every_epochs=null", "log_every_steps=10"]
+    settings += ["worker.grow_every_s=10"]
+    job = cluster.submit("elastic", "train", "nano_test", *settings)
+    until("three workers at work", lambda: job.ended() or newest_step(run) >= 100, 240)
+    three = workers_of("elastic")
+    assert set(three.values()) == set(NODES)
+    failure = Failure(cluster, "node-3")
+    reached = newest_step(run)
+    until("two workers", lambda: job.ended() or len(workers_of("elastic")) >= 5, 300)
+    two = {mark: node for mark, node in workers_of("elastic").items() if mark not in three}
+    say(f"two workers after {failure.seconds():.0f} s: {two}")
+    until("a further checkpoint", lambda: job.ended() or newest_step(run) >= reached + 50, 120)
+    say(f"step {newest_step(run)} {failure.seconds():.0f} s after the failure; the last before it was {reached}")
+    failure.mend()
+    began = time.monotonic()
+    until("three workers again", lambda: job.ended() or len(workers_of("elastic")) >= 8, 240)
+    say(f"three workers {time.monotonic() - began:.0f} s after the node's return")
+    job.succeed(400)
+    marks = workers_of("elastic")
+    again = {node for mark, node in marks.items() if mark not in three and mark not in two}
+    assert (set(two.values()), again, len(marks)) == ({"node-1", "node-2"}, set(NODES), 8)
+    traced = [json.loads(line)["step"] for line in (run / "trace-rank0.jsonl").read_text().splitlines()]
+    assert traced == list(range(1, steps + 1)), "a step was lost, or taken twice"
+    recorded(json.loads((run / "run.json").read_text())["mlflow_run_id"], steps)
+
+
 def recorded(run_id: str, steps: int) -> None:
     """MLflow has one curve, each point once, to the end."""
     client = mlflow_client(TRACKING)
@@ -335,3 +365,21 @@ def test_a_search_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
     for mark in (mark for number in range(trials) for mark in workers_of(f"{number:04d}")):
         assert "/working_dir_files/_ray_pkg_" in (RAN / mark).read_text(), "not the submitted tree"
     failure.mend()
+
+
+def test_the_cluster_goes_down(cluster: Cluster) -> None:
+    key = str(Path.home() / ".ssh" / "id_ed25519")
+    options = ["-q", "-i", key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+
+    def with_ray() -> list[str]:
+        looks = {at: subprocess.run(["ssh", *options, f"efafnet@{at}", "pgrep raylet"]) for at in NODES.values()}
+        return [address for address, look in looks.items() if look.returncode == 0]
+
+    assert set(with_ray()) == set(NODES.values())
+    file = cluster.checkout / "my-cluster.yaml"
+    with (cluster.checkout.parent / "down.log").open("w") as log:
+        subprocess.run(command("ray", "down", "-y", file), stdout=log, stderr=log, check=True, timeout=200)
+    assert HEAD not in with_ray()
+    began = time.monotonic()
+    until("the end of the workers, which notice that the head is gone", lambda: with_ray() == [], 180)
+    say(f"no Ray on any node {time.monotonic() - began:.0f} s after ray down")
