@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops import reader as reader_module
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.groups import GroupReader
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader, ReaderConfig, TrainReader, read_rows
 from efafnet.pipelines.crops.store import CropStore
@@ -106,6 +107,22 @@ def test_large_crops_are_shuffled_in_smaller_windows(store: CropStore, monkeypat
     assert reader_module.window_groups(store, 48) == 2
     monkeypatch.setattr(reader_module, "_WINDOW_BYTES", 1)
     assert reader_module.window_groups(store, 48) == 1
+
+
+def test_few_windows_of_large_crops_are_held(store: CropStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the reader looks ahead: those of two batches, which here may touch two windows each; not all 13."""
+    size, held = sum(shard.bytes for shard in store.manifest.shards), [0]
+    monkeypatch.setattr(reader_module, "_WINDOW_BYTES", 1.1 * size / 6)
+    want = GroupReader.want
+
+    def noted(self: GroupReader, keys: Iterable[tuple[int, int]]) -> None:
+        want(self, keys)
+        held.append(len({window for window, _ in self._held}))
+
+    monkeypatch.setattr(GroupReader, "want", noted)
+    with _train(store, global_batch=2) as reader:
+        assert len(list(reader.batches(0, 27))) == 27
+    assert 2 <= max(held) <= 4
 
 
 def test_an_epoch_has_every_person_once(store: CropStore) -> None:

@@ -12,7 +12,7 @@ from efafnet.models.settings import Settings
 from efafnet.platform.configuration import resolve
 from efafnet.tune_spaces.checking import check_space
 from efafnet.tune_spaces.reading import available_spaces, load_space, parse_space
-from efafnet.tune_spaces.space import Choice, Range, Scalar, Space, SpaceError, grid, parameters, suggest
+from efafnet.tune_spaces.space import Choice, Range, Scalar, Space, SpaceError, grid, grid_size, parameters, suggest
 
 SCHEDULES = """\
 about: Rate and schedule.
@@ -145,7 +145,7 @@ search:
   loss.kind: ohkm
 """
     points = grid(read(text))
-    assert len(points) == 3 * (3 + 1)
+    assert len(points) == grid_size(read(text)) == 3 * (3 + 1)
     assert points[0] == {
         "loss.hard_joints": 6,
         "schedule.kind": "multistep",
@@ -157,6 +157,8 @@ search:
 
 
 def test_a_continuous_range_has_no_grid() -> None:
+    assert grid_size(read(SCHEDULES)) is None
+    assert grid_size(read(SCHEDULES)) is None
     with pytest.raises(SpaceError, match=r"my\.yaml:3: a grid needs every value of optimizer\.lr.*add a step"):
         grid(read(SCHEDULES))
 

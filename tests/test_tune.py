@@ -19,11 +19,12 @@ from mlflow.entities import Run, ViewType
 from efafnet.pipelines.search.config import TuneConfig, automatic_name, paced, trial_config, with_settings
 from efafnet.pipelines.search.ledger import open_study
 from efafnet.pipelines.search.naming import describe, short_names
-from efafnet.pipelines.search.tune import run_tune, slots, trial_resources, tune
+from efafnet.pipelines.search.tune import _advise_grid, run_tune, slots, trial_resources, tune
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.tune_spaces.reading import parse_space
 from tests.training_cases import ROOT, write_store
 
 SPACE = """\
@@ -138,6 +139,14 @@ def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(
     with pytest.raises(ValueError, match=message):
         tune(config)
     assert not list(tmp_path.glob("runs/*/trials"))
+
+
+def test_a_grid_is_advised_where_trials_would_repeat_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    space = parse_space("search:\n  loss.hard_joints: {int: [1, 17]}\n", "r.yaml")
+    _advise_grid(space, 16, "tpe")
+    assert capsys.readouterr().err == ""
+    _advise_grid(space, 17, "tpe")
+    assert "r.yaml has 17 settings, and 17 trials are wanted: search.sampler=grid" in capsys.readouterr().err
 
 
 def test_another_search_in_the_same_directory_is_refused(tmp_path: Path) -> None:

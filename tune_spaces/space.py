@@ -62,13 +62,16 @@ class Range:
     log: bool = False
     step: float | None = None
 
+    @property
+    def count(self) -> int | None:
+        """How many values the range has, or None where it is continuous."""
+        step = self.step or (1 if self.integer else None)
+        return None if step is None else int((self.high - self.low) / step + 1e-9) + 1
+
     def lattice(self) -> list[float] | None:
         """Every value of the range, or None where it is continuous."""
-        step = self.step or (1 if self.integer else None)
-        if step is None:
-            return None
-        count = int((self.high - self.low) / step + 1e-9) + 1
-        return [self.low + index * step for index in range(count)]
+        count = self.count
+        return None if count is None else [self.low + index * (self.step or 1) for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,27 @@ def grid(space: Space) -> list[Settings]:
         SpaceError: a continuous range has no grid; it needs a ``step`` or a ``choice``.
     """
     return _grid(space, space.entries)
+
+
+def grid_size(space: Space) -> int | None:
+    """How many combinations ``grid`` has, without making them; None where it has none, for a continuous range."""
+    return _grid_size(space.entries)
+
+
+def _grid_size(entries: Sequence[Entry]) -> int | None:
+    size = 1
+    for entry in entries:
+        if isinstance(entry.domain, Fixed):
+            continue
+        sizes = (
+            [entry.domain.count]
+            if isinstance(entry.domain, Range)
+            else [_grid_size(option.entries) for option in entry.domain.options]
+        )
+        if None in sizes:
+            return None
+        size *= sum(each for each in sizes if each is not None)
+    return size
 
 
 def _grid(space: Space, entries: Sequence[Entry]) -> list[Settings]:

@@ -66,7 +66,9 @@ class _Sampling:
 class _Pipeline:
     """Threads and queues of one pass over planned steps."""
 
-    def __init__(self, store: CropStore, sampling: _Sampling, config: ReaderConfig, pin_memory: bool) -> None:
+    def __init__(
+        self, store: CropStore, sampling: _Sampling, config: ReaderConfig, pin_memory: bool, window_groups: int
+    ) -> None:
         self._store = store
         self._sampling = sampling
         self._config = config
@@ -74,33 +76,45 @@ class _Pipeline:
         self._decoder = CropDecoder(store.manifest.encoding)
         self._groups = GroupReader(store, config.read_threads)
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="crops-decode")
+        self._windows_ahead = max(1, int(2 * _WINDOW_BYTES / (window_groups * _group_bytes(store))) - 1)
+        """How many windows beyond that of the oldest batch may be held."""
+        self._next: Planned | None = None
+        """The step whose groups are read next."""
         self.wait_s = 0.0
 
     def run(self, plan: Iterable[Planned]) -> Iterator[Batch]:
         """Batches of ``plan`` in its order."""
         planned = iter(plan)
+        self._next = next(planned, None)
         reading: deque[Planned] = deque()
-        decoding: deque[tuple[Batch, list[Future[None]]]] = deque()
+        decoding: deque[tuple[Planned, Batch, list[Future[None]]]] = deque()
         while True:
-            self._read_ahead(planned, reading, len(decoding))
+            self._read_ahead(planned, reading, decoding)
             while reading and len(decoding) < self._config.prefetch_batches:
-                decoding.append(self._start(reading.popleft()))
-                self._read_ahead(planned, reading, len(decoding))
+                step = reading.popleft()
+                decoding.append((step, *self._start(step)))
+                self._read_ahead(planned, reading, decoding)
             if not decoding:
                 return
-            batch, parts = decoding.popleft()
+            _, batch, parts = decoding.popleft()
             began = time.perf_counter()
             for part in parts:
                 part.result()
             self.wait_s += time.perf_counter() - began
             yield batch
 
-    def _read_ahead(self, planned: Iterator[Planned], reading: deque[Planned], decoding: int) -> None:
-        depth = self._config.prefetch_batches - decoding + self._config.read_ahead_batches
-        while len(reading) < depth and (step := next(planned, None)) is not None:
-            keys = zip(step.windows.tolist(), step.groups.tolist(), strict=True)
+    def _read_ahead(
+        self, planned: Iterator[Planned], reading: deque[Planned], decoding: Sequence[tuple[Planned, object, object]]
+    ) -> None:
+        depth = self._config.prefetch_batches - len(decoding) + self._config.read_ahead_batches
+        while self._next is not None and len(reading) < depth:
+            oldest = decoding[0][0] if decoding else reading[0] if reading else self._next
+            if self._next.windows.max(initial=0) - oldest.windows.max(initial=0) > self._windows_ahead:
+                return
+            keys = zip(self._next.windows.tolist(), self._next.groups.tolist(), strict=True)
             self._groups.want(dict.fromkeys(keys))
-            reading.append(step)
+            reading.append(self._next)
+            self._next = next(planned, None)
 
     def _start(self, step: Planned) -> tuple[Batch, list[Future[None]]]:
         batch = self._empty_batch(step)
@@ -168,7 +182,9 @@ class _Pipeline:
 class _Reader:
     """What both readers share: settings, checks, the life of the threads."""
 
-    def __init__(self, store: CropStore, sampling: _Sampling, config: ReaderConfig, pin_memory: bool) -> None:
+    def __init__(
+        self, store: CropStore, sampling: _Sampling, config: ReaderConfig, pin_memory: bool, window_groups: int = 1
+    ) -> None:
         if store.num_persons == 0:
             raise ValueError(f"crop store {store.path} holds no persons; look at its rejects with: efafnet inspect")
         any_reduced = store.manifest.counts.reduced > 0
@@ -178,6 +194,7 @@ class _Reader:
         self.wait_s = 0.0
         self._sampling = sampling
         self._pin_memory = pin_memory
+        self._window_groups = window_groups
         # Weak, so that an iterator that nobody holds any more ends and takes its threads with it.
         self._running: weakref.WeakSet[Generator[Batch]] = weakref.WeakSet()
         # The threads are ours; OpenCV's own would compete with them.
@@ -190,7 +207,7 @@ class _Reader:
         return iterator
 
     def _run(self, plan: Iterable[Planned]) -> Generator[Batch]:
-        pipeline = _Pipeline(self.store, self._sampling, self.config, self._pin_memory)
+        pipeline = _Pipeline(self.store, self._sampling, self.config, self._pin_memory, self._window_groups)
         with closing(pipeline):
             for batch in pipeline.run(plan):
                 self.wait_s += pipeline.wait_s
@@ -213,8 +230,11 @@ class _Reader:
 
 def window_groups(store: CropStore, wanted: int) -> int:
     """Row groups of ``store`` that are shuffled together: ``wanted``, or what fits in 256 MiB, at least one."""
-    group_bytes = sum(shard.bytes for shard in store.manifest.shards) / len(store.row_groups)
-    return max(1, min(wanted, int(_WINDOW_BYTES / group_bytes)))
+    return max(1, min(wanted, int(_WINDOW_BYTES / _group_bytes(store))))
+
+
+def _group_bytes(store: CropStore) -> float:
+    return sum(shard.bytes for shard in store.manifest.shards) / len(store.row_groups)
 
 
 class TrainReader(_Reader):
@@ -241,7 +261,8 @@ class TrainReader(_Reader):
     ) -> None:
         """Raises ValueError where the store's envelope does not cover the samples, or a rank would get no sample."""
         config = config or ReaderConfig()
-        super().__init__(store, _Sampling(input_size, augmentation, seed, udp), config, pin_memory)
+        groups = window_groups(store, config.shuffle_groups) if store.num_persons else 1
+        super().__init__(store, _Sampling(input_size, augmentation, seed, udp), config, pin_memory, groups)
         if not 0 <= rank < world_size <= global_batch:
             raise ValueError(
                 f"{world_size} workers (rank {rank}) cannot share a global batch of {global_batch}: every worker needs "
@@ -254,7 +275,7 @@ class TrainReader(_Reader):
             )
         self.global_batch = global_batch
         self._rank, self._world_size = rank, world_size
-        self._order = SampleOrder(store.row_groups, store.digest, seed, window_groups(store, config.shuffle_groups))
+        self._order = SampleOrder(store.row_groups, store.digest, seed, groups)
 
     @property
     def samples_per_epoch(self) -> int:

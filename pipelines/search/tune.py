@@ -29,7 +29,7 @@ from efafnet.platform.configuration import absolute_paths, to_yaml
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.checking import check_space
 from efafnet.tune_spaces.reading import load_space
-from efafnet.tune_spaces.space import Space, grid
+from efafnet.tune_spaces.space import Space, grid, grid_size
 
 STUDY = "study.db"
 """The Optuna study, in the search's directory."""
@@ -102,11 +102,23 @@ def _open_ledger(config: TuneConfig, space: Space) -> Ledger:
     )
     if search.sampler == "grid":
         ledger.enqueue_grid()
+    else:
+        _advise_grid(space, ledger.trials, search.sampler)
     ledger.enqueue_start()
     if search.learn_from is not None:
         known = ledger.learn_from(open_study(search.learn_from / STUDY), str(search.learn_from))
         console.note(f"{known} trials of {search.learn_from} are known from the start")
     return ledger
+
+
+def _advise_grid(space: Space, trials: int, sampler: str) -> None:
+    """Say it where trials would repeat each other: the same settings and seed give the same figure."""
+    points = grid_size(space)
+    if points is not None and points <= trials:
+        console.note(
+            f"{space.source} has {points} settings, and {trials} trials are wanted: search.sampler=grid tries each "
+            f"once, {sampler} draws some again, which tells nothing new"
+        )
 
 
 def _search(books: Books) -> None:
