@@ -40,7 +40,11 @@ def may_pretend() -> bool:
 
 
 LOOK = r"""
-on() { ssh -q -i ~/.ssh/id_ed25519 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null efafnet@10.77.0.1"$@"; }
+# Who has just heard from a machine goes on calling it for two minutes after its power has gone.
+on() {
+  ssh -q -o ConnectTimeout=10 -i ~/.ssh/id_ed25519 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
+    efafnet@10.77.0.1"$@"
+}
 for i in 1 2; do
   on $i 'hostname; echo ~; tr "\0" " " < /proc/1/cmdline | grep -o -- "--boot ."; ls /tmp; ip route | cut -d" " -f 1-3'
   on $i "test -e $PWD/Makefile && echo not blind; touch /tmp/own /etc/own ~/efafnet-env/own /mnt/efafnet/seen-by-$i"
