@@ -109,6 +109,7 @@ class _Pipeline:
         depth = self._config.prefetch_batches - len(decoding) + self._config.read_ahead_batches
         while self._next is not None and len(reading) < depth:
             oldest = decoding[0][0] if decoding else reading[0] if reading else self._next
+            # The first batch of a window needs most of its groups: looking into one more would bring it in whole.
             if self._next.windows.max(initial=0) - oldest.windows.max(initial=0) > self._windows_ahead:
                 return
             keys = zip(self._next.windows.tolist(), self._next.groups.tolist(), strict=True)
