@@ -158,7 +158,6 @@ search:
 
 def test_a_continuous_range_has_no_grid() -> None:
     assert grid_size(read(SCHEDULES)) is None
-    assert grid_size(read(SCHEDULES)) is None
     with pytest.raises(SpaceError, match=r"my\.yaml:3: a grid needs every value of optimizer\.lr.*add a step"):
         grid(read(SCHEDULES))
 
