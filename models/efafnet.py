@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from efafnet.models.encoder import Features, ResidualEncoder
-from efafnet.models.fusion import FeatureFusion
+from efafnet.models.fusion import FeatureFusion, FusionBeforeDecoder
 from efafnet.models.layers import prediction_conv
 from efafnet.models.network_config import NetworkConfig
 from efafnet.models.pose_network import PoseNetwork, PoseOutput
@@ -20,8 +20,8 @@ class EFAFNet(PoseNetwork):
     """Heatmaps of K joints from crops of one person each.
 
     The road of Fig. 2: encoder (C2 ... C5, each bottleneck a FASM), FFM's spatial detail into C5, upsampling to 1/4,
-    FFM's fused features joined there, and a 1x1 to the heatmaps. Where there is neither FFM nor anything after DUC,
-    DUC emits the heatmaps itself (Table VI's DUC row).
+    FFM's fused features joined there, and a 1x1 to the heatmaps. Where FFM stands wholly before the decoder
+    (``ffm_order=before_decoder``) or is left out (Table VI's DUC row), DUC emits the heatmaps itself.
     """
 
     config: NetworkConfig
@@ -33,10 +33,12 @@ class EFAFNet(PoseNetwork):
         self.encoder = ResidualEncoder(config)
         self.upsample = _upsampling(config, high, num_joints)
         at_quarter: int = self.upsample.out_channels
-        self.fuse = None
-        if config.ffm:
+        self.fuse: FeatureFusion | FusionBeforeDecoder | None = None
+        if config.joined_at_quarter:
             self.fuse = FeatureFusion(low, high, at_quarter, config.scaled_gently(64))
             at_quarter = self.fuse.out_channels
+        elif config.ffm:
+            self.fuse = FusionBeforeDecoder(low, high, config.scaled_gently(64), config.scaled(256))
         self.predict = _prediction(config, at_quarter, num_joints)
         channels = dict(zip(("c2", "c3", "c4", "c5"), config.stage_channels, strict=True))
         self.auxiliary = nn.ModuleDict(
@@ -46,17 +48,22 @@ class EFAFNet(PoseNetwork):
     def forward(self, images: Tensor) -> PoseOutput:
         """Normalised images (N, 3, H, W), H and W multiples of 32 -> heatmaps, and in training the auxiliary ones."""
         features: Features = self.encoder(images)
-        c5 = features.c5
-        if self.fuse is not None:
-            c5 = self.fuse.low_to_high(features.c2, c5)
-        at_quarter = self.upsample(c5)
-        if self.fuse is not None:
-            at_quarter = self.fuse(features.c2, c5, at_quarter)
-        heatmaps = self.predict(at_quarter)
+        heatmaps = self.predict(self._decode(features.c2, features.c5))
         auxiliary = {}
         if self.training:
             auxiliary = {stage: head(getattr(features, stage)) for stage, head in self.auxiliary.items()}
         return PoseOutput(heatmaps, auxiliary)
+
+    def _decode(self, c2: Tensor, c5: Tensor) -> Tensor:
+        """C2, C5 -> the features (or heatmaps) at 1/4, FFM where the configuration has it."""
+        if isinstance(self.fuse, FusionBeforeDecoder):
+            c5 = self.fuse(c2, c5)
+        elif self.fuse is not None:
+            c5 = self.fuse.low_to_high(c2, c5)
+        upsampled: Tensor = self.upsample(c5)
+        if isinstance(self.fuse, FeatureFusion):
+            upsampled = self.fuse(c2, c5, upsampled)
+        return upsampled
 
 
 def _upsampling(
@@ -65,7 +72,7 @@ def _upsampling(
     """The module from 1/32 to 1/4 of the input."""
     if config.head in ("deconvolution", "deconvolution_duc"):
         return Deconvolutions(channels, config.scaled(256))
-    predicts = not config.ffm
+    predicts = not config.joined_at_quarter
     out_channels = num_joints if predicts else config.scaled_gently(32)
     hidden = config.scaled(512)
     if config.head == "duc_progressive":
@@ -77,6 +84,6 @@ def _prediction(config: NetworkConfig, channels: int, num_joints: int) -> nn.Mod
     """The module from the features at 1/4 to the heatmaps."""
     if config.head == "deconvolution_duc":
         return DenseUpsampling(channels, 0, num_joints, factor=4, predicts=True)
-    if not config.ffm and config.head in ("duc", "duc_progressive"):
+    if not config.joined_at_quarter and config.head in ("duc", "duc_progressive"):
         return nn.Identity()
     return prediction_conv(channels, num_joints)

@@ -23,10 +23,7 @@ class LowToHigh(nn.Module):
     def __init__(self, low_channels: int, high_channels: int, hidden: int) -> None:
         super().__init__()
         self.stride = conv_bn_relu(low_channels, hidden, 3, stride=2)
-        self.expand = conv_bn(hidden, high_channels, 1)
-        norm = self.expand[1]
-        assert isinstance(norm, nn.BatchNorm2d)
-        nn.init.zeros_(norm.weight)
+        self.expand = _zeroed(conv_bn(hidden, high_channels, 1))
 
     def forward(self, c2: Tensor, c5: Tensor) -> Tensor:
         """C2, C5 -> C5 with spatial detail, C5's shape."""
@@ -56,6 +53,35 @@ class HighToLow(nn.Module):
         return mixed
 
 
+class FusionBeforeDecoder(nn.Module):
+    """FFM in the order of the text: both directions end in C5 before anything is upsampled.
+
+    The text attaches DUC to the fused features and lets it upsample by 8, so what the green line fuses at 1/4 must come
+    back to 1/32. DUC's own rearrangement, reversed, takes it there: the 64 positions of an 8x8 patch become channels,
+    so no detail is averaged away; two 1x1 convolutions bring them to C5's width, the second with a batch norm that
+    starts at zero, as in `LowToHigh`.
+
+    Args:
+        low_channels, high_channels: of C2 and C5.
+        width: channels of the features fused at 1/4.
+        hidden: channels between the two 1x1 convolutions.
+    """
+
+    def __init__(self, low_channels: int, high_channels: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.low_to_high = LowToHigh(low_channels, high_channels, low_channels // 2)
+        self.high_to_low = HighToLow(low_channels, high_channels, width)
+        self.gather = nn.PixelUnshuffle(8)
+        self.reduce = conv_bn_relu(width * 8**2, hidden, 1)
+        self.expand = _zeroed(conv_bn(hidden, high_channels, 1))
+
+    def forward(self, c2: Tensor, c5: Tensor) -> Tensor:
+        """C2, C5 -> the fused features, C5's shape."""
+        c5 = self.low_to_high(c2, c5)
+        fused: Tensor = self.expand(self.reduce(self.gather(self.high_to_low(c2, c5))))
+        return c5 + fused
+
+
 class FeatureFusion(nn.Module):
     """FFM: both directions, and the convolution that joins the fused features with the upsampled ones at 1/4.
 
@@ -76,3 +102,11 @@ class FeatureFusion(nn.Module):
         """C2, the enriched C5, and the upsampled features (N, ., H/4, W/4) -> (N, width, H/4, W/4)."""
         joined: Tensor = self.join(torch.cat((self.high_to_low(c2, c5), upsampled), dim=1))
         return joined
+
+
+def _zeroed(layers: nn.Sequential) -> nn.Sequential:
+    """A convolution and its batch norm, the norm's scale set to zero: what it is added to starts unchanged."""
+    norm = layers[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    nn.init.zeros_(norm.weight)
+    return layers

@@ -56,6 +56,10 @@ class NetworkConfig(Settings):
     `literal` is eq. 8 with the identity added twice (deep encoders overflow half precision)."""
     ffm: bool = True
     """Feature fusion of Conv-2 and Conv-5, both ways."""
+    ffm_order: Literal["around_decoder", "before_decoder"] = "around_decoder"
+    """Where the fused features meet the decoder: `around_decoder` joins the half at 1/4 with the upsampled features, so
+    the detail at 1/4 reaches the heatmaps; `before_decoder` is the text's order: both halves are in C5 before it is
+    upsampled, and DUC emits the joints."""
     head: Literal["deconvolution", "duc", "duc_progressive", "deconvolution_duc"] = "duc"
     """From 1/32 to the heatmaps: three deconvolutions (SBN), DUC in one step of 8, DUC in three steps of 2, or the
     deconvolutions followed by DUC x4 to heatmaps of the input's full size."""
@@ -79,6 +83,8 @@ class NetworkConfig(Settings):
             raise ValueError(f"lss_relu=true belongs to LSS, which fsm={self.fsm} leaves out: unset one")
         if self.fam_recurrence != "literal" and self.fam == "none":
             raise ValueError(f"fam_recurrence={self.fam_recurrence} needs FAM, but fam=none: set fam=26w4s or unset it")
+        if self.ffm_order != "around_decoder" and not self.ffm:
+            raise ValueError(f"ffm_order={self.ffm_order} orders FFM, but ffm=false: set ffm=true or unset it")
         if len(set(self.auxiliary_stages)) != len(self.auxiliary_stages):
             raise ValueError(f"auxiliary_stages names a stage twice: {list(self.auxiliary_stages)}; name each once")
         return self
@@ -92,6 +98,11 @@ class NetworkConfig(Settings):
     def reduction(self) -> int:
         """CS reduction in force: `cs_reduction`, or the one that comes nearest to the paper's 37.0 M."""
         return self.cs_reduction or (16 if self.fasm_placement == "every_block" else 4)
+
+    @property
+    def joined_at_quarter(self) -> bool:
+        """True where FFM's fused features at 1/4 join the upsampled ones, so that a 1x1 emits the heatmaps."""
+        return self.ffm and self.ffm_order == "around_decoder"
 
     @property
     def heatmap_stride(self) -> int:

@@ -97,6 +97,10 @@ _WHOLE = (
     _variant("efafnet_r152_384x288", "384x288", PaperRow(("II", "XII"), 75.0), loss=_OHKM, encoder=_R152),
     _variant("efafnet_r50_256x192_mse", "256x192", PaperRow(()), note="without OHKM; not in the paper"),
     _variant(
+        "efafnet_r50_256x192_ffm_first", "256x192", PaperRow(()), ffm_order="before_decoder", loss=_OHKM,
+        note="FFM before the decoder and DUC emitting the joints, the text's order",
+    ),
+    _variant(
         "efafnet_r50_256x192_res2net", "256x192", PaperRow(()), fam_recurrence="res2net", loss=_OHKM,
         note="takes published Res2Net-50 26w x 4s weights",
     ),

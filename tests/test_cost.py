@@ -111,6 +111,7 @@ def test_the_hourglass_is_the_published_network() -> None:
     [
         ("sbn_r50_fasm_c", 40.18, 5.92),
         ("efafnet_r50_256x192", 37.52, 5.16),
+        ("efafnet_r50_256x192_ffm_first", 34.62, 4.85),
         ("sbn_r50_ffm", 34.96, 6.29),
         ("sbn_r50_duc", 29.57, 4.29),
         ("efafnet_nano", 1.87, 0.07),

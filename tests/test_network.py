@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from efafnet.models.encoder import Bottleneck, ResidualEncoder
+from efafnet.models.fusion import FusionBeforeDecoder
 from efafnet.models.heatmaps import HeatmapConfig, encode
 from efafnet.models.losses import LossConfig, pose_loss
 from efafnet.models.network import EFAFNet, NetworkConfig, PoseOutput, build_network, normalise
@@ -49,6 +50,9 @@ _SWITCHES: list[dict[str, Any]] = [
     {"head": "deconvolution"},
     {"head": "deconvolution_duc"},
     {"ffm": False, "head": "deconvolution_duc"},
+    {"ffm_order": "before_decoder"},
+    {"ffm_order": "before_decoder", "head": "deconvolution"},
+    {"ffm_order": "before_decoder", "head": "deconvolution_duc"},
     {"auxiliary_stages": ["c2"]},
     {"auxiliary_stages": []},
 ]
@@ -117,6 +121,36 @@ def test_fusion_starts_without_effect_on_c5() -> None:
     features = network.encoder(_images())
     assert network.fuse is not None
     torch.testing.assert_close(network.fuse.low_to_high(features.c2, features.c5), features.c5)
+
+
+def test_fusion_before_the_decoder_is_all_in_what_duc_reads_and_duc_emits_the_joints() -> None:
+    torch.manual_seed(0)
+    network = _nano(ffm_order="before_decoder").eval()
+    features = network.encoder(_images())
+    fuse = network.fuse
+    assert isinstance(fuse, FusionBeforeDecoder)
+    assert isinstance(network.predict, nn.Identity)
+    assert network.upsample.out_channels == 17
+    torch.testing.assert_close(fuse(features.c2, features.c5), features.c5)
+    pink, green = fuse.low_to_high.expand[1], fuse.expand[1]
+    assert isinstance(pink, nn.BatchNorm2d)
+    assert isinstance(green, nn.BatchNorm2d)
+    nn.init.ones_(pink.weight)
+    nn.init.ones_(green.weight)
+    # What reaches the joints is DUC of the fused features, nothing beside it.
+    torch.testing.assert_close(network(_images()).heatmaps, network.upsample(fuse(features.c2, features.c5)))
+    # A change in one pixel of C2 reaches C5 by the green line alone where the pink one is closed, at the 1/32 of its
+    # patch and, through the 3x3 that mixes, of a neighbouring one at most.
+    nn.init.zeros_(pink.weight)
+    nudged = features.c2.clone()
+    nudged[:, :, 12, 12] += 1
+    moved = (fuse(nudged, features.c5) - fuse(features.c2, features.c5)).abs().sum(dim=(0, 1)) > 0
+    assert moved.nonzero().tolist() == [[1, 1]]
+
+
+def test_an_order_without_fusion_is_refused() -> None:
+    with pytest.raises(ValueError, match="ffm_order=before_decoder orders FFM, but ffm=false"):
+        NetworkConfig(ffm=False, ffm_order="before_decoder")
 
 
 def test_crops_of_a_batch_do_not_see_each_other_in_eval_mode() -> None:

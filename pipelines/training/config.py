@@ -225,6 +225,9 @@ class TrainConfig(Settings):
         del flat["validation.where"]
         if self.fork is None:
             del flat["fork"]  # runs from before there were forks stay what they are
+        for key, value in _ADDED.items():
+            if flat.get(key) == value:
+                del flat[key]  # likewise
         # The only one of the reader's settings that changes the order of the samples.
         order = {"reader.shuffle_groups": self.reader.shuffle_groups}
         return {**flat, **order, "data.train": train_digest, "data.val": val_digest}
@@ -235,6 +238,9 @@ _INCIDENTAL = (
     "protocol", "name", "runs", "data", "device", "workers", "worker", "cluster", "reader", "checkpoint", "tracking",
     "log_every_steps", "trace",
 )  # fmt: skip
+
+_ADDED = {"network.ffm_order": "around_decoder"}
+"""Settings that came later, at the values under which a run is what it was without them."""
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
