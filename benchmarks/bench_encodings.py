@@ -25,7 +25,8 @@ from benchmarks.people import People, arguments, cpu_s, people
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.crops.reader import ReaderConfig, TrainReader
+from efafnet.pipelines.crops.config import ReaderConfig
+from efafnet.pipelines.crops.reader import TrainReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.platform import console
 

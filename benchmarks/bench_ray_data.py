@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from benchmarks.people import Rate, arguments, cpu_s, people
 from efafnet.models.settings import InputSize
-from efafnet.pipelines.crops.reader import EvalReader, ReaderConfig
+from efafnet.pipelines.crops.config import ReaderConfig
+from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.store_prediction import CropView
 from efafnet.platform import cluster, console

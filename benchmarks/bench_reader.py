@@ -31,15 +31,17 @@ from torch.utils.data import DataLoader
 
 from benchmarks.peer_loader import PeerDataset
 from benchmarks.people import People, Rate, arguments, cpu_s, median_ratio, people
-from efafnet.models.heatmaps import HeatmapConfig, encode
+from efafnet.models.config import HeatmapConfig
+from efafnet.models.heatmaps import encode
 from efafnet.models.network import normalise
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.groups import GroupReader
 from efafnet.pipelines.crops.order import SampleOrder
-from efafnet.pipelines.crops.reader import ReaderConfig, TrainReader, window_groups
+from efafnet.pipelines.crops.reader import TrainReader, window_groups
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.platform import console
 

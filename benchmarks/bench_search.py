@@ -25,8 +25,8 @@ from typing import Any
 
 import psutil
 
-from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
-from efafnet.pipelines.search.ledger import Ledger, Sampler, open_study
+from efafnet.pipelines.search.config import Sampler, TuneConfig, paced, trial_config
+from efafnet.pipelines.search.ledger import Ledger, open_study
 from efafnet.pipelines.search.stopping import halving_stops, rungs
 from efafnet.pipelines.search.trial import Watch
 from efafnet.pipelines.search.tune import tune

@@ -25,14 +25,8 @@ from efafnet.models.network import build_network
 from efafnet.models.skeleton import COCO_17
 from efafnet.models.variants import Variant, variant
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.training.step import (
-    ComputeConfig,
-    OptimizerConfig,
-    Precision,
-    Trainee,
-    build_optimizer,
-    train_step,
-)
+from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig, Precision
+from efafnet.pipelines.training.step import Trainee, build_optimizer, train_step
 from efafnet.platform import console
 
 NETWORKS = ("sbn_r50_256x192", "efafnet_r50_256x192", "hrnet_w32_256x192")

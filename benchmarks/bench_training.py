@@ -29,11 +29,12 @@ import torch
 from efafnet.models.cost import network_cost
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.config_groups import CheckpointConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.preparation import build_trainee
 from efafnet.pipelines.training.ray_run import train
-from efafnet.pipelines.training.state import CheckpointConfig, Checkpoints, Progress
+from efafnet.pipelines.training.state import Checkpoints, Progress
 from efafnet.platform import console
 from efafnet.platform.cluster import ClusterConfig, connect
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve

@@ -21,40 +21,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from efafnet.models.settings import InputSize, Settings
-
-
-class HeatmapConfig(Settings):
-    """How joints are drawn as heatmaps and read back."""
-
-    sigma_px: float = Field(default=2.0, gt=0)
-    """Standard deviation of the target's Gaussian in heatmap pixels: 2 for 256x192 inputs, 3 for 384x288."""
-    stride: Literal[1, 2, 4] = 4
-    """Input pixels per heatmap pixel; must be the network's."""
-    encoding: Literal["quantised", "unquantised", "udp"] = "quantised"
-    """Where the Gaussian stands: on the nearest heatmap pixel (SBN), exactly (DARK), or exactly with UDP's scale."""
-    decoding: Literal["argmax", "quarter", "dark", "udp"] = "quarter"
-    """From heatmap to joint: the maximum; shifted a quarter pixel towards the higher neighbour (SBN); DARK's or UDP's
-    second-order step on the smoothed logarithm."""
-
-    @model_validator(mode="after")
-    def _matching(self) -> HeatmapConfig:
-        if self.decoding == "udp" and self.encoding != "udp":
-            raise ValueError(
-                f"decoding=udp belongs to encoding=udp; got encoding={self.encoding}: set decoding=dark or encoding=udp"
-            )
-        return self
-
-    @property
-    def flip_shift(self) -> bool:
-        """Whether the flip test must shift the mirrored heatmaps by one column: yes, unless UDP's scale is used."""
-        return self.encoding != "udp"
+from efafnet.models.config import HeatmapConfig
+from efafnet.models.settings import InputSize
 
 
 @dataclass

@@ -14,35 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import model_validator
 from torch import Tensor
 
+from efafnet.models.config import InitialisationConfig
 from efafnet.models.efafnet import EFAFNet
 from efafnet.models.network_config import BLOCKS
-from efafnet.models.settings import Settings
 
 Kind = Literal["resnet", "res2net"]
 _DEPTHS: dict[tuple[int, ...], str] = {counts: name for name, counts in BLOCKS.items() if name != "nano"}
-
-
-class InitialisationConfig(Settings):
-    """Where the encoder's weights come from. With neither setting the network starts at random."""
-
-    weights: Path | None = None
-    """File of ImageNet weights: a torchvision ResNet, or a Res2Net 26w x 4s, as .pth or .safetensors."""
-    download: bool = False
-    """Fetch torchvision's ImageNet weights (V1) for the encoder's depth over the network, or from its cache."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> InitialisationConfig:
-        if self.download and self.weights is not None:
-            raise ValueError(f"weights={self.weights} and download=true name two sources: set one of them")
-        return self
-
-    @property
-    def wanted(self) -> bool:
-        """Whether there is a source."""
-        return self.download or self.weights is not None
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,14 @@ Shapes: N crops, K joints, h w the heatmap's side lengths.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from efafnet.models.config import LossConfig
 from efafnet.models.heatmaps import HeatmapTarget
 from efafnet.models.network import PoseOutput
-from efafnet.models.settings import Settings
-
-
-class LossConfig(Settings):
-    """What training minimises."""
-
-    kind: Literal["mse", "ohkm"] = "mse"
-    """Mean over all joints (mse), or over the hardest joints of each person (ohkm; the paper's best is 8 of 17)."""
-    hard_joints: int = Field(default=8, ge=1)
-    """R, how many joints of a person OHKM keeps, 1 to K. Read by kind=ohkm only."""
-    auxiliary_weight: float = Field(default=0.25, ge=0, le=1)
-    """Weight of each intermediate supervision head beside the final one's 1. Without effect on a network without."""
 
 
 @dataclass
@@ -39,15 +26,6 @@ class PoseLoss:
     """(N, K) float32, detached: the final head's squared error of each joint, before any mining."""
     by_head: dict[str, Tensor]
     """(N,) float32 each, detached and unweighted: `final` and the auxiliary heads by stage."""
-
-
-def check(config: LossConfig, num_joints: int) -> None:
-    """Refuse a loss that this skeleton cannot have. Raises ValueError if OHKM should keep more joints than exist."""
-    if config.kind == "ohkm" and config.hard_joints > num_joints:
-        raise ValueError(
-            f"hard_joints={config.hard_joints} keeps more joints than the skeleton's {num_joints}: "
-            f"set loss.hard_joints to 1..{num_joints}, or loss.kind=mse"
-        )
 
 
 def joint_errors(heatmaps: Tensor, target: HeatmapTarget) -> Tensor:
@@ -101,7 +79,7 @@ def pose_loss(
     final = errors.mean(1)
     if config.kind == "ohkm":
         hardest = config.hard_joints if hard_joints is None else hard_joints
-        check(config.model_copy(update={"hard_joints": hardest}), errors.shape[1])
+        config.model_copy(update={"hard_joints": hardest}).check(errors.shape[1])
         final = errors.topk(hardest, dim=1, sorted=False).values.mean(1)
     by_head = {"final": final.detach()}
     total = final

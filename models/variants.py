@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from efafnet.models.heatmaps import HeatmapConfig
-from efafnet.models.losses import LossConfig
+from efafnet.models.config import HeatmapConfig, LossConfig
 from efafnet.models.network_config import AnyNetworkConfig, network_config
 from efafnet.models.settings import InputSize
 

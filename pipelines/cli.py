@@ -57,6 +57,7 @@ COMMANDS = (
     Command(
         "inspect", f"{_HERE}.crops.inspect", "InspectConfig", "run_inspect", ("store",),
         "Show what a crop store holds and draw some of its persons.",
+        config_module=f"{_HERE}.crops.config",
     ),
     Command(
         "train", f"{_HERE}.training.ray_run", "TrainConfig", "run_train", (_PRESET,),
@@ -66,15 +67,17 @@ COMMANDS = (
     Command(
         "evaluate", f"{_HERE}.evaluation.evaluate", "EvaluateConfig", "run_evaluate", ("checkpoint", "data"),
         "Predict with a checkpoint, measure it, and draw its best and worst persons.",
+        config_module=f"{_HERE}.evaluation.config",
     ),
     Command(
         "predict", f"{_HERE}.prediction.predict", "PredictConfig", "run_predict", ("checkpoint", "inputs"),
         "Find the joints of the persons in images, folders of images and videos.",
-        takes_many=True, options=("output",),
+        config_module=f"{_HERE}.prediction.config", takes_many=True, options=("output",),
     ),
     Command(
         "export", f"{_HERE}.prediction.export", "ExportConfig", "run_export", ("checkpoint", "out"),
         "Write a network for other programs: ONNX or torch.export, checked against PyTorch.",
+        config_module=f"{_HERE}.prediction.config",
     ),
     Command(
         "score", f"{_HERE}.evaluation.score", "ScoreConfig", "run_score", ("predictions", "annotations"),
@@ -93,6 +96,7 @@ COMMANDS = (
     Command(
         "report", f"{_HERE}.report.report", "ReportConfig", "run_report", (),
         "Compare MLflow runs in one HTML page and a table.",
+        config_module=f"{_HERE}.report.config",
     ),
     Command(
         "models", f"{_HERE}.models_table", "ModelsConfig", "run_models", (),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from efafnet.models.cost import Cost, network_cost
+from typing import TYPE_CHECKING
+
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import SKELETONS
 from efafnet.models.variants import VARIANTS, Variant, variant
 from efafnet.platform import console
+
+if TYPE_CHECKING:
+    from efafnet.models.cost import Cost
 
 _COLUMNS = (
     "network", "input", "params M", "GMAC", "paper-G", "saved MB", "paper: params M", "paper-G", "AP", "tables",
@@ -24,6 +28,8 @@ class ModelsConfig(Settings):
 
 def run_models(config: ModelsConfig) -> None:
     """Print the table of the networks, and under it where they differ from the paper. ValueError for unknown names."""
+    from efafnet.models.cost import network_cost
+
     if config.skeleton not in SKELETONS:
         raise ValueError(f"skeleton={config.skeleton}: unknown; known: {', '.join(SKELETONS)}")
     joints = SKELETONS[config.skeleton].num_joints

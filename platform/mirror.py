@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from pyarrow import fs
 from pydantic import BeforeValidator
 
 from efafnet.platform.storage import free_bytes, write_text
@@ -41,6 +40,8 @@ def cache_directory() -> Path:
 def read_remote(location: str, name: str) -> bytes:
     """Content of the file ``name`` in ``location``; FileNotFoundError or OSError with the address in its message."""
     with _refused(location, name):
+        from pyarrow import fs
+
         filesystem, root = fs.FileSystem.from_uri(location)
         with filesystem.open_input_file(f"{root}/{name}") as file:
             return bytes(file.read())
@@ -134,6 +135,8 @@ class Mirror:
     def _copy(self, name: str, target: Path) -> str:
         digest: Any = hashlib.sha256()
         with _refused(self.location, name):
+            from pyarrow import fs
+
             filesystem, root = fs.FileSystem.from_uri(self.location)
             source = filesystem.open_input_stream(f"{root}/{name}")
         with source, target.open("wb") as file:

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from efafnet.models.skeleton import COCO_17, Skeleton
-from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.pipelines.evaluation.config import TestConfig
 from efafnet.pipelines.evaluation.predictions import person_scores, results_of_columns
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

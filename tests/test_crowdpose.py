@@ -4,7 +4,8 @@ import pytest
 
 from efafnet.models.skeleton import CROWDPOSE_14
 from efafnet.pipelines.evaluation.columns import detections, truth
-from efafnet.pipelines.evaluation.crowdpose import CrowdSplit, crowdpose_figures
+from efafnet.pipelines.evaluation.config import CrowdSplit
+from efafnet.pipelines.evaluation.crowdpose import crowdpose_figures
 from efafnet.pipelines.evaluation.matching import match
 from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from tests.evaluation_cases import published_predictions, random_case, shared_json

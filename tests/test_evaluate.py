@@ -20,7 +20,8 @@ from efafnet.models.skeleton import COCO_17, CROWDPOSE_14, MPII_16, Skeleton
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.evaluate import EvaluateConfig, evaluate, run_evaluate
+from efafnet.pipelines.evaluation.config import EvaluateConfig
+from efafnet.pipelines.evaluation.evaluate import evaluate, run_evaluate
 from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from efafnet.pipelines.evaluation.predictions import Predictions
 from efafnet.pipelines.evaluation.score import ScoreConfig, score

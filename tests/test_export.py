@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from efafnet.models.heatmaps import HeatmapConfig, decode, flip_average
+from efafnet.models.config import HeatmapConfig
+from efafnet.models.heatmaps import decode, flip_average
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines import cli
 from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.prediction import PosePredictor, export
-from efafnet.pipelines.prediction.export import ExportConfig, Exported, run_export
+from efafnet.pipelines.prediction.config import ExportConfig
+from efafnet.pipelines.prediction.export import Exported, run_export
 from tests import crop_data, prediction_cases
 
 needs_onnx = pytest.mark.skipif(

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from efafnet.models.heatmaps import HeatmapConfig, decode, encode, flip_average
+from efafnet.models.config import HeatmapConfig
+from efafnet.models.heatmaps import decode, encode, flip_average
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, SKELETONS, Skeleton
 

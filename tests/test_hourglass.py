@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from efafnet.models.heatmaps import HeatmapConfig, encode
+from efafnet.models.config import HeatmapConfig, LossConfig
+from efafnet.models.heatmaps import encode
 from efafnet.models.hourglass import Hourglass, PreactivatedBottleneck, StackedHourglass
-from efafnet.models.losses import LossConfig, pose_loss
+from efafnet.models.losses import pose_loss
 from efafnet.models.network import HourglassConfig
 from efafnet.models.settings import InputSize
 

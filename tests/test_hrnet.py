@@ -7,9 +7,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from efafnet.models.heatmaps import HeatmapConfig, encode
+from efafnet.models.config import HeatmapConfig, LossConfig
+from efafnet.models.heatmaps import encode
 from efafnet.models.hrnet import ExchangeBlock, HRNet
-from efafnet.models.losses import LossConfig, pose_loss
+from efafnet.models.losses import pose_loss
 from efafnet.models.network import HRNetConfig, build_network
 from efafnet.models.settings import InputSize
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.config import HeatmapConfig
 from efafnet.models.network import PoseOutput
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from efafnet.models.initialisation import InitialisationConfig, InitialisationReport, initialise
+from efafnet.models.config import InitialisationConfig
+from efafnet.models.initialisation import InitialisationReport, initialise
 from efafnet.models.network import EFAFNet, NetworkConfig, build_network
 from efafnet.models.variants import SBN
 

@@ -10,7 +10,8 @@ import torch
 
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.crops.inspect import InspectConfig, contact_sheet, run_inspect
+from efafnet.pipelines.crops.config import InspectConfig
+from efafnet.pipelines.crops.inspect import contact_sheet, run_inspect
 from efafnet.pipelines.crops.prepare import run_prepare
 from tests import crop_data
 

@@ -207,6 +207,20 @@ def test_a_bare_machine_can_train_and_predict() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_settings_are_explained_without_anything_heavy() -> None:
+    """``efafnet COMMAND --help`` answers in a fraction of a second: importing torch alone takes longer."""
+    program = (
+        "import importlib, sys\n"
+        "from efafnet.pipelines.cli import COMMANDS\n"
+        "for command in COMMANDS:\n"
+        "    importlib.import_module(command.config_module or command.module)\n"
+        "    loaded = {'torch', 'ray', 'mlflow', 'optuna', 'pandas', 'plotly', 'matplotlib'} & set(sys.modules)\n"
+        "    assert not loaded, f'the settings of {command.name} import {loaded}'\n"
+    )
+    done = python(program)
+    assert done.returncode == 0, done.stderr
+
+
 # ---- the standard library wins
 
 LOOK = (

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from efafnet.models.config import LossConfig
 from efafnet.models.heatmaps import HeatmapTarget
-from efafnet.models.losses import LossConfig, check, joint_errors, pose_loss
+from efafnet.models.losses import joint_errors, pose_loss
 from efafnet.models.network import PoseOutput
 
 MSE = LossConfig(kind="mse")
@@ -125,7 +126,7 @@ def test_a_target_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_check_refuses_more_hard_joints_than_joints() -> None:
-    check(LossConfig(kind="ohkm", hard_joints=14), 14)
-    check(LossConfig(kind="mse", hard_joints=17), 14)
+    LossConfig(kind="ohkm", hard_joints=14).check(14)
+    LossConfig(kind="mse", hard_joints=17).check(14)
     with pytest.raises(ValueError, match=r"hard_joints=15 .* 14: set loss.hard_joints to 1\.\.14, or loss.kind=mse"):
-        check(LossConfig(kind="ohkm", hard_joints=15), 14)
+        LossConfig(kind="ohkm", hard_joints=15).check(14)

@@ -9,10 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from efafnet.models.config import HeatmapConfig, LossConfig
 from efafnet.models.encoder import Bottleneck, ResidualEncoder
 from efafnet.models.fusion import FusionBeforeDecoder
-from efafnet.models.heatmaps import HeatmapConfig, encode
-from efafnet.models.losses import LossConfig, pose_loss
+from efafnet.models.heatmaps import encode
+from efafnet.models.losses import pose_loss
 from efafnet.models.network import EFAFNet, NetworkConfig, PoseOutput, build_network, normalise
 from efafnet.models.settings import InputSize
 from efafnet.models.variants import SBN

@@ -15,10 +15,12 @@ from pycocotools.coco import COCO
 
 from efafnet.pipelines import cli
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.evaluate import EvaluateConfig, evaluate
+from efafnet.pipelines.evaluation.config import EvaluateConfig
+from efafnet.pipelines.evaluation.evaluate import evaluate
 from efafnet.pipelines.prediction import PosePredictor, work
+from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.person_boxes import Boxes
-from efafnet.pipelines.prediction.predict import PredictConfig, Prediction, run_predict
+from efafnet.pipelines.prediction.predict import Prediction, run_predict
 from efafnet.pipelines.prediction.sources import find_sources, read_video
 from efafnet.platform.configuration import resolve
 from tests import crop_data, prediction_cases

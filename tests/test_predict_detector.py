@@ -12,7 +12,8 @@ import torch
 from torchvision.models import get_model  # type: ignore[import-untyped]
 
 from efafnet.models.network import build_network
-from efafnet.pipelines.prediction.detector import DetectorConfig, PersonDetector
+from efafnet.pipelines.prediction.config import DetectorConfig
+from efafnet.pipelines.prediction.detector import PersonDetector
 from tests import crop_data, prediction_cases
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"

@@ -10,7 +10,7 @@ import pytest
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17
-from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.pipelines.evaluation.config import TestConfig
 from efafnet.pipelines.evaluation.predictions import (
     Predictions,
     coco_results,

@@ -13,9 +13,9 @@ import yaml
 
 from efafnet.models.skeleton import MPII_16
 from efafnet.pipelines.crops import geometry
-from efafnet.pipelines.evaluation.actors import ActorsConfig
-from efafnet.pipelines.evaluation.store_prediction import WorkersConfig, predict_here
-from efafnet.pipelines.evaluation.trained import TestOverrides, load_trained
+from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, WorkersConfig
+from efafnet.pipelines.evaluation.store_prediction import predict_here
+from efafnet.pipelines.evaluation.trained import load_trained
 from efafnet.pipelines.prediction import PosePredictor
 from efafnet.pipelines.prediction.predictor import skeleton_of_checkpoint
 from tests import crop_data, prediction_cases, training_cases

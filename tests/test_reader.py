@@ -18,9 +18,10 @@ from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops import reader as reader_module
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.pipelines.crops.groups import GroupReader
 from efafnet.pipelines.crops.prepare import run_prepare
-from efafnet.pipelines.crops.reader import EvalReader, ReaderConfig, TrainReader, read_rows
+from efafnet.pipelines.crops.reader import EvalReader, TrainReader, read_rows
 from efafnet.pipelines.crops.store import CropStore
 from tests import crop_data
 

@@ -14,9 +14,10 @@ import optuna
 import pytest
 from mlflow.entities import Metric
 
+from efafnet.pipelines.report.config import ReportConfig
 from efafnet.pipelines.report.data import ReportError, RunData, differing, load_runs
 from efafnet.pipelines.report.figures import run_charts, study_charts
-from efafnet.pipelines.report.report import ReportConfig, remarks, run_report
+from efafnet.pipelines.report.report import remarks, run_report
 from efafnet.pipelines.report.tables import duration, grouped, run_table, setting_text
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json, study_to_json
 from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet

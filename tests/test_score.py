@@ -9,9 +9,9 @@ import pytest
 import scipy.io
 
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
+from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from efafnet.pipelines.evaluation.score import ScoreConfig, run_score, score
-from efafnet.pipelines.evaluation.scoring import ScoringConfig
 from tests.evaluation_cases import published_predictions, pycocotools_boxes, random_case, result, shared_json
 
 QUICK = ScoringConfig(bootstrap=50)

@@ -7,7 +7,6 @@ from typing import Any
 import optuna
 import pytest
 
-from efafnet.models import losses
 from efafnet.pipelines.search.config import with_settings
 from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.training.config import TrainConfig
@@ -33,7 +32,7 @@ def test_every_space_is_possible_with_its_preset(name: str) -> None:
 
     def build(settings: dict[str, Any]) -> TrainConfig:
         config = resolve(TrainConfig, with_settings(tree, settings))
-        losses.check(config.loss, JOINTS[preset])
+        config.loss.check(JOINTS[preset])
         return config
 
     assert check_space(space, build) >= 2

@@ -10,10 +10,11 @@ import torch
 from pydantic import ValidationError
 
 from efafnet.pipelines.training import state
+from efafnet.pipelines.training.config_groups import CheckpointConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.preparation import build_trainee
-from efafnet.pipelines.training.state import CheckpointConfig, Checkpoints, Progress, restore
+from efafnet.pipelines.training.state import Checkpoints, Progress, restore
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform.checkpoint import load_checkpoint
 from tests.training_cases import config_of

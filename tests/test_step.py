@@ -10,20 +10,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from efafnet.models.heatmaps import HeatmapConfig, encode
-from efafnet.models.losses import LossConfig
+from efafnet.models.config import HeatmapConfig, LossConfig
+from efafnet.models.heatmaps import encode
 from efafnet.models.network import PoseOutput, normalise
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.training.step import (
-    ComputeConfig,
-    OptimizerConfig,
-    Precision,
-    Trainee,
-    average_of,
-    build_optimizer,
-    train_step,
-)
+from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig, Precision
+from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer, train_step
 
 SIZE = InputSize(height=64, width=32)
 JOINTS = 3

@@ -9,39 +9,21 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-from pydantic import Field
 
-from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import philox
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import REJECTS, CropStore
 from efafnet.platform import console, storage
-from efafnet.platform.mirror import Location, is_address
+from efafnet.platform.mirror import is_address
 
 UInt8 = npt.NDArray[np.uint8]
 
 _LEFT, _RIGHT, _MIDDLE = (80, 200, 255), (255, 120, 80), (120, 255, 120)
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-
-
-class InspectConfig(Settings):
-    """Which store to look at, and how."""
-
-    store: Location
-    """Directory of the crop store, or its address: s3://…, gs://…."""
-    sheet: Path | None = None
-    """PNG file for the contact sheet; by default STORE-sheet.png beside the store (here, for one with an address)."""
-    crops: int = Field(default=24, ge=0)
-    """Persons on the contact sheet, drawn at random; 0 for none."""
-    augmented: bool = False
-    """Show augmented training samples (COCO's settings, within the store's envelope) instead of plain crops."""
-    seed: int = 0
-    """Chooses the persons."""
-    verify: bool = True
-    """Read every byte and compare digests."""
 
 
 def run_inspect(config: InspectConfig) -> None:

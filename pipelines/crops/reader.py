@@ -19,12 +19,12 @@ from typing import Self
 import cv2
 import numpy as np
 import torch
-from pydantic import Field
 
-from efafnet.models.settings import InputSize, Settings
+from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops import augmentation, geometry
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.groups import Group, GroupReader
@@ -35,22 +35,6 @@ from efafnet.pipelines.crops.store import CropStore
 _WINDOW_BYTES = 256 * 2**20
 # Samples that one thread prepares in one go: large enough that the arithmetic in numpy does not show.
 _CHUNK = 64
-
-
-class ReaderConfig(Settings):
-    """How a store is read. None of these settings changes what a sample looks like."""
-
-    threads: int = Field(default=2, ge=1)
-    """Threads that decode and warp, per training worker."""
-    read_threads: int = Field(default=1, ge=1)
-    """Threads that read Parquet, per training worker. More help where the store is remote."""
-    prefetch_batches: int = Field(default=4, ge=1)
-    """Batches prepared ahead of the consumer, per training worker."""
-    read_ahead_batches: int = Field(default=16, ge=0)
-    """Batches beyond the prepared ones whose crops are already being read, per training worker."""
-    shuffle_groups: int = Field(default=48, ge=1)
-    """Row groups shuffled together, fewer where their crops would take more than 256 MiB (raw crops do). A worker that
-    reads alone holds up to twice this many; unlike the others, this setting changes the order of the samples."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 
 from efafnet.pipelines.evaluation.columns import Truth
+from efafnet.pipelines.evaluation.config import CrowdSplit
 from efafnet.pipelines.evaluation.matching import MatchTable
 from efafnet.pipelines.evaluation.metrics import curves, summary
-
-CrowdSplit = Literal["tool", "paper"]
 
 BOUNDS: dict[CrowdSplit, tuple[float, float]] = {"tool": (0.2, 0.8), "paper": (0.1, 0.8)}
 """Crowd index from which an image is medium, and from which it is hard: the official tool's, and CrowdPose's text's."""

@@ -8,30 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
 from efafnet.pipelines.evaluation.boxes import box_figures
 from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY, truth
+from efafnet.pipelines.evaluation.config import (
+    EvaluateConfig,
+    TestConfig,
+)
 from efafnet.pipelines.evaluation.gallery import has_annotated_boxes, write_galleries
-from efafnet.pipelines.evaluation.inference import TestConfig
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
 from efafnet.pipelines.evaluation.protocols import departures, described
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
-from efafnet.pipelines.evaluation.scoring import (
-    Scored,
-    ScoringConfig,
-    score_persons,
-    score_results,
-    show,
-    write_picture,
-)
-from efafnet.pipelines.evaluation.store_prediction import WorkersConfig, predict_here, predict_with_ray
-from efafnet.pipelines.evaluation.trained import TestOverrides, Trained, Weights, load_trained, open_store
+from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
+from efafnet.pipelines.evaluation.store_prediction import predict_here, predict_with_ray
+from efafnet.pipelines.evaluation.trained import Trained, load_trained, open_store
 from efafnet.platform import console
 from efafnet.platform.cluster import connect
-from efafnet.platform.mirror import Location
 from efafnet.platform.provenance import code_version
 from efafnet.platform.storage import atomic_directory, check_output, write_json, write_text
 
@@ -40,32 +32,6 @@ METRICS = "metrics.json"
 ERRORS = "errors.png"
 _OF_TESTING = ("test.", "heatmap.decoding", "box_rule")
 """What of a protocol a test can depart from, by the start of the keys."""
-
-
-class EvaluateConfig(Settings):
-    """Measure a trained network on a crop store."""
-
-    checkpoint: Path
-    """Checkpoint directory, or a run's directory (then its best checkpoint)."""
-    data: Location
-    """Crop store, a directory made by `efafnet prepare` or its address; with annotated boxes or a detector's."""
-    output: Path = Path("evaluation")
-    """Directory for predictions.json (COCO results), metrics.json, errors.png, best.jpg and worst.jpg."""
-    overwrite: bool = False
-    """Whether an output that exists is replaced."""
-    weights: Weights = "best"
-    """Which weights of the checkpoint: best takes the moving average where one was kept."""
-    network: dict[str, Any] = Field(default_factory=dict)
-    """Switches the network must have, for example network.ffm=true; a checkpoint of another is refused."""
-    test: TestOverrides = TestOverrides()
-    workers: WorkersConfig = WorkersConfig()
-    scoring: ScoringConfig = ScoringConfig()
-    overlays: int = Field(default=12, ge=0)
-    """Persons in each of best.jpg and worst.jpg; 0 for no pictures."""
-    mlflow: bool = False
-    """Log figures and files to the MLflow run that wrote the checkpoint, under evaluation/."""
-    tracking_uri: str | None = None
-    """Address of the MLflow store that holds the run; none for the training's own, then MLFLOW_TRACKING_URI."""
 
 
 @dataclass(frozen=True)

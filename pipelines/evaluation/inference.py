@@ -7,38 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 
-from efafnet.models.heatmaps import HeatmapConfig, decode, flip_average
+from efafnet.models.config import HeatmapConfig
+from efafnet.models.heatmaps import decode, flip_average
 from efafnet.models.network import normalise
-from efafnet.models.settings import InputSize, Settings
+from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.batch import Batch
-
-
-class TestConfig(Settings):
-    """How a network is tested: what is averaged, how persons are scored, which duplicates go."""
-
-    __test__: ClassVar[bool] = False  # not a test case, whatever pytest thinks of the name
-
-    flip_test: bool = True
-    """Average the heatmaps with those of the mirrored crop (twice the computation)."""
-    batch_size: int = Field(default=64, gt=0)
-    """Crops per forward pass of one process."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; bf16 runs under autocast and decodes in float32."""
-    joint_score_threshold: float = Field(default=0.2, ge=0, lt=1)
-    """A person's score is its box score times the mean of the joint scores above this."""
-    nms: Literal["none", "oks", "soft_oks"] = "oks"
-    """Suppression of duplicates within an image: hard or soft OKS-NMS, or none."""
-    nms_threshold: float = Field(default=0.9, gt=0, le=1)
-    """OKS above which the weaker of two predictions is a duplicate (hard), or the decay's scale (soft)."""
 
 
 @contextmanager

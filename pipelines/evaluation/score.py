@@ -8,15 +8,9 @@ from typing import Any, Literal
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.boxes import box_figures
+from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.results_file import DataFormat, Reference, read_reference, read_results
-from efafnet.pipelines.evaluation.scoring import (
-    Scored,
-    ScoringConfig,
-    score_persons,
-    score_results,
-    show,
-    write_picture,
-)
+from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
 from efafnet.platform import console
 from efafnet.platform.storage import atomic_directory, check_output, write_json
 

@@ -6,38 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.bootstrap import Interval, bootstrap, bootstrap_difference
 from efafnet.pipelines.evaluation.columns import Truth, detections
-from efafnet.pipelines.evaluation.crowdpose import CrowdSplit, crowdpose_figures
+from efafnet.pipelines.evaluation.config import ScoringConfig
+from efafnet.pipelines.evaluation.crowdpose import crowdpose_figures
 from efafnet.pipelines.evaluation.errors_taxonomy import KINDS, ErrorAnalysis, analyse
 from efafnet.pipelines.evaluation.matching import MatchTable, match
 from efafnet.pipelines.evaluation.metrics import NO_PERSONS, curves, summary
 from efafnet.pipelines.evaluation.mpii import pckh
 from efafnet.pipelines.evaluation.referee import pycocotools_figures
 from efafnet.platform import console
-
-
-class ScoringConfig(Settings):
-    """What is computed beside the figures, and by whom."""
-
-    bootstrap: int = Field(default=1000, ge=0)
-    """Resamplings of the images for confidence intervals; 0 for none."""
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Probability mass of the intervals."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the resampling."""
-    errors: bool = True
-    """Analyse the mistakes by kind (jitter, inversion, swap, miss), with a picture where there is an output."""
-    crowd_split: CrowdSplit = "tool"
-    """Borders of CrowdPose's easy, medium and hard images: the official tool's (.2, .8) or its paper's (.1, .8)."""
-    tool: Literal["efafnet", "pycocotools"] = "efafnet"
-    """Who computes COCO's figures; both agree to the last bit, pycocotools takes several times longer."""
 
 
 @dataclass(frozen=True)

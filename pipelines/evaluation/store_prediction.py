@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.config import HeatmapConfig
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import geometry
@@ -26,27 +26,18 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.groups import group_from_table
 from efafnet.pipelines.crops.manifest import Encoding
-from efafnet.pipelines.crops.reader import EvalReader, ReaderConfig
+from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.actors import ActorsConfig
-from efafnet.pipelines.evaluation.inference import TestConfig, predict_batch
+from efafnet.pipelines.evaluation.config import TestConfig, Weights, WorkersConfig
+from efafnet.pipelines.evaluation.inference import predict_batch
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
-from efafnet.pipelines.evaluation.trained import Trained, Weights, load_trained
+from efafnet.pipelines.evaluation.trained import Trained, load_trained
 from efafnet.platform import console
 
 if TYPE_CHECKING:
     import ray.data
 
 _COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh", "person_id"]
-
-
-class WorkersConfig(ActorsConfig):
-    """Who predicts."""
-
-    distributed: bool = True
-    """Predict through Ray Data on all workers; false for this very process, without Ray."""
-    reader: ReaderConfig = ReaderConfig()
-    """Reading without Ray."""
 
 
 def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: WorkersConfig) -> Predictions:

@@ -5,42 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from efafnet.models.heatmaps import HeatmapConfig
+from efafnet.models.config import HeatmapConfig
 from efafnet.models.network import AnyNetworkConfig, PoseNetwork, build_network, network_config
 from efafnet.models.network_config import differing_switches
 from efafnet.models.settings import InputSize, Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.pipelines.evaluation.config import TestConfig, TestOverrides, Weights
 from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, read_meta, restore_weights
-
-Weights = Literal["best", "network", "ema"]
-
-
-class TestOverrides(Settings):
-    """What is tested differently than in training; none keeps what the checkpoint says."""
-
-    __test__: ClassVar[bool] = False  # not a test case, whatever pytest thinks of the name
-
-    flip_test: bool | None = None
-    """Average with the mirrored crop."""
-    batch_size: int | None = Field(default=None, gt=0)
-    """Crops per forward pass of one process."""
-    precision: Literal["fp32", "bf16"] | None = None
-    """Arithmetic of the forward pass."""
-    joint_score_threshold: float | None = Field(default=None, ge=0, lt=1)
-    """A person's score is its box score times the mean of the joint scores above this."""
-    nms: Literal["none", "oks", "soft_oks"] | None = None
-    """Suppression of duplicates within an image."""
-    nms_threshold: float | None = Field(default=None, gt=0, le=1)
-    """OKS above which the weaker of two predictions is a duplicate (hard), or the decay's scale (soft)."""
-    decoding: Literal["argmax", "quarter", "dark", "udp"] | None = None
-    """From heatmap to joint."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,19 @@
 """Prediction for people: joints of persons in arrays, images and videos; the network as a file for other programs."""
 
-from efafnet.pipelines.prediction.predictor import PosePredictor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from efafnet.pipelines.prediction.predictor import PosePredictor
 
 __all__ = ["PosePredictor"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch and OpenCV when it is asked for: the command line reads the settings in this package."""
+    if name == "PosePredictor":
+        from efafnet.pipelines.prediction.predictor import PosePredictor
+
+        return PosePredictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

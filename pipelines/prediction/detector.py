@@ -4,37 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from efafnet.models.initialisation import read_weights
-from efafnet.models.settings import Settings
+from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.person_boxes import Boxes
 
 _PERSON = 1
 """COCO's person among the detector's classes."""
-
-
-class DetectorConfig(Settings):
-    """One of torchvision's Faster R-CNNs, trained on COCO."""
-
-    name: Literal[
-        "fasterrcnn_resnet50_fpn_v2",
-        "fasterrcnn_resnet50_fpn",
-        "fasterrcnn_mobilenet_v3_large_fpn",
-        "fasterrcnn_mobilenet_v3_large_320_fpn",
-    ] = "fasterrcnn_resnet50_fpn_v2"
-    """Which, from the most precise (and slowest) to the fastest."""
-    weights: Literal["download"] | Path | None = None
-    """File of its weights (.pth or .safetensors), or download to fetch torchvision's over the network, or from the
-    cache of an earlier download. Without boxes from a file this is needed."""
-    min_score: float = Field(default=0.5, ge=0, le=1)
-    """Confidence below which a detection is no person. For measuring AP take 0.05."""
 
 
 class PersonDetector:

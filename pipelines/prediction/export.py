@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from efafnet.models.network import PoseNetwork, normalise
-from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.evaluation.trained import Trained, Weights
+from efafnet.pipelines.evaluation.trained import Trained
+from efafnet.pipelines.prediction.config import ExportConfig
 from efafnet.pipelines.prediction.predictor import PosePredictor
 from efafnet.platform import console
 from efafnet.platform.provenance import code_version
@@ -41,23 +40,6 @@ CHECKED_BATCHES = (1, 2, 5)
 """Batch sizes at which a file must give what PyTorch gives; the network is traced at another one."""
 _TRACED_BATCH = 3
 _ONNX_NEEDS = ("onnx", "onnxscript", "onnxruntime")
-
-
-class ExportConfig(Settings):
-    """Write a trained network as a file for other programs."""
-
-    checkpoint: Path
-    """Checkpoint directory, or a run's directory (then its best checkpoint)."""
-    out: Path
-    """File to write; its ending says the kind: .onnx for ONNX, .pt2 for torch.export."""
-    overwrite: bool = False
-    """Whether a file that exists is replaced."""
-    weights: Weights = "best"
-    """Which weights of the checkpoint: best takes the moving average where one was kept."""
-    skeleton: str = "auto"
-    """Joints of the network: auto by the checkpoint, else a known name, a YAML file or a crop store that has them."""
-    tolerance: float = Field(default=1e-4, gt=0)
-    """Largest difference from PyTorch's heatmaps, relative to their largest value, that the file may show."""
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
-from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.geometry import BoxRule
-from efafnet.pipelines.evaluation.actors import ActorsConfig
 from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY
-from efafnet.pipelines.evaluation.trained import TestOverrides, Weights
-from efafnet.pipelines.prediction.detector import DetectorConfig
+from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.person_boxes import BoxFile, Key, Placed, numbers_of_names, place, read_box_file
 from efafnet.pipelines.prediction.sources import Source, find_sources
 from efafnet.pipelines.prediction.work import Job, Record, Task, Worker, work_with_ray
@@ -30,65 +26,6 @@ from efafnet.platform.storage import atomic_directory, check_output, write_json,
 PREDICTIONS = "predictions.json"
 IMAGES = "images.json"
 PICTURES = "pictures"
-
-
-class PredictConfig(Settings):
-    """Predict the joints of the persons in images and videos."""
-
-    checkpoint: Path
-    """Checkpoint directory, or a run's directory (then its best checkpoint)."""
-    inputs: tuple[Path, ...] = Field(min_length=1)
-    """Images, folders of images (those in them, not in folders inside), videos."""
-    output: Path = Path("prediction")
-    """Directory for predictions.json (COCO results), images.json (their ids and file names) and pictures/."""
-    overwrite: bool = False
-    """Whether an output that exists is replaced."""
-    boxes: Literal["whole_image"] | Path | None = None
-    """Where the persons are: a JSON file of detections or annotations in COCO's layout, or whole_image for one person
-    that fills each picture; null for the detector."""
-    image_list: Path | None = None
-    """COCO file whose `images` say which id each file name has, where `boxes` holds detections; not needed for images
-    called by their ids, as COCO's are, or for a single video, whose ids are its frames' numbers from 0."""
-    min_box_score: float = Field(default=0.0, ge=0, le=1)
-    """Score below which a box of a detections file is left out."""
-    box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
-    """How boxes of a file are clipped (see prepare): auto is sbn for annotations, unclipped for detections."""
-    detector: DetectorConfig = DetectorConfig()
-    """Who looks for persons where no boxes are given."""
-    weights: Weights = "best"
-    """Which weights of the checkpoint: best takes the moving average where one was kept."""
-    skeleton: str = "auto"
-    """Joints of the network: auto by the checkpoint, else a known name, a YAML file or a crop store that has them."""
-    test: TestOverrides = TestOverrides()
-    orientation: Literal["auto", "stored", "upright"] = "auto"
-    """Whether images are turned as their orientation tag says; auto turns them where no file gives boxes, since those
-    refer to the stored pixels. Joints are in pixels of the image as it was looked at."""
-    frame_step: int = Field(default=1, ge=1)
-    """Of a video every so many frames one is predicted and shown."""
-    pictures: bool = True
-    """Whether the persons are drawn into copies of the images and videos."""
-    skip_unreadable: bool = False
-    """Leave out files that cannot be read, with a warning, instead of stopping at the first."""
-    engine: Literal["process", "ray"] = "process"
-    """process works in this process; ray shares out the files among all workers of the cluster, a video as a whole."""
-    workers: ActorsConfig = ActorsConfig()
-    """The processes that predict with ray; for this one process, gpu counts only."""
-
-    @model_validator(mode="after")
-    def _boxes_from_one_place(self) -> PredictConfig:
-        if self.boxes is None and self.detector.weights is None:
-            raise ValueError(
-                "where the persons are must be known: give boxes=FILE.json (COCO detections or annotations), "
-                "detector.weights=FILE.pth for torchvision's detector, detector.weights=download to fetch its weights, "
-                "or boxes=whole_image"
-            )
-        if self.boxes is not None and self.detector.weights is not None:
-            raise ValueError(f"boxes={self.boxes} and detector.weights name two sources of boxes: give one of them")
-        if self.image_list is not None and not isinstance(self.boxes, Path):
-            raise ValueError(
-                f"image_list={self.image_list} tells the ids of a boxes file, and none is given: leave it out"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.sources import named_skeleton
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.config import TestOverrides, Weights
 from efafnet.pipelines.evaluation.inference import predict_batch
-from efafnet.pipelines.evaluation.trained import TestOverrides, Trained, Weights, find_checkpoint, load_trained
+from efafnet.pipelines.evaluation.trained import Trained, find_checkpoint, load_trained
 from efafnet.platform.checkpoint import config_of, read_meta
 
 _RGB = CropDecoder(Encoding(format="raw"))

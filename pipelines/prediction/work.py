@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from efafnet.pipelines.crops.geometry import BoxRule
-from efafnet.pipelines.evaluation.actors import ActorsConfig
+from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
-from efafnet.pipelines.evaluation.trained import TestOverrides, Weights
-from efafnet.pipelines.prediction.detector import DetectorConfig, PersonDetector
+from efafnet.pipelines.prediction.config import DetectorConfig
+from efafnet.pipelines.prediction.detector import PersonDetector
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results
 from efafnet.pipelines.prediction.predictor import PosePredictor

@@ -6,13 +6,10 @@ import os
 import time
 from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.protocols import NONE_NAMED, PROTOCOL_TAG, compared
+from efafnet.pipelines.report.config import ReportConfig
 from efafnet.pipelines.report.data import RunData, differing, load_runs
 from efafnet.pipelines.report.sections import Section, run_section, search_section, study_section
 from efafnet.pipelines.report.tables import (
@@ -32,25 +29,6 @@ from efafnet.platform.tracking import prepare_tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-class ReportConfig(Settings):
-    """Compare runs."""
-
-    out: Path = Path("report.html")
-    """The page; one file that needs nothing else, not even a network. An older one is replaced."""
-    experiment: str = "efafnet"
-    """MLflow experiment that holds the runs."""
-    uri: str | None = None
-    """MLflow's address; none for MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
-    runs: tuple[str, ...] = ()
-    """Names or ids of the only runs to show (searches with their trials); none for all."""
-    limit: int = Field(default=200, ge=1)
-    """Most runs shown; the newest are kept."""
-    pictures: int = Field(default=4, ge=0)
-    """Pictures of best and worst persons embedded per evaluated run."""
-    title: str = "efafnet runs"
-    """Heading of the page."""
 
 
 def run_report(config: ReportConfig) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from efafnet.models import losses
 from efafnet.models.settings import Settings
-from efafnet.pipelines.search.ledger import Sampler
-from efafnet.pipelines.search.pareto import Against
 from efafnet.pipelines.search.stopping import rungs
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.schedule import Plan, plan_run
 from efafnet.platform.configuration import resolve
+
+if TYPE_CHECKING:
+    from efafnet.pipelines.training.inputs import Inputs
+
+Sampler = Literal["tpe", "random", "grid"]
+Against = Literal["none", "gmac", "latency_ms"]
 
 TRIALS = 20
 """Trials of a search that does not say how many."""
@@ -212,7 +214,7 @@ def check_trial(trial: TrainConfig, inputs: Inputs) -> None:
     Raises:
         ValueError: more hard joints than the skeleton has, or samples that the crop store was not prepared for.
     """
-    losses.check(trial.loss, inputs.skeleton.num_joints)
+    trial.loss.check(inputs.skeleton.num_joints)
     manifest = inputs.train.manifest
     manifest.envelope.check(trial.augmentation, trial.input, any_reduced=manifest.counts.reduced > 0)
 

@@ -17,10 +17,10 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from efafnet.pipelines.search.config import Sampler
 from efafnet.pipelines.search.pareto import both_objectives
 from efafnet.tune_spaces.space import Settings, Space, grid, parameters, suggest
 
-Sampler = Literal["tpe", "random", "grid"]
 State = Literal["complete", "pruned", "failed"]
 SQLITE_TIMEOUT_S = 60
 """Seconds a writer waits for another; sqlite's own default of 5 is too short on a busy machine."""

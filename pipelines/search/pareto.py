@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import optuna
 import torch
@@ -16,10 +15,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from efafnet.models.cost import network_cost
 from efafnet.models.network import build_network
+from efafnet.pipelines.search.config import Against
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import pick_device
 
-Against = Literal["none", "gmac", "latency_ms"]
 COST = "cost"
 """Attribute of a trial: what its network costs, in the unit that ``search.against`` names."""
 _PASSES = 10

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from efafnet.models.cost import Cost, network_cost
 from efafnet.models.variants import VARIANTS
 from efafnet.pipelines.search.config import check_trial, with_settings
 from efafnet.pipelines.study.scale import row_settings
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.inputs import Inputs
 from efafnet.platform.configuration import resolve
 from efafnet.tune_spaces.checking import check_space
 from efafnet.tune_spaces.space import Space, SpaceError
 from efafnet.tune_spaces.study import Study, StudyRow
+
+if TYPE_CHECKING:
+    from efafnet.models.cost import Cost
+    from efafnet.pipelines.training.inputs import Inputs
 
 _STUDY_ONLY = ("study", "seeds", "concurrency", "retries", "confidence", "bootstrap", "keep")
 
@@ -118,6 +120,8 @@ def plan_rows(study: Study, config: TrainConfig, tree: Mapping[str, Any], inputs
     Raises:
         SpaceError: a key or value that the configuration or the data refuse; names the file and the line.
     """
+    from efafnet.models.cost import network_cost
+
     plans: dict[str, Plan] = {}
     # The baseline first: of two rows that are the same it must be the one that runs.
     for row in sorted(study.rows, key=lambda row: row.name != study.baseline):

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from efafnet.pipelines.evaluation.evaluate import PREDICTIONS, EvaluateConfig, evaluate
-from efafnet.pipelines.evaluation.scoring import ScoringConfig
-from efafnet.pipelines.evaluation.store_prediction import WorkersConfig
+from efafnet.pipelines.evaluation.config import EvaluateConfig, ScoringConfig, WorkersConfig
+from efafnet.pipelines.evaluation.evaluate import PREDICTIONS, evaluate
 from efafnet.pipelines.evaluation.trained import open_store
 from efafnet.pipelines.search.searcher import reason_of
 from efafnet.pipelines.search.trial import await_release, logged

@@ -8,19 +8,21 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from efafnet.models.heatmaps import HeatmapConfig
-from efafnet.models.initialisation import InitialisationConfig
-from efafnet.models.losses import LossConfig
+from efafnet.models.config import HeatmapConfig, InitialisationConfig, LossConfig
 from efafnet.models.network_config import AnyNetworkConfig, NetworkConfig
 from efafnet.models.settings import InputSize, Settings
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
-from efafnet.pipelines.crops.reader import ReaderConfig
-from efafnet.pipelines.evaluation.inference import TestConfig
+from efafnet.pipelines.crops.config import ReaderConfig
+from efafnet.pipelines.evaluation.config import TestConfig
 from efafnet.pipelines.evaluation.protocols import ProtocolName, follow
+from efafnet.pipelines.training.config_groups import (
+    CheckpointConfig,
+    ComputeConfig,
+    OptimizerConfig,
+    Precision,
+    ValidationConfig,
+)
 from efafnet.pipelines.training.schedule import ScheduleConfig
-from efafnet.pipelines.training.state import CheckpointConfig
-from efafnet.pipelines.training.step import ComputeConfig, OptimizerConfig, Precision
-from efafnet.pipelines.training.validation import ValidationConfig
 from efafnet.platform.cluster import ClusterConfig
 from efafnet.platform.mirror import Location
 from efafnet.platform.tracking import TrackingConfig

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from efafnet.models import losses
 from efafnet.models.initialisation import initialise
 from efafnet.models.network import AnyNetworkConfig, EFAFNet, PoseNetwork, build_network, network_config
 from efafnet.models.network_config import differing_switches
@@ -70,7 +69,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
             f"data.val = {config.data.val}: its skeleton is {_describe(val.skeleton)}, that of data.train "
             f"{_describe(train.skeleton)}; a network is validated on the joints it learns"
         )
-    losses.check(config.loss, train.skeleton.num_joints)
+    config.loss.check(train.skeleton.num_joints)
     with _naming("data.train", train.location):
         train_reader(config, train, PlainContext(torch.device("cpu")))
     if val is not None:

@@ -10,41 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from efafnet.models.network import PoseNetwork
-from efafnet.models.settings import Settings
+from efafnet.pipelines.training.config_groups import CheckpointConfig
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform import console
 from efafnet.platform.checkpoint import Checkpoint, config_of, load_checkpoint, restore_weights, save_checkpoint
 from efafnet.platform.checkpoint_copies import CheckpointCopies
-
-
-class CheckpointConfig(Settings):
-    """When checkpoints are written and which are kept."""
-
-    every_epochs: float | None = Field(default=1, gt=0)
-    """Epochs between two checkpoints (a fraction is allowed); none for no such checkpoints. Every validation and the
-    end of the run write one in any case."""
-    every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two checkpoints, in addition; none for no such checkpoints."""
-    keep_last: int = Field(default=2, ge=1)
-    """Newest checkpoints kept: with two, a damaged one costs one interval and not the run."""
-    keep_best: int = Field(default=1, ge=1)
-    """Best validated checkpoints kept, beyond the newest."""
-    asynchronous: bool = True
-    """Write in the background while training goes on."""
-    copy_to: str | None = None
-    """Address that every checkpoint is copied to as well, under the run's name, on any file system pyarrow opens:
-    s3://BUCKET/runs, gs://…, abfs://…, hdfs://…, file:///…. A run that lost its disk goes on from there. Null for no
-    copies."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> CheckpointConfig:
-        if self.every_epochs is None and self.every_steps is None:
-            raise ValueError("checkpoint.every_epochs and every_steps are both null; a run without checkpoints is lost")
-        return self
 
 
 @dataclass

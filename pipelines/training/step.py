@@ -6,68 +6,21 @@ import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Literal, cast
+from typing import cast
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from efafnet.models.heatmaps import HeatmapConfig, encode
-from efafnet.models.losses import LossConfig, pose_loss
+from efafnet.models.config import HeatmapConfig, LossConfig
+from efafnet.models.heatmaps import encode
+from efafnet.models.losses import pose_loss
 from efafnet.models.network import PoseNetwork, PoseOutput, normalise
-from efafnet.models.settings import InputSize, Settings
+from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig, Precision
 
-Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class OptimizerConfig(Settings):
-    """How gradients become weights."""
-
-    kind: Literal["adam", "adamw"] = "adam"
-    """Adam (weight decay joins the gradient) or AdamW (weight decay is decoupled)."""
-    lr: float = 5e-4
-    """Peak learning rate, for the global batch."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of Adam's running means of the gradient and of its square, each in [0, 1)."""
-    weight_decay: float = 0.0
-    """Weight decay per unit of learning rate."""
-    accumulation: int = 1
-    """Micro-batches per step and worker: the same step in less memory (batch norm sees the micro-batches)."""
-    clip_norm: float | None = None
-    """Largest L2 norm of the whole gradient; a longer one is scaled down. None for no clipping."""
-    ema_decay: float | None = None
-    """Decay per step of an exponential moving average of the weights, which is then what is validated and published;
-    the first steps use less, (1 + step) / (10 + step). None for no average."""
-
-    @model_validator(mode="after")
-    def _possible(self) -> OptimizerConfig:
-        if self.lr <= 0:
-            raise ValueError(f"lr must be positive; got {self.lr}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must lie in [0, 1); got {list(self.betas)}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative; got {self.weight_decay}")
-        if self.accumulation < 1:
-            raise ValueError(f"accumulation is a number of micro-batches, at least 1; got {self.accumulation}")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"clip_norm must be positive, or null for no clipping; got {self.clip_norm}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, or be null for no average; got {self.ema_decay}")
-        return self
-
-
-class ComputeConfig(Settings):
-    """How the hardware computes a step; no setting here changes what is computed beyond rounding."""
-
-    channels_last: bool = True
-    """Keep activations and convolution weights in NHWC order in memory, which convolutions prefer."""
-    compile: bool = False
-    """Compile the network with torch.compile: minutes at the start, faster steps after."""
-    sync_batch_norm: bool = False
-    """Batch-norm statistics over all GPUs instead of each worker's slice; CUDA only."""
 
 
 @dataclass

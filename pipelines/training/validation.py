@@ -6,21 +6,20 @@ import time
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from efafnet.models.network import PoseNetwork, build_network
-from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.inference import predict_batch
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
-from efafnet.pipelines.evaluation.scoring import Scored, ScoringConfig, score_persons, score_results, write_picture
+from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, write_picture
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import val_reader
 from efafnet.platform import console
@@ -29,23 +28,6 @@ from efafnet.platform.storage import atomic_directory
 
 if TYPE_CHECKING:
     from efafnet.pipelines.training.config import TrainConfig
-
-
-class ValidationConfig(Settings):
-    """When and how a run is measured on its validation store. The end of the run is always validated."""
-
-    every_epochs: float | None = Field(default=10, gt=0)
-    """Epochs between two validations (a fraction is allowed); none for only one, at the end."""
-    metric: str | None = None
-    """Figure by which the best checkpoint is chosen, larger is better; none for ap, or pckh on MPII."""
-    patience: int | None = Field(default=None, ge=1)
-    """Stop after this many validations in a row without a new best figure; none to train to the end."""
-    overlays: int = Field(default=8, ge=0)
-    """Best and worst persons drawn at each validation, of each as many, beside a plot of the errors; 0 for no
-    pictures."""
-    where: Literal["auto", "inline"] = "auto"
-    """inline: all workers stop and share the persons. auto: beside training, in a Ray task of its own, where the
-    cluster has room for one more worker; its figures count from the next validation on. Searches validate inline."""
 
 
 def validate(

@@ -1,0 +1,43 @@
+"""The settings of reading and looking at crop stores, apart from the code that needs OpenCV and Arrow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from efafnet.models.settings import Settings
+from efafnet.platform.mirror import Location
+
+
+class ReaderConfig(Settings):
+    """How a store is read. None of these settings changes what a sample looks like."""
+
+    threads: int = Field(default=2, ge=1)
+    """Threads that decode and warp, per training worker."""
+    read_threads: int = Field(default=1, ge=1)
+    """Threads that read Parquet, per training worker. More help where the store is remote."""
+    prefetch_batches: int = Field(default=4, ge=1)
+    """Batches prepared ahead of the consumer, per training worker."""
+    read_ahead_batches: int = Field(default=16, ge=0)
+    """Batches beyond the prepared ones whose crops are already being read, per training worker."""
+    shuffle_groups: int = Field(default=48, ge=1)
+    """Row groups shuffled together, fewer where their crops would take more than 256 MiB (raw crops do). A worker that
+    reads alone holds up to twice this many; unlike the others, this setting changes the order of the samples."""
+
+
+class InspectConfig(Settings):
+    """Which store to look at, and how."""
+
+    store: Location
+    """Directory of the crop store, or its address: s3://…, gs://…."""
+    sheet: Path | None = None
+    """PNG file for the contact sheet; by default STORE-sheet.png beside the store (here, for one with an address)."""
+    crops: int = Field(default=24, ge=0)
+    """Persons on the contact sheet, drawn at random; 0 for none."""
+    augmented: bool = False
+    """Show augmented training samples (COCO's settings, within the store's envelope) instead of plain crops."""
+    seed: int = 0
+    """Chooses the persons."""
+    verify: bool = True
+    """Read every byte and compare digests."""

@@ -1,0 +1,101 @@
+"""Groups of a training run's settings whose owners need torch: optimizer, hardware, checkpoints, validation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from efafnet.models.settings import Settings
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class OptimizerConfig(Settings):
+    """How gradients become weights."""
+
+    kind: Literal["adam", "adamw"] = "adam"
+    """Adam (weight decay joins the gradient) or AdamW (weight decay is decoupled)."""
+    lr: float = 5e-4
+    """Peak learning rate, for the global batch."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's running means of the gradient and of its square, each in [0, 1)."""
+    weight_decay: float = 0.0
+    """Weight decay per unit of learning rate."""
+    accumulation: int = 1
+    """Micro-batches per step and worker: the same step in less memory (batch norm sees the micro-batches)."""
+    clip_norm: float | None = None
+    """Largest L2 norm of the whole gradient; a longer one is scaled down. None for no clipping."""
+    ema_decay: float | None = None
+    """Decay per step of an exponential moving average of the weights, which is then what is validated and published;
+    the first steps use less, (1 + step) / (10 + step). None for no average."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> OptimizerConfig:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive; got {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1); got {list(self.betas)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative; got {self.weight_decay}")
+        if self.accumulation < 1:
+            raise ValueError(f"accumulation is a number of micro-batches, at least 1; got {self.accumulation}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be positive, or null for no clipping; got {self.clip_norm}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, or be null for no average; got {self.ema_decay}")
+        return self
+
+
+class ComputeConfig(Settings):
+    """How the hardware computes a step; no setting here changes what is computed beyond rounding."""
+
+    channels_last: bool = True
+    """Keep activations and convolution weights in NHWC order in memory, which convolutions prefer."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps after."""
+    sync_batch_norm: bool = False
+    """Batch-norm statistics over all GPUs instead of each worker's slice; CUDA only."""
+
+
+class CheckpointConfig(Settings):
+    """When checkpoints are written and which are kept."""
+
+    every_epochs: float | None = Field(default=1, gt=0)
+    """Epochs between two checkpoints (a fraction is allowed); none for no such checkpoints. Every validation and the
+    end of the run write one in any case."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints, in addition; none for no such checkpoints."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints kept: with two, a damaged one costs one interval and not the run."""
+    keep_best: int = Field(default=1, ge=1)
+    """Best validated checkpoints kept, beyond the newest."""
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+    copy_to: str | None = None
+    """Address that every checkpoint is copied to as well, under the run's name, on any file system pyarrow opens:
+    s3://BUCKET/runs, gs://…, abfs://…, hdfs://…, file:///…. A run that lost its disk goes on from there. Null for no
+    copies."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> CheckpointConfig:
+        if self.every_epochs is None and self.every_steps is None:
+            raise ValueError("checkpoint.every_epochs and every_steps are both null; a run without checkpoints is lost")
+        return self
+
+
+class ValidationConfig(Settings):
+    """When and how a run is measured on its validation store. The end of the run is always validated."""
+
+    every_epochs: float | None = Field(default=10, gt=0)
+    """Epochs between two validations (a fraction is allowed); none for only one, at the end."""
+    metric: str | None = None
+    """Figure by which the best checkpoint is chosen, larger is better; none for ap, or pckh on MPII."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many validations in a row without a new best figure; none to train to the end."""
+    overlays: int = Field(default=8, ge=0)
+    """Best and worst persons drawn at each validation, of each as many, beside a plot of the errors; 0 for no
+    pictures."""
+    where: Literal["auto", "inline"] = "auto"
+    """inline: all workers stop and share the persons. auto: beside training, in a Ray task of its own, where the
+    cluster has room for one more worker; its figures count from the next validation on. Searches validate inline."""
