@@ -76,7 +76,10 @@ def save_checkpoint(
         for name, tensors in weights.items():
             # A copy, because tensors that share storage (tied weights, views of one buffer) cannot be stored as such.
             plain = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
-            save_file(plain, folder / f"{name}{_WEIGHTS_SUFFIX}")
+            file = folder / f"{name}{_WEIGHTS_SUFFIX}"
+            save_file(plain, file)
+            # safetensors makes files that only their owner may read; others follow the umask, as the directory did.
+            file.chmod(folder.stat().st_mode & 0o666)
         torch.save(dict(state), folder / _STATE)
         write_json(folder / _CONFIG, dict(config))
         files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}

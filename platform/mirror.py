@@ -6,8 +6,8 @@ copies; by default ``~/.cache/efafnet``.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import math
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from efafnet.platform.locks import hold
 from efafnet.platform.storage import free_bytes, write_text
 
 Location = Annotated[str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)]
@@ -115,8 +116,7 @@ class Mirror:
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """Let one process at a time bring ``name``; the lock goes with the process."""
-        with (self.directory / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with hold(self.directory / f".{name}.lock", wait_s=math.inf):
             yield
 
     def _bring(self, target: Path, sha256: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import glob
 import hashlib
 import json
@@ -11,13 +11,18 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from efafnet.platform.locks import LockHeldError, clock_of, hold
+
 _STALE_AFTER_S = 60.0
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# File systems that cannot flush a directory say so in one of these ways (SMB shares, some FUSE ones).
+_CANNOT_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
+_LOCK = "lock"
 
 
 class OutputExistsError(ValueError):
@@ -46,18 +51,35 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     temporary = path.parent / f".{path.name}.partial-{secrets.token_hex(4)}"
     with _unwritable(path):
         temporary.mkdir()
-    lock = os.open(temporary, os.O_RDONLY)
     try:
-        # The kernel drops the lock when this process dies: that is how the next writer knows a leftover.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield temporary
-        _flush_tree(temporary)
-        _replace(temporary, path, overwrite=overwrite)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        # The lock goes when this process dies: that is how the next writer knows a leftover. It is a file, because
+        # file servers pass on locks of files only.
+        with hold(temporary / _LOCK), full_disk_named(path):
+            content = temporary / path.name
+            content.mkdir()
+            yield content
+            _flush_tree(content)
+            _replace(content, path, overwrite=overwrite)
     finally:
-        os.close(lock)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def full_disk_named(path: Path) -> Iterator[None]:
+    """Let an error of a full disk, or of a used-up quota, name what was being written and what is left there.
+
+    Raises:
+        UnwritableError: the block ended with such an error.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or isinstance(error, UnwritableError):
+            raise
+        raise UnwritableError(
+            f"cannot write {path}: {os.strerror(error.errno)} ({free_bytes(path) / 1e6:.0f} MB are free); make room, "
+            "or name a place with more of it"
+        ) from error
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
@@ -108,6 +130,8 @@ def _unwritable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error, UnwritableError):
+            raise
         raise UnwritableError(
             f"cannot write output {path}: {error.strerror or error}; name a writable place"
         ) from error
@@ -147,16 +171,13 @@ def _sweep(path: Path) -> None:
 
 def _abandoned(directory: Path) -> bool:
     """Tell whether no living process holds ``directory``; a very young one may not have taken its lock yet."""
-    if time.time() - directory.stat().st_mtime < _STALE_AFTER_S:
+    if clock_of(directory.parent) - directory.stat().st_mtime < _STALE_AFTER_S:
         return False
-    handle = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with hold(directory / _LOCK):
+            return True
+    except LockHeldError:
         return False
-    finally:
-        os.close(handle)
-    return True
 
 
 def _flush_tree(directory: Path) -> None:
@@ -168,10 +189,13 @@ def _flush_tree(directory: Path) -> None:
 
 
 def flush_directory(directory: Path) -> None:
-    """Flush the names in ``directory`` to the disk (a rename is durable only after this)."""
+    """Flush the names in ``directory`` to the disk (a rename is durable only after this), where that can be done."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
     finally:
         os.close(handle)
 

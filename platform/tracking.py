@@ -7,9 +7,9 @@ same run. MLflow is imported only when one of these functions is called.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 import urllib.error
@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
 from efafnet.platform import console
+from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
 from efafnet.platform.provenance import code_version, is_job_copy
 from efafnet.platform.tracker import Tracker, Unlogged
@@ -129,15 +130,14 @@ def prepare_tracking(uri: str | None = None) -> str:
 
 def _create_sqlite(file: Path) -> None:
 
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.with_name(f".{file.name}.lock").open("w")
-    except OSError as error:
-        raise TrackingError(
-            f"MLflow's store {file} cannot be written: {error.strerror}; choose another place with tracking.uri=…"
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(file.with_name(f".{file.name}.lock"), wait_s=math.inf))
+        except OSError as error:
+            raise TrackingError(
+                f"MLflow's store {file} cannot be written: {error.strerror}; choose another place with tracking.uri=…"
+            ) from error
         try:
             with _quiet_alembic():
                 mlflow_client(f"sqlite:///{file}").search_experiments(max_results=1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -69,6 +70,17 @@ def test_nothing_in_it_is_a_pickled_object(tmp_path: Path) -> None:
     meta = json.loads((tmp_path / "c" / "meta.json").read_text())
     assert meta["format_version"] == 1
     assert sorted(meta["files"]) == ["config.json", "ema.safetensors", "network.safetensors", "state.pt"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_all_files_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write(tmp_path / "c")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "c").iterdir()}
+    assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
 def test_what_cannot_be_read_back_is_refused_when_it_is_written(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ def test_directory_appears_whole_and_only_at_the_end(tmp_path: Path) -> None:
         (folder / "sub").mkdir()
         (folder / "sub" / "b").write_text("2")
         assert not target.exists()
-        assert folder.parent == target.parent, "a rename is atomic only within one file system"
+        assert folder.parent.parent == target.parent, "a rename is atomic only within one file system"
     assert (target / "a").read_text() == "1"
     assert (target / "sub" / "b").read_text() == "2"
     assert names(target.parent) == ["store"]
@@ -158,6 +159,30 @@ def test_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         storage.write_text(path, "other")
     assert storage.read_json(path)["b"] == 1.5
     assert names(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_is_named_with_what_was_being_written(tmp_path: Path) -> None:
+    def fill() -> None:
+        with atomic_directory(tmp_path / "store"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UnwritableError, match=rf"cannot write {tmp_path}/store: No space left on device \(\d+ MB are"):
+        fill()
+    assert names(tmp_path) == []
+
+
+def test_file_systems_that_cannot_flush_a_directory_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    code = errno.EINVAL
+    storage.flush_directory(tmp_path)
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        storage.flush_directory(tmp_path)
 
 
 def test_truncated_json_is_named(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.schema import person_schema
+from efafnet.platform.storage import full_disk_named
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -252,7 +253,7 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     schema = person_schema(settings.skeleton.num_joints)
     rows = 0
     sink = _HashingFile(temporary)
-    with sink, pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:
+    with full_disk_named(path), sink, pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:
         for group in _grouped(builder.rows(entries), settings.rows_per_group):
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=settings.rows_per_group)
             rows += len(group)
@@ -269,7 +270,8 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
         [{**asdict(reject), "data_set": data_set} for reject, data_set in named],
         builder.sizes,
     )
-    temporary.write_text(json.dumps(asdict(result)))
+    with full_disk_named(path):
+        temporary.write_text(json.dumps(asdict(result)))
     temporary.replace(record_path(directory, index))
     return result
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import glob
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +17,9 @@ import pyarrow as pa
 from efafnet.pipelines.crops.plan import ShardPlan
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult, read_record, write_shard
 from efafnet.platform import cluster, console, provenance, storage
+from efafnet.platform.locks import LockHeldError, hold
+
+_LOCK = ".lock"
 
 
 class WorkDirectory:
@@ -34,19 +34,19 @@ class WorkDirectory:
         # Shards of another version of the code or of the libraries might differ in their bytes.
         source = provenance.code_version()["source_digest"]
         key = storage.sha256_json([digest, source, cv2.__version__, pa.__version__])[:12]
-        self._pattern = str(out.parent / f".{glob.escape(out.name)}.prepare-*")
-        self.path = out.parent / f".{out.name}.prepare-{key}"
-        self._lock = -1
+        self._siblings = f".{out.name}.prepare-"
+        self.path = out.parent / f"{self._siblings}{key}"
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
         self.path.mkdir(exist_ok=True)
-        self._lock = os.open(self.path, os.O_RDONLY)
         try:
-            # The kernel drops the lock when the process dies, however it dies.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise ValueError(f"another prepare is writing this output ({self.path}); wait for it") from error
+            # The lock goes when the process dies, however it dies.
+            self._held.enter_context(hold(self.path / _LOCK))
+        except LockHeldError as error:
+            raise ValueError(
+                f"another prepare is writing this output ({self.path}, {error.holder}); wait for it"
+            ) from error
         return self
 
     def __exit__(
@@ -57,7 +57,7 @@ class WorkDirectory:
             self._remove_all()
         else:
             console.note(f"finished shards are kept in {self.path}: the same command continues from them")
-        os.close(self._lock)
+        self._held.close()
 
     def finished(self, plans: Sequence[ShardPlan]) -> list[ShardResult]:
         """Results of the shards that an earlier run has finished."""
@@ -66,14 +66,10 @@ class WorkDirectory:
 
     def _remove_all(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-        for leftover in glob.glob(self._pattern):  # noqa: PTH207 (the name is escaped, which pathlib has no word for)
-            with suppress(OSError):
-                handle = os.open(leftover, os.O_RDONLY)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for leftover in self.path.parent.iterdir():
+            if leftover.name.startswith(self._siblings):
+                with suppress(OSError), hold(leftover / _LOCK):
                     shutil.rmtree(leftover, ignore_errors=True)
-                finally:
-                    os.close(handle)
 
 
 def run_plans(

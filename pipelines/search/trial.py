@@ -6,12 +6,10 @@ any restart, and a run on Ray's workers and one in this process are watched alik
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -24,7 +22,9 @@ from ray.tune.result import DONE
 
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES, reason_of
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.rundir import LOCK
 from efafnet.platform.checkpoint import read_meta
+from efafnet.platform.locks import LockHeldError, hold
 
 POLL_S = 0.5
 """Seconds between two looks at the run's directory."""
@@ -132,13 +132,8 @@ class TrialActor(Trainable):
 
 def await_release(run_dir: Path) -> None:
     """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run."""
-    deadline = time.monotonic() + RELEASE_S
-    with (run_dir / ".lock").open("a") as lock:
-        while time.monotonic() < deadline:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            time.sleep(POLL_S)
+    with suppress(LockHeldError), hold(run_dir / LOCK, wait_s=RELEASE_S):
+        pass
 
 
 class _Training(threading.Thread):

@@ -9,16 +9,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.storage import make_directory, read_json, sha256_json, write_json
+
+LOCK = ".lock"
+"""The file that the process which trains a run keeps locked, in the run's directory."""
 
 
 class RunConflictError(ValueError):
@@ -70,21 +73,20 @@ class RunDirectory:
         """Hold the directory against a second process that would train the same run.
 
         Raises:
-            RunConflictError: another process holds it.
+            RunConflictError: another process holds it, also after the time for which a file server may keep the lock
+                of a machine that died.
             UnwritableError: it cannot be created.
         """
         make_directory(self.path)
-        handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                stack.enter_context(hold(self.path / LOCK, outlast_dead_machine=True))
+            except LockHeldError as error:
                 raise RunConflictError(
-                    f"run {self.path} is being trained by another process; wait for it, or choose another name=…"
+                    f"run {self.path} is being trained by another process ({error.holder}); wait for it, or choose "
+                    "another name=…"
                 ) from error
             yield
-        finally:
-            os.close(handle)
 
     def claim(self, identity: Mapping[str, Any]) -> RunRecord:
         """Return the record of this run, new or from before.
