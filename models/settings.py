@@ -7,6 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+MAX_SEED = 2**32 - 1
+"""Largest seed: NumPy takes no larger one, and the numbers derived from it by step and worker fit 64 bits."""
+
 
 class Settings(BaseModel):
     """Base of all configuration models.

@@ -10,8 +10,9 @@ import pytest
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.manifest import SourceRecord
 from efafnet.pipelines.evaluation.protocols import PROTOCOLS, ProtocolName, compared, constants, departures, described
-from efafnet.pipelines.training.config import TrainConfig, flatten
+from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext, pick_device
+from efafnet.pipelines.training.identity import flatten
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.recording import open_record

@@ -91,6 +91,14 @@ class TestRefusals:
             train(config_of(tmp_path, "epochs=2", "optimizer.lr=0.01", "data.val=null", "workers=2"))
         assert load_checkpoint(done.checkpoint).meta["step"] == 5
 
+    def test_a_figure_that_no_validation_gives(self, tmp_path: Path) -> None:
+        refused(
+            config_of(tmp_path, "validation.metric=mAP", "workers=2"),
+            "validation.metric = 'mAP': validation gives ap, ap_50, .*, ar_large; choose one",
+        )
+        refused(config_of(tmp_path, "validation.metric=ap", "data.val=null"), "nothing is validated; give data.val")
+        assert not (tmp_path / "runs").exists()
+
     def test_a_fork_of_other_batches_or_without_steps_left(self, tmp_path: Path) -> None:
         first = train(config_of(tmp_path, "name=first", "epochs=1", "data.val=null")).run_dir
         refused(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from efafnet.models.cost import network_cost
-from efafnet.pipelines.training.config import TrainConfig, flatten
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.identity import IDENTITY, INCIDENTAL, TOLD, flatten, is_in
 from efafnet.platform.configuration import (
     ConfigurationError,
     apply_overrides,
@@ -47,6 +49,7 @@ def resolved(*overrides: str) -> TrainConfig:
         (["workers=4..2"], r"workers is a number, or FEWEST..MOST like 1..4; got '4..2'"),
         (["workers=2", "worker.fewest=3"], "worker.fewest=3 is more than workers=2"),
         (["epochs=0"], "epochs"),
+        (["seed=1764144000000"], "seed = 1764144000000: Input should be less than or equal to 4294967295"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_remedy(overrides: list[str], message: str) -> None:
@@ -69,16 +72,30 @@ def test_identity_holds_what_changes_the_figures_and_nothing_else() -> None:
     same = resolved(
         "name=other", "runs=/elsewhere", "workers=4", "data.train=/moved", "device=cpu", "reader.threads=7",
         "checkpoint.every_steps=9", "tracking.experiment=x", "log_every_steps=3", "trace=true", "cluster.num_cpus=4",
-        "validation.where=inline", "worker.fewest=2",
+        "validation={where: inline, every_epochs: 3, patience: 2, overlays: 0}", "worker.fewest=2", "test.batch_size=7",
+        "compute={channels_last: false, compile: true}",
     )  # fmt: skip
     assert same.identity("t", "v") == base
     assert resolved().identity("other", "v") != base
     for override in (
         "optimizer.lr=1e-3", "loss.kind=ohkm", "input=288x192", "seed=1", "batch_size=32", "network.ffm=false",
-        "reader.shuffle_groups=2", "max_samples=999", "precision=bf16", "test.flip_test=false",
+        "reader.shuffle_groups=2", "max_samples=999", "precision=bf16", "test.flip_test=false", "validation.metric=ar",
+        "compute.sync_batch_norm=true", "fork=runs/old",
     ):  # fmt: skip
         changed = resolved(override).identity("t", "v")
         assert [key for key in base if base[key] != changed[key]] == [_leaf(override)]
+
+
+def test_every_setting_either_makes_the_run_or_may_change() -> None:
+    for key in flatten(resolved().model_dump(mode="json")):
+        own = [group for group in (*IDENTITY, *TOLD) if is_in(key, group)]
+        assert len(own) <= 1, f"{key} is in {own}"
+        assert own or any(is_in(key, group) for group in INCIDENTAL), f"{key} belongs into a list of identity.py"
+
+
+def test_the_largest_seed_can_be_drawn_from_at_every_step_and_worker() -> None:
+    seed = resolved("seed=4294967295").seed
+    torch.manual_seed((seed * 1_000_003 + 10**9) * 4_099 + 4_098)  # as train_step does
 
 
 def _leaf(override: str) -> str:

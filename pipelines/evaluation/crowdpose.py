@@ -7,12 +7,17 @@ import numpy as np
 from efafnet.pipelines.evaluation.columns import Truth
 from efafnet.pipelines.evaluation.config import CrowdSplit
 from efafnet.pipelines.evaluation.matching import MatchTable
-from efafnet.pipelines.evaluation.metrics import curves, summary
+from efafnet.pipelines.evaluation.metrics import METRIC_NAMES, curves, summary
 
 BOUNDS: dict[CrowdSplit, tuple[float, float]] = {"tool": (0.2, 0.8), "paper": (0.1, 0.8)}
 """Crowd index from which an image is medium, and from which it is hard: the official tool's, and CrowdPose's text's."""
 
 _SIZE_FIGURES = ("ap_medium", "ap_large", "ar_medium", "ar_large")
+CROWDPOSE_NAMES = (
+    *(name for name in METRIC_NAMES if name not in _SIZE_FIGURES),
+    "ap_crowd_easy", "ap_crowd_medium", "ap_crowd_hard",
+)  # fmt: skip
+"""CrowdPose's figures, in their order."""
 
 
 def crowdpose_figures(table: MatchTable, truth: Truth, split: CrowdSplit = "tool") -> dict[str, float]:

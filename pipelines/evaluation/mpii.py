@@ -23,6 +23,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "ankle": ("left_ankle", "right_ankle"),
 }
 _LEFT_OUT = ("pelvis", "thorax")
+MPII_NAMES = (*(f"pckh_{group}" for group in GROUPS), "pckh", "pckh_01")
+"""MPII's figures, in their order."""
 
 
 def head_size(box_xyxy: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,12 @@ def read_reference(path: Path, wanted: DataFormat = "auto", skeleton: str | None
             raise ValueError(f"{path}: {error}") from error
     heads = {int(a["id"]): float(a["head_size"]) for a in annotations if a.get("head_size") is not None}
     return Reference(reference, _format_of(reference, heads, path, wanted), heads)
+
+
+@lru_cache(maxsize=2)
+def reference_of(path: Path, digest: str) -> Reference:  # noqa: ARG001 (a store that changed is another one)
+    """Ground truth of a store, read once per process."""
+    return read_reference(path)
 
 
 def _format_of(

@@ -13,11 +13,11 @@ import numpy as np
 from efafnet.pipelines.evaluation.bootstrap import Interval, bootstrap, bootstrap_difference
 from efafnet.pipelines.evaluation.columns import Truth, detections
 from efafnet.pipelines.evaluation.config import ScoringConfig
-from efafnet.pipelines.evaluation.crowdpose import crowdpose_figures
+from efafnet.pipelines.evaluation.crowdpose import CROWDPOSE_NAMES, crowdpose_figures
 from efafnet.pipelines.evaluation.errors_taxonomy import KINDS, ErrorAnalysis, analyse
 from efafnet.pipelines.evaluation.matching import MatchTable, match
-from efafnet.pipelines.evaluation.metrics import NO_PERSONS, curves, summary
-from efafnet.pipelines.evaluation.mpii import pckh
+from efafnet.pipelines.evaluation.metrics import METRIC_NAMES, NO_PERSONS, curves, summary
+from efafnet.pipelines.evaluation.mpii import MPII_NAMES, pckh
 from efafnet.pipelines.evaluation.referee import pycocotools_figures
 from efafnet.platform import console
 
@@ -62,6 +62,11 @@ def _errors_tree(errors: ErrorAnalysis) -> dict[str, Any]:
         "ap_after_putting_right": errors.ap_after,
         "joints": joints,
     }
+
+
+def figure_names(data_format: str) -> tuple[str, ...]:
+    """The figures of a data set scored as ``coco``, ``crowdpose`` or ``mpii``."""
+    return {"coco": METRIC_NAMES, "crowdpose": CROWDPOSE_NAMES, "mpii": MPII_NAMES}[data_format]
 
 
 def score_results(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from efafnet.models.settings import Settings
+from efafnet.models.settings import MAX_SEED, Settings
 from efafnet.pipelines.search.stopping import rungs
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.schedule import Plan, plan_run
@@ -48,7 +48,7 @@ class SearchConfig(Settings):
     """Validations per trial, evenly spread over its budget, in place of ``validation.every_epochs``."""
     concurrency: int | None = Field(default=None, ge=1)
     """Trials at a time; none for as many as the cluster has room for."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of what is drawn. All trials train with the run's own ``seed``, so that they see the same data in the same
     order."""
     startup: int | None = Field(default=None, ge=1)
@@ -161,9 +161,7 @@ class TuneConfig(TrainConfig):
         How many trials there are, how many run at a time and the like may change from one continuation to the next.
         """
         search = self.search.model_dump(mode="json", exclude=_MAY_CHANGE)
-        base = super().identity(train_digest, val_digest)
-        own = {key: value for key, value in base.items() if not key.startswith(("space", "search.", "promote."))}
-        return own | {f"search.{key}": value for key, value in search.items()}
+        return super().identity(train_digest, val_digest) | {f"search.{key}": v for key, v in search.items()}
 
 
 def trial_config(config: TuneConfig, settings: Mapping[str, Any], number: int, directory: Path) -> TrainConfig:

@@ -67,7 +67,7 @@ def tune(
     console.note(f"search {config.name}: {space.about or space.name} ({tried} extreme settings checked)")
     directory = RunDirectory(config.run_dir)
     with directory.locked():
-        record = directory.claim(identity)
+        record = directory.claim(identity, config.told())
         record = open_record(config, inputs, record, parent_run_id=None, tags={STAGE: "search"})
         directory.record(record, to_yaml(config))
         books = Books(config, inputs, space, _open_ledger(config, space), record)

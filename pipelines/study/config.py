@@ -70,7 +70,7 @@ class StudyConfig(TrainConfig):
         Seeds may be added, and rows: each run is held to its own settings.
         """
         whole = super().identity(train_digest, val_digest)
-        return {key: value for key, value in whole.items() if key not in (*_STUDY_ONLY, "seed")}
+        return {key: value for key, value in whole.items() if key != "seed"}
 
 
 @dataclass(frozen=True)

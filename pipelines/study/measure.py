@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from efafnet.pipelines.evaluation.bootstrap import FIGURES, resample
 from efafnet.pipelines.evaluation.columns import detections
 from efafnet.pipelines.evaluation.matching import match
+from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.study.runs import figure_of, has_images, is_done, predictions_of
 from efafnet.pipelines.study.statistics import Measured
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.validation import reference_of
 
 PERCENT = 100.0
 """Figures are compared in percent, as papers print them."""

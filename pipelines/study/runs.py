@@ -17,6 +17,7 @@ from typing import Any
 
 from efafnet.pipelines.evaluation.config import EvaluateConfig, ScoringConfig, WorkersConfig
 from efafnet.pipelines.evaluation.evaluate import PREDICTIONS, evaluate
+from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.trained import open_store
 from efafnet.pipelines.search.searcher import reason_of
 from efafnet.pipelines.search.trial import await_release, logged
@@ -24,7 +25,6 @@ from efafnet.pipelines.search.tune import slots, trial_resources
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
-from efafnet.pipelines.training.validation import reference_of
 from efafnet.platform import console
 from efafnet.platform.cluster import connect
 from efafnet.platform.storage import read_json, write_text
@@ -62,7 +62,7 @@ def run_all(runs: Sequence[TrainConfig], inputs: Inputs, how: Running) -> dict[s
     """
     for run in runs:
         directory = RunDirectory(run.run_dir)
-        if directory.known() is not None:
+        if directory.known() is not None and directory.started:
             directory.claim(inputs.identity(run))
     by_image = has_images(inputs)
     left = [run for run in runs if not is_done(run, by_image)]

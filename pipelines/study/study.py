@@ -91,7 +91,7 @@ def compare_rows(config: StudyConfig, inputs: Inputs, rows: Study, *, parent_run
     plans = plan_rows(rows, config, config.base(), inputs)
     directory = RunDirectory(config.run_dir)
     with directory.locked():
-        record = directory.claim(inputs.identity(config))
+        record = directory.claim(inputs.identity(config), config.told())
         record = open_record(config, inputs, record, parent_run_id=parent_run_id, tags={STAGE: "study"})
         directory.record(record, to_yaml(config))
         try:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from efafnet.models.config import HeatmapConfig, InitialisationConfig, LossConfig
 from efafnet.models.network_config import AnyNetworkConfig, NetworkConfig
-from efafnet.models.settings import InputSize, Settings
+from efafnet.models.settings import MAX_SEED, InputSize, Settings
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.pipelines.evaluation.config import TestConfig
@@ -22,6 +22,7 @@ from efafnet.pipelines.training.config_groups import (
     Precision,
     ValidationConfig,
 )
+from efafnet.pipelines.training.identity import IDENTITY, TOLD, chosen, flatten
 from efafnet.pipelines.training.schedule import ScheduleConfig
 from efafnet.platform.cluster import ClusterConfig
 from efafnet.platform.mirror import Location
@@ -102,7 +103,7 @@ class TrainConfig(Settings):
     max_time_s: float | None = Field(default=None, gt=0)
     """Budget in seconds of the loop, validations included: the schedule is compressed as the measured speed demands.
     Such a run depends on the machine and cannot be repeated exactly."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of initialisation, sample order and augmentation."""
     precision: Precision = "fp32"
     """Arithmetic of the network: float32, or bfloat16 or float16 under autocast with float32 weights."""
@@ -220,37 +221,12 @@ class TrainConfig(Settings):
     def identity(self, train_digest: str, val_digest: str | None) -> dict[str, Any]:
         """What makes this run the run it is, as dotted keys: everything that changes its figures.
 
-        Where files lie, how many workers share a batch, what is logged and kept is left out: a run may be moved, and
-        resumed on another cluster. Data is named by content, not by path.
+        Where files lie, how many workers share a batch, how the hardware computes it, what is logged and kept is left
+        out: a run may be moved, and resumed on another cluster. Data is named by content, not by path.
         """
-        flat = flatten(self.model_dump(mode="json", exclude=set(_INCIDENTAL)))
-        del flat["validation.where"]
-        if self.fork is None:
-            del flat["fork"]  # runs from before there were forks stay what they are
-        for key, value in _ADDED.items():
-            if flat.get(key) == value:
-                del flat[key]  # likewise
-        # The only one of the reader's settings that changes the order of the samples.
-        order = {"reader.shuffle_groups": self.reader.shuffle_groups}
-        return {**flat, **order, "data.train": train_digest, "data.val": val_digest}
+        settings = chosen(flatten(self.model_dump(mode="json")), IDENTITY)
+        return {**settings, "data.train": train_digest, "data.val": val_digest}
 
-
-_INCIDENTAL = (
-    # A protocol's name changes nothing beyond the settings it stands for.
-    "protocol", "name", "runs", "data", "device", "workers", "worker", "cluster", "reader", "checkpoint", "tracking",
-    "log_every_steps", "trace",
-)  # fmt: skip
-
-_ADDED = {"network.ffm_order": "around_decoder"}
-"""Settings that came later, at the values under which a run is what it was without them."""
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
+    def told(self) -> dict[str, Any]:
+        """What may change when the run is resumed and is then told, as dotted keys."""
+        return chosen(flatten(self.model_dump(mode="json")), TOLD)

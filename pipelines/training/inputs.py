@@ -16,6 +16,8 @@ from efafnet.models.skeleton import MPII_16, Skeleton
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation import protocols
+from efafnet.pipelines.evaluation.results_file import reference_of
+from efafnet.pipelines.evaluation.scoring import figure_names
 from efafnet.pipelines.evaluation.trained import find_checkpoint
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.state import published_weights
@@ -75,7 +77,20 @@ def open_inputs(config: TrainConfig) -> Inputs:
     if val is not None:
         with _naming("data.val", val.location):
             val_reader(config, val, PlainContext(torch.device("cpu")))
+    _check_metric(config, val)
     return Inputs(train, val)
+
+
+def _check_metric(config: TrainConfig, val: CropStore | None) -> None:
+    """Refuse a figure that no validation will give."""
+    metric = config.validation.metric
+    if metric is None:
+        return
+    if val is None:
+        raise ValueError(f"validation.metric = {metric!r}: nothing is validated; give data.val, or leave it out")
+    names = figure_names(reference_of(val.path, val.digest).format)
+    if metric not in names:
+        raise ValueError(f"validation.metric = {metric!r}: validation gives {', '.join(names)}; choose one")
 
 
 def _open(path: str, key: str) -> CropStore:

@@ -79,9 +79,12 @@ def train(
     directory = RunDirectory(config.run_dir)
     with directory.locked():
         copies = _copies(config)
+        identity = inputs.identity(config)
         if copies is not None and directory.known() is None:
             copies.pull_file(directory.path / "run.json")
-        record = directory.claim(inputs.identity(config))
+        if copies is None or not copies.names():
+            directory.clear_unstarted(identity)
+        record = directory.claim(identity, config.told())
         ended = directory.result()
         if ended is not None:
             catch_up(config, inputs, record, ended)

@@ -10,18 +10,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from efafnet.pipelines.training.identity import ADDED
+from efafnet.platform import console
 from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.storage import make_directory, read_json, sha256_json, write_json
 
 LOCK = ".lock"
 """The file that the process which trains a run keeps locked, in the run's directory."""
+_UNSTARTED = (
+    "run.json", "config.yaml", "train.log", "error.json", "unlogged*.jsonl", "trace-rank*.jsonl", "checkpoints",
+    "validation", "ray",
+)  # fmt: skip
+"""What a training run leaves before its first checkpoint."""
 
 
 class RunConflictError(ValueError):
@@ -41,6 +49,8 @@ class RunRecord:
     """Time of creation, UTC, ISO 8601."""
     mlflow_run_id: str | None = None
     tracking_uri: str | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    """Settings that may change when the run is resumed, as it was last started."""
 
 
 @dataclass(frozen=True)
@@ -88,24 +98,53 @@ class RunDirectory:
                 ) from error
             yield
 
-    def claim(self, identity: Mapping[str, Any]) -> RunRecord:
+    def claim(self, identity: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> RunRecord:
         """Return the record of this run, new or from before.
+
+        Args:
+            identity: what makes the run the run it is, as dotted keys.
+            told: settings that may differ from those it was last started with; the differences are told.
 
         Raises:
             RunConflictError: the directory holds a run with other settings or data; all differences are listed.
         """
-        own = RunRecord(self.path.name, identity_digest(identity), dict(identity), _now())
+        own = RunRecord(self.path.name, identity_digest(identity), dict(identity), _now(), told=dict(told or {}))
         known = self.known()
         if known is None:
             write_json(self.path / "run.json", asdict(own))
             return own
-        if known.digest != own.digest:
+        if changed := _changed(known, identity):
             raise RunConflictError(
-                f"run {self.path} exists with other settings: {difference(known.identity, own.identity)}; "
+                f"run {self.path} exists with other settings: {changed}; "
                 f"give the old settings to resume it, choose another name=… (with --fork {self.path} it goes on from "
                 "there), or remove the directory"
             )
-        return known
+        last = {key: value for key, value in known.told.items() if key in own.told}
+        if last and (changed := difference(last, {key: own.told[key] for key in last})):
+            console.note(f"run {self.path} goes on with other settings than before: {changed}")
+        return replace(known, told=own.told)
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything in it that training came to: a checkpoint, or the end of the run."""
+        return any((self.path / "checkpoints").glob("step-*")) or self.result_file.exists()
+
+    def clear_unstarted(self, identity: Mapping[str, Any]) -> None:
+        """Make the directory new where it holds another run than ``identity`` that never came to a checkpoint.
+
+        Only where nothing else lies in it: a search or a study of this name keeps its directory.
+        """
+        known, found = self.known(), [path for path in self.path.iterdir() if not path.name.startswith(LOCK)]
+        if known is None or self.started or not _changed(known, identity):
+            return
+        if any(not any(path.match(pattern) for pattern in _UNSTARTED) for path in found):
+            return
+        for path in found:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        console.note(f"run {self.path} had other settings and no checkpoint yet: begun anew")
 
     def known(self) -> RunRecord | None:
         """Return what the directory holds, or None if it is new."""
@@ -156,6 +195,14 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _value(identity: Mapping[str, Any], key: str) -> str:
     return str(identity[key]) if key in identity else "(absent)"
+
+
+def _changed(known: RunRecord, identity: Mapping[str, Any]) -> str:
+    """What of ``identity`` differs from a run's.
+
+    A run of an earlier version may name settings that are in no identity any more, and lack one that came later.
+    """
+    return difference({key: known.identity.get(key, ADDED.get(key)) for key in identity}, identity)
 
 
 def _now() -> str:

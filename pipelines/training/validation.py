@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.inference import predict_batch
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
-from efafnet.pipelines.evaluation.results_file import Reference, read_reference
+from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, write_picture
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import val_reader
@@ -119,12 +118,6 @@ def score(config: TrainConfig, store: CropStore, predictions: Predictions) -> Sc
         return score_persons(results, reference.truth, reference.head_size_px)
     scoring = ScoringConfig(bootstrap=0, errors=config.validation.overlays > 0)
     return score_results(results, reference.truth, scoring, crowd=reference.format == "crowdpose")
-
-
-@lru_cache(maxsize=2)
-def reference_of(path: Path, digest: str) -> Reference:  # noqa: ARG001 (a store that changed is another one)
-    """Ground truth of a store, read once per process."""
-    return read_reference(path)
 
 
 def _draw(config: TrainConfig, store: CropStore, predictions: Predictions, scored: Scored, folder: Path) -> None:

@@ -1,0 +1,67 @@
+"""The directory of a run: which settings it may be gone on with, what is told, and when it is free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
+from efafnet.platform.storage import read_json, write_json
+
+IDENTITY = {"optimizer.lr": 0.1, "fork": None}
+
+
+def begun(tmp_path: Path, *files: str) -> RunDirectory:
+    """A run that was started with ``IDENTITY`` and left ``files``."""
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    directory.record(directory.claim(IDENTITY, {"test.batch_size": 64}), "")
+    for name in files:
+        path = directory.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    return directory
+
+
+def test_what_may_change_is_told_once_and_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = begun(tmp_path, "checkpoints/step-00000005/meta.json")
+    for told in ("test.batch_size 64 -> 32", ""):
+        directory.record(directory.claim(IDENTITY, {"test.batch_size": 32, "compute.new": 1}), "")
+        shown = " ".join(capsys.readouterr().err.split())
+        assert ("goes on with other settings than before: " + told in shown) if told else not shown
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its record names settings that are in no identity any more, and lacks one that is null."""
+    directory = begun(tmp_path, "checkpoints/step-00000005/meta.json")
+    old = asdict(directory.claim(IDENTITY)) | {"identity": {"optimizer.lr": 0.1, "optimizer.accumulation": 2}}
+    del old["told"]
+    write_json(directory.path / "run.json", old)
+    assert directory.claim(IDENTITY, {"test.batch_size": 32}).told == {"test.batch_size": 32}
+    with pytest.raises(RunConflictError, match=r"other settings: fork None -> runs/a, optimizer.lr 0.1 -> 0.2; give"):
+        directory.claim({"optimizer.lr": 0.2, "fork": "runs/a"})
+
+
+def test_a_directory_without_a_checkpoint_is_free(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = begun(
+        tmp_path, "train.log", "unlogged.jsonl", "checkpoints/.step-00000005.partial-a/x", "ray/x", ".lock"
+    )
+    directory.clear_unstarted(IDENTITY)
+    assert (directory.path / "train.log").exists(), "the same run goes on"
+    other = {**IDENTITY, "optimizer.lr": 0.2}
+    directory.clear_unstarted(other)
+    assert [path.name for path in directory.path.iterdir()] == [".lock"]
+    assert "no checkpoint yet: begun anew" in " ".join(capsys.readouterr().err.split())
+    directory.claim(other)
+    assert read_json(directory.path / "run.json")["identity"] == other
+
+
+@pytest.mark.parametrize("left", ["checkpoints/step-00000005/meta.json", "result.json", "study.db", "notes.txt"])
+def test_a_directory_with_anything_of_worth_is_not_free(tmp_path: Path, left: str) -> None:
+    directory = begun(tmp_path, left)
+    directory.clear_unstarted({**IDENTITY, "optimizer.lr": 0.2})
+    assert (directory.path / left).exists()
+    with pytest.raises(RunConflictError, match=r"optimizer.lr 0.1 -> 0.2"):
+        directory.claim({**IDENTITY, "optimizer.lr": 0.2})
