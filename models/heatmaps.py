@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from efafnet.models.config import HeatmapConfig
+from efafnet.models.constants import constant
 from efafnet.models.settings import InputSize
 
 
@@ -67,7 +68,7 @@ def encode(joints_px: Tensor, visibility: Tensor, input_size: InputSize, config:
         config: how the Gaussians are drawn.
     """
     h, w = input_size.height // config.stride, input_size.width // config.stride
-    stride = torch.tensor(_stride(input_size, (h, w), config.encoding), device=joints_px.device)
+    stride = constant(_stride(input_size, (h, w), config.encoding), torch.float32, joints_px.device)
     labelled = visibility > 0
     exact = torch.where(labelled[..., None], joints_px.float() / stride, torch.zeros_like(stride))
     # Rounding as the peers do, int(x + 0.5): towards zero, which differs from floor just outside the left edge.
@@ -75,7 +76,7 @@ def encode(joints_px: Tensor, visibility: Tensor, input_size: InputSize, config:
     centre = nearest if config.encoding == "quantised" else exact
     patch = exact if config.encoding == "unquantised" else nearest
     radius = 3 * config.sigma_px
-    limit = torch.tensor((w - 1, h - 1), device=joints_px.device)
+    limit = constant((w - 1, h - 1), torch.float32, joints_px.device)
     inside = ((patch + radius >= 0) & (patch - radius <= limit)).all(-1)
     weights = (labelled & inside).float()
     cut = math.inf if config.encoding == "unquantised" else radius
@@ -114,7 +115,7 @@ def decode(heatmaps: Tensor, input_size: InputSize, config: HeatmapConfig) -> De
     else:
         position = peak.float()
     position = torch.where((scores > 0)[..., None], position, torch.zeros_like(position))
-    stride = torch.tensor(_stride(input_size, (h, w), config.encoding), device=heatmaps.device)
+    stride = constant(_stride(input_size, (h, w), config.encoding), torch.float32, heatmaps.device)
     return Decoded(position * stride, scores)
 
 
@@ -130,7 +131,7 @@ def _neighbours(maps: Tensor, peak: Tensor, reach: int) -> dict[tuple[int, int],
     offsets = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
     offsets += [(s * r, 0) for r in range(2, reach + 1) for s in (-1, 1)]
     offsets += [(0, s * r) for r in range(2, reach + 1) for s in (-1, 1)]
-    step = torch.tensor(offsets, device=peak.device)
+    step = constant(tuple(offsets), torch.int64, peak.device)
     values = _at(maps, peak[..., 0, None] + step[:, 0], peak[..., 1, None] + step[:, 1])
     return dict(zip(offsets, values.unbind(-1), strict=True))
 
@@ -142,7 +143,7 @@ def _quarter(heatmaps: Tensor, peak: Tensor) -> Tensor:
     h, w = heatmaps.shape[-2:]
     v = _neighbours(heatmaps, peak, 1)
     slope = torch.stack((v[1, 0] - v[-1, 0], v[0, 1] - v[0, -1]), dim=-1)
-    limit = torch.tensor((w - 1, h - 1), device=peak.device)
+    limit = constant((w - 1, h - 1), torch.int64, peak.device)
     interior = ((peak > 1) & (peak < limit)).all(-1, keepdim=True)
     return peak + 0.25 * slope.sign() * interior
 
@@ -200,7 +201,7 @@ def _dark(heatmaps: Tensor, scores: Tensor, peak: Tensor, sigma: float) -> Tenso
         0.25 * (v[1, 1] - v[-1, 1] - v[1, -1] + v[-1, -1]),
         0.25 * (v[0, 2] - 2 * v[0, 0] + v[0, -2]),
     )
-    limit = torch.tensor((w - 2, h - 2), device=peak.device)
+    limit = constant((w - 2, h - 2), torch.int64, peak.device)
     interior = ((peak > 1) & (peak < limit)).all(-1, keepdim=True)
     return peak + _newton(gradient, hessian) * interior
 
@@ -235,7 +236,7 @@ def flip_average(
             f"the flip permutation must name every joint: {len(flip_permutation)} entries for "
             f"{heatmaps.shape[1]} heatmaps; use the skeleton the network was built for"
         )
-    back = flipped_heatmaps.flip(-1)[:, list(flip_permutation)]
+    back = flipped_heatmaps.flip(-1).index_select(1, constant(flip_permutation, torch.int64, heatmaps.device))
     if shift:
         back = torch.cat((back[..., :1], back[..., :-1]), dim=-1)
     return 0.5 * (heatmaps + back)

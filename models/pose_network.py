@@ -5,16 +5,18 @@ Shapes: N crops, K joints, H W the input's side lengths in pixels, h w the heatm
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from efafnet.models.constants import constant
 from efafnet.models.network_config import AnyNetworkConfig
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+_SCALE = tuple(1 / (255 * std) for std in _STD)
+_SHIFT = tuple(-mean * 255 * scale for mean, scale in zip(_MEAN, _SCALE, strict=True))
 
 
 @dataclass
@@ -52,16 +54,11 @@ class PoseNetwork(nn.Module):
         self.num_joints = num_joints
 
 
-@functools.lru_cache(maxsize=8)
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    scale = 1 / (255 * torch.tensor(_STD, dtype=torch.float64))
-    shift = -torch.tensor(_MEAN, dtype=torch.float64) * 255 * scale
-    return tuple(t.float().view(1, 3, 1, 1).to(device) for t in (scale, shift))  # type: ignore[return-value]
-
-
 def normalise(images_uint8: Tensor) -> Tensor:
     """RGB images uint8 (N, 3, H, W) -> float32, (x/255 - mean) / std with ImageNet's mean and std per channel."""
     if images_uint8.dtype != torch.uint8:
         raise ValueError(f"normalise takes uint8 images in 0..255; got {images_uint8.dtype}: normalise only once")
-    scale, shift = _constants(images_uint8.device)
+    scale, shift = (
+        constant(numbers, torch.float32, images_uint8.device).view(1, 3, 1, 1) for numbers in (_SCALE, _SHIFT)
+    )
     return torch.addcmul(shift, images_uint8, scale)

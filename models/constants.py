@@ -1,0 +1,24 @@
+"""Small constant tensors, made once per device.
+
+A tensor made from Python numbers on a GPU is a copy from pageable memory: the host waits for the device, once a call,
+and a CUDA graph cannot be captured. Constants made once cost that at the first call only.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+Numbers = tuple[float, ...] | tuple[tuple[float, ...], ...]
+
+
+# Without bound: a captured CUDA graph reads a constant's memory for as long as the graph lives. The numbers are shapes,
+# skeletons and settings, a handful per process.
+@functools.cache
+def constant(numbers: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`numbers` as a tensor on `device`; the same tensor at each call, which nobody may write to."""
+    # Else the first call might come from a validation, and what it made could not take part in training.
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)
