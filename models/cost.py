@@ -5,50 +5,20 @@ Everything is derived from shapes on torch's `meta` device: no weights are alloc
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import astuple
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from efafnet.models.known_costs import FILE, Cost
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of one network for one crop. The auxiliary heads, which exist in training only, are not counted."""
-
-    parameters: int
-    """Weights and biases, batch norm's included; running statistics are not parameters."""
-    multiply_adds: int
-    """Multiply-adds of all convolutions, deconvolutions and linear layers in one forward pass."""
-    paper_operations: int
-    """The HRNet repository's counter, which the paper's figures evidently come from: weights x OUTPUT positions, also
-    for deconvolutions (four times too high there, since each weight meets each input position only once)."""
-    saved_bytes: int
-    """Activations in float32 that autograd keeps for the backward pass, per crop, in bytes."""
-
-    @property
-    def params_m(self) -> float:
-        """Parameters in millions."""
-        return self.parameters / 1e6
-
-    @property
-    def gmac(self) -> float:
-        """Multiply-adds in 10^9."""
-        return self.multiply_adds / 1e9
-
-    @property
-    def paper_g(self) -> float:
-        """The paper's count, in 2^30 as that counter divides."""
-        return self.paper_operations / 2**30
-
-    @property
-    def saved_mb(self) -> float:
-        """Saved activations per crop in 10^6 bytes."""
-        return self.saved_bytes / 1e6
+from efafnet.models.skeleton import SKELETONS
+from efafnet.models.variants import VARIANTS
 
 
 def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Cost:
@@ -107,3 +77,17 @@ def _saved_bytes(network: PoseNetwork, crop: Tensor) -> int:
 def _storage(tensor: Tensor) -> int:
     """Identity of a tensor's memory; meta tensors have no address to tell them apart by."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def counted() -> dict[str, dict[str, list[int]]]:
+    """Count every named network for every known skeleton: by name, by number of joints, the fields of ``Cost``."""
+    joints = sorted({skeleton.num_joints for skeleton in SKELETONS.values()})
+    return {
+        name: {str(k): list(astuple(network_cost(v.network, k, v.input))) for k in joints}
+        for name, v in VARIANTS.items()
+    }
+
+
+if __name__ == "__main__":
+    lines = (f"  {json.dumps(name)}: {json.dumps(costs)}" for name, costs in counted().items())
+    Path(__file__).with_name(FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

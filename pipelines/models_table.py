@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from efafnet.models.known_costs import Cost, known_cost
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import SKELETONS
 from efafnet.models.variants import VARIANTS, Variant, variant
 from efafnet.platform import console
-
-if TYPE_CHECKING:
-    from efafnet.models.cost import Cost
 
 _COLUMNS = (
     "network", "input", "params M", "GMAC", "paper-G", "saved MB", "paper: params M", "paper-G", "AP", "tables",
@@ -28,13 +24,11 @@ class ModelsConfig(Settings):
 
 def run_models(config: ModelsConfig) -> None:
     """Print the table of the networks, and under it where they differ from the paper. ValueError for unknown names."""
-    from efafnet.models.cost import network_cost
-
     if config.skeleton not in SKELETONS:
         raise ValueError(f"skeleton={config.skeleton}: unknown; known: {', '.join(SKELETONS)}")
     joints = SKELETONS[config.skeleton].num_joints
     chosen = [variant(name) for name in config.names] or list(VARIANTS.values())
-    costs = [network_cost(v.network, joints, v.input) for v in chosen]
+    costs = [known_cost(v.name, joints) for v in chosen]
     console.table(_COLUMNS, [_row(v, c) for v, c in zip(chosen, costs, strict=True)])
     console.say(
         "GMAC: multiply-adds / 1e9. paper-G: weights x OUTPUT positions / 2^30, deconvolutions included, the count "

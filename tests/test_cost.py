@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from efafnet.models.cost import network_cost
+from efafnet.models.known_costs import known_cost
 from efafnet.models.network import build_network
 from efafnet.models.network_config import NetworkConfig
 from efafnet.models.settings import InputSize
@@ -61,6 +62,7 @@ def test_pins(switches: dict[str, Any], size: str, params_m: float, gmac: float,
 )
 def test_hrnets_published_figures(name: str, params_m: str, paper_g: str, gmac: str) -> None:
     cost = network_cost(VARIANTS[name].network, 17, VARIANTS[name].input)
+    assert known_cost(name, 17) == cost
     assert (f"{cost.params_m:.1f}", f"{cost.paper_g:.1f}", f"{cost.gmac:.2f}") == (params_m, paper_g, gmac)
 
 
@@ -122,6 +124,27 @@ def test_documented_figures(name: str, params_m: float, gmac: float) -> None:
     v = VARIANTS[name]
     cost = network_cost(v.network, 17, v.input)
     assert (round(cost.params_m, 2), round(cost.gmac, 2)) == (params_m, gmac)
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n.startswith(("sbn_r50", "efafnet_r50", "efafnet_nano"))])
+def test_stored_costs_are_what_is_counted(name: str) -> None:
+    v = VARIANTS[name]
+    assert known_cost(name, 17) == network_cost(v.network, 17, v.input), "count anew: python -m efafnet.models.cost"
+
+
+@pytest.mark.parametrize(
+    ("name", "params_m", "gmac", "paper_g"),
+    [("sbn_r101_256x192", 52.99, 9.06, 12.38), ("sbn_r152_384x288", 68.64, 28.57, 35.47)],
+)
+def test_stored_costs_of_deep_networks_are_the_pins(name: str, params_m: float, gmac: float, paper_g: float) -> None:
+    cost = known_cost(name, 17)
+    assert (round(cost.params_m, 2), round(cost.gmac, 2), round(cost.paper_g, 2)) == (params_m, gmac, paper_g)
+
+
+def test_stored_costs_of_other_skeletons() -> None:
+    v = VARIANTS["efafnet_nano"]
+    for joints in (14, 16, 17):
+        assert known_cost("efafnet_nano", joints) == network_cost(v.network, joints, v.input)
 
 
 def test_default_reductions_are_those_of_the_pins() -> None:

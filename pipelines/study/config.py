@@ -19,7 +19,7 @@ from efafnet.tune_spaces.space import Space, SpaceError
 from efafnet.tune_spaces.study import Study, StudyRow
 
 if TYPE_CHECKING:
-    from efafnet.models.cost import Cost
+    from efafnet.models.known_costs import Cost
     from efafnet.pipelines.training.inputs import Inputs
 
 _STUDY_ONLY = ("study", "seeds", "concurrency", "retries", "confidence", "bootstrap", "keep")
