@@ -25,9 +25,10 @@ from efafnet.models.network import build_network
 from efafnet.models.skeleton import COCO_17
 from efafnet.models.variants import Variant, variant
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig, Precision
+from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
 from efafnet.pipelines.training.step import Trainee, build_optimizer, train_step
 from efafnet.platform import console
+from efafnet.platform.machine import Precision
 
 NETWORKS = ("sbn_r50_256x192", "efafnet_r50_256x192", "hrnet_w32_256x192")
 """The first is what the others are compared with."""

@@ -43,7 +43,7 @@ class Unlogged:
 
 @dataclass(frozen=True)
 class _Item:
-    """One thing to log; ``kind`` is metric, tag, artifact or text; ``reason`` says why MLflow refused it."""
+    """One thing to log; ``kind`` is metric, tag, param, artifact or text; ``reason`` says why MLflow refused it."""
 
     kind: str
     key: str
@@ -101,6 +101,10 @@ class Tracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Queue tags of the run. Never raises, never waits."""
         self._append([_Item("tag", key, str(value)) for key, value in tags.items()])
+
+    def log_param(self, name: str, value: str) -> None:
+        """Queue a parameter of the run. MLflow keeps the first value for ever. Never raises, never waits."""
+        self._append([_Item("param", name, value)])
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Queue a file or a directory, which must stay where it is until ``close``. Never raises, never waits."""
@@ -248,6 +252,8 @@ class Tracker:
             self._log_points(client, batch)
         elif first.kind == "tag":
             client.log_batch(self._run_id, tags=[RunTag(item.key, item.value) for item in batch])
+        elif first.kind == "param":
+            client.log_param(self._run_id, first.key, first.value)
         elif first.kind == "text":
             client.log_text(self._run_id, first.value, first.key)
         elif Path(first.value).is_dir():

@@ -119,7 +119,7 @@ def test_bf16_runs_under_autocast_and_returns_float32() -> None:
 
     network = Convolution()
     arguments: dict[str, Any] = {"skeleton": COCO_17, "heatmap": HeatmapConfig(), "flip_test": False}
-    exact = predict_heatmaps(network, _batch().images, **arguments)
+    exact = predict_heatmaps(network, _batch().images, **arguments, precision="fp32")
     rounded = predict_heatmaps(network, _batch().images, **arguments, precision="bf16")
     assert network.dtypes == [torch.float32, torch.bfloat16]
     assert rounded.dtype == torch.float32

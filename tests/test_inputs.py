@@ -27,6 +27,9 @@ class Quiet(PlainContext):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
+    def log_param(self, name: str, value: str) -> None:  # noqa: ARG002
+        self.recorded.add(name)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         assert step > 0
         self.recorded.update(metrics)

@@ -30,11 +30,15 @@ class Curves:
 
     def __init__(self) -> None:
         self.points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        self.params: dict[str, str] = {}
         self.artifacts: list[str] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         for key, value in metrics.items():
             self.points[key].append((step, value))
+
+    def log_param(self, name: str, value: str) -> None:
+        self.params[name] = value
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self.artifacts.append(f"{folder}/{path.name}")
@@ -86,7 +90,9 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     assert meta["metrics"]["ap"] == result.metrics["ap"]
     log = (config.run_dir / "train.log").read_text().splitlines()
     assert log == context.lines
-    assert log[0].startswith("epoch 1.00/8.00  step 5/40  loss 0.0")
+    assert log[0] == "precision: fp32, on 1 CPU thread"
+    assert curve.params == {"precision": "fp32"}
+    assert log[1].startswith("epoch 1.00/8.00  step 5/40  loss 0.0")
     assert "validation at step 15: ap" in "".join(log)
 
 

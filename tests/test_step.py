@@ -15,8 +15,9 @@ from efafnet.models.heatmaps import encode
 from efafnet.models.network import PoseOutput, normalise
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig, Precision
+from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
 from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer, train_step
+from efafnet.platform.machine import Precision
 
 SIZE = InputSize(height=64, width=32)
 JOINTS = 3

@@ -11,6 +11,7 @@ from pydantic import Field
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.platform.cluster import ClusterConfig
+from efafnet.platform.machine import WantedPrecision
 from efafnet.platform.mirror import Location
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class TestConfig(Settings):
     """Average the heatmaps with those of the mirrored crop (twice the computation)."""
     batch_size: int = Field(default=64, gt=0)
     """Crops per forward pass of one process."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward pass; bf16 runs under autocast and decodes in float32."""
+    precision: WantedPrecision = "auto"
+    """Arithmetic of the forward pass, as in training; heatmaps are decoded in float32. auto: what suits the device."""
     joint_score_threshold: float = Field(default=0.2, ge=0, lt=1)
     """A person's score is its box score times the mean of the joint scores above this."""
     nms: Literal["none", "oks", "soft_oks"] = "oks"
@@ -49,7 +50,7 @@ class TestOverrides(Settings):
     """Average with the mirrored crop."""
     batch_size: int | None = Field(default=None, gt=0)
     """Crops per forward pass of one process."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: WantedPrecision | None = None
     """Arithmetic of the forward pass."""
     joint_score_threshold: float | None = Field(default=None, ge=0, lt=1)
     """A person's score is its box score times the mean of the joint scores above this."""

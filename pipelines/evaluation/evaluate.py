@@ -48,6 +48,8 @@ class Evaluation:
     """The network."""
     test: TestConfig
     """How it was tested."""
+    precision: str
+    """The arithmetic that ``test.precision`` came to."""
     seconds: dict[str, float]
     """Duration of each stage."""
 
@@ -78,16 +80,16 @@ def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
         connect(workers.cluster)
     began = time.monotonic()
     if workers.distributed:
-        predictions = predict_with_ray(trained, store, test, workers, config.weights)
+        predicted = predict_with_ray(trained, store, test, workers, config.weights)
     else:
-        predictions = predict_here(trained, store, test, workers)
-    predicted = time.monotonic()
+        predicted = predict_here(trained, store, test, workers)
+    predictions, ended = predicted.persons, time.monotonic()
     reference = read_reference(store.path)
     results = _results(predictions, reference, trained, test, store)
     scored = _score(results, predictions, reference, config, store)
     measured = time.monotonic()
-    seconds = {"predict": predicted - began, "measure": measured - predicted}
-    return Evaluation(scored, predictions, results, trained, test, seconds)
+    seconds = {"predict": ended - began, "measure": measured - ended}
+    return Evaluation(scored, predictions, results, trained, test, predicted.precision, seconds)
 
 
 def _prepared(config: EvaluateConfig, store: CropStore) -> Trained:
@@ -163,6 +165,7 @@ def _circumstances(config: EvaluateConfig, store: CropStore, done: Evaluation) -
         "checkpoint": {"path": str(trained.path), **trained.meta},
         "protocol": _protocol(store, done),
         "store": {"path": str(store.path), "digest": store.digest, "persons": store.num_persons},
+        "precision": done.precision,
         "test": {**done.test.model_dump(mode="json"), "heatmap": trained.heatmap.model_dump(mode="json")},
         "settings": config.model_dump(mode="json"),
         "code": code_version(),
@@ -189,7 +192,8 @@ def _tell(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
     console.say(f"{done.trained.path} (step {step}) on {store.path}: {persons} persons, {store.skeleton.name}")
     console.say(f"protocol: {_protocol(store, done)}")
     show(done.scored, config.scoring)
-    console.say(f"{persons} persons predicted in {seconds:.1f} s ({persons / seconds:.3g}/s); files in {config.output}")
+    rate = f"{persons} persons predicted in {seconds:.1f} s ({persons / seconds:.3g}/s, {done.precision})"
+    console.say(f"{rate}; files in {config.output}")
 
 
 def _log(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:

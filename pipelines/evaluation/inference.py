@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +19,8 @@ from efafnet.models.network import normalise
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.platform import machine
+from efafnet.platform.machine import WantedPrecision
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def predict_heatmaps(
     skeleton: Skeleton,
     heatmap: HeatmapConfig,
     flip_test: bool,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: WantedPrecision = "auto",
 ) -> Tensor:
     """Heatmaps float32 (N, K, h, w) of uint8 crops (N, 3, H, W) on the network's device, flip test included.
 
@@ -49,11 +50,10 @@ def predict_heatmaps(
     """
 
     def forward(pixels: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            heatmaps: Tensor = network(pixels).heatmaps
+        heatmaps: Tensor = network(pixels).heatmaps
         return heatmaps.float()
 
-    with _testing(network):
+    with _testing(network), machine.arithmetic(machine.precision_for(precision, images.device), images.device):
         pixels = normalise(images)
         heatmaps = forward(pixels)
         if flip_test:
@@ -70,7 +70,7 @@ def predict_batch(
     input_size: InputSize,
     heatmap: HeatmapConfig,
     flip_test: bool,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: WantedPrecision = "auto",
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Joints float64 (N, K, 2) in pixels of the ORIGINAL image and joint scores float32 (N, K) of a batch.
 

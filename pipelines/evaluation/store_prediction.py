@@ -32,7 +32,7 @@ from efafnet.pipelines.evaluation.config import TestConfig, Weights, WorkersConf
 from efafnet.pipelines.evaluation.inference import predict_batch
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from efafnet.pipelines.evaluation.trained import Trained, load_trained
-from efafnet.platform import console
+from efafnet.platform import console, machine
 
 if TYPE_CHECKING:
     import ray.data
@@ -40,10 +40,22 @@ if TYPE_CHECKING:
 _COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh", "person_id"]
 
 
-def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: WorkersConfig) -> Predictions:
+@dataclass(frozen=True)
+class Predicted:
+    """Every person of a store, and how they were computed."""
+
+    persons: Predictions
+    """In order of rows."""
+    precision: str
+    """The arithmetic; of actors on unlike machines all there were, as in ``bf16, fp32``."""
+
+
+def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: WorkersConfig) -> Predicted:
     """Predict every person of ``store`` in this process."""
     device = workers.device_here()
+    precision = machine.checked_precision(test.precision, device)
     network = trained.network.to(device)
+    machine.expect_constant_shapes()
     people = store.columns(list(PERSON_COLUMNS))
     parts = []
     with (
@@ -65,11 +77,11 @@ def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: 
                 input_size=trained.input_size,
                 heatmap=trained.heatmap,
                 flip_test=test.flip_test,
-                precision=test.precision,
+                precision=precision,
             )
             parts.append(Predictions.gather(people, batch.rows.numpy(), joints_px, scores))
             advance(len(batch))
-    return Predictions.concat(parts)
+    return Predicted(Predictions.concat(parts), precision)
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,8 @@ class _Predictor:
         self.trained = load_trained(self.task.checkpoint, self.task.skeleton, weights=self.task.weights)
         self.device = torch.device("cuda" if self.task.gpu else "cpu")
         self.trained.network.to(self.device)
+        self.precision = machine.checked_precision(self.task.test.precision, self.device)
+        machine.expect_constant_shapes()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Warped crops -> joints and scores by person."""
@@ -168,13 +182,14 @@ class _Predictor:
             input_size=trained.input_size,
             heatmap=self.task.heatmap,
             flip_test=test.flip_test,
-            precision=test.precision,
+            precision=self.precision,
         )
         return pa.table(
             {
                 "person_id": table["person_id"],
                 "joints_px": pa.array(list(joints_px.reshape(len(joints_px), -1)), pa.list_(pa.float64())),
                 "scores": pa.array(list(scores), pa.list_(pa.float32())),
+                _PRECISION: pa.repeat(self.precision, len(scores)),
                 _FAULT: pa.nulls(len(scores), pa.string()),
             }
         )
@@ -182,6 +197,7 @@ class _Predictor:
 
 # An exception in a function of Ray Data reaches the driver as a wall of text without its cause, so faults are data.
 _FAULT = "fault"
+_PRECISION = "precision"
 
 
 def _fault(message: str) -> pa.Table:
@@ -191,6 +207,7 @@ def _fault(message: str) -> pa.Table:
             "person_id": pa.array([-1], pa.int64()),
             "joints_px": pa.array([[]], pa.list_(pa.float64())),
             "scores": pa.array([[]], pa.list_(pa.float32())),
+            _PRECISION: pa.nulls(1, pa.string()),
             _FAULT: [message],
         }
     )
@@ -202,7 +219,7 @@ def _first_fault(table: pa.Table) -> str | None:
 
 def predict_with_ray(
     trained: Trained, store: CropStore, test: TestConfig, workers: WorkersConfig, weights: Weights
-) -> Predictions:
+) -> Predicted:
     """Predict every person of ``store`` on the workers of a Ray cluster; the result is in order of rows.
 
     Raises OSError where no cluster can be used or a worker failed, ValueError where rows are missing in the end.
@@ -265,15 +282,16 @@ def _warp(table: pa.Table, view: CropView) -> pa.Table:
     return crops.append_column(_FAULT, pa.nulls(crops.num_rows, pa.string()))
 
 
-def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predictions:
+def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predicted:
     people = store.columns(list(PERSON_COLUMNS))
     row_of = {int(person): row for row, person in enumerate(people["person_id"].to_pylist())}
     assert len(row_of) == store.num_persons, "person ids are unique in a store"
-    parts = []
+    parts, precisions = [], set[str]()
     with console.progress("predicting", store.num_persons, unit="persons") as advance:
         for table in _tables(predicted):
             if fault := _first_fault(table):
                 raise ValueError(f"crop store {store.path}: {fault}")
+            precisions.update(table[_PRECISION].unique().to_pylist())
             rows = np.array([row_of[i] for i in table["person_id"].to_pylist()], np.int64)
             scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
             joints = table["joints_px"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -284,7 +302,7 @@ def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predictions:
     predictions = Predictions.concat(parts)
     if len(predictions) != store.num_persons:
         raise ValueError(f"only {len(predictions)} of {store.num_persons} persons came back; run again")
-    return predictions
+    return Predicted(predictions, ", ".join(sorted(precisions)))
 
 
 def _tables(predicted: ray.data.Dataset) -> Iterator[pa.Table]:

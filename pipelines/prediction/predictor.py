@@ -25,6 +25,7 @@ from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
 from efafnet.pipelines.evaluation.inference import predict_batch
 from efafnet.pipelines.evaluation.trained import Trained, find_checkpoint, load_trained
+from efafnet.platform import machine
 from efafnet.platform.checkpoint import config_of, read_meta
 
 _RGB = CropDecoder(Encoding(format="raw"))
@@ -51,6 +52,7 @@ class PosePredictor:
         self.skeleton = skeleton
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._network = trained.network.to(self.device)
+        self._precision = machine.checked_precision(trained.test.precision, self.device)
 
     @classmethod
     def load(
@@ -124,7 +126,7 @@ class PosePredictor:
             input_size=self.trained.input_size,
             heatmap=self.trained.heatmap,
             flip_test=self.trained.test.flip_test,
-            precision=self.trained.test.precision,
+            precision=self._precision,
         )
 
 

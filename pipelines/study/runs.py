@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -180,6 +180,12 @@ def has_images(inputs: Inputs) -> bool:
 def is_done(run: TrainConfig, by_image: bool) -> bool:
     """Whether a run has ended and is measured."""
     return RunDirectory(run.run_dir).result_file.exists() and (not by_image or (run.run_dir / PREDICTIONS).exists())
+
+
+def precisions_of(runs: Iterable[TrainConfig]) -> str:
+    """The arithmetic that runs began with; more than one, as in ``bf16, fp32``, where machines were unlike."""
+    records = [record for run in runs if (record := RunDirectory(run.run_dir).known()) is not None]
+    return ", ".join(sorted({str(record.identity["precision"]) for record in records}))
 
 
 def figure_of(run: TrainConfig, metric: str) -> float:

@@ -13,7 +13,7 @@ from efafnet.pipelines.search.config import automatic_name
 from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
 from efafnet.pipelines.study.measure import measure
 from efafnet.pipelines.study.people import synthetic_people
-from efafnet.pipelines.study.runs import Running, run_all
+from efafnet.pipelines.study.runs import Running, precisions_of, run_all
 from efafnet.pipelines.study.scale import scale_note
 from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet, sheet_of, to_json
 from efafnet.pipelines.study.statistics import Comparison, compare
@@ -131,7 +131,7 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
     names = [plan.row.name for plan in plans]
     measured = measure(names, runs, inputs, metric=metric, bootstrap=config.bootstrap)
     found = compare(measured, rows.baseline, confidence=config.confidence)
-    told = circumstances(config, inputs, plans, seeds, metric)
+    told = circumstances(config, inputs, plans, seeds, metric, precisions_of(runs.values()))
     sheet = sheet_of(f"{rows.name}: {rows.about}", plans, found, told, failures)
     facts = {"study": rows.name, "about": rows.about, "seeds": list(seeds), "metric": metric, "measured_on": told,
              "failures": failures, "mlflow_run_id": record.mlflow_run_id}  # fmt: skip
@@ -143,7 +143,7 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
 
 
 def circumstances(
-    config: TrainConfig, inputs: Inputs, plans: Sequence[Plan], seeds: Sequence[int], metric: str
+    config: TrainConfig, inputs: Inputs, plans: Sequence[Plan], seeds: Sequence[int], metric: str, precision: str
 ) -> list[str]:
     """On what the figures were measured: a table without this says nothing."""
     assert inputs.val is not None, "rows are compared on a validation store"
@@ -159,7 +159,7 @@ def circumstances(
         f"{inputs.train.path.name} (digest {inputs.train.digest[:12]}), data sets "
         f"{', '.join(sorted({source.data_set for source in inputs.train.manifest.sources}))}",
         f"budget: {samples} samples per run, {samples / inputs.train.num_persons:.3g} epochs{papers}; "
-        f"batch {config.batch_size}, peak rate {optimizer.lr:g}, {schedule.kind}, {config.precision}; seeds "
+        f"batch {config.batch_size}, peak rate {optimizer.lr:g}, {schedule.kind}, {precision}; seeds "
         f"{', '.join(map(str, seeds))}, the same for all rows",
         *([f"every run goes on from the weights of {config.init.name}"] if config.init is not None else []),
         *([scale_note(named, config)] if named else []),

@@ -19,12 +19,12 @@ from efafnet.pipelines.training.config_groups import (
     CheckpointConfig,
     ComputeConfig,
     OptimizerConfig,
-    Precision,
     ValidationConfig,
 )
 from efafnet.pipelines.training.identity import IDENTITY, TOLD, chosen, flatten
 from efafnet.pipelines.training.schedule import ScheduleConfig
 from efafnet.platform.cluster import ClusterConfig
+from efafnet.platform.machine import WantedPrecision
 from efafnet.platform.mirror import Location
 from efafnet.platform.tracking import TrackingConfig
 
@@ -105,8 +105,10 @@ class TrainConfig(Settings):
     Such a run depends on the machine and cannot be repeated exactly."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of initialisation, sample order and augmentation."""
-    precision: Precision = "fp32"
-    """Arithmetic of the network: float32, or bfloat16 or float16 under autocast with float32 weights."""
+    precision: WantedPrecision = "auto"
+    """Arithmetic of the network: fp32 (float32); tf32 (its products rounded, on GPUs); bf16 or fp16 (under autocast
+    with float32 weights). auto: bf16 where the devices compute it in hardware, else fp16 on GPUs and fp32 on CPUs;
+    chosen when the run begins, and kept when it is resumed on other devices."""
     compute: ComputeConfig = ComputeConfig()
     """How the hardware computes a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

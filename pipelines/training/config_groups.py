@@ -8,8 +8,6 @@ from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
 
-Precision = Literal["fp32", "bf16", "fp16"]
-
 
 class OptimizerConfig(Settings):
     """How gradients become weights."""

@@ -21,6 +21,9 @@ class MetricSink(Protocol):
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record ``metrics`` at ``step`` completed optimizer steps."""
 
+    def log_param(self, name: str, value: str) -> None:
+        """Record what a setting came to."""
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a file."""
 
@@ -29,6 +32,9 @@ class NoSink:
     """Records nothing: training without a tracking server, or a worker other than the first."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def log_param(self, name: str, value: str) -> None:
         """Do nothing."""
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:

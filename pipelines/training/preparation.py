@@ -16,12 +16,16 @@ from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
 from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Checkpoints, Progress, fork, restore
 from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer
+from efafnet.platform import machine
+from efafnet.platform.configuration import to_yaml
+from efafnet.platform.machine import Precision
 
 
 def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
     inputs = open_inputs(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
+    config, doubts = settle_precision(config, context)
     trainee = build_trainee(config, inputs, context)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
     newest = context.agree(checkpoints.newest() if context.rank == 0 else None)
@@ -42,10 +46,42 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     )
     if newest is None:
         _say_start(job)
+        _say_precision(job, doubts)
         return job
     job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest}, workers: {context.world_size}")
+    _say_precision(job, doubts)
     job.validate_again()
     return job
+
+
+def settle_precision(config: TrainConfig, context: PlainContext) -> tuple[TrainConfig, list[str]]:
+    """Decide on the arithmetic of a run, the same for all workers; what a run began with is kept.
+
+    Returns:
+        The settings with what ``precision`` came to, and at rank 0 what speaks against it, device by device.
+    """
+    directory, wanted = RunDirectory(config.run_dir), config.precision
+    known = directory.known() if context.rank == 0 and wanted == "auto" else None
+    wanted = context.agree(wanted if known is None else known.identity.get("precision", wanted))
+    each = context.gather(machine.precision_for(wanted, context.device))
+    precision: Precision = context.agree(machine.common_precision(each) if context.rank == 0 else "fp32")
+    doubts = context.gather(None if wanted == "auto" else machine.drawback(precision, context.device))
+    config = config.model_copy(update={"precision": precision})
+    if known is not None:
+        directory.settle("precision", precision, to_yaml(config))
+    machine.set_float32(precision)
+    machine.expect_constant_shapes()
+    return config, sorted({doubt for doubt in doubts if doubt is not None})
+
+
+def _say_precision(job: Job, doubts: list[str]) -> None:
+    """Say how the run computes and what it records about that."""
+    precision = job.config.precision
+    if job.context.rank == 0:
+        job.context.sink.log_param("precision", precision)
+    for doubt in doubts:
+        job.say(f"warning: precision = {precision}: {doubt}")
+    job.say(f"precision: {precision}, on {machine.describe(job.context.device)}")
 
 
 def _beginning(config: TrainConfig, trainee: Trainee, plan: Plan) -> Progress:
@@ -92,19 +128,20 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     module = module.to(context.device).to(memory_format=memory_format)
     wrapped = context.wrap(module)
+    precision = machine.precision_for(config.precision, context.device)
     return Trainee(
         module=module,
         origin=origin,
         wrapped=cast(nn.Module, torch.compile(wrapped)) if config.compute.compile else wrapped,
         optimizer=build_optimizer(config.optimizer, module),
-        scaler=torch.amp.GradScaler(context.device.type, enabled=config.precision == "fp16"),
+        scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
         ema=None if config.optimizer.ema_decay is None else average_of(module),
         input_size=config.input,
         heatmap=config.heatmap,
         loss=config.loss,
         optimizing=config.optimizer,
         compute=config.compute,
-        precision=config.precision,
+        precision=precision,
         seed=config.seed,
         global_batch=config.batch_size,
         rank=context.rank,

@@ -48,7 +48,7 @@ def open_record(
         config.tracking.run_name or config.name,
         parent_run_id=parent_run_id,
         # What only names a run differs for all, and would hide what matters wherever runs are compared.
-        params=config.model_dump(mode="json", exclude={"name": True, "tracking": {"run_name"}}),
+        params=config.model_dump(mode="json", exclude=_unlogged(config)),
         tags={
             "efafnet.digest": record.digest,
             "efafnet.stage": "train",
@@ -64,6 +64,12 @@ def open_record(
         ],
     )
     return replace(record, mlflow_run_id=run_id, tracking_uri=uri)
+
+
+def _unlogged(config: TrainConfig) -> dict[str, Any]:
+    """Settings that are no parameters in MLflow, or not yet: what ``auto`` comes to is logged once it is known."""
+    names: dict[str, Any] = {"name": True, "tracking": {"run_name"}}
+    return {**names, "precision": True} if config.precision == "auto" else names
 
 
 def _data_input(store: CropStore, context: str) -> Any:

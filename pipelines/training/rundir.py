@@ -23,6 +23,8 @@ from efafnet.platform import console
 from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.storage import make_directory, read_json, sha256_json, write_json
 
+_LEFT_OPEN = ("precision", "test.precision")
+"""Settings that may say ``auto``, which claims nothing: it then means what the run began with, or what suits."""
 LOCK = ".lock"
 """The file that the process which trains a run keeps locked, in the run's directory."""
 _UNSTARTED = (
@@ -151,6 +153,13 @@ class RunDirectory:
         file = self.path / "run.json"
         return RunRecord(**read_json(file)) if file.exists() else None
 
+    def settle(self, key: str, value: Any, config_yaml: str) -> None:
+        """Write down what a setting of the identity that was left open (``auto``) came to."""
+        record = self.known()
+        assert record is not None, "only a run that was claimed is settled"
+        identity = {**record.identity, key: value}
+        self.record(replace(record, identity=identity, digest=identity_digest(identity)), config_yaml)
+
     def record(self, record: RunRecord, config_yaml: str) -> None:
         """Write what the run is and the settings it starts with now."""
         write_json(self.path / "run.json", asdict(record))
@@ -202,6 +211,7 @@ def _changed(known: RunRecord, identity: Mapping[str, Any]) -> str:
 
     A run of an earlier version may name settings that are in no identity any more, and lack one that came later.
     """
+    identity = {key: value for key, value in identity.items() if not (key in _LEFT_OPEN and value == "auto")}
     return difference({key: known.identity.get(key, ADDED.get(key)) for key in identity}, identity)
 
 

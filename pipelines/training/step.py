@@ -18,9 +18,9 @@ from efafnet.models.losses import pose_loss
 from efafnet.models.network import PoseNetwork, PoseOutput, normalise
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig, Precision
-
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
+from efafnet.platform import machine
+from efafnet.platform.machine import Precision
 
 
 @dataclass
@@ -122,8 +122,7 @@ def forward(trainee: Trainee, images: Tensor) -> PoseOutput:
     inputs = normalise(images)
     if trainee.compute.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    dtype = _AUTOCAST[trainee.precision]
-    with torch.autocast(trainee.device.type, dtype=dtype, enabled=dtype is not None):
+    with machine.autocast(trainee.precision, trainee.device):
         output: PoseOutput = trainee.wrapped(inputs)
     return PoseOutput(
         heatmaps=output.heatmaps.float(),
