@@ -31,7 +31,8 @@ DEAD_MACHINE_S = 120.0
 """Seconds that a server may keep the lock of a machine that died (NFSv4's lease is 90 on Linux)."""
 _POLL_S = 0.25
 _REFUSED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-_told: set[Path] = set()
+_told: set[int] = set()
+# Devices that were said to have no locks: once is enough.
 
 
 class LockHeldError(BlockingIOError):
@@ -106,14 +107,16 @@ def _take(path: Path) -> Callable[[], None]:
         os.close(handle)
         return _take(path)  # its directory was removed, or made anew, by the holder we waited for
     with suppress(OSError):  # only for those who wait: a full disk is no reason not to hold it
-        os.ftruncate(handle, 0)
-        os.write(handle, _me())
+        if os.pread(handle, 1000, 0) != (me := _me()):
+            os.ftruncate(handle, 0)
+            os.write(handle, me)
     return lambda: os.close(handle)
 
 
 def _tell(path: Path, error: OSError) -> None:
-    if path.parent not in _told:
-        _told.add(path.parent)
+    device = path.parent.stat().st_dev
+    if device not in _told:
+        _told.add(device)
         console.note(
             f"{path.parent}: its file system refuses locks ({error.strerror}); a file with a heartbeat is used"
         )

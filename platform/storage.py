@@ -33,6 +33,10 @@ class UnwritableError(OSError):
     """An output cannot be written where it was asked for."""
 
 
+class UnreadableFileError(OSError):
+    """Something is there and cannot be read at present."""
+
+
 @contextmanager
 def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty directory beside ``path`` that becomes ``path`` when the block ends without an exception.

@@ -8,12 +8,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.io
 
 from efafnet.models.skeleton import COCO_17, Skeleton
+from efafnet.pipelines.crops.manifest import footer_sha256, sealed
 from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.platform.storage import sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
@@ -91,6 +95,17 @@ def edit(path: Path, change: Any) -> None:
     content = json.loads(path.read_text())
     result = change(content)
     path.write_text(json.dumps(content if result is None else result))
+
+
+def replace_shard(store: CropStore, table: pa.Table) -> None:
+    """Put ``table`` in the place of the store's first shard, with digests that say it was written so."""
+    shard = store.manifest.shards[0]
+    path = store.path / shard.name
+    pq.write_table(table, path, row_group_size=store.manifest.rows_per_group, write_page_checksum=True)
+    size, digest, footer = path.stat().st_size, sha256_file(path), footer_sha256(path)
+    changed = shard.model_copy(update={"bytes": size, "sha256": digest, "footer_sha256": footer})
+    manifest = store.manifest.model_copy(update={"shards": (changed, *store.manifest.shards[1:])})
+    write_json(store.path / "manifest.json", sealed(manifest))
 
 
 def config(folder: Path, **settings: Any) -> PrepareConfig:

@@ -17,9 +17,14 @@ from pycocotools.cocoeval import COCOeval
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
+from efafnet.pipelines.crops.config import InspectConfig
+from efafnet.pipelines.crops.inspect import run_inspect
+from efafnet.pipelines.crops.manifest import content_digest
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import read_rows
-from efafnet.pipelines.crops.store import PERSON_SCHEMA, CropStore
+from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, PERSON_SCHEMA, REJECTS, CropStore, tell_protection
+from efafnet.platform import storage
+from efafnet.platform.storage import UnreadableFileError
 from tests import crop_data
 
 
@@ -143,7 +148,99 @@ def test_verify_finds_a_changed_byte_and_a_changed_manifest(tmp_path: Path) -> N
     shard.write_bytes(data)
     assert [problem.split(":")[0] for problem in made.verify()] == ["persons-00000.parquet"]
     crop_data.edit(made.path / "manifest.json", lambda content: content["envelope"].update(padding=2.0))
-    assert "manifest.json" in " ".join(CropStore.open(made.path).verify())
+    with pytest.raises(ValueError, match=r"manifest.json is damaged \(its digest does not match its content\)"):
+        CropStore.open(made.path)
+
+
+def test_reading_notices_a_changed_bit_wherever_it_lies(store: CropStore, tmp_path: Path) -> None:
+    """Every 997th byte of every file, pages and footers alike."""
+    shutil.copytree(store.path, tmp_path / "st")
+    whole = {name: store.table(name) for name in (GROUND_TRUTH, IMAGES, REJECTS)}
+    persons = store.columns(PERSON_SCHEMA.names)
+    noticed = unread = 0
+    for record in (*store.manifest.shards, *store.manifest.tables):
+        file, content = tmp_path / "st" / record.name, (store.path / record.name).read_bytes()
+        for place in (*range(0, len(content), 9973), *range(len(content) - 3000, len(content), 97)):
+            if place < 0:
+                continue
+            changed = bytearray(content)
+            changed[place] ^= 1 << place % 8
+            file.write_bytes(changed)
+            again = CropStore.open(tmp_path / "st")
+            try:
+                found = (
+                    again.columns(PERSON_SCHEMA.names) if record in store.manifest.shards else again.table(record.name)
+                )
+            except UnreadableFileError as error:
+                noticed += record.name in str(error)
+            else:
+                assert found.equals(whole.get(record.name, persons)), place
+                unread += 1  # the four letters that begin the file, statistics, and the like
+        file.write_bytes(content)
+    assert noticed > 10 * unread
+
+
+def test_every_line_of_a_manifest_is_covered(store: CropStore, tmp_path: Path) -> None:
+    document = json.loads((store.path / "manifest.json").read_text())
+    shutil.copytree(store.path, tmp_path / "st")
+    for key in set(document) - {"document_sha256", "format_version"}:
+        changed = json.loads((store.path / "manifest.json").read_text())
+        value = changed[key]
+        changed[key] = {} if isinstance(value, dict) else [] if isinstance(value, list) else "7" * 64
+        if key == "rejects":
+            changed[key] = {"no_joints": 3}
+        if key in ("rows_per_group", "max_oversampling", "page_checksums"):
+            changed[key] = not value if key == "page_checksums" else value * 2
+        (tmp_path / "st" / "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=r"st: manifest.json is damaged"):
+            CropStore.open(tmp_path / "st")
+
+
+def test_a_later_versions_keys_are_passed_over(store: CropStore, tmp_path: Path) -> None:
+    """A key more, on top and inside, as a later version of the same format would write it, with its digests."""
+    shutil.copytree(store.path, tmp_path / "st")
+    document = json.loads((store.path / "manifest.json").read_text())
+    document["fresh"] = {"a": 1}
+    document["skeleton"]["colour"] = "red"
+    document["shards"][0]["rows_per_page"] = 5
+    document["sources"][0]["licence"] = "CC"
+    del document["document_sha256"]
+    document["digest"] = content_digest(document)
+    document["document_sha256"] = storage.sha256_json(document)
+    (tmp_path / "st" / "manifest.json").write_text(json.dumps(document))
+    again = CropStore.open(tmp_path / "st")
+    assert again.skeleton == store.skeleton
+    assert again.verify() == []
+    assert again.digest == document["digest"] != store.digest, "what a key says counts, known or not"
+    remote = (tmp_path / "st").as_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFAFNET_CACHE", str(tmp_path / "cache"))
+        assert CropStore.open(CropStore.open(remote).path).verify() == [], "the copy keeps them"
+
+
+def test_stores_from_before_check_sums_are_read_and_say_so(
+    store: CropStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the first version wrote them: neither digest of the document, nor footers, nor check sums of pages."""
+    shutil.copytree(store.path, tmp_path / "st")
+    document = json.loads((store.path / "manifest.json").read_text())
+    for record in (*document["shards"], *document["tables"]):
+        file = tmp_path / "st" / record["name"]
+        pq.write_table(pq.read_table(file), file, row_group_size=4, compression="none")
+        record.update(bytes=file.stat().st_size, sha256=storage.sha256_file(file))
+        del record["footer_sha256"]
+    del document["document_sha256"], document["page_checksums"]
+    document["digest"] = content_digest(document)
+    (tmp_path / "st" / "manifest.json").write_text(json.dumps(document))
+    old = CropStore.open(tmp_path / "st")
+    assert old.verify() == []
+    assert old.columns(PERSON_SCHEMA.names).equals(store.columns(PERSON_SCHEMA.names))
+    tell_protection(store)
+    assert capsys.readouterr().err == ""
+    tell_protection(old)
+    assert "st has no check sums inside its files: damage is noticed by efafnet inspect only" in capsys.readouterr().err
+    run_inspect(InspectConfig(store=str(old.path), crops=0))
+    assert "none: reading does not notice damage" in capsys.readouterr().out
 
 
 def _evaluate(ground_truth: dict[str, Any], results: list[dict[str, Any]], sigmas: tuple[float, ...]) -> np.ndarray:

@@ -54,10 +54,17 @@ def write_store(path: Path, persons: int = 40, *, seed: int = 0, skeleton: Skele
         {"image_id": n, "data_set": "spots", "file_name": f"{n}.png", "width": SIDE, "height": SIDE}
         for n in range(persons)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, person_schema(k)), path / "persons-00000.parquet", row_group_size=group)
-    pq.write_table(pa.Table.from_pylist(truth, GROUND_TRUTH_SCHEMA), path / "ground_truth.parquet")
-    pq.write_table(pa.Table.from_pylist(pictures, IMAGES_SCHEMA), path / "images.parquet")
-    pq.write_table(REJECTS_SCHEMA.empty_table(), path / "rejects.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, person_schema(k)),
+        path / "persons-00000.parquet",
+        row_group_size=group,
+        write_page_checksum=True,
+    )
+    pq.write_table(
+        pa.Table.from_pylist(truth, GROUND_TRUTH_SCHEMA), path / "ground_truth.parquet", write_page_checksum=True
+    )
+    pq.write_table(pa.Table.from_pylist(pictures, IMAGES_SCHEMA), path / "images.parquet", write_page_checksum=True)
+    pq.write_table(REJECTS_SCHEMA.empty_table(), path / "rejects.parquet", write_page_checksum=True)
     manifest = _manifest(path, persons, skeleton, group)
     (path / "manifest.json").write_text(manifest.model_dump_json())
     return path
@@ -126,6 +133,7 @@ def _manifest(path: Path, persons: int, skeleton: Skeleton, group: int) -> Manif
         versions={},
         input_digest="",
         digest="",
+        page_checksums=True,
     )
     return manifest.model_copy(update={"digest": manifest.content_digest()})
 

@@ -24,6 +24,8 @@ from efafnet.pipelines.crops.manifest import (
     Counts,
     FileRecord,
     Manifest,
+    footer_sha256,
+    sealed,
 )
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult
@@ -53,7 +55,7 @@ def finish_store(
         for number, result in enumerate(kept):
             name = f"persons-{number:05d}.parquet"
             _place(work.path / result.name, directory / name)
-            shards.append(FileRecord(name=name, rows=result.rows, bytes=result.bytes, sha256=result.sha256))
+            shards.append(_record(directory / name, result.rows, result.sha256))
         rejects = _reject_rows(sources, results)
         tables = [
             _write_table(directory / GROUND_TRUTH, _ground_truth_rows(sources), GROUND_TRUTH_SCHEMA),
@@ -61,7 +63,7 @@ def finish_store(
             _write_table(directory / REJECTS, rejects, REJECTS_SCHEMA),
         ]
         manifest = _manifest(settings, sources, results, shards, tables, rejects, input_digest)
-        storage.write_json(directory / MANIFEST, manifest.model_dump(mode="json"))
+        storage.write_json(directory / MANIFEST, sealed(manifest))
     return manifest
 
 
@@ -74,8 +76,14 @@ def _place(source: Path, target: Path) -> None:
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> FileRecord:
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
-    return FileRecord(name=path.name, rows=len(rows), bytes=path.stat().st_size, sha256=storage.sha256_file(path))
+    table = pa.Table.from_pylist(rows, schema=schema)
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    return _record(path, len(rows), storage.sha256_file(path))
+
+
+def _record(path: Path, rows: int, sha256: str) -> FileRecord:
+    size = path.stat().st_size
+    return FileRecord(name=path.name, rows=rows, bytes=size, sha256=sha256, footer_sha256=footer_sha256(path))
 
 
 def _columns(entry: Annotation | ImageEntry | Reject) -> dict[str, Any]:
@@ -132,7 +140,7 @@ def _manifest(
         persons=sum(shard.rows for shard in shards),
         reduced=sum(result.reduced for result in results),
     )
-    manifest = Manifest(
+    return Manifest(
         format_version=FORMAT_VERSION,
         skeleton=settings.skeleton,
         sources=tuple(source.record for source in sources),
@@ -151,5 +159,5 @@ def _manifest(
         },
         input_digest=input_digest,
         digest="",
+        page_checksums=True,
     )
-    return manifest.model_copy(update={"digest": manifest.content_digest()})

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.platform.mounts import is_on_network
 
 _COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh"]
 _OPEN_FILES = 64
@@ -122,7 +123,11 @@ class GroupReader:
         held: OrderedDict[int, pq.ParquetFile] = self._files.__dict__.setdefault("held", OrderedDict())
         if shard not in held:
             path = self._store.file(self._store.manifest.shards[shard])
-            held[shard] = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+            # On a share, an error in a memory map is a signal that kills, and each page is a request of its own.
+            remote = is_on_network(path)
+            held[shard] = pq.ParquetFile(
+                path, memory_map=not remote, pre_buffer=remote, page_checksum_verification=True
+            )
         held.move_to_end(shard)
         if len(held) > _OPEN_FILES:
             held.popitem(last=False)[1].close()

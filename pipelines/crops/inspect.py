@@ -55,6 +55,7 @@ def _tell_counts(store: CropStore) -> None:
         ("envelope", _envelope_text(store)),
         ("inputs", inputs),
         ("digest", manifest.digest),
+        ("page check sums", "yes" if manifest.page_checksums else "none: reading does not notice damage, this does"),
     ]
     console.table(["", store.location], rows)
 

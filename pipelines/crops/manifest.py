@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.platform.configuration_help import field_models
 from efafnet.platform.mirror import is_address, read_remote
+from efafnet.platform.storage import sha256_json
 
 MANIFEST = "manifest.json"
 GROUND_TRUTH = "ground_truth.parquet"
@@ -67,6 +70,8 @@ class FileRecord(Settings):
     """Size in bytes."""
     sha256: str
     """Digest of the file's bytes."""
+    footer_sha256: str | None = None
+    """Digest of its Parquet footer, which page check sums leave out; None in stores from before there was one."""
 
 
 class Counts(Settings):
@@ -117,17 +122,32 @@ class Manifest(Settings):
     """Digest of the sources and of the settings: equal input, equal store."""
     digest: str
     """Digest of the content: skeleton, envelope, encoding and the bytes of every file."""
+    page_checksums: bool = False
+    """Whether every Parquet page carries its check sum, so that reading notices damage."""
+    document_sha256: str | None = None
+    """Digest of this document without this line, None in stores from before there was one."""
 
     def content_digest(self) -> str:
         """The digest that ``digest`` must equal."""
-        content = {
-            "format_version": self.format_version,
-            "skeleton": self.skeleton.model_dump(mode="json"),
-            "envelope": self.envelope.model_dump(mode="json"),
-            "encoding": self.encoding.model_dump(mode="json"),
-            "files": [[record.name, record.rows, record.sha256] for record in (*self.shards, *self.tables)],
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content_digest(self.model_dump(mode="json"))
+
+
+def content_digest(document: Mapping[str, Any]) -> str:
+    """Digest of the content a manifest's ``document`` describes; of the groups of settings every key counts, known to
+    this version or not."""
+    records = (*document["shards"], *document["tables"])
+    content = {
+        **{name: document[name] for name in ("format_version", "skeleton", "envelope", "encoding")},
+        "files": [[record["name"], record["rows"], record["sha256"]] for record in records],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(manifest: Manifest) -> dict[str, Any]:
+    """The document of a manifest, with both of its digests."""
+    document = manifest.model_dump(mode="json", exclude={"document_sha256"})
+    document["digest"] = content_digest(document)
+    return {**document, "document_sha256": sha256_json(document)}
 
 
 def file_sha256(path: Path) -> str:
@@ -136,25 +156,79 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_manifest(location: str | Path) -> Manifest:
-    """The manifest of the store at ``location``; ValueError where it is missing, damaged or of another version."""
+def footer_sha256(path: Path) -> str:
+    """Hex SHA-256 of a Parquet file's footer: metadata, their length in 4 bytes, and the 4 bytes that end the file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, size - 8 - length))
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def read_document(location: str | Path) -> bytes:
+    """The bytes of ``manifest.json`` of the store at ``location``.
+
+    Raises ValueError where there is none, OSError where it cannot be read.
+    """
     path = os.fspath(location)
     try:
-        text = read_remote(path, MANIFEST) if is_address(path) else (Path(path) / MANIFEST).read_bytes()
+        return read_remote(path, MANIFEST) if is_address(path) else (Path(path) / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         exists = is_address(path) or Path(path).is_dir()
         what = "holds no manifest.json" if exists else "does not exist"
         raise ValueError(
             f"{path} is not a crop store: it {what}; make one with: efafnet prepare ANNOTATIONS IMAGES OUT"
         ) from error
+
+
+class _DamageError(Exception):
+    """A manifest that is not what was written."""
+
+
+_DAMAGE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, RecursionError, ValidationError, _DamageError)
+
+
+def parse_manifest(document: bytes, location: str | Path) -> Manifest:
+    """The manifest in ``document``, of the store at ``location``. Keys that this version does not know are passed over.
+
+    Raises ValueError where it is damaged or of another version.
+    """
     try:
-        content = json.loads(text)
+        content = json.loads(document)
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"crop store {path} has format version {version}, this code reads {FORMAT_VERSION}; prepare it again"
+                f"crop store {location} has format version {version}, this code reads {FORMAT_VERSION}; "
+                "prepare it again"
             )
-        return Manifest.model_validate(content)
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValidationError) as error:
+        manifest = Manifest.model_validate(_known(Manifest, content))
+        _check_digests(content)
+        return manifest
+    except _DAMAGE as error:
         detail = str(error).splitlines()[0]
-        raise ValueError(f"crop store {path}: manifest.json is damaged ({detail}); prepare the store again") from error
+        raise ValueError(
+            f"crop store {location}: manifest.json is damaged ({detail}); prepare the store again"
+        ) from error
+
+
+def _check_digests(content: dict[str, Any]) -> None:
+    if content_digest(content) != content["digest"]:
+        raise _DamageError("its digest does not match its content")
+    whole = content.get("document_sha256")
+    if whole is not None and sha256_json({k: v for k, v in content.items() if k != "document_sha256"}) != whole:
+        raise _DamageError("its digest does not match its text")
+
+
+def _known(model: type[BaseModel], content: Any) -> Any:
+    """``content`` without the keys that ``model`` has no field for, in nested groups and lists of groups as well."""
+    if isinstance(content, list):
+        return [_known(model, item) for item in content]
+    if not isinstance(content, dict):
+        return content
+    kept = {name: value for name, value in content.items() if name in model.model_fields}
+    for name, value in kept.items():
+        models = field_models(model.model_fields[name].annotation)
+        if len(models) == 1:
+            kept[name] = _known(models[0], value)
+    return kept

@@ -330,4 +330,5 @@ def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
         "compression": {"image": "NONE", **dict.fromkeys(paths, "ZSTD")},
         "use_dictionary": [name for name in small if pa.types.is_string(schema.field(name).type)],
         "write_statistics": ["person_id", "image_id"],
+        "write_page_checksum": True,
     }

@@ -31,11 +31,14 @@ from efafnet.pipelines.crops.manifest import (
     FileRecord,
     Manifest,
     file_sha256,
-    read_manifest,
+    footer_sha256,
+    parse_manifest,
+    read_document,
 )
 from efafnet.pipelines.crops.schema import PERSON_SCHEMA, person_schema
+from efafnet.platform import console
 from efafnet.platform.mirror import Mirror, is_address
-from efafnet.platform.storage import write_text
+from efafnet.platform.storage import UnreadableFileError, write_bytes
 
 __all__ = ["GROUND_TRUTH", "IMAGES", "PERSON_SCHEMA", "REJECTS", "CropStore", "GroundTruth", "Manifest", "RowGroups"]
 
@@ -133,6 +136,7 @@ class CropStore:
         """Its directory; of a store in object storage, that of the local copy."""
         self.manifest = manifest
         self._mirror = mirror
+        self._checked: set[str] = set()
         self.row_groups = RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group)
 
     @classmethod
@@ -142,9 +146,10 @@ class CropStore:
         Raises ValueError or OSError where there is no store, where it was written by another version or is
         incomplete, or where its joints are not those of ``expect_skeleton``.
         """
-        manifest = read_manifest(location)
+        document = read_document(location)
+        manifest = parse_manifest(document, location)
         if is_address(os.fspath(location)):
-            mirror: Mirror | None = _mirror(os.fspath(location), manifest)
+            mirror: Mirror | None = _mirror(os.fspath(location), manifest, document)
         else:
             mirror = Mirror.at(Path(location))
         path = Path(location) if mirror is None else mirror.directory
@@ -166,8 +171,19 @@ class CropStore:
     def file(self, record: FileRecord) -> Path:
         """Local path of one of its files, brought here first where the store is in object storage.
 
-        Raises OSError where it cannot be had, ValueError where what arrived is damaged.
+        Raises OSError where it cannot be had or its footer is damaged, ValueError where what arrived is damaged.
         """
+        path = self._path(record)
+        if record.name not in self._checked and record.footer_sha256 is not None:
+            if footer_sha256(path) != record.footer_sha256:
+                raise UnreadableFileError(
+                    f"crop store {self.location}: the footer of {record.name} is not what was written; check the store "
+                    "with: efafnet inspect"
+                )
+            self._checked.add(record.name)
+        return path
+
+    def _path(self, record: FileRecord) -> Path:
         if self._mirror is None:
             return self.path / record.name
         return self._mirror.fetch(record.name, record.bytes, record.sha256)
@@ -189,7 +205,7 @@ class CropStore:
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """The person columns ``names`` of all rows, in row order. Cheap without ``image``."""
-        parts = [pq.read_table(self.file(shard), columns=list(names)) for shard in self.manifest.shards]
+        parts = [_read(self.file(shard), names) for shard in self.manifest.shards]
         schema = person_schema(self.skeleton.num_joints)
         empty = pa.schema([schema.field(name) for name in names]).empty_table()
         return pa.concat_tables(parts) if parts else empty
@@ -197,12 +213,13 @@ class CropStore:
     @property
     def has_head_sizes(self) -> bool:
         """Whether heads of some persons are measured, as PCKh needs: MPII's own release has them, its JSON has not."""
-        sizes = pq.read_table(self.path / GROUND_TRUTH, columns=["head_size"])["head_size"]
+        sizes = self.table(GROUND_TRUTH, ["head_size"])["head_size"]
         return bool(sizes.null_count < len(sizes))
 
-    def table(self, name: str) -> pa.Table:
-        """One of the tables IMAGES, GROUND_TRUTH, REJECTS."""
-        return pq.read_table(self.path / name)
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """One of the tables IMAGES, GROUND_TRUTH, REJECTS: its ``columns``, or all."""
+        (record,) = (record for record in self.manifest.tables if record.name == name)
+        return _read(self.file(record), columns)
 
     def ground_truth(self) -> GroundTruth:
         """Every usable annotation of the sources."""
@@ -212,12 +229,34 @@ class CropStore:
         """What does not agree with the manifest, one sentence each; reads every byte."""
         problems = []
         for record in (*self.manifest.shards, *self.manifest.tables):
-            found = file_sha256(self.file(record))
+            found = file_sha256(self._path(record))
             if found != record.sha256:
                 problems.append(f"{record.name}: sha256 {found[:12]}, manifest {record.sha256[:12]}")
-        if self.manifest.content_digest() != self.manifest.digest:
-            problems.append("manifest.json: its digest does not match its content")
         return problems
+
+
+def tell_protection(store: CropStore) -> None:
+    """Say of a store that an earlier version wrote that reading it does not notice damage."""
+    if not store.manifest.page_checksums:
+        console.note(
+            f"crop store {store.location} has no check sums inside its files: damage is noticed by efafnet inspect "
+            "only; prepare it again to have them"
+        )
+
+
+def _read(path: Path, names: Sequence[str] | None = None) -> pa.Table:
+    """The columns ``names`` of a file of the store, all where none are named.
+
+    Raises UnreadableFileError where it is damaged, or cannot be read at present.
+    """
+    columns = None if names is None else list(names)
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UnreadableFileError(
+            f"crop store {path.parent}: {path.name} cannot be read ({reason}); check it with: efafnet inspect"
+        ) from error
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
@@ -229,12 +268,12 @@ def _check_files(path: Path, manifest: Manifest) -> None:
             raise ValueError(f"crop store {path}: {record.name} {found}; prepare the store again")
 
 
-def _mirror(location: str, manifest: Manifest) -> Mirror:
+def _mirror(location: str, manifest: Manifest, document: bytes) -> Mirror:
     """The local copy of a store in object storage: manifest and tables at once, shards when they are read."""
     mirror = Mirror.begin(location, manifest.digest[:16])
     records = (*manifest.shards, *manifest.tables)
     mirror.check_space(sum(r.bytes for r in records if not (mirror.directory / r.name).is_file()))
-    write_text(mirror.directory / MANIFEST, manifest.model_dump_json(indent=2))
+    write_bytes(mirror.directory / MANIFEST, document)
     for record in manifest.tables:
         mirror.fetch(record.name, record.bytes, record.sha256)
     return mirror

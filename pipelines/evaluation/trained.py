@@ -15,7 +15,7 @@ from efafnet.models.network import AnyNetworkConfig, PoseNetwork, build_network,
 from efafnet.models.network_config import differing_switches
 from efafnet.models.settings import InputSize, Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
-from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.crops.store import CropStore, tell_protection
 from efafnet.pipelines.evaluation.config import TestConfig, TestOverrides, Weights
 from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, read_meta, restore_weights
 
@@ -164,6 +164,7 @@ def _check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def open_store(path: str) -> CropStore:
     """Open the crop store to evaluate on; ValueError where it holds no persons."""
     store = CropStore.open(path)
+    tell_protection(store)
     if store.num_persons == 0:
         raise ValueError(f"crop store {path} holds no persons; look at its rejects with: efafnet inspect {path}")
     return store

@@ -41,6 +41,11 @@ class Inputs:
         return "pckh" if by_head else "ap"
 
     @property
+    def stores(self) -> tuple[CropStore, ...]:
+        """Those that there are."""
+        return (self.train,) if self.val is None else (self.train, self.val)
+
+    @property
     def skeleton(self) -> Skeleton:
         """The joints to learn."""
         return self.train.skeleton

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from efafnet.pipelines.crops.store import tell_protection
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GivenUpError, PlainContext, pick_device
@@ -70,6 +71,8 @@ def train(
         inline = config.validation.model_copy(update={"where": "inline"})
         config = config.model_copy(update={"validation": inline})
     inputs = open_inputs(config)
+    for store in inputs.stores:
+        tell_protection(store)
     if config.starts_from_weights:
         initial_network(config, inputs.skeleton)  # to refuse foreign weights before workers start
     if config.fork is not None:
