@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from efafnet.models.layers import conv_bn_relu
 from efafnet.models.network_config import Arrangement, Merge
+from efafnet.models.resampling import pool_3x3
 
 SPLITS = 4
 """s of eq. 1."""
@@ -76,7 +77,7 @@ class FeatureAggregation(nn.Module):
             untouched, moving = x.split((w, 3 * w), dim=1)
         else:
             moving, untouched = x.split((3 * w, w), dim=1)
-        pooled = F.avg_pool2d(untouched, 3, stride=self.stride, padding=1)
+        pooled = pool_3x3(untouched, self.stride)
         convolved = self.grouped(moving)
         return torch.cat((pooled, convolved) if self.literal else (convolved, pooled), dim=1)
 

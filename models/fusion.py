@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from efafnet.models.layers import conv_bn, conv_bn_relu
+from efafnet.models.resampling import pool_blocks, upsample
 
 
 class LowToHigh(nn.Module):
@@ -27,7 +27,7 @@ class LowToHigh(nn.Module):
 
     def forward(self, c2: Tensor, c5: Tensor) -> Tensor:
         """C2, C5 -> C5 with spatial detail, C5's shape."""
-        lowered: Tensor = self.expand(self.stride(F.avg_pool2d(c2, 4)))
+        lowered: Tensor = self.expand(self.stride(pool_blocks(c2, 4)))
         return c5 + lowered
 
 
@@ -46,7 +46,7 @@ class HighToLow(nn.Module):
 
     def forward(self, c2: Tensor, c5: Tensor) -> Tensor:
         """C2, C5 -> (N, out_channels, H/4, W/4)."""
-        semantics = F.interpolate(self.embed_high(c5), scale_factor=8.0, mode="bilinear", align_corners=False)
+        semantics = upsample(self.embed_high(c5), 8)
         low = self.embed_low(c2)
         gated = torch.addcmul(low, low, torch.tanh(semantics))
         mixed: Tensor = self.mix(torch.cat((gated, semantics), dim=1))
