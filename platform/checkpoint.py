@@ -5,6 +5,7 @@ Nothing in it is a pickled object: it can be opened by later versions, by other 
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Iterator, Mapping
@@ -15,10 +16,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from efafnet.platform.storage import UnwritableError, atomic_directory, read_json, sha256_file, write_json
+from efafnet.platform.storage import (
+    UnwritableError,
+    atomic_directory,
+    is_there,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+)
 
 FORMAT_VERSION = 1
 _WEIGHTS_SUFFIX = ".safetensors"
@@ -30,7 +38,10 @@ _FORMAT = "efafnet-checkpoint"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is absent, torn, of another version, or of another network than the one it is loaded into."""
+    """A checkpoint that is absent, torn, of another version, or of another network than the one it is loaded into.
+
+    What could not be read says nothing of this kind: that is an OSError.
+    """
 
 
 @dataclass(frozen=True)
@@ -100,29 +111,34 @@ def _full_disk_named(directory: Path) -> Iterator[None]:
 def load_checkpoint(directory: Path, *, with_state: bool = True) -> Checkpoint:
     """Read a checkpoint onto the CPU and check that every byte is what was written.
 
+    Each file is read once: what is parsed are the very bytes whose digest was checked.
+
     Args:
         directory: the checkpoint.
         with_state: also read the optimizer's state (evaluation needs none and saves the time).
 
     Raises:
         CheckpointError: absent, not a checkpoint, torn, or written by another version.
+        OSError: the file system does not let it be read at present; the checkpoint may be whole.
     """
     directory = Path(directory)
     meta = read_meta(directory)
     files: dict[str, str] = meta["files"]
     wanted = [name for name in files if with_state or name != _STATE]
-    for name in wanted:
-        _verify(directory / name, files[name])
+    config = _parsed(directory / _CONFIG, _read_verified(directory, _CONFIG, files))
+    weights: dict[str, dict[str, Tensor]] = {}
+    state: dict[str, Any] = {}
     try:
-        weights = {
-            name.removesuffix(_WEIGHTS_SUFFIX): load_file(directory / name)
-            for name in wanted
-            if name.endswith(_WEIGHTS_SUFFIX)
-        }
-        state = torch.load(directory / _STATE, map_location="cpu", weights_only=True) if with_state else {}
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
+        for name in wanted:
+            if name.endswith(_WEIGHTS_SUFFIX):
+                weights[name.removesuffix(_WEIGHTS_SUFFIX)] = load(_read_verified(directory, name, files))
+            elif name == _STATE:
+                content = io.BytesIO(_read_verified(directory, name, files))
+                state = torch.load(content, map_location="cpu", weights_only=True)
+            elif name != _CONFIG:
+                _read_verified(directory, name, files)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"checkpoint {directory} cannot be read ({error}); take an earlier one") from error
-    config = read_json(directory / _CONFIG)
     return Checkpoint(weights, state, config, {key: item for key, item in meta.items() if key not in _RESERVED})
 
 
@@ -131,17 +147,15 @@ def read_meta(directory: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: absent, not a checkpoint, torn, or written by another version.
+        OSError: it is there and cannot be read.
     """
     path = Path(directory) / _META
-    if not path.is_file():
+    if not is_there(path):
         inside = sorted(entry.parent.name for entry in Path(directory).glob(f"*/{_META}"))[-3:]
         hint = f"; it holds checkpoints: {', '.join(inside)}" if inside else ""
-        reason = "does not exist" if not Path(directory).exists() else f"is no checkpoint: it holds no {_META}{hint}"
+        reason = "does not exist" if not is_there(Path(directory)) else f"is no checkpoint: it holds no {_META}{hint}"
         raise CheckpointError(f"checkpoint {directory} {reason}; name the directory that holds {_META}")
-    try:
-        meta = read_json(path)
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {directory} is torn: {error}; take an earlier one") from error
+    meta = _parsed(path, path.read_bytes())
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise CheckpointError(f"{path} does not describe a checkpoint of this project")
     if meta.get("format_version") != FORMAT_VERSION:
@@ -152,13 +166,24 @@ def read_meta(directory: Path) -> dict[str, Any]:
     return meta
 
 
-def _verify(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path.parent} is torn: {path.name} is missing; take an earlier one")
-    if sha256_file(path) != expected:
+def _parsed(path: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"checkpoint {path.parent} is torn: {path.name} is not what was written; take an earlier one"
-        )
+            f"checkpoint {path.parent} is torn: {path} is not valid JSON ({error}); take an earlier one"
+        ) from error
+
+
+def _read_verified(directory: Path, name: str, files: Mapping[str, str]) -> bytes:
+    """The content of one file, if it is what was written."""
+    path = directory / name
+    if not is_there(path):
+        raise CheckpointError(f"checkpoint {directory} is torn: {name} is missing; take an earlier one")
+    content = path.read_bytes()
+    if sha256_bytes(content) != files[name]:
+        raise CheckpointError(f"checkpoint {directory} is torn: {name} is not what was written; take an earlier one")
+    return content
 
 
 def restore_weights(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -209,8 +234,9 @@ def config_of(directory: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: absent, torn, or of another version.
+        OSError: it is there and cannot be read.
     """
+    directory = Path(directory)
     meta = read_meta(directory)
-    _verify(Path(directory) / _CONFIG, meta["files"][_CONFIG])
-    config: dict[str, Any] = json.loads((Path(directory) / _CONFIG).read_text(encoding="utf-8"))
+    config: dict[str, Any] = _parsed(directory / _CONFIG, _read_verified(directory, _CONFIG, meta["files"]))
     return config

@@ -6,7 +6,8 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -183,6 +184,18 @@ def quiet_environment() -> None:
         "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
     }.items():
         os.environ.setdefault(name, value)
+
+
+@contextmanager
+def defaults(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables meanwhile that the user has not set: a later run may want others."""
+    own = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
 
 
 def quiet_logs() -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -23,6 +24,9 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 # File systems that cannot flush a directory say so in one of these ways (SMB shares, some FUSE ones).
 _CANNOT_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
 _LOCK = "lock"
+_LEFTOVER = re.compile(r"(partial|old)-[0-9a-f]{8}|probe-\w+|removed|new")
+"""How the names of unfinished things end: ``.NAME.partial-…`` of every writer here, ``.NAME.old-…`` of an overwrite,
+``.NAME.probe-…`` of a place being tried, ``.NAME.removed`` and ``.NAME.new`` of a run's checkpoints and links."""
 
 
 class OutputExistsError(ValueError):
@@ -177,11 +181,16 @@ def _abandoned(directory: Path) -> bool:
     """Tell whether no living process holds ``directory``; a very young one may not have taken its lock yet."""
     if clock_of(directory.parent) - directory.stat().st_mtime < _STALE_AFTER_S:
         return False
+    return not _held(directory)
+
+
+def _held(directory: Path) -> bool:
+    """Whether a living process is writing ``directory``."""
     try:
         with hold(directory / _LOCK):
-            return True
+            return False
     except LockHeldError:
-        return False
+        return True
 
 
 def _flush_tree(directory: Path) -> None:
@@ -256,6 +265,51 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or directory; unlike ``Path.exists``, what cannot be asked is an error and not a no.
+
+    Raises:
+        OSError: the file system does not answer, or does not let it be seen.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def entries(directory: Path) -> list[Path]:
+    """What a directory holds, sorted; nothing where there is none. ``Path.glob`` takes a refusal for emptiness.
+
+    Raises:
+        OSError: the file system does not answer, or does not let it be seen.
+    """
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed writers left in ``directory``, and put back what an overwrite had taken away.
+
+    Only for who holds the lock on what is written there: unlike the next writer of one path, it asks for no age.
+    """
+    for path in entries(directory):
+        name, dot, mark = path.name.rpartition(".")
+        if not (path.name.startswith(".") and name and dot and _LEFTOVER.fullmatch(mark)):
+            continue
+        with suppress(OSError):
+            target = directory / name[1:]
+            if mark.startswith("old-") and not is_there(target):
+                path.rename(target)
+            elif path.is_dir() and not path.is_symlink():
+                if not _held(path):
+                    shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -10,8 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -26,7 +25,6 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.ray_run import run_train, train
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, RunRecord, TrainResult, difference
 from efafnet.platform.checkpoint import load_checkpoint
-from efafnet.platform.cluster import ClusterError
 from efafnet.platform.tracking import Tracker
 from tests.training_cases import config_of, trace_of, write_store
 
@@ -188,35 +186,6 @@ def test_a_run_whose_server_is_away_ends_and_catches_up_later(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["final/ap"] == result.metrics["ap"]
     assert not list(config.run_dir.glob("unlogged*"))
-
-
-def test_what_ray_gives_up_on_at_once_is_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ray.train import ControllerError, WorkerGroupError
-
-    ends: list[Any] = []
-
-    class Trainer:
-        def fit(self) -> Any:
-            end = ends.pop(0)
-            if isinstance(end, Exception):
-                raise end
-            return SimpleNamespace(return_value=end)
-
-    def fit(*planned: Any, limit: int = 2) -> Any:
-        ends[:] = planned
-        return ray_run._fit(config_of(tmp_path, f"worker.max_failures={limit}"), cast(Any, Trainer))
-
-    lost = ControllerError(RuntimeError("process group: connection refused"))
-    assert fit(lost, lost, {"checkpoint": "c"}) == {"checkpoint": "c"}
-    assert capsys.readouterr().err.count("Ray gave up") == 2
-    with pytest.raises(
-        ClusterError, match=r"more than worker.max_failures = 1 times .*connection refused.*same command"
-    ):
-        fit(lost, lost, {}, limit=1)
-    # Dead workers were already replaced by Ray as often as they may be.
-    with pytest.raises(ClusterError, match="give the same command again to go on from the last checkpoint"):
-        fit(WorkerGroupError("killed", {0: RuntimeError()}), {})
-    assert len(ends) == 1
 
 
 # ---- on Ray

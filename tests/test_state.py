@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from efafnet.pipelines.training.config_groups import CheckpointConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.preparation import build_trainee
-from efafnet.pipelines.training.state import Checkpoints, Progress, restore
+from efafnet.pipelines.training.state import Checkpoints, LostRunError, Progress, restore
 from efafnet.pipelines.training.step import Trainee
-from efafnet.platform.checkpoint import load_checkpoint
+from efafnet.platform.checkpoint import Checkpoint, load_checkpoint
+from efafnet.platform.storage import UnreadableFileError
 from tests.training_cases import config_of
 
 
@@ -71,18 +74,91 @@ def test_links_are_relative_so_that_a_run_can_be_moved(tmp_path: Path, trainee: 
     assert load_checkpoint(tmp_path / "moved" / "best").meta["step"] == 3
 
 
+def newest_of(checkpoints: Checkpoints) -> Path:
+    found = checkpoints.newest()
+    assert found is not None
+    return found[0]
+
+
+def tear(checkpoint: Path) -> None:
+    state = checkpoint / "state.pt"
+    state.write_bytes(state.read_bytes()[:-7])
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_can_be_written_again(
     tmp_path: Path, trainee: Trainee, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
     for step in (5, 9):
         saved(checkpoints, trainee, Progress(step=step))
-    newest = checkpoints.path(9) / "state.pt"
-    newest.write_bytes(newest.read_bytes()[:-7])
-    assert checkpoints.newest() == checkpoints.path(5)
-    assert "step-00000009 is torn: state.pt is not what was written" in capsys.readouterr().err
+    tear(checkpoints.path(9))
+    assert newest_of(checkpoints) == checkpoints.path(5)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "step-00000009 is torn: state.pt is not what was written" in told
+    assert "it is damaged-step-00000009 now" in told
+    assert (checkpoints.directory / "damaged-step-00000009" / "meta.json").exists()
+    # What is written now is never the one to go, whatever numbers lie around.
+    for step in (6, 7, 8, 9):
+        saved(checkpoints, trainee, Progress(step=step))
+        assert steps_of(checkpoints) == [step - 1, step]
+        assert (tmp_path / "run" / "latest").resolve() == checkpoints.path(step)
+    assert newest_of(checkpoints) == checkpoints.path(9)
+
+
+def test_newer_checkpoints_of_others_do_not_drive_out_what_is_written(tmp_path: Path, trainee: Trainee) -> None:
+    """As when a file system shows late what an earlier life wrote."""
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
+    for step in (50, 60):
+        saved(checkpoints, trainee, Progress(step=step))
+    for step in (7, 8, 9):
+        saved(checkpoints, trainee, Progress(step=step))
+    assert steps_of(checkpoints) == [8, 9, 50, 60]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(tmp_path: Path, trainee: Trainee) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
+    for step in (5, 9):
+        saved(checkpoints, trainee, Progress(step=step))
+        tear(checkpoints.path(step))
+    with pytest.raises(LostRunError, match=r"no checkpoint that is whole: .*step-00000009 is torn.*step-00000005 is"):
+        checkpoints.newest()
+    assert steps_of(checkpoints) == [5, 9], "nothing was changed"
+    with pytest.raises(LostRunError, match=r"or move .*checkpoints away to begin at step 0"):
+        checkpoints.newest()
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("asked", ["read_bytes", "stat", "iterdir"])
+def test_what_cannot_be_read_is_not_taken_for_damaged_or_absent(
+    tmp_path: Path, trainee: Trainee, monkeypatch: pytest.MonkeyPatch, code: int, asked: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
+    for step in (5, 9):
+        saved(checkpoints, trainee, Progress(step=step))
+
+    def fails(self: Path, *_: Any, **__: Any) -> Any:
+        raise OSError(code, os.strerror(code), str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, asked, fails)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            checkpoints.newest()
+    assert newest_of(checkpoints) == checkpoints.path(9)
+    assert steps_of(checkpoints) == [5, 9]
+
+
+def test_the_error_of_an_unreadable_checkpoint_says_that_nothing_was_changed(
+    tmp_path: Path, trainee: Trainee, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
     saved(checkpoints, trainee, Progress(step=9))
-    assert checkpoints.newest() == checkpoints.path(9)
+
+    def fails(self: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(UnreadableFileError, match=r"step-00000009 is there and cannot be read \(Input/output error\)"):
+        checkpoints.newest()
 
 
 def test_a_failed_write_is_told_and_survived_unless_it_is_the_last(
@@ -102,7 +178,7 @@ def test_a_failed_write_is_told_and_survived_unless_it_is_the_last(
         assert "No space left on device" in capsys.readouterr().err
         with pytest.raises(OSError, match="No space left"):
             checkpoints.save(trainee, Progress(step=3), {}, {}, final=True)
-    assert checkpoints.newest() == checkpoints.path(1)
+    assert newest_of(checkpoints) == checkpoints.path(1)
     assert (tmp_path / "run" / "latest").resolve() == checkpoints.path(1)
 
 
@@ -118,6 +194,10 @@ def test_a_snapshot_does_not_follow_the_training(tmp_path: Path, trainee: Traine
     assert all(torch.equal(stored[name], value) for name, value in before.items())
 
 
+def saved_at(checkpoints: Checkpoints, step: int) -> tuple[Path, Checkpoint]:
+    return checkpoints.path(step), load_checkpoint(checkpoints.path(step))
+
+
 def test_restoring_brings_everything_back(tmp_path: Path, trainee: Trainee) -> None:
     checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
     for parameter in trainee.module.parameters():
@@ -127,7 +207,7 @@ def test_restoring_brings_everything_back(tmp_path: Path, trainee: Trainee) -> N
     saved(checkpoints, trainee, progress, 0.4)
     config = config_of(tmp_path, "optimizer.ema_decay=0.9", "seed=5")
     other = build_trainee(config, open_inputs(config), PlainContext(torch.device("cpu")))
-    assert restore(checkpoints.path(7), other) == progress
+    assert restore(*saved_at(checkpoints, 7), other) == progress
     for mine, theirs in zip(trainee.module.parameters(), other.module.parameters(), strict=True):
         assert torch.equal(mine, theirs)
         for name in ("exp_avg", "exp_avg_sq", "step"):
@@ -143,7 +223,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, trainee: Tra
     wider = config_of(tmp_path, "network.base_width=12", "optimizer.ema_decay=0.9")
     other = build_trainee(wider, open_inputs(wider), PlainContext(torch.device("cpu")))
     with pytest.raises(ValueError, match="step-00000001 holds the weights of another network"):
-        restore(checkpoints.path(1), other)
+        restore(*saved_at(checkpoints, 1), other)
 
 
 def test_a_run_without_checkpoints_is_refused() -> None:

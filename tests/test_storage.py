@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from efafnet.platform import storage
-from efafnet.platform.storage import OutputExistsError, UnwritableError, atomic_directory, check_output
+from efafnet.platform.locks import hold
+from efafnet.platform.storage import (
+    OutputExistsError,
+    UnwritableError,
+    atomic_directory,
+    check_output,
+    remove_leftovers,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,6 +150,23 @@ def test_a_kill_between_the_two_renames_of_an_overwrite_is_undone(tmp_path: Path
     with pytest.raises(OutputExistsError):
         atomic_directory(tmp_path / "store", overwrite=False).__enter__()
     assert names(tmp_path / "store") == ["old"]
+
+
+def test_who_holds_the_lock_removes_what_killed_writers_left(tmp_path: Path) -> None:
+    """At once, however young it is: a supervisor gives the same command again a second later."""
+    kept = ["step-00000001", "damaged-step-00000002", ".lock", ".hidden.txt", "file.partial-0123abcd"]
+    gone = [".step-00000003.partial-5abb33ff", ".step-00000001.removed", ".run.json.partial-00ff00ff", ".latest.new"]
+    gone += [".step-00000001.old-12345678", ".run.probe-a_b1c2d3"]
+    for name in (*kept, *gone):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inside").write_text("x")
+    (tmp_path / ".step-00000009.old-12345678").mkdir()  # between the two renames of an overwrite
+    living = tmp_path / ".step-00000004.partial-01234567"
+    living.mkdir()
+    with hold(living / "lock"):
+        remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, living.name, "step-00000009"])
+    remove_leftovers(tmp_path / "absent")
 
 
 def test_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,10 @@ DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _WARP_FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
 
+class UndecodableCropError(ValueError):
+    """A crop whose bytes arrived and are no picture, or not the one that the store describes."""
+
+
 @dataclass(frozen=True)
 class CropDecoder:
     """Decodes the crops of one store."""
@@ -33,7 +37,11 @@ class CropDecoder:
         return (0, 1, 2) if self.encoding.format == "raw" else (2, 1, 0)
 
     def decode(self, data: UInt8, width: int, height: int) -> UInt8:
-        """Crop (height, width, 3) uint8 from its bytes; ValueError where they are not such a crop."""
+        """Crop (height, width, 3) uint8 from its bytes.
+
+        Raises:
+            UndecodableCropError: they are not such a crop.
+        """
         if self.encoding.format == "raw":
             if data.size == height * width * 3:
                 return data.reshape(height, width, 3)
@@ -42,7 +50,9 @@ class CropDecoder:
             image = cv2.imdecode(data, DECODE_FLAGS) if data.size else None
         if image is None or image.shape != (height, width, 3):
             found = "cannot be decoded" if image is None else f"decodes to {image.shape[1]}x{image.shape[0]}"
-            raise ValueError(f"a crop of {width}x{height} pixels {found}: the store is damaged; prepare it again")
+            raise UndecodableCropError(
+                f"a crop of {width}x{height} pixels {found}: the store is damaged; prepare it again"
+            )
         return image  # type: ignore[return-value]
 
     def warp_into(self, image: UInt8, input_to_crop: Float64, out: UInt8) -> None:

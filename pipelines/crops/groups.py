@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.platform.mounts import is_on_network
+from efafnet.platform.storage import UnreadableFileError
 
 _COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh"]
 _OPEN_FILES = 64
@@ -114,7 +115,8 @@ class GroupReader:
             return group_from_table(file.read_row_group(int(groups.index[group]), columns=_COLUMNS, use_threads=False))
         except (OSError, ValueError) as error:
             name = self._store.manifest.shards[int(groups.shard[group])].name
-            raise ValueError(
+            # Arrow calls what a file system garbles invalid: another read may find it well.
+            raise UnreadableFileError(
                 f"crop store {self._store.location}: {name} cannot be read ({error}); check it with: efafnet inspect"
             ) from error
 

@@ -25,7 +25,7 @@ from efafnet.pipelines.crops import augmentation, geometry
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.config import ReaderConfig
-from efafnet.pipelines.crops.decode import CropDecoder
+from efafnet.pipelines.crops.decode import CropDecoder, UndecodableCropError
 from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.groups import Group, GroupReader
 from efafnet.pipelines.crops.order import Planned, SampleOrder, slice_bounds
@@ -152,8 +152,10 @@ class _Pipeline:
             width, height = group.crop_size[i].tolist()
             try:
                 crop = self._decoder.decode(group.image(i), width, height)
-            except ValueError as error:
-                raise ValueError(f"crop store {self._store.path}, row {int(batch.rows[first + n])}: {error}") from error
+            except UndecodableCropError as error:
+                raise UndecodableCropError(
+                    f"crop store {self._store.path}, row {int(batch.rows[first + n])}: {error}"
+                ) from error
             self._decoder.warp_into(crop, to_crop[n], images[first + n])
 
     def close(self) -> None:

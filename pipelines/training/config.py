@@ -49,8 +49,9 @@ class WorkerConfig(Settings):
     """Share of a GPU reserved per worker: with 0.5 two runs of one worker share each GPU. Whether their memory fits is
     not checked."""
     max_failures: int = Field(default=3, ge=-1)
-    """Times that dead workers are replaced and training goes on from the last checkpoint; -1 for always. Nodes that
-    announce their end (spot instances) do not count."""
+    """Times that a failure of one kind (a dead worker, a read that failed) at one checkpoint is survived: training goes
+    on from there after a pause. A new checkpoint counts anew; -1 for always. Nodes that announce their end (spot
+    instances) do not count."""
     fewest: int | None = Field(default=None, ge=1)
     """Elastic training: while nodes are missing the run goes on with as few workers as this, and takes more again when
     they return; null for never fewer than `workers`. workers=1..4 sets both."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -107,16 +108,19 @@ class PlainContext:
         """Return rank 0's value on every worker."""
         return value
 
+    def from_first(self, action: Callable[[], T]) -> T:
+        """Do ``action`` on rank 0 alone and return on every worker what it returned; what it raised, all raise.
+
+        Tensors in nested dictionaries, lists and tuples arrive on the CPU with their order of dimensions in memory.
+        """
+        return action()
+
     def report(self, metrics: Mapping[str, float]) -> None:
         """Tell whoever supervises the run (a search) where it stands. All workers call this together."""
 
     def ending(self) -> bool:
         """Whether a machine under this run has announced its end. All workers call this together."""
         return False
-
-    def intact(self) -> bool:
-        """Whether the workers still belong together. Where they do not, an error says nothing about the run."""
-        return True
 
     def say(self, line: str) -> None:
         """Show one line to the user."""
@@ -162,9 +166,62 @@ class GroupContext(PlainContext):
         torch.distributed.broadcast_object_list(values)
         return values[0]
 
-    def intact(self) -> bool:
-        """Whether the group still stands: it is taken down under a worker whose fellows died, or change in number."""
-        return torch.distributed.is_initialized()
+    def from_first(self, action: Callable[[], T]) -> T:
+        """Do ``action`` on rank 0 alone and return on every worker what it returned; what it raised, all raise."""
+        if self.world_size == 1:
+            return action()
+        tensors: list[Tensor] = []
+        outcome: tuple[Any, Exception | None] = (None, None)
+        if self.rank == 0:
+            try:
+                outcome = _without_tensors(action(), tensors), None
+            except Exception as error:
+                outcome = None, error
+        value, fault = self.agree(outcome)
+        if fault is not None:
+            raise fault
+        return cast(T, _with_tensors(value, iter(tensors) if self.rank == 0 else None))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor was, while it travels by itself."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
+    """Nested values with a ``_Place`` for each tensor, which goes to ``tensors``."""
+    if isinstance(value, Tensor):
+        in_order = value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last)
+        tensor = value if in_order else value.contiguous()
+        tensors.append(tensor)
+        return _Place(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _without_tensors(getattr(value, f.name), tensors) for f in fields(value)})
+    if isinstance(value, dict):
+        return {key: _without_tensors(item, tensors) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_tensors(item, tensors) for item in value)
+    return value
+
+
+def _with_tensors(value: Any, own: Iterator[Tensor] | None) -> Any:
+    """Nested values with the tensors back in their places: ``own`` on rank 0, received ones elsewhere."""
+    if isinstance(value, _Place):
+        tensor = next(own) if own is not None else torch.empty_strided(value.shape, value.stride, dtype=value.dtype)
+        if tensor.numel():
+            torch.distributed.broadcast(tensor.as_strided((tensor.numel(),), (1,)), src=0)
+        return tensor
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _with_tensors(getattr(value, f.name), own) for f in fields(value)})
+    if isinstance(value, dict):
+        return {key: _with_tensors(item, own) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_tensors(item, own) for item in value)
+    return value
 
 
 def pick_device(wanted: str, index: int = 0) -> torch.device:

@@ -22,6 +22,7 @@ from efafnet.pipelines.evaluation.trained import find_checkpoint
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.state import published_weights
 from efafnet.platform.checkpoint import load_checkpoint, restore_weights
+from efafnet.platform.storage import UnreadableFileError
 
 if TYPE_CHECKING:
     from efafnet.pipelines.training.config import TrainConfig
@@ -108,7 +109,9 @@ def _naming(key: str, path: str) -> Iterator[None]:
     """Say which setting an error of a store is about."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:  # says nothing about the setting, only about the moment
+        raise UnreadableFileError(f"{key} = {path}: {error}") from error
+    except ValueError as error:
         raise ValueError(f"{key} = {path}: {error}") from error
 
 

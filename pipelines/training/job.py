@@ -30,7 +30,7 @@ from efafnet.pipelines.training.schedule import Plan, due, plan_run
 from efafnet.pipelines.training.state import Checkpoints, Progress, published_weights, weights_of
 from efafnet.pipelines.training.step import StepLosses, Trainee
 from efafnet.pipelines.training.validation import pictures_of, validate
-from efafnet.platform.checkpoint import load_checkpoint, restore_weights
+from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, restore_weights
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Job:
         self._settle()
         self._hear()
         network, step, aside = self.trainee.published, self.progress.step, self.context.aside
-        if aside is None or self.ended or not self.context.agree(aside.has_room()):
+        if aside is None or self.ended or not self.context.from_first(aside.has_room):
             self._note(step, self._measure(network, step))
         else:
             self.progress.validating = step
@@ -171,21 +171,29 @@ class Job:
     def _measure_checkpoint(self, step: int) -> dict[str, float] | None:
         """Validate what a checkpoint holds, if it was written: the task that was to do so died."""
         path = self.checkpoints.path(step)
-        if not self.context.agree(path.is_dir()):
-            self.say(f"the validation of step {step} is lost: its checkpoint was not written")
+        weights = self.context.from_first(lambda: self._saved_weights(step))
+        if weights is None:
+            self.say(f"the validation of step {step} is lost: its checkpoint was not written, or is damaged")
             return None
         network = copy.deepcopy(self.trainee.published)
-        restore_weights(network, published_weights(load_checkpoint(path, with_state=False)), path)
+        restore_weights(network, weights, path)
         return self._measure(network, step)
+
+    def _saved_weights(self, step: int) -> dict[str, Tensor] | None:
+        """The weights to use of the checkpoint of ``step``, if it is there and whole."""
+        try:
+            return dict(published_weights(load_checkpoint(self.checkpoints.path(step), with_state=False)))
+        except CheckpointError:
+            return None
 
     def validate_again(self) -> None:
         """Begin the validation anew that ran beside training when an earlier life of the run ended."""
         step, aside = self.progress.validating, self.context.aside
         if step is None or aside is None or self.context.rank != 0:
             return
-        path = self.checkpoints.path(step)
-        if path.is_dir() and aside.has_room():
-            self._start_beside(aside, published_weights(load_checkpoint(path, with_state=False)), step)
+        weights = self._saved_weights(step)
+        if weights is not None and aside.has_room():
+            self._start_beside(aside, weights, step)
 
     def _note(self, step: int, figures: dict[str, float]) -> None:
         """Remember a validation, and tell the user and whoever supervises the run."""

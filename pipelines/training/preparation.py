@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,10 +15,11 @@ from efafnet.pipelines.training.job import Job, plan_of
 from efafnet.pipelines.training.monitor import Trace
 from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
 from efafnet.pipelines.training.schedule import Plan
-from efafnet.pipelines.training.state import Checkpoints, Progress, fork, restore
+from efafnet.pipelines.training.state import Checkpoints, Progress, fork, fork_source, restore
 from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer
 from efafnet.platform import machine
-from efafnet.platform.configuration import to_yaml
+from efafnet.platform.checkpoint import Checkpoint, load_checkpoint
+from efafnet.platform.configuration import ConfigurationError, to_yaml
 from efafnet.platform.machine import Precision
 
 
@@ -28,9 +30,10 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     config, doubts = settle_precision(config, context)
     trainee = build_trainee(config, inputs, context)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
-    newest = context.agree(checkpoints.newest() if context.rank == 0 else None)
+    # One reader: a file system that serves some workers late or not at all must not make them begin elsewhere.
+    newest = context.from_first(checkpoints.newest)
     plan = plan_of(config, inputs)
-    progress = _beginning(config, trainee, plan) if newest is None else restore(newest, trainee)
+    progress = _beginning(config, context, trainee, plan) if newest is None else restore(*newest, trainee)
     job = Job(
         config=config,
         context=context,
@@ -48,7 +51,7 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
         _say_start(job)
         _say_precision(job, doubts)
         return job
-    job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest}, workers: {context.world_size}")
+    job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest[0]}, workers: {context.world_size}")
     _say_precision(job, doubts)
     job.validate_again()
     return job
@@ -84,16 +87,25 @@ def _say_precision(job: Job, doubts: list[str]) -> None:
     job.say(f"precision: {precision}, on {machine.describe(job.context.device)}")
 
 
-def _beginning(config: TrainConfig, trainee: Trainee, plan: Plan) -> Progress:
+def _beginning(config: TrainConfig, context: PlainContext, trainee: Trainee, plan: Plan) -> Progress:
     """Where a new run begins."""
-    progress = Progress() if config.fork is None else fork(config.fork, trainee)
+    progress = Progress()
+    if config.fork is not None:
+        path, checkpoint = context.from_first(lambda: _forked_from(config))
+        progress = fork(path, checkpoint, trainee)
     if progress.step >= plan.steps:
-        raise ValueError(
+        raise ConfigurationError(
             f"fork = {config.fork}: it has {progress.step} steps, and this run would end after {plan.steps}; "
             "train longer with epochs=…"
         )
     progress.planned_steps = plan.steps
     return progress
+
+
+def _forked_from(config: TrainConfig) -> tuple[Path, Checkpoint]:
+    assert config.fork is not None
+    path = fork_source(config.fork, config.batch_size)
+    return path, load_checkpoint(path)
 
 
 def _say_start(job: Job) -> None:

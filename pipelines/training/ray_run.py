@@ -5,8 +5,8 @@ With ``ray_worker`` the only module of training that knows Ray; ``recording`` is
 
 from __future__ import annotations
 
-import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,16 +17,16 @@ from efafnet.pipelines.crops.store import tell_protection
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GivenUpError, PlainContext, pick_device
+from efafnet.pipelines.training.faults import Failures, persevere
 from efafnet.pipelines.training.inputs import initial_network, open_inputs
-from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker, verdict_file
+from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import fork_source
 from efafnet.platform import console
 from efafnet.platform.checkpoint_copies import CheckpointCopies
-from efafnet.platform.cluster import ClusterError, Resources, connect
+from efafnet.platform.cluster import Resources, connect, defaults
 from efafnet.platform.configuration import absolute_paths, to_yaml
-from efafnet.platform.storage import read_json
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -127,8 +127,22 @@ def _failure_told(record: RunRecord) -> Iterator[None]:
 
 
 def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool]) -> loop.LoopResult:
-    with recorded(config, record, PlainContext(pick_device(config.device), given_up=given_up)) as context:
-        return loop.run(config, context)
+    def attempt() -> loop.LoopResult:
+        with recorded(config, record, PlainContext(pick_device(config.device), given_up=given_up)) as context:
+            return loop.run(config, context)
+
+    # A process that dies cannot try again, and what is no error of the system deserves its traceback.
+    failures = Failures(config.run_dir, config.worker.max_failures, lambda seconds: _wait(seconds, given_up))
+    return persevere(attempt, (OSError,), failures)
+
+
+def _wait(seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
+    """Wait, unless nobody wants the run any more."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if given_up():
+            raise GivenUpError("the run was given up")
+        time.sleep(0.1)
 
 
 # ---- on Ray
@@ -137,22 +151,25 @@ def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool]) 
 def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCallback]) -> loop.LoopResult:
     """Train on Ray's workers; the lines they write are shown here."""
     resources = connect(config.cluster)
-    if resources.is_local:
-        # Nobody drains a Ray that lives and dies with this program; its watcher only writes to the terminal.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    if config.worker.fewest is not None:
-        # For some 20 s after a node's death Ray still counts it, and waits so long for a place that is gone.
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
     gpu = _use_gpu(config, resources)
     needs = {"CPU": config.worker.cpus, **({"GPU": config.worker.gpus} if gpu else {})}
     _check_resources(config, resources, needs)
-    verdict_file(config).unlink(missing_ok=True)
     console.note(f"{resources}; {_workers_text(config)}, each {needs}")
-    with _followed(config.run_dir / "train.log"):
+    with _followed(config.run_dir / "train.log"), defaults(_ray_train_variables(config, resources)):
         answer = _fit(config, lambda: _trainer(config, record, callbacks, needs, watched=not resources.is_local))
-    if answer is None:
-        raise ValueError(read_json(verdict_file(config))["error"])
     return loop.LoopResult(Path(answer["checkpoint"]), answer["metrics"])
+
+
+def _ray_train_variables(config: TrainConfig, resources: Resources) -> dict[str, str]:
+    """What this run wants of Ray Train that only the environment can say."""
+    variables: dict[str, str] = {}
+    if resources.is_local:
+        # Nobody drains a Ray that lives and dies with this program; its watcher only writes to the terminal.
+        variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    if config.worker.fewest is not None:
+        # For some 20 s after a node's death Ray still counts it, and waits so long for a place that is gone.
+        variables["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
+    return variables
 
 
 def _trainer(
@@ -184,38 +201,21 @@ def _trainer(
         run_config=cast(Any, RunConfig)(
             name="ray",
             storage_path=str(config.run_dir),
-            failure_config=FailureConfig(max_failures=config.worker.max_failures),
+            # Ray would start dead workers again at once, whatever they died of, and never begin to count anew.
+            failure_config=FailureConfig(max_failures=0),
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=list(callbacks),
         ),
     )
 
 
-def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any] | None:
-    """Train to the end. What Ray gives up on at once, such as a failed set-up of the process group, is tried again.
+def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any]:
+    """Train to the end, with a new set of workers after each failure; raises as ``Failures.survive``."""
+    from ray.train import TrainingFailedError
 
-    Raises:
-        ClusterError: the workers, or Ray's controller, died more often than ``worker.max_failures``.
-    """
-    from ray.train import ControllerError, WorkerGroupError
-
-    limit, failures = config.worker.max_failures, 0
-    while True:
-        try:
-            ended: Any = trainer().fit()
-        except (ControllerError, WorkerGroupError) as error:
-            failures += 1
-            if verdict_file(config).exists():
-                return None
-            reason = " ".join(str(error).split())[-300:]
-            if isinstance(error, WorkerGroupError) or 0 <= limit < failures:
-                raise ClusterError(
-                    f"training stopped because its workers died more than worker.max_failures = {limit} times "
-                    f"({reason}); give the same command again to go on from the last checkpoint"
-                ) from error
-            console.warn(f"Ray gave up ({reason}); started again, {failures} of {limit}")
-        else:
-            return cast("dict[str, Any] | None", ended.return_value)
+    failures = Failures(config.run_dir, config.worker.max_failures, _wait)
+    ended: Any = persevere(lambda: trainer().fit(), (TrainingFailedError,), failures)
+    return cast("dict[str, Any]", ended.return_value)
 
 
 def _workers_text(config: TrainConfig) -> str:

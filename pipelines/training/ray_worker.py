@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,10 @@ from torch import Tensor
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GroupContext
-from efafnet.pipelines.training.monitor import DivergedError
 from efafnet.pipelines.training.recording import recorded
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.pipelines.training.validation import validate_weights
 from efafnet.platform import console
-from efafnet.platform.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -36,11 +33,10 @@ class WorkerJob:
     """What a validation beside training needs, as Ray names it; None for validating on the workers."""
 
 
-def train_on_worker(job: dict[str, Any]) -> dict[str, Any] | None:
+def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Train as one of Ray's workers; ``job`` is a ``WorkerJob`` as a dictionary.
 
-    A user's error is written down before it is raised: Ray starts dead workers again whatever they died of, and the
-    second life ends at once instead of failing the same way after the same time.
+    Errors travel to the starting process as they are: ``faults`` says there which of them are tried again.
     """
     wanted = WorkerJob(**job)
     config, record = TrainConfig.model_validate_json(wanted.config), RunRecord(**wanted.record)
@@ -48,27 +44,9 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any] | None:
     context = RayContext(watched=wanted.watched)
     if wanted.aside is not None:
         context.aside = RayAside(wanted.config, wanted.aside)
-    verdict = verdict_file(config)
-    if context.agree(verdict.exists()):
-        return None
-    try:
-        with recorded(config, record, context):
-            result = loop.run(config, context)
-    except (ValueError, torch.OutOfMemoryError) as error:
-        if not context.intact():
-            raise  # torch's own, of a step that had lost its group: Ray goes on with new workers
-        write_json(verdict, {"error": _remedied(error)})
-        if isinstance(error, DivergedError):
-            return None  # all workers are here
-        raise
+    with recorded(config, record, context):
+        result = loop.run(config, context)
     return {"checkpoint": str(result.checkpoint), "metrics": result.metrics}
-
-
-def _remedied(error: Exception) -> str:
-    """A user's error with what can be done; no later life has more memory than this one."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"{error}; lower batch_size, or raise optimizer.accumulation"
-    return str(error)
 
 
 class RayContext(GroupContext):
@@ -147,8 +125,3 @@ class RayAside:
             self._reference = None  # say it once
             return None
         return figures
-
-
-def verdict_file(config: TrainConfig) -> Path:
-    """File in the run's directory that holds the user's error which ended its workers."""
-    return config.run_dir / "error.json"

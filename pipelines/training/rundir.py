@@ -21,14 +21,14 @@ from typing import Any
 from efafnet.pipelines.training.identity import ADDED
 from efafnet.platform import console
 from efafnet.platform.locks import LockHeldError, hold
-from efafnet.platform.storage import make_directory, read_json, sha256_json, write_json
+from efafnet.platform.storage import make_directory, read_json, remove_leftovers, sha256_json, write_json
 
 _LEFT_OPEN = ("precision", "test.precision")
 """Settings that may say ``auto``, which claims nothing: it then means what the run began with, or what suits."""
 LOCK = ".lock"
 """The file that the process which trains a run keeps locked, in the run's directory."""
 _UNSTARTED = (
-    "run.json", "config.yaml", "train.log", "error.json", "unlogged*.jsonl", "trace-rank*.jsonl", "checkpoints",
+    "run.json", "config.yaml", "train.log", "unlogged*.jsonl", "trace-rank*.jsonl", "checkpoints",
     "validation", "ray",
 )  # fmt: skip
 """What a training run leaves before its first checkpoint."""
@@ -82,7 +82,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory against a second process that would train the same run.
+        """Hold the directory against a second process that would train the same run; clean up after dead ones.
 
         Raises:
             RunConflictError: another process holds it, also after the time for which a file server may keep the lock
@@ -98,6 +98,8 @@ class RunDirectory:
                     f"run {self.path} is being trained by another process ({error.holder}); wait for it, or choose "
                     "another name=…"
                 ) from error
+            for directory in (self.path, self.path / "checkpoints"):
+                remove_leftovers(directory)
             yield
 
     def claim(self, identity: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> RunRecord:

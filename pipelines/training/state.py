@@ -16,8 +16,21 @@ from efafnet.models.network import PoseNetwork
 from efafnet.pipelines.training.config_groups import CheckpointConfig
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform import console
-from efafnet.platform.checkpoint import Checkpoint, config_of, load_checkpoint, restore_weights, save_checkpoint
+from efafnet.platform.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    config_of,
+    load_checkpoint,
+    restore_weights,
+    save_checkpoint,
+)
 from efafnet.platform.checkpoint_copies import CheckpointCopies
+from efafnet.platform.configuration import ConfigurationError
+from efafnet.platform.storage import UnreadableFileError, entries
+
+
+class LostRunError(ValueError):
+    """A run has checkpoints and none of them is whole; only its owner can say what is to become of it."""
 
 
 @dataclass
@@ -60,10 +73,12 @@ class Progress:
         """Remember the figures of the validation at ``step``; larger ``metric`` is better, the first of equals.
 
         Raises:
-            ValueError: there is no such figure.
+            ConfigurationError: there is no such figure.
         """
         if metric not in figures:
-            raise ValueError(f"validation.metric = {metric!r}: validation gives {', '.join(figures)}; choose one")
+            raise ConfigurationError(
+                f"validation.metric = {metric!r}: validation gives {', '.join(figures)}; choose one"
+            )
         self.validation, self.last_validation, self.validations[step] = figures, step, figures[metric]
         if self.best_step is None or figures[metric] > self.best[metric]:
             self.best, self.best_step, self.stale_validations = figures, step, 0
@@ -87,24 +102,56 @@ class Checkpoints:
         self._copies = None if config.copy_to is None else CheckpointCopies(config.copy_to, run_dir.name)
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        return sorted(path for path in self.directory.glob("step-*") if path.is_dir())
+        """Whole checkpoints, oldest first.
+
+        Raises:
+            OSError: the directory cannot be read, which says nothing of what is in it.
+        """
+        return [path for path in entries(self.directory) if path.name.startswith("step-") and path.is_dir()]
 
     def path(self, step: int) -> Path:
         """Directory of the checkpoint after ``step`` steps."""
         return self.directory / f"step-{step:08d}"
 
-    def newest(self) -> Path | None:
-        """Newest checkpoint that loads, taken from the copies where the disk has lost it; damaged ones are named."""
+    def newest(self) -> tuple[Path, Checkpoint] | None:
+        """Newest checkpoint that is whole, and what it holds; taken from the copies where the disk has lost all.
+
+        None is for a run that has none. Those that are damaged are set aside, and said.
+
+        Raises:
+            LostRunError: there are checkpoints, and all are damaged.
+            OSError: one cannot be read at present. It may be the newest, so nothing older is gone on from.
+        """
         self._fetch()
+        damaged: dict[Path, str] = {}
         for path in reversed(self.all()):
             try:
-                load_checkpoint(path)
-            except (ValueError, OSError) as error:
-                console.warn(f"passed over a checkpoint: {error}")
+                checkpoint = load_checkpoint(path)
+            except CheckpointError as error:
+                damaged[path] = str(error)
+            except OSError as error:
+                raise UnreadableFileError(
+                    f"checkpoint {path} is there and cannot be read ({error.strerror or error}); nothing was changed: "
+                    "once it can be read the same command goes on from it",
+                ) from error
             else:
-                return path
+                self._set_aside(damaged)
+                return path, checkpoint
+        if damaged:
+            raise LostRunError(
+                f"run {self.run_dir} has no checkpoint that is whole: {'; '.join(damaged.values())}. Nothing was "
+                f"changed; put a whole one back, or move {self.directory} away to begin at step 0"
+                + (f", or to take the copies of {self._config.copy_to}" if self._config.copy_to else "")
+            )
         return None
+
+    def _set_aside(self, damaged: Mapping[Path, str]) -> None:
+        """Rename damaged checkpoints, so that none is kept in the place of a whole one."""
+        for path, reason in damaged.items():
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            console.warn(f"passed over a checkpoint: {reason}; it is {aside.name} now")
 
     def _fetch(self) -> None:
         """Bring back the copies of a run whose disk is empty."""
@@ -161,7 +208,7 @@ class Checkpoints:
             _point(self.run_dir / "latest", path)
             if best_step is not None and self.path(best_step).exists():
                 _point(self.run_dir / "best", self.path(best_step))
-            self._prune(wanted)
+            self._prune(path, wanted)
         except OSError as error:
             if not tolerant:
                 raise
@@ -188,22 +235,30 @@ class Checkpoints:
         steps = [*ranked[: self._config.keep_best], progress.validating]
         return [self.path(step) for step in steps if step is not None]
 
-    def _prune(self, wanted: list[Path]) -> None:
-        everything = self.all()
-        for path in set(everything) - set(everything[-self._config.keep_last :]) - set(wanted):
+    def _prune(self, written: Path, wanted: list[Path]) -> None:
+        """Remove what is older than the checkpoint just written, but for the newest of those and ``wanted``.
+
+        Whatever has a higher number is not this life's to judge.
+        """
+        known = [path for path in self.all() if path.name <= written.name]
+        for path in set(known) - set(known[-self._config.keep_last :]) - set(wanted):
             # Renamed first, so that a kill halfway leaves nothing that looks like a checkpoint.
             doomed = path.with_name(f".{path.name}.removed")
             path.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
 
-def restore(path: Path, trainee: Trainee) -> Progress:
-    """Load a checkpoint of this very run into ``trainee`` and return where it stood.
+def restore(path: Path, checkpoint: Checkpoint, trainee: Trainee) -> Progress:
+    """Bring ``trainee`` to where a checkpoint of this very run stood, and return where that is.
+
+    Args:
+        path: where it was read from, for the error.
+        checkpoint: its content.
+        trainee: of the same run.
 
     Raises:
-        ValueError: the checkpoint is damaged, or of another network.
+        ValueError: the checkpoint is of another network.
     """
-    checkpoint = load_checkpoint(path)
     restore_weights(trainee.module, checkpoint.weights["network"], path)
     if trainee.ema is not None:
         restore_weights(trainee.ema, checkpoint.weights["ema"], path)
@@ -231,18 +286,17 @@ def fork_source(source: Path, batch_size: int) -> Path:
     return path
 
 
-def fork(source: Path, trainee: Trainee) -> Progress:
-    """Load a checkpoint of another run into ``trainee`` and return where the new run begins.
+def fork(path: Path, checkpoint: Checkpoint, trainee: Trainee) -> Progress:
+    """Bring ``trainee`` to where a checkpoint of another run stood, and return where the new run begins.
 
     Args:
-        source: as for ``fork_source``.
+        path: where it was read from, for the error.
+        checkpoint: its content.
         trainee: of the new run; its average begins as the other run's, or as its weights if it kept none.
 
     Raises:
-        ValueError: as ``fork_source``; or the checkpoint is damaged, or of another network.
+        ValueError: the checkpoint is of another network.
     """
-    path = fork_source(source, trainee.global_batch)
-    checkpoint = load_checkpoint(path)
     restore_weights(trainee.module, checkpoint.weights["network"], path)
     if trainee.ema is not None:
         restore_weights(trainee.ema, published_weights(checkpoint), path)

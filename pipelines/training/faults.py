@@ -1,0 +1,108 @@
+"""Whose fault an error of a run is, and how often what may pass is tried again.
+
+A closed list of errors is the run's own: every later life would meet them again, on any machine. Everything else is
+the machine's, a file system that answers late as much as a process that was killed, and is tried again from the newest
+checkpoint; only what happens again and again at the same place ends a run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from efafnet.pipelines.crops.decode import UndecodableCropError
+from efafnet.pipelines.training.monitor import DivergedError
+from efafnet.pipelines.training.rundir import RunConflictError
+from efafnet.pipelines.training.state import LostRunError
+from efafnet.platform import console
+from efafnet.platform.cluster import ClusterError
+from efafnet.platform.configuration import ConfigurationError
+from efafnet.platform.storage import entries
+
+T = TypeVar("T")
+
+FINAL = (DivergedError, ConfigurationError, RunConflictError, LostRunError, UndecodableCropError)
+"""What ends a run for good."""
+PAUSES_S = (1.0, 4.0, 15.0, 60.0)
+"""Seconds before the first, second, … try at the same place; the last before all further ones."""
+
+
+class Failures:
+    """The failures of a run since its last progress, which is a new checkpoint.
+
+    Args:
+        run_dir: the run's directory.
+        limit: failures of one kind at one place that are survived; -1 for any number.
+        sleep: waits so many seconds.
+    """
+
+    def __init__(self, run_dir: Path, limit: int, sleep: Callable[[float], object]) -> None:
+        self._directory, self._limit, self._sleep = run_dir / "checkpoints", limit, sleep
+        self._counts: Counter[str] = Counter()
+        self._place = ""
+
+    def survive(self, error: BaseException) -> None:
+        """Wait, so that the run can go on from its newest checkpoint, or end it.
+
+        Raises:
+            ValueError: the error is the run's own (``FINAL``): raised as it is.
+            ClusterError: the same happened too often at this place.
+        """
+        cause = cause_of(error)
+        if isinstance(cause, FINAL):
+            raise cause from error
+        place = self._newest()
+        if place != self._place:
+            self._counts.clear()
+            self._place = place
+        kind = type(cause).__name__
+        self._counts[kind] += 1
+        count, reason = self._counts[kind], f"{kind}: {' '.join(str(cause).split())[-300:]}"
+        if 0 <= self._limit < count:
+            self._end(reason, count, error)
+        pause_s = PAUSES_S[min(count, len(PAUSES_S)) - 1]
+        of = f" of {self._limit}" if self._limit >= 0 else ""
+        console.warn(f"{reason}; going on from {place} in {pause_s:g} s (failure {count}{of} there)")
+        self._sleep(pause_s)
+
+    def _end(self, reason: str, count: int, error: BaseException) -> NoReturn:
+        remedy = "; lower batch_size, or raise optimizer.accumulation" if "OutOfMemory" in reason else ""
+        raise ClusterError(
+            f"training stopped: {count} failures of this kind without progress beyond {self._place} "
+            f"(worker.max_failures = {self._limit}): {reason}{remedy}; give the same command again to go on from there"
+        ) from error
+
+    def _newest(self) -> str:
+        """The place: the newest checkpoint. A file system that does not answer is no other place."""
+        with suppress(OSError):
+            steps = [path.name for path in entries(self._directory) if path.name.startswith("step-")]
+            return steps[-1] if steps else "the start"
+        return self._place or "the start"
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """What happened, out of what Ray Train wraps around it.
+
+    Where several workers failed it is the one that says most: the run's own error, else one of the system, else the
+    first. The others only lost their fellow.
+    """
+    carried = getattr(error, "worker_failures", None)
+    inside = [cause_of(failure) for _, failure in sorted(carried.items())] if isinstance(carried, dict) else []
+    for name in ("controller_failure", "health_check_failure", "cause"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            inside.append(cause_of(inner))
+    ranked = sorted(inside, key=lambda e: 0 if isinstance(e, FINAL) else 1 if isinstance(e, OSError) else 2)
+    return ranked[0] if ranked else error
+
+
+def persevere(attempt: Callable[[], T], passing: tuple[type[BaseException], ...], failures: Failures) -> T:
+    """Return what ``attempt`` returns; where it raises one of ``passing`` it is tried again, if ``failures`` allows."""
+    while True:
+        try:
+            return attempt()
+        except passing as error:
+            failures.survive(error)
