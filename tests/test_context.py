@@ -21,7 +21,10 @@ class Worker(GroupContext):
         self.rank, self.world_size, self._wire = rank, 2, wire
 
     def agree(self, value: Any) -> Any:
-        return self._wire.append(value) or value if self.rank == 0 else self._wire.popleft()
+        if self.rank > 0:
+            return self._wire.popleft()
+        self._wire.append(value)
+        return value
 
 
 @pytest.fixture

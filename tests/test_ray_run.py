@@ -129,17 +129,22 @@ def test_more_workers_than_a_lone_machine_has(tmp_path: Path, monkeypatch: pytes
     refused(config_of(tmp_path, "worker.gpu=yes", "workers=1"), "they need 1 GPU, this machine has 0")
 
 
+def written(directory: Path) -> dict[Path, int]:
+    """When each file was written, but for the lock, which notes its holder."""
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
 @pytest.mark.usefixtures("no_ray")
 def test_a_run_that_has_ended_says_so_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(tmp_path, "epochs=2")
     first = train(config)
-    before = sorted(path.stat().st_mtime_ns for path in config.run_dir.rglob("*") if path.is_file())
+    before = written(config.run_dir)
     run_train(config_of(tmp_path, "epochs=2", "workers=2", "log_every_steps=1"))
     assert "had ended before" in capsys.readouterr().out
     again = train(config)
     assert (again.metrics, again.checkpoint.resolve()) == (first.metrics, first.checkpoint.resolve())
     assert (first.resumed, again.resumed) == (False, True)
-    assert before == sorted(path.stat().st_mtime_ns for path in config.run_dir.rglob("*") if path.is_file())
+    assert written(config.run_dir) == before
 
 
 def test_a_moved_run_finds_its_checkpoint(tmp_path: Path) -> None:
