@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from pydantic import model_validator
@@ -48,12 +49,67 @@ class Skeleton(Settings):
         return len(self.joints)
 
     @property
+    def sided_without_partner(self) -> tuple[str, ...]:
+        """Joints whose names say left or right and that no flip pair holds."""
+        paired = {joint for pair in self.flip_pairs for joint in pair}
+        return tuple(name for n, name in enumerate(self.joints) if n not in paired and looks_sided(name))
+
+    @property
     def flip_permutation(self) -> tuple[int, ...]:
         """Permutation of length K: joint ``j`` of a mirrored image is joint ``flip_permutation[j]`` of the original."""
         permutation = list(range(self.num_joints))
         for a, b in self.flip_pairs:
             permutation[a], permutation[b] = b, a
         return tuple(permutation)
+
+
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_SIDES = {"left": "right", "l": "r"}
+_SIDED = frozenset(_SIDES) | frozenset(_SIDES.values())
+
+
+def _words(joint: str) -> tuple[str, ...]:
+    """Words of a joint's name, in small letters: left_eye, leftEye, LEye, L_Eye, hand.L."""
+    return tuple(word.lower() for word in _WORD.findall(joint))
+
+
+def pairs_by_name(joints: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Joints that mirror each other by their names: (left, right) indices, in order of the left ones.
+
+    A side is a word of the name: left or L, right or R, in any case, apart by underscore, point, space, minus or a
+    change of case. Where no such partner is found the side may be written into a word: lknee, kneeL, LF_paw, lefthand.
+    """
+    by_words = {_words(joint): index for index, joint in enumerate(joints)}
+    found: dict[int, int] = {}
+    for mirrored in (_mirrored_words, _mirrored_letters):
+        for index, joint in enumerate(joints):
+            taken = {*found, *found.values()}
+            partners = [by_words[words] for words in mirrored(_words(joint)) if words in by_words]
+            free = [partner for partner in partners if partner not in taken and partner != index]
+            if index not in taken and free:
+                found[index] = free[0]
+    return tuple(sorted(found.items()))
+
+
+def _mirrored_words(words: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The names of the right partner, by words that say left."""
+    return [(*words[:n], _SIDES[word], *words[n + 1 :]) for n, word in enumerate(words) if word in _SIDES]
+
+
+def _mirrored_letters(words: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The names of the right partner, by words that begin with left or l, or end with them."""
+    return [
+        (*words[:n], changed, *words[n + 1 :])
+        for n, word in enumerate(words)
+        for left, right in _SIDES.items()
+        for changed in (right + word.removeprefix(left), word.removesuffix(left) + right)
+        if changed not in (right + word, word + right)
+    ]
+
+
+def looks_sided(joint: str) -> bool:
+    """Whether a word of the name says left or right."""
+    return not _SIDED.isdisjoint(_words(joint))
 
 
 def _limbs(joints: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, int], ...]:

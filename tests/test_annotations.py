@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
-from efafnet.pipelines.crops.annotations import Annotations, parse_coco, read_json
+from efafnet.pipelines.formats.annotations import Annotations
+from efafnet.pipelines.formats.coco import parse_coco
+from efafnet.pipelines.formats.files import read_json
 from tests import crop_data
 
 _PATH = Path("a.json")
@@ -57,7 +59,7 @@ def test_second_of_a_duplicate_is_rejected() -> None:
     assert [(r.reason, r.annotation_id) for r in parsed.rejects] == [("duplicate_annotation_id", 7)]
 
 
-@pytest.mark.parametrize("image", [{"id": "1"}, {"width": 0}, {"height": None}, {"file_name": ""}])
+@pytest.mark.parametrize("image", [{"id": "one"}, {"width": 0}, {"height": -3}, {"file_name": ""}])
 def test_bad_image_entries_are_rejected_with_their_persons(image: dict[str, Any]) -> None:
     parsed = parse_coco(_content(_person(), **image), _PATH)
     assert [r.reason for r in parsed.rejects] == ["image_entry_invalid", "unknown_image"]
@@ -87,7 +89,7 @@ def test_what_is_not_coco_is_one_error(content: Any, message: str) -> None:
 
 def test_files_that_are_not_json(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"images": [')
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         read_json(tmp_path / "half.json")
     with pytest.raises(ValueError, match="does not exist"):
         read_json(tmp_path / "none.json")

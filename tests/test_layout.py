@@ -18,6 +18,7 @@ RANKS = {
     "models": 0,
     "platform": 1,
     "tune_spaces": 2,
+    "pipelines.formats": 2,
     "pipelines.synth": 3,
     "pipelines.crops": 3,
     "pipelines.evaluation": 4,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import scipy.io
 
-from efafnet.pipelines.crops import mpii
+from efafnet.pipelines.formats import mpii
 from tests import crop_data
 
 _PATH = Path("train.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,12 @@ def test_the_whole_image_is_one_box() -> None:
         ({"people": []}, "holds neither annotations in COCO's layout .* nor detections"),
         (3, "holds neither annotations"),
         ({"annotations": []}, "lists no images"),
-        ({"annotations": [], "images": [{"id": "1", "file_name": "a.jpg"}]}, "needs an integer id and a file_name"),
+        ({"annotations": [], "images": [{"id": "one", "file_name": "a.jpg"}]}, "needs an integer id and a file_name"),
         (["x"], "entry 0 is 'x'; it needs image_id, bbox"),
         ([_detection(1), _detection("1.jpg")], "entry 1 has image_id '1.jpg'"),
         ([_detection(1, bbox=[1, 2, 3])], r"entry 0 has bbox \[1, 2, 3\]"),
         ([_detection(1, bbox=[1, 2, 3, float("nan")])], "entry 0 has bbox"),
-        ([_detection(1, score=None)], "entry 0 has score None"),
+        ([_detection(1, score=math.nan)], "entry 0 has score nan"),
     ],
 )
 def test_what_is_no_file_of_boxes(tmp_path: Path, content: Any, message: str) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops import shards, work
-from efafnet.pipelines.crops.annotations import SOURCE_STRIDE
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader, read_rows
 from efafnet.pipelines.crops.store import REJECTS, CropStore
+from efafnet.pipelines.formats.annotations import SOURCE_STRIDE
 from efafnet.pipelines.training.inputs import Inputs
 from tests import crop_data
 
@@ -135,7 +135,7 @@ def test_persons_without_joints_do_not_count_as_faults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "is not in COCO's layout"),
         (
             '{"images": [], "annotations": [], "categories": [{"id": 1, "keypoints": ["a"]}]}',

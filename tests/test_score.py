@@ -197,6 +197,35 @@ def test_mpii_against_its_mat_file_in_order_or_by_person(tmp_path: Path) -> None
         score(ScoreConfig(predictions=_write(tmp_path / "r2.json", results[:3]), annotations=annotations))
 
 
+def test_a_skeleton_of_its_own_is_read_as_prepare_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two joints 5 px off with sigma .1 and area 2500: OKS exp(-25 / (2 * .2^2 * 2500)) = .8825, right at 8 of 10."""
+    annotation = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 50], "area": 2500}
+    annotation |= {"keypoints": [10, 10, 2, 30, 30, 2]}
+    own = {"id": 3, "name": "pair", "keypoints": ["L_end", "R_end"], "sigmas": [0.1, 0.1], "skeleton": [[1, 2]]}
+    content = {"images": [{"id": 1}], "annotations": [annotation], "categories": [own]}
+    entry = {"image_id": 1, "category_id": 3, "score": 1.0, "keypoints": [15, 10, 1, 35, 30, 1]}
+    paths = {"predictions": _write(tmp_path / "r.json", [entry]), "annotations": _write(tmp_path / "a.json", content)}
+    assert score(ScoreConfig(**paths, scoring=QUICK)).figures["ar"] == pytest.approx(0.8)
+    assert "flip pairs taken from the joints' names: L_end/R_end" in capsys.readouterr().err
+    # Wider sigmas of a skeleton file: OKS exp(-25 / (2 * .4^2 * 2500)) = .969, right at all ten.
+    wide = {"name": "pair", "joints": ["L_end", "R_end"], "sigmas": [0.2, 0.2], "flip_pairs": [[0, 1]], "limbs": []}
+    skeleton = _write(tmp_path / "wide.yaml", {**wide, "upper_body": []})
+    assert score(ScoreConfig(**paths, skeleton=str(skeleton), scoring=QUICK)).figures["ar"] == 1.0
+    with pytest.raises(ValueError, match=r"'three' is neither auto, coco17.* nor a YAML file or a crop store"):
+        score(ScoreConfig(**paths, skeleton="three"))
+
+
+def test_nothing_is_measured_on_annotations_of_another_category(files: tuple[Path, Path], tmp_path: Path) -> None:
+    ground_truth, _ = random_case(0)
+    for annotation in ground_truth["annotations"]:
+        annotation["category_id"] = 0
+    annotations = _write(tmp_path / "zero.json", ground_truth)
+    with pytest.raises(
+        ValueError, match=r"zero\.json: no annotation is a person: .*\(category 0: 36\) than 1 \(person\)"
+    ):
+        score(ScoreConfig(predictions=files[0], annotations=annotations))
+
+
 def test_custom_skeletons_by_name(tmp_path: Path) -> None:
     ground_truth, results = random_case(0)
     del ground_truth["categories"]
@@ -205,7 +234,7 @@ def test_custom_skeletons_by_name(tmp_path: Path) -> None:
         "annotations": _write(tmp_path / "a.json", ground_truth),
         "scoring": QUICK,
     }
-    with pytest.raises(ValueError, match=r"a.json: no known skeleton has the joints \[\]"):
+    with pytest.raises(ValueError, match=r"a.json: no category lists its keypoints, .* skeleton=coco17"):
         score(ScoreConfig(**paths))
     expected = evaluate_predictions(results, ground_truth, skeleton=COCO_17)
     assert score(ScoreConfig(**paths, skeleton="coco17")).figures == expected
@@ -237,7 +266,7 @@ def test_bad_predictions(content: Any, message: str, files: tuple[Path, Path], t
 
 
 def test_bad_files(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"results file .*nowhere\.json does not exist"):
+    with pytest.raises(ValueError, match=r"results file .*nowhere\.json does not exist"):
         score(ScoreConfig(predictions=tmp_path / "nowhere.json", annotations=files[1]))
     (tmp_path / "torn.json").write_text('[{"image_id":')
     with pytest.raises(ValueError, match=r"torn\.json is not valid JSON"):

@@ -14,7 +14,6 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from efafnet.pipelines.crops.annotations import Annotation, ImageEntry, Reject
 from efafnet.pipelines.crops.manifest import (
     FORMAT_VERSION,
     GROUND_TRUTH,
@@ -31,6 +30,8 @@ from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, R
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult
 from efafnet.pipelines.crops.sources import Source, image_index
 from efafnet.pipelines.crops.work import WorkDirectory
+from efafnet.pipelines.formats.annotations import Annotation, ImageEntry
+from efafnet.pipelines.formats.rejects import Reject, explained
 from efafnet.platform import provenance, storage
 
 
@@ -49,7 +50,9 @@ def finish_store(
     """
     kept = [result for result in results if result.rows]
     if not kept:
-        raise ValueError("every person was rejected: there is nothing to store")
+        rows = _reject_rows(sources, results)
+        lost = [Reject(**{key: value for key, value in row.items() if key != "data_set"}) for row in rows]
+        raise ValueError(f"every person was rejected: there is nothing to store; {explained(lost)}")
     with storage.atomic_directory(out, overwrite=overwrite) as directory:
         shards = []
         for number, result in enumerate(kept):

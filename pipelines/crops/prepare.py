@@ -10,13 +10,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.crops.annotations import Reject
 from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.finish import finish_store
 from efafnet.pipelines.crops.manifest import FORMAT_VERSION, Encoding
@@ -25,6 +25,7 @@ from efafnet.pipelines.crops.shards import CropSettings, ShardResult
 from efafnet.pipelines.crops.sources import Source, SourceConfig, load_source
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.crops.work import WorkDirectory, run_plans
+from efafnet.pipelines.formats.rejects import Reject, explained
 from efafnet.platform import console, storage
 from efafnet.platform.cluster import ClusterConfig
 
@@ -88,7 +89,7 @@ def run_prepare(config: PrepareConfig) -> CropStore:
 def _crop_settings(config: PrepareConfig, sources: Sequence[Source]) -> CropSettings:
     first = sources[0].content.skeleton
     for source in sources:
-        for remark in source.content.remarks:
+        for remark in source.remarks:
             console.warn(remark)
         _check_joints(first, source)
     return CropSettings(
@@ -134,10 +135,17 @@ def _existing(config: PrepareConfig, digest: str) -> CropStore | None:
 
 def _check_wanted(config: PrepareConfig, sources: Sequence[Source], plans: Sequence[ShardPlan]) -> None:
     if not plans:
-        found = Counter(reject.reason for source in sources for reject in source.rejects)
-        why = ", ".join(f"{reason} {count}" for reason, count in sorted(found.items())) or "there are no annotations"
-        raise ValueError(f"{config.annotations} holds no person to crop ({why}); nothing was written")
+        rejects = _named([reject for source in sources for reject in source.rejects], sources)
+        why = explained(rejects) or "; ".join(_nothing(source) for source in sources)
+        raise ValueError(f"{config.annotations} holds no person to crop: {why}; nothing was written")
     _check_share(config, [reject for source in sources for reject in source.rejects], sources)
+
+
+def _nothing(source: Source) -> str:
+    """Why a source without rejects has no persons."""
+    if source.crowds:
+        return f"its {source.crowds} annotations are crowds"
+    return source.content.nothing()
 
 
 def _check_share(config: PrepareConfig, rejects: Sequence[Reject], sources: Sequence[Source]) -> None:
@@ -150,12 +158,17 @@ def _check_share(config: PrepareConfig, rejects: Sequence[Reject], sources: Sequ
     reasons: Counter[str] = Counter()
     for reject in rejects:
         reasons[reject.reason] += reject.persons
-    example = next(reject for reject in rejects if reject.persons)
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common() if count)
     raise ValueError(
         f"{lost} of {total} persons are rejected, more than max_reject_share={config.max_reject_share:g} allows: "
-        + ", ".join(f"{reason} {count}" for reason, count in reasons.most_common() if count)
-        + f" (for example {example.file_name or ''}: {example.detail}); mend the source or raise max_reject_share"
+        f"{counts}; mend the source or raise max_reject_share. {explained(_named(rejects, sources))}"
     )
+
+
+def _named(rejects: Sequence[Reject], sources: Sequence[Source]) -> list[Reject]:
+    """Rejects with the names of their images."""
+    names = {image.image_id: image.file_name for source in sources for image in source.content.images}
+    return [r if r.file_name or r.image_id not in names else replace(r, file_name=names[r.image_id]) for r in rejects]
 
 
 def _work(
@@ -193,5 +206,7 @@ def _tell(config: PrepareConfig, store: CropStore) -> None:
         f"{config.out}: {manifest.counts.persons} persons of {manifest.counts.images_read} images, "
         f"{manifest.skeleton.name}, {size / 1e6:.1f} MB, digest {manifest.digest[:12]}"
     )
+    if manifest.counts.crowds and not config.detections:
+        console.say(f"  left out: crowds {manifest.counts.crowds}")
     for reason, count in manifest.rejects.items():
         console.say(f"  left out: {reason} {count}")

@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import geometry
-from efafnet.pipelines.crops.annotations import Reject
 from efafnet.pipelines.crops.encode import JpegTables, encode_crop, jpeg_tables
 from efafnet.pipelines.crops.envelope import Demand, Envelope
 from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.schema import person_schema
+from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.storage import full_disk_named
 
 UInt8 = npt.NDArray[np.uint8]

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
-from efafnet.pipelines.crops.annotations import (
-    SOURCE_STRIDE,
-    Annotation,
-    Annotations,
-    ImageEntry,
-    Reject,
-    finite,
-    parse_coco,
-    read_json,
-)
 from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.crops.images import ImageFolder
-from efafnet.pipelines.crops.manifest import SourceRecord
-from efafnet.pipelines.crops.mpii import parse_mpii_json, read_mpii_mat
+from efafnet.pipelines.crops.manifest import SourceRecord, parse_manifest, read_document
+from efafnet.pipelines.formats.annotations import AREA_OF_BOX, SOURCE_STRIDE, Annotation, Annotations, ImageEntry
+from efafnet.pipelines.formats.categories import PERSON_CATEGORY, Chosen, sentence_of
+from efafnet.pipelines.formats.coco import parse_coco
+from efafnet.pipelines.formats.detections import parse_detections
+from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.images import ImageTable
+from efafnet.pipelines.formats.mpii import parse_mpii_json, read_mpii_mat
+from efafnet.pipelines.formats.plausibility import plausibility_of
+from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.mirror import Location, is_address
 from efafnet.platform.storage import sha256_file, sha256_json
 
@@ -39,12 +38,18 @@ class SourceConfig(Settings):
     format: Literal["auto", "coco", "mpii_json", "mpii_mat"] = "auto"
     """Format of the annotation file; auto tells by its content."""
     skeleton: str = "auto"
-    """auto reads the joints from the file; coco17, mpii16, crowdpose14, or a YAML file with a skeleton's fields."""
+    """auto reads the joints from the file; coco17, mpii16, crowdpose14, a YAML file with a skeleton's fields, or a crop
+    store that has them."""
+    categories: tuple[str, ...] = ()
+    """Names or numbers of the file's categories that are persons; by default the only one that lists joints."""
     detections: Path | None = None
     """COCO-style detections (image_id, bbox, score) that replace the annotated boxes; such rows have no joints."""
     box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
     """How boxes are clipped: sbn (loses a pixel, as simple baselines and HRNet), mmpose, unclipped. auto: sbn for
     annotated boxes, unclipped for detections and MPII."""
+    least_box_px: float = Field(default=0.0, ge=0.0)
+    """Annotated boxes are widened to this many pixels about their middle: tools that draw a box around the joints give
+    none at all to a person on one line."""
     data_set: str | None = None
     """Name of this source in the store; the annotation file's name without its ending by default."""
 
@@ -77,6 +82,8 @@ class Source:
     """Annotations or detections read."""
     crowds: int
     """Crowd regions among them."""
+    remarks: list[str]
+    """What a user should be told."""
 
     @property
     def num_wanted(self) -> int:
@@ -84,22 +91,30 @@ class Source:
         return sum(len(persons) for persons in self.wanted.values())
 
 
+_Chosen = tuple[int, WantedPerson] | Reject | None
+"""A person to crop with its image, a reject, or nobody."""
+
+
 def load_source(config: SourceConfig, number: int) -> Source:
     """Read source ``number`` (0-based): ids are shifted so that merged sources do not collide.
 
     Raises ValueError with one clear message where a file is missing or of another format.
     """
-    content = _read(config).shifted(number)
+    content = _read(config)
+    # Corners and units are seen in the numbers as they were annotated, whoever gives the boxes.
+    remarks = [*content.remarks, *plausibility_of(content, config.annotations.name)]
+    content = content.shifted(number)
     folder = ImageFolder(
         config.images if is_address(config.images) else str(Path(config.images).expanduser().absolute())
     )
     folder.check()
     if config.detections is None:
-        chosen = [_from_annotation(annotation) for annotation in content.annotations]
+        chosen: Sequence[_Chosen] = [
+            _from_annotation(annotation, config.least_box_px) for annotation in content.annotations
+        ]
         candidates = len(content.annotations) + sum(r.persons for r in content.rejects)
     else:
-        offset = number * SOURCE_STRIDE
-        chosen = list(_from_detections(config.detections, content, offset))
+        chosen = _from_detections(config.detections.expanduser(), content, number * SOURCE_STRIDE, remarks)
         candidates = len(chosen)
     by_image: dict[int, list[WantedPerson]] = {image.image_id: [] for image in content.images}
     for image_id, person in (item for item in chosen if not isinstance(item, Reject) and item is not None):
@@ -117,19 +132,18 @@ def load_source(config: SourceConfig, number: int) -> Source:
         rejects=rejects,
         candidates=candidates,
         crowds=sum(annotation.is_crowd for annotation in content.annotations),
+        remarks=remarks,
     )
 
 
 def _read(config: SourceConfig) -> Annotations:
     path, form = config.annotations.expanduser(), config.format
-    if not path.is_file():
-        raise ValueError(f"annotation file {path} does not exist; give a JSON file (or MPII's .mat)")
-    if form == "mpii_mat" or (form == "auto" and path.suffix == ".mat"):
+    if path.is_file() and (form == "mpii_mat" or (form == "auto" and path.suffix == ".mat")):
         return read_mpii_mat(path)
     content = read_json(path)
     if form == "mpii_json" or (form == "auto" and _looks_like_mpii(content)):
         return parse_mpii_json(content, path)
-    return parse_coco(content, path, named_skeleton(config.skeleton))
+    return parse_coco(content, path, named_skeleton(config.skeleton), config.categories)
 
 
 def _looks_like_mpii(content: Any) -> bool:
@@ -137,18 +151,23 @@ def _looks_like_mpii(content: Any) -> bool:
 
 
 def named_skeleton(name: str) -> Skeleton | None:
-    """A known skeleton, or that of a YAML file; None for ``auto``. ValueError for what is neither."""
+    """A known skeleton, that of a YAML file or of a crop store; None for ``auto``. ValueError for none of these."""
     if name == "auto":
         return None
     if name in SKELETONS:
         return SKELETONS[name]
     path = Path(name).expanduser()
+    if path.is_dir():
+        return parse_manifest(read_document(path), path).skeleton
     if not path.is_file():
-        raise ValueError(f"skeleton {name!r} is neither auto, {', '.join(SKELETONS)} nor a YAML file")
+        raise ValueError(f"skeleton {name!r} is neither auto, {', '.join(SKELETONS)} nor a YAML file or a crop store")
     try:
         return Skeleton.model_validate(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"skeleton file {path}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        reason = sentence_of(error) if isinstance(error, ValueError) else type(error).__name__
+        raise ValueError(
+            f"skeleton file {path}: {reason}; it is YAML with name, joints, flip_pairs, limbs, sigmas, upper_body"
+        ) from error
 
 
 def _box_rule(config: SourceConfig, content: Annotations) -> BoxRule:
@@ -157,26 +176,28 @@ def _box_rule(config: SourceConfig, content: Annotations) -> BoxRule:
     return "sbn" if config.detections is None and content.format == "coco" else "unclipped"
 
 
-def _from_annotation(annotation: Annotation) -> tuple[int, WantedPerson] | Reject | None:
+def _from_annotation(annotation: Annotation, least_px: float) -> _Chosen:
     """The person to crop, with its image; None for a crowd, which is nobody."""
     if annotation.is_crowd:
         return None
-    _, _, width, height = annotation.box_xywh
+    box, area = _widened(annotation, least_px)
+    width, height = box[2:]
 
     def reject(reason: str, detail: str, persons: int = 1) -> Reject:
-        return Reject(reason, detail, annotation.image_id, annotation.annotation_id, None, persons)
+        number = f"annotation {annotation.annotation_id % SOURCE_STRIDE}"
+        return Reject(reason, f"{number}: {detail}", annotation.image_id, annotation.annotation_id, None, persons)
 
     if not any(v > 0 for v in annotation.keypoints[2::3]):
         # Usual (43 % of COCO's persons), so no fault of the source: it does not count towards the limit.
         return reject("no_joints", "no joint is annotated", persons=0)
     if width <= 0 or height <= 0:
         return reject("box_invalid", f"box width and height must be positive; got {width:g} x {height:g}")
-    if annotation.area <= 0:
-        return reject("area_invalid", f"area must be positive; got {annotation.area:g}")
+    if area <= 0:
+        return reject("area_invalid", f"area must be positive; got {area:g}")
     person = WantedPerson(
         annotation.annotation_id,
-        annotation.box_xywh,
-        annotation.area,
+        box,
+        area,
         1.0,
         annotation.keypoints,
         annotation.head_size,
@@ -184,27 +205,37 @@ def _from_annotation(annotation: Annotation) -> tuple[int, WantedPerson] | Rejec
     return annotation.image_id, person
 
 
-def _from_detections(path: Path, content: Annotations, offset: int) -> Iterator[tuple[int, WantedPerson] | Reject]:
-    detections = read_json(path)
-    if not isinstance(detections, list) or not all(isinstance(d, dict) and "bbox" in d for d in detections):
-        raise ValueError(f"{path} is not a detections file: it needs a list of objects with image_id, bbox, score")
-    known = {image.image_id for image in content.images}
-    categories = {annotation.category_id for annotation in content.annotations} or {1}
+def _widened(annotation: Annotation, least_px: float) -> tuple[tuple[float, float, float, float], float]:
+    """Box and area with sides of at least ``least_px``; the area of a box that had none follows from the new one."""
+    x, y, width, height = annotation.box_xywh
+    if min(width, height) >= least_px or min(width, height) < 0:
+        return annotation.box_xywh, annotation.area
+    wide, high = max(width, least_px), max(height, least_px)
+    area = annotation.area if annotation.area > 0 else high * wide * AREA_OF_BOX
+    return (x - (wide - width) / 2, y - (high - height) / 2, wide, high), area
+
+
+def _from_detections(
+    path: Path, content: Annotations, offset: int, remarks: list[str]
+) -> list[tuple[int, WantedPerson] | Reject]:
+    """Persons of a detector's boxes, with their images; ids in the file are those before the shift by ``offset``."""
+    images = ImageTable.of(replace(image, image_id=image.image_id - offset) for image in content.images)
+    chosen = Chosen(content.category_ids, min(content.category_ids, default=PERSON_CATEGORY))
+    found = parse_detections(read_json(path, "detections file"), path.name, chosen, images)
+    remarks += found.remarks
     nothing = (0.0,) * (3 * content.skeleton.num_joints)
-    for number, detection in enumerate(detections):
-        if detection.get("category_id", 1) not in categories:
-            continue
-        box, score, image_id = detection["bbox"], detection.get("score", 1.0), detection.get("image_id")
-        image_id = image_id + offset if isinstance(image_id, int) else None
-        if image_id not in known:
-            yield Reject("unknown_image", f"detection {number} refers to image {image_id!r}", None, number + offset)
-        elif not (len(box) == 4 and all(map(finite, (*box, score))) and box[2] > 0 and box[3] > 0):
-            detail = f"bbox and score must be finite, width and height positive; got {box}, {score}"
-            yield Reject("box_invalid", detail, image_id, number + offset)
-        else:
-            x, y, width, height = (float(value) for value in box)
-            area = width * height
-            yield image_id, WantedPerson(number + offset, (x, y, width, height), area, float(score), nothing, None)
+    columns = (found.entry, found.image_id, found.box_xywh_px, found.score)
+    persons: list[tuple[int, tuple[int, WantedPerson] | Reject]] = [
+        (entry, (image_id + offset, WantedPerson(entry + offset, tuple(box), box[2] * box[3], score, nothing, None)))
+        for entry, image_id, box, score in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    for reject in found.rejects:
+        image_id, entry = reject.image_id, reject.annotation_id
+        assert entry is not None
+        moved = None if image_id is None else image_id + offset
+        reason = "box_invalid" if reject.reason == "box_empty" else reject.reason
+        persons.append((entry, replace(reject, reason=reason, image_id=moved, annotation_id=entry + offset)))
+    return [person for _, person in sorted(persons, key=lambda item: item[0])]
 
 
 def _record(
@@ -217,7 +248,7 @@ def _record(
         annotations=config.annotations.name,
         annotations_sha256=sha256_file(config.annotations.expanduser()),
         detections=config.detections.name if config.detections else None,
-        detections_sha256=sha256_file(config.detections) if config.detections else None,
+        detections_sha256=sha256_file(config.detections.expanduser()) if config.detections else None,
         images=config.images,
         images_sha256=sha256_json([names, sizes]),
         format=content.format,

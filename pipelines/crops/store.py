@@ -103,6 +103,9 @@ class GroundTruth:
                     "name": "person",
                     "keypoints": list(self.skeleton.joints),
                     "skeleton": [[a + 1, b + 1] for a, b in self.skeleton.limbs],
+                    "sigmas": list(self.skeleton.sigmas),
+                    "flip_pairs": [list(pair) for pair in self.skeleton.flip_pairs],
+                    "upper_body": list(self.skeleton.upper_body),
                 }
                 for category in sorted(set(self.annotations.column("category_id").to_pylist())) or [1]
             ],

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from efafnet.pipelines.evaluation.columns import Detections, Truth, index_of_images
 from efafnet.pipelines.evaluation.matching import OKS_THRESHOLDS, Pairs, counting, match_pairs, pairs_of
 from efafnet.pipelines.evaluation.metrics import curves, summary
+from efafnet.pipelines.formats.categories import Chosen
+from efafnet.pipelines.formats.detections import parse_detections
+from efafnet.platform import console
 
 MAX_BOXES = 100
 """Boxes per image that count (COCO detection)."""
@@ -26,9 +29,18 @@ def box_figures(boxes: Sequence[dict[str, Any]], truth: Truth) -> dict[str, floa
     """COCO's bounding-box AP of person boxes: box_ap, box_ap_50, box_ap_75, box_ap_medium, box_ap_large, box_ar.
 
     ``boxes`` are COCO results with ``bbox``; entries of other categories are left out. Raises ValueError for unknown
-    images, missing fields, NaN, boxes without size, or no person box at all.
+    images, missing fields, NaN, boxes without size, or no person box at all, naming the first three.
     """
-    image, xywh, scores = _columns(boxes, truth)
+    ids = frozenset(truth.category_ids or (truth.category_id,))
+    chosen = Chosen(ids, truth.category_id, dict.fromkeys(ids, "person"))
+    read = parse_detections(list(boxes), "the boxes", chosen, scores="needed")
+    read.refuse_rejects()
+    for remark in read.remarks:
+        console.warn(remark)
+    if not len(read):
+        raise ValueError(f"no detection of category {truth.category_id} (person) among {len(boxes)}")
+    xywh, scores = read.box_xywh_px, read.score
+    image = index_of_images(read.image_id, truth, "detection", read.entry)
     found = Detections(image, np.zeros((len(image), 0, 2)), scores, xywh[:, 2] * xywh[:, 3])
     counted = counting(image, scores, MAX_BOXES)
     pair_d, pair_g = pairs_of(image[counted], truth.image, len(truth.image_ids))
@@ -58,32 +70,3 @@ def box_iou(
     common = side[:, 0] * side[:, 1]
     found_area, true_area = found_xywh[:, 2] * found_xywh[:, 3], true_xywh[:, 2] * true_xywh[:, 3]
     return np.asarray(common / np.where(crowd, found_area, found_area + true_area - common))
-
-
-def _columns(
-    boxes: Sequence[dict[str, Any]], truth: Truth
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    kept: list[int] = []
-    for number, entry in enumerate(boxes):
-        missing = [k for k in ("image_id", "category_id", "bbox", "score") if k not in entry]
-        if missing or len(entry["bbox"]) != 4:
-            what = f"no {missing[0]!r}" if missing else f"a bbox of {len(entry['bbox'])} values"
-            raise ValueError(f"detection {number} has {what}; it needs image_id, category_id, bbox (x, y, w, h), score")
-        if entry["category_id"] == truth.category_id:
-            kept.append(number)
-    if not kept:
-        raise ValueError(
-            f"no detection of category {truth.category_id} (person) among {len(boxes)}; give a detections file that "
-            "holds persons"
-        )
-    xywh = np.array([boxes[i]["bbox"] for i in kept], np.float64)
-    scores = np.array([boxes[i]["score"] for i in kept], np.float64)
-    sound = np.isfinite(xywh).all(axis=1) & np.isfinite(scores) & (xywh[:, 2:] > 0).all(axis=1)
-    if not sound.all():
-        bad = kept[int(np.flatnonzero(~sound)[0])]
-        raise ValueError(
-            f"detection {bad}: bbox {boxes[bad]['bbox']} and score {boxes[bad]['score']} must be finite numbers, width "
-            "and height above 0"
-        )
-    image_ids = [boxes[i]["image_id"] for i in kept]
-    return index_of_images(image_ids, truth, "detection"), xywh, scores

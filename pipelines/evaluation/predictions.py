@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY
 from efafnet.pipelines.evaluation.config import TestConfig
 from efafnet.pipelines.evaluation.oks import descending, oks_among, oks_nms, soft_oks_nms
+from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 
 if TYPE_CHECKING:
     import pyarrow as pa

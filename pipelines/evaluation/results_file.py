@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -10,11 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from efafnet.models.skeleton import MPII_16, SKELETONS
-from efafnet.pipelines.evaluation.columns import Truth, truth
+from efafnet.models.skeleton import MPII_16, Skeleton
+from efafnet.pipelines.crops.sources import named_skeleton
+from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.columns import Truth, truth, truth_of
 from efafnet.pipelines.evaluation.mpii import head_size
+from efafnet.pipelines.formats.annotations import Annotations
+from efafnet.pipelines.formats.coco import parse_coco
+from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.plausibility import plausibility_of
 from efafnet.platform import console
-from efafnet.platform.storage import read_json
 
 DataFormat = Literal["auto", "coco", "crowdpose", "mpii"]
 
@@ -30,8 +35,8 @@ class Reference:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """A list of COCO results; ValueError for another layout or an empty list, OSError where it cannot be read."""
-    content = _read(path, "results file")
+    """A list of COCO results; ValueError for another layout, an empty list, or no file."""
+    content = read_json(path, "results file")
     if isinstance(content, dict) and "annotations" in content:
         raise ValueError(f"{path} holds annotations, not results; usage: efafnet score PREDICTIONS ANNOTATIONS")
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
@@ -41,36 +46,25 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return content
 
 
-def _read(path: Path, what: str) -> Any:
-    if not path.is_file():
-        raise OSError(f"{what} {path} does not exist; usage: efafnet score PREDICTIONS ANNOTATIONS")
-    return read_json(path)
-
-
-def read_reference(path: Path, wanted: DataFormat = "auto", skeleton: str | None = None) -> Reference:
+def read_reference(
+    path: Path, wanted: DataFormat = "auto", skeleton: str = "auto", categories: Sequence[str] = ()
+) -> Reference:
     """Ground truth from a COCO or CrowdPose JSON, a crop store's directory, or MPII's ``gt_valid.mat``.
 
-    ``auto`` takes the format from the joints (14 of CrowdPose with crowd indices, 16 of MPII, else COCO).
+    ``skeleton`` is one that ``named_skeleton`` knows, ``categories`` those of the file that are persons. ``auto``
+    formats are told by the joints (14 of CrowdPose with crowd indices, 16 of MPII, else COCO).
     """
     if path.suffix == ".mat":
         return _mpii_mat(path)
-    known = SKELETONS[skeleton] if skeleton else None
+    known = named_skeleton(skeleton)
     if path.is_dir():
-        from efafnet.pipelines.crops.store import CropStore
-
         ground_truth = CropStore.open(path, expect_skeleton=known).ground_truth()
-        reference, annotations = truth(ground_truth), ground_truth.to_coco()["annotations"]
+        reference = truth(ground_truth)
+        heads = {a["id"]: a["head_size"] for a in ground_truth.to_coco()["annotations"] if "head_size" in a}
     else:
-        content = _read(path, "annotation file")
-        if not isinstance(content, dict):
-            raise ValueError(
-                f"{path} is not in COCO's layout; give COCO or CrowdPose JSON, a crop store, or gt_valid.mat"
-            )
-        try:
-            reference, annotations = truth(content, known), content["annotations"]
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-    heads = {int(a["id"]): float(a["head_size"]) for a in annotations if a.get("head_size") is not None}
+        content = _annotations(path, known, categories)
+        reference = _naming(path, lambda: truth_of(content))
+        heads = {a.annotation_id: a.head_size for a in content.annotations if a.head_size is not None}
     return Reference(reference, _format_of(reference, heads, path, wanted), heads)
 
 
@@ -78,6 +72,21 @@ def read_reference(path: Path, wanted: DataFormat = "auto", skeleton: str | None
 def reference_of(path: Path, digest: str) -> Reference:  # noqa: ARG001 (a store that changed is another one)
     """Ground truth of a store, read once per process."""
     return read_reference(path)
+
+
+def _annotations(path: Path, skeleton: Skeleton | None, categories: Sequence[str]) -> Annotations:
+    """An annotation file, with what is worth knowing about it told."""
+    content = parse_coco(read_json(path), path, skeleton, categories, named=False)
+    for remark in (*content.remarks, *plausibility_of(content, path.name)):
+        console.warn(remark)
+    return content
+
+
+def _naming(path: Path, read: Callable[[], Truth]) -> Truth:
+    try:
+        return read()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _format_of(

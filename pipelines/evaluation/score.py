@@ -24,8 +24,11 @@ class ScoreConfig(Settings):
     """COCO or CrowdPose annotations (JSON), a crop store, or MPII's gt_valid.mat."""
     format: DataFormat = "auto"
     """Whose figures: COCO's, CrowdPose's (easy, medium, hard), MPII's (PCKh); auto by the annotations' joints."""
-    skeleton: Literal["coco17", "mpii16", "crowdpose14"] | None = None
-    """Skeleton of annotations that do not name their joints; none to take it from them."""
+    skeleton: str = "auto"
+    """auto reads the joints and their sigmas from the annotations; a known name (coco17, mpii16, crowdpose14), a YAML
+    file with a skeleton's fields, or a crop store that has them."""
+    categories: tuple[str, ...] = ()
+    """Names or numbers of the annotations' categories that are persons; by default the only one that lists joints."""
     result_boxes: Literal["use", "ignore"] = "use"
     """Whether a person's area is taken from the results' `bbox`, as COCO's tools do where the first result has one, or
     always from its joints. Matters for AP by size."""
@@ -61,7 +64,8 @@ def run_score(config: ScoreConfig) -> None:
 def score(config: ScoreConfig) -> Scored:
     """The figures of a results file. Raises ValueError or OSError for files that do not fit, naming entry and value."""
     results = read_results(config.predictions)
-    reference = read_reference(config.annotations, config.format, config.skeleton)
+    reference = read_reference(config.annotations, config.format, config.skeleton, config.categories)
+    _tell_ignored(reference)
     try:
         scored = _scored(results, reference, config)
     except ValueError as error:
@@ -74,6 +78,16 @@ def score(config: ScoreConfig) -> Scored:
     except ValueError as error:
         raise ValueError(f"{config.detections}: {error}") from error
     return scored
+
+
+def _tell_ignored(reference: Reference) -> None:
+    truth = reference.truth
+    crowds, lonely = int(truth.crowd.sum()), int((truth.ignored & ~truth.crowd).sum())
+    if crowds or lonely:
+        console.note(
+            f"{len(truth.image)} annotations on {len(truth.image_ids)} images, of which {crowds} crowds and {lonely} "
+            "persons without joints need not be found"
+        )
 
 
 def _scored(results: list[dict[str, Any]], reference: Reference, config: ScoreConfig) -> Scored:

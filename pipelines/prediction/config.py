@@ -47,6 +47,9 @@ class PredictConfig(Settings):
     called by their ids, as COCO's are, or for a single video, whose ids are its frames' numbers from 0."""
     min_box_score: float = Field(default=0.0, ge=0, le=1)
     """Score below which a box of a detections file is left out."""
+    categories: tuple[str, ...] = ()
+    """Names or numbers of the categories of `boxes` that are persons; by default the one called person, or the only one
+    with joints, or 1 for detections."""
     box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
     """How boxes of a file are clipped (see prepare): auto is sbn for annotations, unclipped for detections."""
     detector: DetectorConfig = DetectorConfig()

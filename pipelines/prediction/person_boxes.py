@@ -6,20 +6,23 @@ Legend: N boxes of one picture. Boxes are left, top, width, height in pixels of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.pipelines.crops import geometry
-from efafnet.pipelines.crops.annotations import finite
 from efafnet.pipelines.crops.geometry import BoxRule
-from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY
+from efafnet.pipelines.formats.categories import PERSON_CATEGORY, Chosen, choose
+from efafnet.pipelines.formats.detections import Detections, parse_detections
+from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.names import name_parts
+from efafnet.pipelines.formats.values import flag, integer, shown, text
 from efafnet.pipelines.prediction.sources import Source
 from efafnet.platform import console
-from efafnet.platform.storage import read_json
 
 Key = tuple[int, int]
 """A picture: index of its source, number of its frame (0 for an image)."""
@@ -88,68 +91,66 @@ class Placed:
     """First id that no picture has, predicted or not."""
 
 
-def read_box_file(path: Path, image_list: Path | None, min_score: float) -> BoxFile:
+def read_box_file(path: Path, image_list: Path | None, min_score: float, categories: Sequence[str] = ()) -> BoxFile:
     """Read person boxes: COCO annotations, or COCO detections, whose ids a COCO file ``image_list`` may explain.
 
-    Crowds, other categories than persons, and boxes scored below ``min_score`` are left out. Raises ValueError or
-    OSError for what is neither, naming entry and value.
+    Crowds, other ``categories`` than persons, and boxes scored below ``min_score`` are left out. Raises ValueError for
+    what is neither, naming entry and value.
     """
-    content = _read(path, "boxes")
-    listed = None if image_list is None else _listed(_read(image_list, "image_list"), image_list)
-    if isinstance(content, list):
-        return BoxFile(path, _chosen(path, content, PERSON_CATEGORY, min_score), listed, is_annotated=False)
-    if not isinstance(content, dict) or not isinstance(content.get("annotations"), list):
+    content = read_json(path, setting="boxes")
+    list_content = None if image_list is None else read_json(image_list, setting="image_list")
+    listed = None if image_list is None else _listed(list_content, image_list)
+    annotated = isinstance(content, dict) and isinstance(content.get("annotations"), list)
+    if not annotated and not isinstance(content, list):
         raise ValueError(
             f"boxes={path} holds neither annotations in COCO's layout (an object with images and annotations) nor "
             "detections (a list of objects with image_id, bbox and score)"
         )
-    category = _person_category(content.get("categories"))
-    people = [entry for entry in content["annotations"] if not (isinstance(entry, dict) and entry.get("iscrowd"))]
-    boxes = [(image, box, 1.0) for image, box, _ in _chosen(path, people, category, 0.0)]
-    return BoxFile(path, boxes, listed or _listed(content, path), is_annotated=True, category_id=category)
+    where = f"boxes={path}"
+    if not annotated:
+        named = list_content.get("categories") if isinstance(list_content, dict) else None
+        chosen = _chosen_of_detections(named, categories, str(image_list))
+        found = parse_detections(content, where, chosen)
+        return BoxFile(path, _checked(found, where, min_score), listed, False, chosen.default)
+    chosen, _ = choose(content.get("categories"), categories, where, by_joints=False)
+    people = [entry for entry in content["annotations"] if not (isinstance(entry, dict) and _is_crowd(entry))]
+    if crowds := len(content["annotations"]) - len(people):
+        console.note(f"{where}: {crowds} crowds are left out")
+    found = parse_detections(people, where, chosen, scores="none")
+    return BoxFile(path, _checked(found, where, 0.0), listed or _listed(content, path), True, chosen.default)
 
 
-def _read(path: Path, setting: str) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{setting}={path}: there is no such file; give a JSON file")
-    return read_json(path)
+def _chosen_of_detections(listed: Any, categories: Sequence[str], where: str) -> Chosen:
+    """Categories of detections: those named or numbered, else COCO's persons."""
+    numbers = [integer(category) for category in categories]
+    if categories and None not in numbers:
+        known = [number for number in numbers if number is not None]
+        return Chosen(frozenset(known), known[0])
+    if categories:
+        return choose(listed, categories, f"image_list={where}")[0]
+    return Chosen(frozenset({PERSON_CATEGORY}), PERSON_CATEGORY)
 
 
-def _person_category(categories: Any) -> int:
-    """Id of the category that is called person, or has joints, or is the only one; COCO's where there is none."""
-    known = [c for c in categories or [] if isinstance(c, dict) and isinstance(c.get("id"), int)]
-    for wanted in ([c for c in known if c.get("name") == "person"], [c for c in known if c.get("keypoints")], known):
-        if wanted:
-            return int(wanted[0]["id"])
-    return PERSON_CATEGORY
+def _is_crowd(entry: dict[str, Any]) -> bool:
+    return flag(entry.get("iscrowd")) is True
 
 
-def _chosen(path: Path, entries: list[Any], category: int, min_score: float) -> list[tuple[int, list[float], float]]:
-    found, without_size = [], 0
-    for number, entry in enumerate(entries):
-        if problem := _problem(entry):
-            raise ValueError(f"boxes={path}: entry {number} {problem}; it needs image_id, bbox (x, y, w, h) and score")
-        score = float(entry.get("score", 1.0))
-        if entry.get("category_id", category) != category or score < min_score:
-            continue
-        if entry["bbox"][2] <= 0 or entry["bbox"][3] <= 0:
-            without_size += 1
-            continue
-        found.append((entry["image_id"], [float(v) for v in entry["bbox"]], score))
+def _checked(found: Detections, where: str, min_score: float) -> list[tuple[int, list[float], float]]:
+    """Image, box and score of each; boxes without size and unsure ones are told and left out, others refused."""
+    without_size = [reject for reject in found.rejects if reject.reason == "box_empty"]
+    try:
+        replace(found, rejects=[r for r in found.rejects if r.reason != "box_empty"]).refuse_rejects()
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    for remark in found.remarks:
+        console.warn(remark)
     if without_size:
-        console.warn(f"boxes={path}: {without_size} boxes without width or height are left out")
-    return found
-
-
-def _problem(entry: Any) -> str:
-    if not isinstance(entry, dict):
-        return f"is {str(entry)[:60]!r}"
-    box = entry.get("bbox")
-    if not isinstance(entry.get("image_id"), int):
-        return f"has image_id {entry.get('image_id')!r}"
-    if not (isinstance(box, list) and len(box) == 4 and all(map(finite, box))):
-        return f"has bbox {str(box)[:60]}"
-    return "" if finite(entry.get("score", 1.0)) else f"has score {entry['score']!r}"
+        console.warn(f"{where}: {len(without_size)} boxes without width or height are left out")
+    sure = found.score >= min_score
+    if not sure.all():
+        console.note(f"{where}: {int((~sure).sum())} boxes scored below min_box_score={min_score:g} are left out")
+    columns = (found.image_id[sure], found.box_xywh_px[sure], found.score[sure])
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _listed(content: Any, path: Path) -> list[Listed]:
@@ -161,10 +162,11 @@ def _listed(content: Any, path: Path) -> list[Listed]:
 
 def _listed_entry(entry: Any, path: Path) -> Listed:
     if isinstance(entry, dict):
-        image_id, name, frame = entry.get("id"), entry.get("file_name"), entry.get("frame", 0)
-        if isinstance(image_id, int) and isinstance(name, str) and isinstance(frame, int):
+        image_id, name = integer(entry.get("id")), text(entry.get("file_name"))
+        frame = integer(entry.get("frame") or 0)
+        if image_id is not None and name is not None and frame is not None:
             return Listed(image_id, name, frame)
-    raise ValueError(f"{path}: an image needs an integer id and a file_name; got {str(entry)[:80]}")
+    raise ValueError(f"{path}: an image needs an integer id and a file_name; got {shown(entry, 80)}")
 
 
 def place(file: BoxFile, sources: Sequence[Source]) -> Placed:
@@ -209,10 +211,11 @@ def _ids_by_name(file: BoxFile, sources: Sequence[Source]) -> dict[Key, int]:
     assert file.listed is not None
     by_name: dict[str, dict[str, list[Listed]]] = {}
     for entry in file.listed:
-        by_name.setdefault(PurePath(entry.file_name).name, {}).setdefault(entry.file_name, []).append(entry)
+        parts = name_parts(entry.file_name) or (entry.file_name,)
+        by_name.setdefault(parts[-1], {}).setdefault(entry.file_name, []).append(entry)
     ids: dict[Key, int] = {}
     for source in sources:
-        candidates = by_name.get(source.path.name, {})
+        candidates = by_name.get(normalize("NFC", source.path.name), {})
         if len(candidates) > 1:
             tails = [name for name in candidates if _is_tail(name, source.path)]
             if not tails:
@@ -226,8 +229,8 @@ def _ids_by_name(file: BoxFile, sources: Sequence[Source]) -> dict[Key, int]:
 
 
 def _is_tail(name: str, path: Path) -> bool:
-    parts = PurePath(name).parts
-    return path.parts[-len(parts) :] == parts
+    parts = name_parts(name)
+    return name_parts(str(path))[-len(parts) :] == parts
 
 
 def _ids_by_number(file: BoxFile, sources: Sequence[Source]) -> dict[Key, int]:

@@ -14,7 +14,7 @@ import torch
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.geometry import BoxRule
-from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY
+from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.person_boxes import BoxFile, Key, Placed, numbers_of_names, place, read_box_file
 from efafnet.pipelines.prediction.sources import Source, find_sources
@@ -48,15 +48,19 @@ def run_predict(config: PredictConfig) -> Prediction:
     """
     check_output(config.output, overwrite=config.overwrite)
     sources = find_sources(config.inputs, skip_unreadable=config.skip_unreadable)
-    file = (
-        read_box_file(config.boxes, config.image_list, config.min_box_score) if isinstance(config.boxes, Path) else None
-    )
+    file = _box_file(config)
     placed = Placed(ids=numbers_of_names(sources) or {}) if file is None else place(file, sources)
     with atomic_directory(config.output, overwrite=config.overwrite) as folder:
         done = _predict(config, sources, placed, file, folder)
         _write(folder, config, done)
     _tell(config, sources, done)
     return done
+
+
+def _box_file(config: PredictConfig) -> BoxFile | None:
+    if not isinstance(config.boxes, Path):
+        return None
+    return read_box_file(config.boxes, config.image_list, config.min_box_score, config.categories)
 
 
 def _predict(

@@ -14,15 +14,10 @@ import numpy as np
 import scipy.io
 
 from efafnet.models.skeleton import MPII_16
-from efafnet.pipelines.crops.annotations import (
-    AREA_OF_BOX,
-    Annotation,
-    Annotations,
-    ImageEntry,
-    Reject,
-    finite,
-    read_json,
-)
+from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotation, Annotations, ImageEntry
+from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.rejects import Reject
+from efafnet.pipelines.formats.values import MAX_PX, flag, number, shown, text
 
 # A person of scale s is 200 s pixels tall; the centre is moved down so that limbs are not cut (simple baselines).
 _PIXELS_PER_SCALE = 200.0
@@ -41,8 +36,8 @@ class _Person:
     file_name: str
     centre: Any
     scale: Any
-    joints: list[tuple[float, float, int]]
-    """x, y, v for the 16 joints."""
+    joints: list[tuple[Any, Any, int]] | None
+    """x, y, v for the 16 joints; None where the file holds none that can be read."""
     head_size: float | None = None
 
 
@@ -58,16 +53,29 @@ def parse_mpii_json(content: Any, path: Path) -> Annotations:
     if not isinstance(content, list) or not all(isinstance(entry, dict) and keys <= set(entry) for entry in content):
         raise ValueError(f"{path} is not MPII's JSON: it needs a list of objects with image, center, scale, joints")
     image_ids: dict[str, int] = {}
-    persons = []
-    for number, entry in enumerate(content):
-        name = str(entry["image"])
-        joints = entry.get("joints") or [[0, 0]] * 16
-        seen = entry.get("joints_vis") or [0] * 16
-        # The JSON says which joints are annotated, not which are hidden.
-        triples = [(x, y, 2 if v else 0) for (x, y), v in zip(joints, seen, strict=False)]
+    persons: list[_Person | Reject] = []
+    for place, entry in enumerate(content):
+        name = text(entry["image"])
+        if name is None:
+            detail = f"person {place} has the image {shown(entry['image'])}; it must be a file name"
+            persons.append(Reject("image_entry_invalid", detail, None, place))
+            continue
         image_id = image_ids.setdefault(name, len(image_ids))
-        persons.append(_Person(number, image_id, name, tuple(entry["center"]), entry["scale"], triples))
+        persons.append(_Person(place, image_id, name, entry["center"], entry["scale"], _triples(entry)))
     return _collect(persons, ((image_id, name) for name, image_id in image_ids.items()), "mpii_json")
+
+
+def _triples(entry: dict[str, Any]) -> list[tuple[Any, Any, int]] | None:
+    """x, y, v of the joints as the JSON has them; None where they are no pairs with a flag each."""
+    joints = entry.get("joints") or [[0, 0]] * MPII_16.num_joints
+    seen = entry.get("joints_vis") or [0] * MPII_16.num_joints
+    if not isinstance(joints, list) or not isinstance(seen, list) or len(joints) != len(seen):
+        return None
+    # The JSON says which joints are annotated, not which are hidden.
+    flags = [flag(v) for v in seen]
+    if None in flags or not all(isinstance(joint, list) and len(joint) == 2 for joint in joints):
+        return None
+    return [(x, y, 2 if v else 0) for (x, y), v in zip(joints, flags, strict=True)]
 
 
 def read_mpii_mat(path: Path) -> Annotations:
@@ -109,36 +117,48 @@ def _head_size(person: Any) -> float | None:
     return _HEAD_SHARE * float(np.hypot(x2 - x1, y2 - y1))
 
 
-def _collect(persons: Iterable[_Person], images: Iterable[tuple[int, str]], form: str) -> Annotations:
+def _collect(persons: Iterable[_Person | Reject], images: Iterable[tuple[int, str]], form: str) -> Annotations:
     result = Annotations(MPII_16, [ImageEntry(image_id, name, None, None) for image_id, name in images], [], [], form)
     for person in persons:
-        parsed = _annotation(person)
+        parsed = person if isinstance(person, Reject) else _annotation(person)
         (result.rejects if isinstance(parsed, Reject) else result.annotations).append(parsed)  # type: ignore[arg-type]
     return result
 
 
 def _annotation(person: _Person) -> Annotation | Reject:
     def reject(reason: str, detail: str) -> Reject:
-        return Reject(reason, detail, person.image_id, person.number, person.file_name)
+        return Reject(reason, f"person {person.number}: {detail}", person.image_id, person.number, person.file_name)
 
-    centre = tuple(_number(value) for value in person.centre)
+    given = person.centre
+    centre = [_number(value) for value in given] if isinstance(given, list | tuple) else []
     scale = _number(person.scale)
-    if len(centre) != 2 or None in centre or scale is None or scale <= 0:
-        return reject("box_invalid", f"center and scale must be finite, scale positive; got {centre}, {scale}")
-    if len(person.joints) != MPII_16.num_joints or not all(finite(x) and finite(y) for x, y, _ in person.joints):
-        return reject("keypoints_invalid", "joints must be 16 finite pairs")
-    keypoints: list[float] = []
-    for x, y, v in person.joints:
-        keypoints += [x - 1.0, y - 1.0, float(v)] if v else [0.0, 0.0, 0.0]
-    box = box_of((centre[0], centre[1]), scale)  # type: ignore[arg-type]
-    area, labelled = AREA_OF_BOX * box[2] * box[3], sum(v > 0 for _, _, v in person.joints)
+    if len(centre) != 2 or centre[0] is None or centre[1] is None or scale is None or scale <= 0:
+        return reject(
+            "box_invalid",
+            f"center and scale must be finite, scale positive; got {shown(given)}, {shown(person.scale)}",
+        )
+    joints = _checked_joints(person.joints)
+    if joints is None:
+        return reject("keypoints_invalid", "joints must be 16 finite pairs, and joints_vis 16 flags of 0 or 1")
+    keypoints = [value for x, y, v in joints for value in ((x - 1.0, y - 1.0, float(v)) if v else (0.0, 0.0, 0.0))]
+    box = box_of((centre[0], centre[1]), scale)
+    area, labelled = AREA_OF_BOX * box[2] * box[3], sum(v > 0 for _, _, v in joints)
     return Annotation(
         person.number, person.image_id, _CATEGORY_ID, box, area, False, labelled, tuple(keypoints), person.head_size
     )
 
 
+def _checked_joints(joints: list[tuple[Any, Any, int]] | None) -> list[tuple[float, float, int]] | None:
+    if joints is None or len(joints) != MPII_16.num_joints:
+        return None
+    found = [(_number(x), _number(y), v) for x, y, v in joints]
+    return None if any(x is None or y is None for x, y, _ in found) else found  # type: ignore[return-value]
+
+
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float | np.number) and np.isfinite(value) else None
+    """A finite number of a size that pictures have, as JSON or MATLAB give it."""
+    found = number(float(value) if isinstance(value, np.number) else value)
+    return found if found is not None and abs(found) <= MAX_PX else None
 
 
 def read_mpii_json(path: Path) -> Annotations:

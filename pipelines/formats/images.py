@@ -1,0 +1,88 @@
+"""The list of images in a COCO file: ids, names, sizes, and finding an image by whatever an entry calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any
+
+from efafnet.pipelines.formats.annotations import ImageEntry
+from efafnet.pipelines.formats.rejects import Reject
+from efafnet.pipelines.formats.values import MAX_PX, integer, no_integer, number, shown, text
+
+
+class ImageTable:
+    """Images by id and by name."""
+
+    def __init__(self, entries: list[Any], *, named: bool) -> None:
+        """``named`` images need a ``file_name``: those that are to be opened."""
+        self.by_id: dict[int, ImageEntry] = {}
+        self.rejects: list[Reject] = []
+        self._named = named
+        self._by_name: dict[str, ImageEntry | None] | None = None
+        for entry in entries:
+            self._add(entry)
+
+    @classmethod
+    def of(cls, images: Iterable[ImageEntry]) -> ImageTable:
+        """Of images that have been read before."""
+        table = cls([], named=False)
+        table.by_id.update((image.image_id, image) for image in images)
+        return table
+
+    def find(self, value: Any) -> ImageEntry | None:
+        """The image that an entry means: by id, or by its file's name, with or without ending, if it alone has it."""
+        if type(value) is int:
+            return self.by_id.get(value)
+        found = integer(value)
+        if found is not None:
+            return self.by_id.get(found)
+        return self._names().get(value) if isinstance(value, str) else None
+
+    def _names(self) -> dict[str, ImageEntry | None]:
+        if self._by_name is None:
+            self._by_name = {}
+            for image in self.by_id.values():
+                path = PurePosixPath(image.file_name)
+                for name in {image.file_name, path.name, path.stem}:
+                    self._by_name[name] = None if name in self._by_name else image
+        return self._by_name
+
+    def _add(self, entry: Any) -> None:
+        found = _image(entry, named=self._named)
+        if isinstance(found, str):
+            self.rejects.append(Reject("image_entry_invalid", found, persons=0))
+        elif found.image_id in self.by_id:
+            known = self.by_id[found.image_id].file_name
+            detail = f"image id {found.image_id} is already taken by {known or 'another image'}"
+            name = found.file_name or None
+            self.rejects.append(Reject("duplicate_image_id", detail, found.image_id, None, name, persons=0))
+        else:
+            self.by_id[found.image_id] = found
+
+
+def _image(entry: Any, *, named: bool) -> ImageEntry | str:
+    """The image that an entry describes, or what is wrong with it."""
+    if not isinstance(entry, dict):
+        return f"an image entry must be an object; got {shown(entry)}"
+    image_id = integer(entry.get("id"))
+    if image_id is None:
+        return f"image id {no_integer(entry.get('id'))}"
+    name = text(entry.get("file_name"))
+    if name is None and named:
+        return f"image {image_id} has no file_name" + _given(entry.get("file_name"))
+    sides = []
+    for side in ("width", "height"):
+        value = entry.get(side)
+        size = integer(value)
+        if value is not None and (size is None or not 0 < size <= MAX_PX):
+            return f"image {image_id}: {side} must be a positive integer; got {shown(value)}"
+        sides.append(size)
+    crowding = number(entry.get("crowdIndex", entry.get("crowd_index")))
+    # Half a size says nothing: both are taken from the image then.
+    width, height = sides if None not in sides else (None, None)
+    return ImageEntry(image_id, name or "", width, height, crowding)
+
+
+def _given(value: Any) -> str:
+    return "" if value in (None, "") else f" but {shown(value)}"

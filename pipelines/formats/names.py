@@ -1,0 +1,31 @@
+"""Names of image files as other machines write them: backslashes, Unicode forms, URLs, absolute paths."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from urllib.parse import unquote
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*")
+_DRIVE = re.compile(r"[A-Za-z]:$")
+
+
+def name_parts(name: str) -> tuple[str, ...]:
+    """Folders and file that a name consists of, in one Unicode form (NFC), without host, drive and empty parts."""
+    host = _URL.match(name)
+    if host is not None:
+        # What a question mark or a hash begins belongs to the server.
+        name = unquote(re.split(r"[?#]", name[host.end() :])[0])
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return tuple(part for part in parts if part not in ("", ".", "..") and not _DRIVE.match(part))
+
+
+def spellings(part: str) -> list[str]:
+    """A name in the Unicode forms that file systems keep: composed, and decomposed as macOS writes it."""
+    return list(dict.fromkeys(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+
+
+def tails(name: str) -> list[tuple[str, ...]]:
+    """Ends of a name from the longest to the file alone: where it may lie below another machine's folder."""
+    parts = name_parts(name)
+    return [parts[first:] for first in range(len(parts))]

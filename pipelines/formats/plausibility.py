@@ -1,0 +1,145 @@
+"""What annotations look like when an exporter got a convention wrong: said by share of persons, never refused.
+
+Legend: N persons, K joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.formats.annotations import Annotations
+
+# Shares of persons from which a convention, and not a person, is odd.
+_MOST, _SOME = 0.5, 0.25
+# Joints may lie outside their box by this share of its longer side: boxes are drawn around what is seen.
+_SLACK = 0.25
+
+
+@dataclass(frozen=True)
+class Persons:
+    """Persons as they were annotated."""
+
+    box_xywh_px: NDArray[np.float64]
+    """float64 (N, 4)."""
+    area_px2: NDArray[np.float64]
+    """float64 (N,)."""
+    joints_px: NDArray[np.float64]
+    """float64 (N, K, 2)."""
+    seen: NDArray[np.bool_]
+    """bool (N, K): annotated, hidden or not."""
+    image_size_px: NDArray[np.float64]
+    """float64 (N, 2): width and height; NaN where nobody says."""
+
+
+def plausibility_of(content: Annotations, where: str) -> list[str]:
+    """Remarks on the persons of an annotation file."""
+    sizes = {image.image_id: (image.width, image.height) for image in content.images}
+    people = [a for a in content.annotations if not a.is_crowd]
+    if not people:
+        return []
+    keypoints = np.array([a.keypoints for a in people], np.float64).reshape(-1, content.skeleton.num_joints, 3)
+    persons = Persons(
+        np.array([a.box_xywh for a in people], np.float64),
+        np.array([a.area for a in people], np.float64),
+        keypoints[:, :, :2],
+        np.asarray(keypoints[:, :, 2] > 0),
+        np.array([sizes[a.image_id] for a in people], np.float64),
+    )
+    # MPII's boxes follow from a centre and a scale and reach out of the image by design.
+    remarks = odd_persons(persons, boxes_are_drawn=content.format == "coco")
+    return [f"{where}: {remark}" for remark in (*remarks, *odd_skeleton(content.skeleton))]
+
+
+def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
+    """One sentence for each convention that most persons seem to break."""
+    seen = persons.seen
+    with_joints = np.asarray(seen.any(axis=1))
+    remarks: list[str] = []
+    if not len(seen):
+        return remarks
+    boxes, joints = persons.box_xywh_px, persons.joints_px
+    unit_boxes = np.asarray((np.abs(boxes) <= 1).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1))
+    unit_joints = with_joints & (~seen | (np.abs(joints) <= 1).all(axis=2)).all(axis=1)
+    _remark(remarks, unit_boxes, len(boxes), _MOST, "of boxes lie within 0 to 1: shares, not pixels?")
+    _remark(
+        remarks,
+        unit_joints,
+        with_joints.sum(),
+        _MOST,
+        "of persons have all joints within 0 to 1: shares, not pixels?",
+    )
+    if boxes_are_drawn and not unit_boxes.mean() >= _MOST:
+        remarks += _odd_boxes(persons, seen, with_joints)
+    tiny = with_joints & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > 16)
+    _remark(
+        remarks, tiny, with_joints.sum(), _SOME, "of persons have an area of at most 1 px² in a larger box: no area at "
+        "all? Leave it out, and 0.53 of the box is taken; OKS is measured by it",
+    )  # fmt: skip
+    return remarks
+
+
+def _odd_boxes(persons: Persons, seen: NDArray[np.bool_], with_joints: NDArray[np.bool_]) -> list[str]:
+    """Corners in place of sizes, and joints that are somebody else's."""
+    remarks: list[str] = []
+    boxes = persons.box_xywh_px
+    outside = (boxes[:, :2] + boxes[:, 2:] > persons.image_size_px + 1).any(axis=1)
+    corners = _as_corners(persons, seen) & with_joints
+    share = outside.mean()
+    if share >= _MOST or (with_joints.any() and corners.sum() / with_joints.sum() >= _SOME):
+        of_joints = f", {100 * corners.sum() / max(1, with_joints.sum()):.0f} % fit their joints as x1, y1, x2, y2"
+        remarks.append(
+            f"{100 * share:.0f} % of boxes end outside the image{of_joints}: corners instead of width and height?"
+        )
+        return remarks
+    far = with_joints & (_beyond(persons, seen) & seen).any(axis=1)
+    _remark(
+        remarks, far, with_joints.sum(), _SOME, "of persons have joints far outside their boxes: boxes and joints of "
+        "different persons, images of another size, or other units?",
+    )  # fmt: skip
+    return remarks
+
+
+def _as_corners(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the box read as x1, y1, x2, y2 is a sound one, holds all joints, and is much closer to them (N,)."""
+    boxes, joints = persons.box_xywh_px, persons.joints_px
+    near, far = boxes[:, None, :2] - 1, boxes[:, None, 2:] + 1
+    inside = (~seen | ((joints >= near) & (joints <= far)).all(axis=2)).all(axis=1)
+    sound = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, :2].min(axis=1) > 0)
+    low = np.where(seen[..., None], joints, np.inf).min(axis=1)
+    high = np.where(seen[..., None], joints, -np.inf).max(axis=1)
+    extent = np.where(np.isfinite(high - low), high - low, 0)
+    # As width and height the box reaches further beyond the last joint than the joints are apart.
+    as_sizes = boxes[:, :2] + boxes[:, 2:] - np.where(np.isfinite(high), high, 0)
+    as_corners = boxes[:, 2:] - np.where(np.isfinite(high), high, 0)
+    loose = (as_sizes > np.maximum(2 * as_corners, 0.25 * extent + as_corners)).any(axis=1)
+    return np.asarray(inside & sound & loose & (extent > 0).any(axis=1))
+
+
+def _beyond(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which joints lie further outside their boxes than clothes and guesses explain (N, K)."""
+    boxes = persons.box_xywh_px[:, None]
+    slack = _SLACK * boxes[..., 2:].max(axis=2, keepdims=True)
+    low, high = boxes[..., :2] - slack, boxes[..., :2] + boxes[..., 2:] + slack
+    return np.asarray(((persons.joints_px < low) | (persons.joints_px > high)).any(axis=2) & seen)
+
+
+def odd_skeleton(skeleton: Skeleton) -> list[str]:
+    """Remarks on a skeleton: names that say left or right without a partner."""
+    lonely = skeleton.sided_without_partner
+    if not lonely:
+        return []
+    return [
+        f"joints named like sides have no partner in flip_pairs: {', '.join(lonely[:6])}{', …' * (len(lonely) > 6)}; "
+        "give flip_pairs in the category, or a skeleton file"
+    ]
+
+
+def _remark(remarks: list[str], odd: NDArray[np.bool_], of: Sequence[int] | int, least: float, what: str) -> None:
+    share = odd.sum() / max(1, int(of))  # type: ignore[arg-type]
+    if share >= least:
+        remarks.append(f"{100 * share:.0f} % {what}")

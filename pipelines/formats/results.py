@@ -1,0 +1,118 @@
+"""Predicted persons in COCO's results layout: the one reader of them, by columns.
+
+Legend: D predictions, K joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.formats.rejects import EXAMPLES
+from efafnet.pipelines.formats.values import integer, no_integer, number, number_rows, shown
+
+
+@dataclass(frozen=True)
+class Results:
+    """D predicted persons."""
+
+    image_id: NDArray[np.int64]
+    """int64 (D,)."""
+    keypoints: NDArray[np.float64]
+    """float64 (D, K, 3): x, y in pixels, and the joint's score."""
+    score: NDArray[np.float64]
+    """float64 (D,)."""
+    box_xywh_px: NDArray[np.float64] | None
+    """float64 (D, 4); None where they were not asked for."""
+
+
+def parse_results(
+    entries: Sequence[Mapping[str, Any]], skeleton: Skeleton, categories: Sequence[int], *, boxed: bool = False
+) -> Results:
+    """Check results of the ``categories``, with a ``bbox`` each where they must be ``boxed``.
+
+    Raises ValueError naming the first three entries with a missing field, another category, another number of joints,
+    or a value that is no finite number.
+    """
+    problems: list[str] = []
+    rows = [row if isinstance(row, Mapping) else {} for row in entries]
+    image_ids = [_image_id(row.get("image_id")) for row in rows]
+    scores = [_score(row.get("score")) for row in rows]
+    keypoints, sound = number_rows([row.get("keypoints") for row in rows], 3 * skeleton.num_joints)
+    boxes, sound_boxes = number_rows([row.get("bbox") for row in rows], 4) if boxed else (None, None)
+    odd = ~sound if sound_boxes is None else ~(sound & sound_boxes)
+    for n in np.flatnonzero(odd).tolist():
+        _repair(n, rows[n], keypoints, boxes)
+    for n, (row, image_id, score) in enumerate(zip(rows, image_ids, scores, strict=True)):
+        found = row.get("category_id")
+        if image_id is None or score is None or odd[n] or found not in categories:
+            problem = _problem(row, skeleton, categories, boxed=boxed)
+            if problem:
+                problems.append(f"results entry {n}: {problem}")
+    if problems:
+        more = f"; and {len(problems) - EXAMPLES} more of {len(rows)}" if len(problems) > EXAMPLES else ""
+        raise ValueError("; ".join(problems[:EXAMPLES]) + more)
+    return Results(
+        np.array(image_ids, np.int64),
+        keypoints.reshape(len(rows), skeleton.num_joints, 3),
+        np.array(scores, np.float64),
+        boxes,
+    )
+
+
+def _image_id(value: Any) -> int | None:
+    return value if type(value) is int and -(2**63) <= value < 2**63 else integer(value)
+
+
+def _score(value: Any) -> float | None:
+    return value if type(value) is float and value - value == 0 else number(value)
+
+
+def _flat(value: Any) -> Any:
+    nested = isinstance(value, list) and value and all(isinstance(joint, list) for joint in value)
+    return [item for joint in value for item in joint] if nested else value
+
+
+def _repair(n: int, row: Mapping[str, Any], keypoints: NDArray[np.float64], boxes: NDArray[np.float64] | None) -> None:
+    """Fill row ``n`` value by value where its numbers are text, or its joints lists of their own."""
+    for column, value in ((keypoints, _flat(row.get("keypoints"))), (boxes, row.get("bbox"))):
+        if column is not None and isinstance(value, list) and len(value) == column.shape[1]:
+            found = [number(item) for item in value]
+            column[n] = [0.0 if item is None else item for item in found]
+
+
+def _problem(row: Mapping[str, Any], skeleton: Skeleton, categories: Sequence[int], *, boxed: bool) -> str:
+    """What is wrong with one entry; empty where it only looked odd."""
+    for name in ("keypoints", "category_id", "image_id", "score"):
+        if row.get(name) is None:
+            null = f" ({name} is null)" if name in row else ""
+            return f"no {name!r}{null}; a result has image_id, category_id, keypoints and score"
+    category = integer(row["category_id"])
+    if category not in categories:
+        wanted = ", ".join(map(str, sorted(categories)))
+        return f"category {shown(row['category_id'])} is not the person category, {wanted}"
+    image_id, score, keypoints = row["image_id"], row["score"], _flat(row["keypoints"])
+    if integer(image_id) is None:
+        return f"image_id and score must be numbers; got {shown(image_id)} and {shown(score)}: {no_integer(image_id)}"
+    if not isinstance(keypoints, list):
+        return f"keypoints must be a list; got {shown(keypoints)}"
+    needed = 3 * skeleton.num_joints
+    if len(keypoints) != needed:
+        return f"{len(keypoints)} keypoint values; the skeleton has {needed} (x, y, score of each joint)"
+    if any(number(value) is None for value in (*keypoints, score)):
+        bad = next(value for value in (*keypoints, score) if number(value) is None)
+        return f"NaN or infinity among keypoints or score ({score}), or no number at all: {shown(bad)}"
+    return _box_problem(row.get("bbox")) if boxed else ""
+
+
+def _box_problem(box: Any) -> str:
+    if box is None:
+        return "no bbox, though the first entry has one; give all entries one or none, or result_boxes=ignore"
+    if isinstance(box, list) and len(box) == 4 and all(number(value) is not None for value in box):
+        return ""
+    return f"bbox {shown(box)} is not four finite numbers"

@@ -1,0 +1,439 @@
+"""The readers of files from outside: what they take, what they refuse, and what they say about it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from efafnet.models.skeleton import COCO_17, pairs_by_name
+from efafnet.pipelines.formats import values
+from efafnet.pipelines.formats.annotations import Annotations
+from efafnet.pipelines.formats.categories import Chosen
+from efafnet.pipelines.formats.coco import parse_coco
+from efafnet.pipelines.formats.detections import parse_detections
+from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.images import ImageTable
+from efafnet.pipelines.formats.names import name_parts, tails
+from efafnet.pipelines.formats.plausibility import plausibility_of
+from efafnet.pipelines.formats.rejects import Reject, explained
+from efafnet.pipelines.formats.results import parse_results
+from tests import crop_data
+
+_PATH = Path("a.json")
+_PERSONS = Chosen(frozenset({1}), 1, {1: "person", 18: "dog"})
+
+
+# ---- single values
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (7, 7), (7.0, 7), ("7", 7), ("000007", 7), (" 7 ", 7), ("7.0", 7), ("-7", -7), (2**63 - 1, 2**63 - 1),
+        (-(2**63), -(2**63)), (2**63, None), ("9" * 25, None), (7.5, None), (True, None), (None, None),
+        (math.nan, None), (math.inf, None), ("seven", None), ("7a", None), ("", None), ([7], None), ({}, None),
+        ("\u0667", None),
+    ],
+)  # fmt: skip
+def test_integers(value: Any, expected: int | None) -> None:
+    assert values.integer(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1, 1.0), (1.5, 1.5), ("1.5", 1.5), ("-1e3", -1000.0), (".5", 0.5), (10**400, None), (math.nan, None),
+        (-math.inf, None), ("nan", None), ("inf", None), ("1e9999", None), ("1_0", None), ("", None), (True, None),
+        (None, None), ([1], None),
+    ],
+)  # fmt: skip
+def test_numbers(value: Any, expected: float | None) -> None:
+    assert values.number(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, False), (1, True), (True, True), ("0", False), ("1", True), ("False", False), (None, False), (1.0, True)]
+    + [(value, None) for value in (2, "maybe", [0], math.nan)],
+)
+def test_flags(value: Any, expected: bool | None) -> None:
+    """bool("0") is True: text is read, not tested for being there."""
+    assert values.flag(value) is expected
+
+
+def test_rows_of_numbers_at_once_equal_those_one_by_one() -> None:
+    rows: list[Any] = [[1, 2.5], [3, 4], None, [1], [1, None], [1, "2"], [1, True], [1, math.nan], [1, 10**400], "12"]
+    table, sound = values.number_rows(rows, 2)
+    assert sound.tolist() == [True, True, *[False] * 8]
+    assert table[:2].tolist() == [[1, 2.5], [3, 4]]
+    assert not table[2:].any()
+    plain, all_sound = values.number_rows(rows[:2], 2)
+    assert (plain.tolist(), all_sound.tolist()) == ([[1, 2.5], [3, 4]], [True, True])
+    assert values.number_rows([], 2)[0].shape == (0, 2)
+
+
+def test_deep_nesting_and_endless_digits_are_one_error(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(ValueError, match=r"deep\.json .*nested too deep"):
+        read_json(path)
+    path.write_text("1" * 5000)
+    with pytest.raises(ValueError, match=r"deep\.json is not valid JSON"):
+        read_json(path)
+    with pytest.raises(ValueError, match="is a folder; give a JSON file"):
+        read_json(tmp_path)
+
+
+# ---- annotations
+
+
+def _content(*annotations: dict[str, Any], images: int = 1, **category: Any) -> dict[str, Any]:
+    return {
+        "images": [{"id": n + 1, "file_name": f"{n + 1}.jpg", "width": 100, "height": 80} for n in range(images)],
+        "annotations": list(annotations),
+        "categories": [{**crop_data.category(), **category}],
+    }
+
+
+def _person(number: int = 7, **changes: Any) -> dict[str, Any]:
+    return {**crop_data.person(number, 1, [10.0, 10, 40, 60]), **changes}
+
+
+def _as_text(value: Any) -> Any:
+    """Every number of an annotation as the text that an exporter might write."""
+    if isinstance(value, list):
+        return [_as_text(item) for item in value]
+    return str(value) if isinstance(value, int | float) else value
+
+
+def test_numbers_written_as_text_and_whole_floats_are_the_same_annotation() -> None:
+    plain = parse_coco(_content(_person()), _PATH)
+    text = _content({name: _as_text(value) for name, value in _person().items()}, id="1.0")
+    text["images"][0].update(id="0001", width="100", height=80.0)
+    read = parse_coco(text, _PATH)
+    assert (read.annotations, read.images, read.rejects) == (plain.annotations, plain.images, [])
+    nested = _person(keypoints=np.reshape(_person()["keypoints"], (17, 3)).tolist())
+    assert parse_coco(_content(nested), _PATH).annotations == plain.annotations
+
+
+def test_null_is_absent() -> None:
+    nulls = _person(area=None, iscrowd=None, num_keypoints=None, category_id=None, head_size=None)
+    absent = {name: value for name, value in nulls.items() if value is not None}
+    (annotation,) = parse_coco(_content(nulls), _PATH).annotations
+    assert parse_coco(_content(absent), _PATH).annotations == [annotation]
+    assert (annotation.area, annotation.is_crowd, annotation.num_keypoints) == (60.0 * 40.0 * 0.53, False, 17)
+    without = parse_coco(_content(_person(keypoints=None, num_keypoints=None)), _PATH).annotations[0]
+    assert (without.num_keypoints, set(without.keypoints)) == (0, {0.0})
+    content = _content(_person())
+    content["images"][0].update(width=None, height=80)
+    assert (parse_coco(content, _PATH).images[0].width, parse_coco(content, _PATH).images[0].height) == (None, None)
+
+
+def test_absent_joints_may_lie_anywhere() -> None:
+    keypoints = [*_person()["keypoints"][:48], None, math.nan, 0]
+    (annotation,) = parse_coco(_content(_person(keypoints=keypoints)), _PATH).annotations
+    assert annotation.keypoints[48:] == (0.0, 0.0, 0.0)
+    assert annotation.keypoints[:48] == tuple(_person()["keypoints"][:48])
+
+
+def test_fractions_of_visibility_are_annotated_joints_and_told() -> None:
+    """COCO-WholeBody has v = .73; AI Challenger's 3 means not annotated, so nothing above 2 is guessed."""
+    keypoints = _person()["keypoints"]
+    keypoints[2], keypoints[5] = 0.73, 1.2
+    parsed = parse_coco(_content(_person(keypoints=keypoints)), _PATH)
+    assert parsed.annotations[0].keypoints[2::3] == (2.0,) * 17
+    (remark,) = parsed.remarks
+    assert "2 joints have a visibility between 0, 1 and 2 (the first: v=0.73 at nose of annotation 7)" in remark
+    keypoints[2] = 3
+    (reject,) = parse_coco(_content(_person(keypoints=keypoints)), _PATH).rejects
+    assert reject.detail == ("annotation 7 has v=3 at joint 0 (nose); v must be 0 (absent), 1 (hidden) or 2 (visible)")
+
+
+def test_missing_annotation_ids_are_numbered_and_told() -> None:
+    persons = [_person(number) for number in (2, 9, 9)]
+    del persons[1]["id"]
+    persons[2]["id"] = None
+    parsed = parse_coco(_content(*persons), _PATH)
+    assert [a.annotation_id for a in parsed.annotations] == [2, 1, 3]
+    assert "2 annotations have no id and are numbered" in parsed.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "says"),
+    [
+        ({"id": 2**64}, "annotation_invalid", "id 18446744073709551616 (does not fit into 64 bits; renumber)"),
+        ({"id": True}, "annotation_invalid", "annotation id True (true or false; it must be an integer)"),
+        ({"category_id": [1]}, "annotation_invalid", "annotation 0: category_id [1] (a list; it must be an integer)"),
+        ({"image_id": "frame_1"}, "unknown_image", "annotation 7 lies on image 'frame_1', which is not listed"),
+        ({"bbox": [1, 2, 1e308, 4]}, "box_invalid", "annotation 7 has bbox [1, 2, 1e+308, 4]"),
+        ({"bbox": 5}, "box_invalid", "annotation 7 has bbox 5; it must be four finite numbers"),
+        ({"area": "large"}, "area_invalid", "annotation 7 has area 'large'; it must be a finite number"),
+        ({"area": 10**400}, "area_invalid", "annotation 7 has area 1000"),
+        ({"iscrowd": "maybe"}, "annotation_invalid", "annotation 7 has iscrowd 'maybe'; it must be 0 or 1"),
+        ({"num_keypoints": True}, "annotation_invalid", "annotation 7 has num_keypoints True"),
+        ({"keypoints": {"nose": [1, 2]}}, "keypoints_invalid", "annotation 7 has keypoints {'nose': [1, 2]}"),
+        ({"keypoints": [1e300, 1, 2] * 17}, "keypoints_invalid", "has x=1e+300, y=1 at joint 0 (nose)"),
+        ({"keypoints": [1, 2] * 17}, "keypoints_invalid", "has 34 keypoint values; skeleton coco17 needs 51"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_is_named_with_entry_and_value(changes: dict[str, Any], reason: str, says: str) -> None:
+    parsed = parse_coco(_content(_person(**changes)), _PATH)
+    assert not parsed.annotations
+    (reject,) = parsed.rejects
+    assert (reject.reason, reject.persons) == (reason, 1)
+    assert says in reject.detail
+
+
+def test_names_that_no_file_can_have_are_refused() -> None:
+    content = _content(_person())
+    for name in ("a\ud800.jpg", "a\0.jpg", 5):
+        content["images"][0]["file_name"] = name
+        assert parse_coco(content, _PATH).rejects[0].reason == "image_entry_invalid"
+
+
+# ---- categories
+
+
+def _two(**second: Any) -> dict[str, Any]:
+    content = _content(
+        _person(1), _person(2, category_id=2), _person(3, category_id="rider"), _person(4, category_id=5)
+    )
+    content["categories"].append({"id": 2, "name": "rider", "keypoints": list(COCO_17.joints), **second})
+    return content
+
+
+def test_several_categories_with_joints_are_chosen_by_name_and_told() -> None:
+    with pytest.raises(
+        ValueError, match=r"a\.json has keypoints in several categories \(1 person, 2 rider\); .*categories="
+    ):
+        parse_coco(_two(), _PATH)
+    assert [a.annotation_id for a in parse_coco(_two(), _PATH, categories=["rider"]).annotations] == [2, 3]
+    both = parse_coco(_two(), _PATH, categories=["person", "2"])
+    assert [(a.annotation_id, a.category_id) for a in both.annotations] == [(1, 1), (2, 2), (3, 2)]
+    assert both.category_ids == {1, 2}
+    assert "1 of 4 annotations have another category (category 5: 1) than 1 (person), 2 (rider)" in both.remarks[0]
+    with pytest.raises(ValueError, match=r"has no category 'horse'; its categories are: 1 person, 2 rider"):
+        parse_coco(_two(), _PATH, categories=["horse"])
+    with pytest.raises(ValueError, match="person, rider have other joints each"):
+        parse_coco(_two(keypoints=["nose"]), _PATH, categories=["person", "rider"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"sigmas": [None, 0.05, 0.05]}, r"'sigmas' of the category 'person' must be 3 numbers above 0.*got \[None"),
+        ({"sigmas": 3}, "'sigmas' of the category 'person' must be 3 numbers"),
+        ({"sigmas": [0.1, 0.1, -1]}, "'sigmas' of the category"),
+        ({"flip_pairs": [[1, 2, 3]]}, r"'flip_pairs' of the category 'person' must be pairs .*got \[1, 2, 3\]"),
+        ({"flip_pairs": [["left_paw", "nose"]]}, "'flip_pairs' of the category"),
+        ({"flip_pairs": 7}, "'flip_pairs' of the category"),
+        ({"skeleton": [[1, 9]]}, r"'skeleton' of the category 'person' must be pairs .* numbers 1 to 3; got \[1, 9\]"),
+        ({"skeleton": [[0, 3]]}, r"'skeleton' of the category 'person' must be pairs .* numbers 0 to 2; got \[0, 3\]"),
+        ({"upper_body": [5]}, "'upper_body' of the category 'person' must be a list of joints"),
+        ({"keypoints": ["a", "a"]}, "joint names must be present and unique"),
+        ({"keypoints": "snout"}, "'keypoints' of the category 'person' must be a list of joint names; got 'snout'"),
+        ({"keypoints": [["a"]]}, "'keypoints' of the category 'person' must be a list of joint names"),
+        ({"id": "first"}, "the category 'person' has the id 'first'; it must be an integer"),
+    ],
+)  # fmt: skip
+def test_bad_fields_of_a_category_are_one_error(fields: dict[str, Any], says: str) -> None:
+    content = _content(**{"keypoints": ["snout", "left_paw", "right_paw"], "skeleton": [], **fields})
+    with pytest.raises(ValueError, match=f"a.json.*{says}"):
+        parse_coco(content, _PATH)
+
+
+def test_a_zero_proves_that_limbs_count_from_zero() -> None:
+    fields: dict[str, Any] = {"keypoints": ["a", "b", "c", "d"], "sigmas": [0.1] * 4, "flip_pairs": []}
+    from_zero = parse_coco(_content(**fields, skeleton=[[0, 1], [1, 2], [2, 3]]), _PATH)
+    assert from_zero.skeleton.limbs == ((0, 1), (1, 2), (2, 3))
+    assert from_zero.remarks == ["a.json: the limbs of its skeleton count joints from 0, and are taken so"]
+    for limbs in ([[1, 2], [2, 3], [3, 4]], [["a", "b"], ["b", "c"], ["c", "d"]]):
+        from_one = parse_coco(_content(**fields, skeleton=limbs), _PATH)
+        assert (from_one.skeleton.limbs, from_one.remarks) == (((0, 1), (1, 2), (2, 3)), [])
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ("left_eye", "right_eye"), ("L_Eye", "R_Eye"), ("l_eye", "r_eye"), ("LEye", "REye"), ("hand.L", "hand.R"),
+        ("knee_l", "knee_r"), ("leftHand", "rightHand"), ("LEFT_HAND", "RIGHT_HAND"), ("EyeLeft", "EyeRight"),
+        ("Left Eye", "Right Eye"), ("left-eye", "right-eye"), ("L_F_Paw", "R_F_Paw"), ("lknee", "rknee"),
+        ("kneeL", "kneeR"), ("LF_paw", "RF_paw"), ("lefthand", "righthand"), ("eye_l_1", "eye_r_1"),
+    ],
+)  # fmt: skip
+def test_sides_in_names(left: str, right: str) -> None:
+    assert pairs_by_name(["tail", right, "heel", left]) == ((3, 1),)
+
+
+def test_names_that_only_look_alike_are_no_pair() -> None:
+    assert pairs_by_name(["heel", "tail", "nose", "ear", "leg", "l_eye"]) == ()
+    left_and_right_toes = ["left_l_toe", "right_l_toe", "left_r_toe", "right_r_toe"]
+    assert pairs_by_name(left_and_right_toes) == ((0, 1), (2, 3))
+
+
+# ---- detections and results
+
+
+def _found(*changes: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5, **change} for change in changes]
+
+
+def test_detections_as_exporters_write_them() -> None:
+    images = ImageTable([{"id": 1, "file_name": "x/frame_1.jpg"}, {"id": 2, "file_name": "b.jpg"}], named=True)
+    entries = _found(
+        {"image_id": "1"}, {"image_id": "frame_1"}, {"image_id": "b.jpg"}, {"score": "0.25"}, {"score": None},
+        {"category_id": "1"}, {"category_id": "person"}, {"bbox": ["1", "2", "30", "40"]}, {"category_id": 18},
+    )  # fmt: skip
+    read = parse_detections(entries, "d.json", _PERSONS, images)
+    assert read.image_id.tolist() == [1, 1, 2, 1, 1, 1, 1, 1]
+    assert read.score.tolist() == [0.5, 0.5, 0.5, 0.25, 1.0, 0.5, 0.5, 0.5]
+    assert read.entry.tolist() == list(range(8))
+    assert (read.box_xywh_px == [1, 2, 30, 40]).all()
+    assert read.remarks == [
+        "d.json: 1 of 9 detections have another category (category 18 (dog): 1) than 1 (person) and are left out",
+        "d.json: 1 detections have no score; they count as certain",
+    ]
+
+
+def test_bad_detections_are_rejects_with_entry_and_value() -> None:
+    entries: list[Any] = _found(
+        {"bbox": None}, {"bbox": 3}, {"bbox": [1, 2, 0, 4]}, {"score": "high"}, {"image_id": 2**70}, {"image_id": 3},
+        {"category_id": [1]},
+    )  # fmt: skip
+    read = parse_detections([*entries, 5], "d.json", _PERSONS, ImageTable([{"id": 1, "file_name": "a"}], named=True))
+    found = {reject.annotation_id: (reject.reason, reject.detail) for reject in read.rejects}
+    assert {entry: reason for entry, (reason, _) in found.items()} == {
+        0: "box_invalid", 1: "box_invalid", 2: "box_empty", 3: "detection_invalid", 4: "detection_invalid",
+        5: "unknown_image", 6: "detection_invalid", 7: "detection_invalid",
+    }  # fmt: skip
+    assert found[3][1] == "entry 3 has score 'high'; bbox and score must be finite numbers"
+    assert found[5][1] == "entry 5 lies on image 3, which is not listed (the first that is: 1, a)"
+    with pytest.raises(ValueError, match=r"8 of 8 detections cannot be used: .*entry 5 lies on image 3"):
+        read.refuse_rejects()
+    with pytest.raises(ValueError, match=r"no detection of category 1 \(person\) among 2 \(category 0: 2\)"):
+        parse_detections(_found({"category_id": 0}, {"category_id": 0}), "d.json", _PERSONS)
+
+
+def _result(**changes: Any) -> dict[str, Any]:
+    return {"image_id": 1, "category_id": 1, "keypoints": [1.5] * 51, "score": 0.5, **changes}
+
+
+def test_results_as_others_write_them() -> None:
+    odd = _result(image_id="1", category_id="1", score="0.5", keypoints=[["1.5", 1.5, 1.5]] * 17)
+    read = parse_results([_result(), odd], COCO_17, (1,))
+    assert (read.image_id.tolist(), read.score.tolist()) == ([1, 1], [0.5, 0.5])
+    assert (read.keypoints == 1.5).all()
+    assert read.box_xywh_px is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"keypoints": None}, r"results entry 1: no 'keypoints' \(keypoints is null\)"),
+        ({"image_id": 2**70}, r"results entry 1: .*1180591620717411303424 \(does not fit into 64 bits"),
+        ({"bbox": None}, "results entry 1: no bbox, though the first entry has one"),
+        ({"bbox": [1, 2, 3]}, r"results entry 1: bbox \[1, 2, 3\] is not four finite numbers"),
+        ({"keypoints": [10**400] * 51}, "results entry 1: NaN or infinity"),
+    ],
+)
+def test_bad_results_are_named(change: dict[str, Any], says: str) -> None:
+    boxed = _result(bbox=[1, 2, 3, 4])
+    with pytest.raises(ValueError, match=says):
+        parse_results([boxed, {**boxed, **change}], COCO_17, (1,), boxed=True)
+
+
+def test_only_the_first_three_bad_results_are_shown() -> None:
+    with pytest.raises(ValueError, match=r"entry 0: .*entry 1: .*entry 2: .*; and 2 more of 5$") as caught:
+        parse_results([_result(score=None)] * 5, COCO_17, (1,))
+    assert "entry 3" not in str(caught.value)
+
+
+# ---- saying it
+
+
+def test_a_file_that_fails_everywhere_is_explained() -> None:
+    """Reason, count, three examples with file, entry and value, remedy; causes before consequences."""
+    rejects = [Reject("unknown_image", f"annotation {n} lies on image 'x', which is not listed") for n in range(5)]
+    rejects += [Reject("image_entry_invalid", "image id 'x' (text; it must be an integer)", persons=0)]
+    assert explained(rejects) == (
+        "image_entry_invalid 1 (image id 'x' (text; it must be an integer)) -> give every image an integer id and a "
+        "file_name; unknown_image 5 (annotation 0 lies on image 'x', which is not listed | annotation 1 lies on image "
+        "'x', which is not listed | annotation 2 lies on image 'x', which is not listed | …) -> give the annotations "
+        "and the list of images that belong together"
+    )
+
+
+def _plausible(change: Any, count: int = 4) -> list[str]:
+    people = [_person(n, image_id=n % 2 + 1) for n in range(count)]
+    for person in people:
+        change(person)
+    return plausibility_of(parse_coco(_content(*people, images=2), _PATH), "a.json")
+
+
+def _corners(person: dict[str, Any]) -> None:
+    x, y, width, height = person["bbox"]
+    person["bbox"] = [x, y, x + width, y + height]
+
+
+def _shares(person: dict[str, Any]) -> None:
+    person["bbox"] = [value / 100 for value in person["bbox"]]
+    person["keypoints"] = [v if n % 3 == 2 else v / 100 for n, v in enumerate(person["keypoints"])]
+
+
+def _elsewhere(person: dict[str, Any]) -> None:
+    person["bbox"] = [50, 40, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_corners, "0 % of boxes end outside the image, 100 % fit their joints as x1, y1, x2, y2: corners instead of"),
+        (_shares, "100 % of boxes lie within 0 to 1: shares, not pixels?"),
+        (_elsewhere, "100 % of persons have joints far outside their boxes"),
+        (lambda person: person.update(area=1), "100 % of persons have an area of at most 1 px²"),
+        (lambda person: person.update(bbox=[60, 40, 90, 90]), "100 % of boxes end outside the image"),
+    ],
+)
+def test_odd_conventions_are_remarked_by_share(change: Any, says: str) -> None:
+    assert any(f"a.json: {says}" in remark for remark in _plausible(change))
+    assert _plausible(lambda _: None) == []
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "coco-mini/annotations/person_keypoints_train.json",
+        "tiny-coco/test_coco.json",
+        "tiny-crowdpose/test_crowdpose.json",
+        "tiny-ochuman/test_ochuman.json",
+    ],
+)
+def test_real_annotations_are_plausible(file: str) -> None:
+    folder, _, rest = file.partition("/")
+    path = crop_data.real_data(folder) / rest
+    content: Annotations = parse_coco(json.loads(path.read_text()), path)
+    assert plausibility_of(content, path.name) == []
+
+
+# ---- names of files
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("sub\\dir\\b.jpg", ("sub", "dir", "b.jpg")),
+        ("C:\\data\\b.jpg", ("data", "b.jpg")),
+        ("/home/ann/images/b.jpg", ("home", "ann", "images", "b.jpg")),
+        ("https://host/coco/a%20b.jpg?x=1", ("coco", "a b.jpg")),
+        ("./b.jpg", ("b.jpg",)),
+        ("cafe\u0301.jpg", ("caf\u00e9.jpg",)),
+    ],
+)
+def test_names_of_other_machines(name: str, parts: tuple[str, ...]) -> None:
+    assert name_parts(name) == parts
+    assert tails(name)[-1] == parts[-1:]
