@@ -138,3 +138,12 @@ def test_memory_grows_with_row_groups_not_with_rows() -> None:
 
 def test_slice_bounds_worked_out() -> None:
     assert [slice_bounds(10, rank, 3) for rank in range(3)] == [(0, 4), (4, 7), (7, 10)]
+
+
+def test_slices_in_whole_parts_are_made_of_the_same_parts_for_any_number_of_workers() -> None:
+    assert [slice_bounds(64, rank, 3, 16) for rank in range(3)] == [(0, 32), (32, 48), (48, 64)]
+    assert [slice_bounds(10, rank, 2, 4) for rank in range(2)] == [(0, 8), (8, 10)]
+    for workers in (1, 2, 3, 4):
+        cuts = [slice_bounds(62, rank, workers, 16) for rank in range(workers)]
+        parts = [(a, min(a + 16, last)) for first, last in cuts for a in range(first, last, 16)]
+        assert parts == [(0, 16), (16, 32), (32, 48), (48, 62)]

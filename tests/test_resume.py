@@ -63,7 +63,7 @@ def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
     "settings",
     [
         (),
-        ("precision=bf16", "optimizer.accumulation=2", "batch_size=9", "loss={kind: ohkm, hard_joints: 2}"),
+        ("precision=bf16", "compute.micro_batch=5", "batch_size=9", "loss={kind: ohkm, hard_joints: 2}"),
         ("optimizer={kind: adamw, weight_decay: 0.01, clip_norm: 0.05}", "schedule={kind: cosine, warmup_steps: 6}"),
     ],
 )

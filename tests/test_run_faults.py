@@ -102,7 +102,7 @@ def test_memory_that_runs_out_again_and_again_comes_with_the_remedy(tmp_path: Pa
     """Not at once: where GPUs differ, or a node is missing, the next life may have more of it."""
     failures = Failures(tmp_path, 1, lambda _: None)
     failures.survive(torch.OutOfMemoryError("CUDA out of memory"))
-    with pytest.raises(ClusterError, match=r"CUDA out of memory; lower batch_size, or raise optimizer.accumulation"):
+    with pytest.raises(ClusterError, match=r"CUDA out of memory; lower compute.micro_batch or test.batch_size"):
         failures.survive(torch.OutOfMemoryError("CUDA out of memory"))
 
 

@@ -30,7 +30,11 @@ def resolved(*overrides: str) -> TrainConfig:
     [
         (["epochs=100"], r"schedule.milestones must lie before the end of the run at epochs=100; got \[90.0, 120.0\]"),
         (["batch_size=3", "workers=4"], "batch_size=3 cannot be shared by workers=4 .* at least 4"),
-        (["batch_size=6", "workers=2", "optimizer.accumulation=4"], "at least 8"),
+        (
+            ["batch_size=64", "workers=4", "compute.micro_batch=32"],
+            "compute.micro_batch=32 leaves some of workers=4 without a part of batch_size=64; make it 16 or less",
+        ),
+        (["compute.micro_batch=0"], "micro_batch is a number of crops, at least 1, or auto; got 0"),
         (["precision=fp16", "device=cpu"], "works on GPUs only"),
         (["heatmap.stride=1"], "heatmap.stride = 1: network.head=duc puts out heatmaps of stride 4"),
         (["network.kind=hrnet", "heatmap.stride=2"], "network.kind=hrnet puts out heatmaps of stride 4"),
@@ -73,7 +77,7 @@ def test_identity_holds_what_changes_the_figures_and_nothing_else() -> None:
         "name=other", "runs=/elsewhere", "workers=4", "data.train=/moved", "device=cpu", "reader.threads=7",
         "checkpoint.every_steps=9", "tracking.experiment=x", "log_every_steps=3", "trace=true", "cluster.num_cpus=4",
         "validation={where: inline, every_epochs: 3, patience: 2, overlays: 0}", "worker.fewest=2", "test.batch_size=7",
-        "compute={channels_last: false, compile: true}",
+        "compute={channels_last: false, compile: true, micro_batch: 8}",
     )  # fmt: skip
     assert same.identity("t", "v") == base
     assert resolved().identity("other", "v") != base

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,10 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def part(self, first: int, last: int) -> Batch:
+        """Crops ``first`` to ``last`` - 1, in the same memory: of a pinned batch a pinned one."""
+        return Batch(**{field.name: getattr(self, field.name)[first:last] for field in fields(self)})
 
     def to(self, device: torch.device) -> Batch:
         """Copy what the network needs to ``device`` (asynchronously from pinned memory); ids and affines stay."""

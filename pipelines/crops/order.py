@@ -52,11 +52,15 @@ class Planned:
     """(N,) window in which the row group is visited, counted from the beginning of the stream."""
 
 
-def slice_bounds(count: int, rank: int, world_size: int) -> tuple[int, int]:
-    """First and one past the last of ``rank``'s near-equal slice of ``count``, larger slices first."""
-    size, longer = divmod(count, world_size)
+def slice_bounds(count: int, rank: int, world_size: int, unit: int = 1) -> tuple[int, int]:
+    """First and one past the last of ``rank``'s near-equal slice of ``count``, larger slices first.
+
+    Slices begin at multiples of ``unit``, so that the parts of ``unit`` that they are cut into are the same whatever
+    the number of slices.
+    """
+    size, longer = divmod(-(-count // unit), world_size)
     first = rank * size + min(rank, longer)
-    return first, first + size + (rank < longer)
+    return first * unit, min(count, (first + size + (rank < longer)) * unit)
 
 
 def slice_of(index: Int64, count: int, slices: int) -> Int64:
@@ -106,8 +110,8 @@ class SampleOrder:
         order: Int64 = rows[np.argsort(spread, kind="stable")]
         return order
 
-    def batch(self, step: int, global_batch: int, rank: int = 0, world_size: int = 1) -> Planned:
-        """``rank``'s samples of global batch ``step``."""
+    def batch(self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, unit: int = 1) -> Planned:
+        """``rank``'s samples of global batch ``step``, cut as :func:`slice_bounds` cuts."""
         position = step * global_batch + np.arange(global_batch, dtype=np.int64)
         epochs, offsets = np.divmod(position, self._groups.num_rows)
         rows, places, windows = (np.empty(global_batch, dtype=np.int64) for _ in range(3))
@@ -120,5 +124,5 @@ class SampleOrder:
             places[chosen] = order.place[self._groups.group_of(rows[chosen])]
             windows[chosen] = numbers + epoch * self._num_windows
         by_place = np.lexsort((rows, places, epochs))
-        mine = by_place[slice(*slice_bounds(global_batch, rank, world_size))]
+        mine = by_place[slice(*slice_bounds(global_batch, rank, world_size, unit))]
         return Planned(step, rows[mine], epochs[mine], self._groups.group_of(rows[mine]), windows[mine])

@@ -229,7 +229,8 @@ class TrainReader(_Reader):
 
     The samples of global batch k depend on (store digest, ``seed``, ``config.shuffle_groups``) only, and their
     augmentation on (``seed``, epoch, row): not on threads, ranks, world size or restarts. Rank r of W takes the r-th
-    near-equal slice of every global batch. ``wait_s`` accumulates the seconds the consumer waited.
+    near-equal slice of every global batch, in whole multiples of ``unit`` samples. ``wait_s``
+    accumulates the seconds the consumer waited.
     """
 
     def __init__(
@@ -242,6 +243,7 @@ class TrainReader(_Reader):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        unit: int = 1,
         config: ReaderConfig | None = None,
         pin_memory: bool = False,
         udp: bool = False,
@@ -250,9 +252,10 @@ class TrainReader(_Reader):
         config = config or ReaderConfig()
         groups = window_groups(store, config.shuffle_groups) if store.num_persons else 1
         super().__init__(store, _Sampling(input_size, augmentation, seed, udp), config, pin_memory, groups)
-        if not 0 <= rank < world_size <= global_batch:
+        if not 0 <= rank < world_size <= -(-global_batch // unit):
+            whole = f"{global_batch} in parts of {unit}" if unit > 1 else f"{global_batch}"
             raise ValueError(
-                f"{world_size} workers (rank {rank}) cannot share a global batch of {global_batch}: every worker needs "
+                f"{world_size} workers (rank {rank}) cannot share a global batch of {whole}: every worker needs "
                 "a sample of each batch; raise the batch size or lower the number of workers"
             )
         if all(source.detections for source in store.manifest.sources):
@@ -261,7 +264,7 @@ class TrainReader(_Reader):
                 "prepare one from the annotated boxes for training"
             )
         self.global_batch = global_batch
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._unit = rank, world_size, unit
         self._order = SampleOrder(store.row_groups, store.digest, seed, groups)
 
     @property
@@ -272,7 +275,8 @@ class TrainReader(_Reader):
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This rank's batches of the steps ``first_step`` to ``last_step`` - 1."""
         steps = range(first_step, last_step)
-        plan = (self._order.batch(step, self.global_batch, self._rank, self._world_size) for step in steps)
+        share = (self.global_batch, self._rank, self._world_size, self._unit)
+        plan = (self._order.batch(step, *share) for step in steps)
         return self.start(plan)
 
 

@@ -171,12 +171,7 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"worker.fewest={self.worker.fewest} is more than workers={self.workers}; write workers=FEWEST..MOST"
             )
-        slices = max(1, self.workers) * self.optimizer.accumulation
-        if self.batch_size < slices:
-            raise ValueError(
-                f"batch_size={self.batch_size} cannot be shared by workers={self.workers} in "
-                f"optimizer.accumulation={self.optimizer.accumulation} parts each; it must be at least {slices}"
-            )
+        self._check_shares()
         if self.worker.gpus < 1 and self.workers > 1:
             raise ValueError(
                 f"worker.gpus = {self.worker.gpus:g}: two of workers={self.workers} could land on one GPU, which NCCL "
@@ -186,6 +181,20 @@ class TrainConfig(Settings):
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("precision = fp16: works on GPUs only; use bf16 or fp32 on device=cpu")
         return self
+
+    def _check_shares(self) -> None:
+        """Refuse a batch of which some worker would get nothing."""
+        if self.batch_size < self.workers:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared by workers={self.workers} so that each gets a "
+                f"sample; it must be at least {self.workers}"
+            )
+        held = self.compute.micro_batch
+        if held != "auto" and -(-self.batch_size // held) < self.workers:
+            raise ValueError(
+                f"compute.micro_batch={held} leaves some of workers={self.workers} without a part of "
+                f"batch_size={self.batch_size}; make it {self.batch_size // self.workers} or less, or auto"
+            )
 
     def _check_network(self) -> None:
         network, stride = self.network, self.network.heatmap_stride

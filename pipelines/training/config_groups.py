@@ -20,8 +20,6 @@ class OptimizerConfig(Settings):
     """Decay of Adam's running means of the gradient and of its square, each in [0, 1)."""
     weight_decay: float = 0.0
     """Weight decay per unit of learning rate."""
-    accumulation: int = 1
-    """Micro-batches per step and worker: the same step in less memory (batch norm sees the micro-batches)."""
     clip_norm: float | None = None
     """Largest L2 norm of the whole gradient; a longer one is scaled down. None for no clipping."""
     ema_decay: float | None = None
@@ -36,8 +34,6 @@ class OptimizerConfig(Settings):
             raise ValueError(f"betas must lie in [0, 1); got {list(self.betas)}")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must not be negative; got {self.weight_decay}")
-        if self.accumulation < 1:
-            raise ValueError(f"accumulation is a number of micro-batches, at least 1; got {self.accumulation}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be positive, or null for no clipping; got {self.clip_norm}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
@@ -50,10 +46,20 @@ class ComputeConfig(Settings):
 
     channels_last: bool = True
     """Keep activations and convolution weights in NHWC order in memory, which convolutions prefer."""
+    micro_batch: Literal["auto"] | int = "auto"
+    """Crops that a device holds at once; a worker's slice of a batch is computed in parts of this size, whose gradients
+    are added up. auto: the whole slice, halved when the memory of a GPU runs out. Batch norm sees the parts: with a
+    number they are the same for any number of workers, which take whole parts."""
     compile: bool = False
     """Compile the network with torch.compile: minutes at the start, faster steps after."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all GPUs instead of each worker's slice; CUDA only."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ComputeConfig:
+        if self.micro_batch != "auto" and self.micro_batch < 1:
+            raise ValueError(f"micro_batch is a number of crops, at least 1, or auto; got {self.micro_batch}")
+        return self
 
 
 class CheckpointConfig(Settings):

@@ -69,7 +69,7 @@ class Failures:
         self._sleep(pause_s)
 
     def _end(self, reason: str, count: int, error: BaseException) -> NoReturn:
-        remedy = "; lower batch_size, or raise optimizer.accumulation" if "OutOfMemory" in reason else ""
+        remedy = "; lower compute.micro_batch or test.batch_size" if "OutOfMemory" in reason else ""
         raise ClusterError(
             f"training stopped: {count} failures of this kind without progress beyond {self._place} "
             f"(worker.max_failures = {self._limit}): {reason}{remedy}; give the same command again to go on from there"

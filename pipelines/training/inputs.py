@@ -117,6 +117,7 @@ def _naming(key: str, path: str) -> Iterator[None]:
 
 def train_reader(config: TrainConfig, store: CropStore, context: PlainContext) -> TrainReader:
     """Make the reader of this worker's slices; raises ValueError where the store does not serve such samples."""
+    held = config.compute.micro_batch
     return TrainReader(
         store,
         input_size=config.input,
@@ -125,6 +126,7 @@ def train_reader(config: TrainConfig, store: CropStore, context: PlainContext) -
         seed=config.seed,
         rank=context.rank,
         world_size=context.world_size,
+        unit=1 if held == "auto" else held,
         config=config.reader,
         pin_memory=context.device.type == "cuda",
         udp=config.heatmap.encoding == "udp",

@@ -17,6 +17,7 @@ from efafnet.pipelines.crops.reader import TrainReader
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import Aside, PlainContext
 from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.memory import DeviceMemory
 from efafnet.pipelines.training.monitor import (
     Point,
     ProgressLine,
@@ -52,6 +53,7 @@ class Job:
     """Step of the newest checkpoint; -1 for none."""
     window: Window = field(default_factory=Window)
     line: ProgressLine = field(default_factory=ProgressLine)
+    memory: DeviceMemory = field(init=False)
     told: int = 0
     """Step of the validation that was shown last."""
     beside: int = 0
@@ -61,10 +63,24 @@ class Job:
     ticked_s: float = field(default_factory=lambda: time.monotonic())
     """When ``progress.elapsed_s`` was last brought up to date."""
 
+    def __post_init__(self) -> None:
+        self.memory = DeviceMemory(
+            self.trainee,
+            self.context,
+            self.config.run_dir,
+            self.config.compute.micro_batch,
+            self.say,
+            tries=self.context.device.type == "cuda",
+        )
+
     def batches(self) -> Iterator[Batch]:
         """This worker's slices of the global batches still to train on."""
         first = self.progress.step
         return self.reader.batches(first, first if self.ended else self.plan.steps)
+
+    def step(self, batch: Batch, rate: float) -> StepLosses:
+        """Do the next step on this worker's slice."""
+        return self.memory.step(batch, self.progress.step, rate)
 
     def count(self, batch: Batch, losses: StepLosses, rate: float) -> None:
         """Note one step as done."""
@@ -237,6 +253,7 @@ class Job:
                 "metrics": self.progress.validation,
                 "validations": {str(step): value for step, value in self.progress.validations.items()},
                 "workers": self.context.world_size,
+                "micro_batch": self.trainee.micro_batch,
                 **self.facts,
             }
             self.checkpoints.save(self.trainee, self.progress, self.config.model_dump(mode="json"), meta, final=final)

@@ -10,7 +10,6 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.preparation import prepare_job
 from efafnet.pipelines.training.schedule import learning_rate
-from efafnet.pipelines.training.step import train_step
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,8 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
     with closing(job):
         for batch in job.batches():
             context.check()
-            step = job.progress.step
-            rate = learning_rate(config.schedule, config.optimizer.lr, step, job.plan)
-            losses = train_step(job.trainee, batch, step, rate)
+            rate = learning_rate(config.schedule, config.optimizer.lr, job.progress.step, job.plan)
+            losses = job.step(batch, rate)
             job.count(batch, losses, rate)
             if job.publishes:
                 job.publish()

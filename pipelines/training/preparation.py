@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
@@ -136,6 +137,10 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
     torch.manual_seed(config.seed)
     module, origin = initial_network(config, inputs.skeleton)
     if config.compute.sync_batch_norm:
+        if context.device.type != "cuda":
+            raise ConfigurationError(
+                "compute.sync_batch_norm = True: needs GPUs, and this run trains on CPUs; leave it out"
+            )
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     module = module.to(context.device).to(memory_format=memory_format)
@@ -144,7 +149,9 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
     return Trainee(
         module=module,
         origin=origin,
-        wrapped=cast(nn.Module, torch.compile(wrapped)) if config.compute.compile else wrapped,
+        wrapped=cast(nn.Module, torch.compile(wrapped, dynamic=False)) if config.compute.compile else wrapped,
+        exchange=wrapped if isinstance(wrapped, DistributedDataParallel) else None,
+        micro_batch=None if config.compute.micro_batch == "auto" else config.compute.micro_batch,
         optimizer=build_optimizer(config.optimizer, module),
         scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
         ema=None if config.optimizer.ema_decay is None else average_of(module),

@@ -29,7 +29,7 @@ LOCK = ".lock"
 """The file that the process which trains a run keeps locked, in the run's directory."""
 _UNSTARTED = (
     "run.json", "config.yaml", "train.log", "unlogged*.jsonl", "trace-rank*.jsonl", "checkpoints",
-    "validation", "ray",
+    "validation", "ray", "memory.json",
 )  # fmt: skip
 """What a training run leaves before its first checkpoint."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -21,6 +21,31 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
 from efafnet.platform import machine
 from efafnet.platform.machine import Precision
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The tensors of a moving average and those that it follows, pair by pair."""
+
+    moving: tuple[list[Tensor], list[Tensor]]
+    """Weights and batch-norm statistics."""
+    copied: tuple[list[Tensor], list[Tensor]]
+    """Counters, which have no average."""
+
+    @classmethod
+    def of(cls, average: nn.Module, network: nn.Module) -> Averaged:
+        """Pair the tensors of two networks of the same make."""
+        found: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
+        follows = zip(_tensors(average), _tensors(network), strict=True)
+        for mean, value in follows:
+            means, values = found[value.is_floating_point()]
+            means.append(mean)
+            values.append(value)
+        return cls(found[True], found[False])
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [tensor.detach() for tensor in (*network.parameters(), *network.buffers())]
 
 
 @dataclass
@@ -50,6 +75,17 @@ class Trainee:
     device: torch.device
     origin: str = ""
     """One line on where the network's weights came from at the start of the run; empty for random ones."""
+    exchange: DistributedDataParallel | None = None
+    """What exchanges gradients in the backward pass, somewhere inside ``wrapped``; None for one worker."""
+    micro_batch: int | None = None
+    """Crops that the device holds at once; a larger slice is computed in parts. None for any number."""
+    parameters: list[nn.Parameter] = field(init=False)
+    """Of ``module``. Kept, as is ``averaged``: walking a network takes longer than launching what is done to it."""
+    averaged: Averaged | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = list(self.module.parameters())
+        self.averaged = None if self.ema is None else Averaged.of(self.ema, self.module)
 
     @property
     def published(self) -> PoseNetwork:
@@ -83,12 +119,11 @@ def train_step(trainee: Trainee, batch: Batch, step: int, learning_rate: float) 
     for group in trainee.optimizer.param_groups:
         group["lr"] = learning_rate
     trainee.optimizer.zero_grad(set_to_none=True)
-    parts = [_backward(trainee, part, synchronise) for part, synchronise in _micro_batches(trainee, batch)]
+    parts = [backward(trainee, part, synchronise) for part, synchronise in _micro_batches(trainee, batch)]
     trainee.scaler.unscale_(trainee.optimizer)
-    parameters = list(trainee.module.parameters())
-    grad_norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    grad_norm = nn.utils.get_total_norm([p.grad for p in trainee.parameters if p.grad is not None])
     if trainee.optimizing.clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, trainee.optimizing.clip_norm, grad_norm)
+        nn.utils.clip_grads_with_norm_(trainee.parameters, trainee.optimizing.clip_norm, grad_norm)
     trainee.scaler.step(trainee.optimizer)
     trainee.scaler.update()
     _update_average(trainee, step)
@@ -100,7 +135,7 @@ def train_step(trainee: Trainee, batch: Batch, step: int, learning_rate: float) 
     )
 
 
-def _backward(trainee: Trainee, part: Batch, synchronise: AbstractContextManager[object]) -> StepLosses:
+def backward(trainee: Trainee, part: Batch, synchronise: AbstractContextManager[object]) -> StepLosses:
     """Add the gradient of one micro-batch. The loss is computed in float32 whatever the network's precision."""
     part = part.to(trainee.device)
     target = encode(part.joints_px, part.visibility, trainee.input_size, trainee.heatmap)
@@ -131,16 +166,13 @@ def forward(trainee: Trainee, images: Tensor) -> PoseOutput:
 
 
 def _micro_batches(trainee: Trainee, batch: Batch) -> Iterator[tuple[Batch, AbstractContextManager[object]]]:
-    """Near-equal parts of the slice; workers exchange gradients in the last one only."""
-    count = trainee.optimizing.accumulation
-    for index, rows in enumerate(torch.tensor_split(torch.arange(len(batch)), count)):
-        part = batch if count == 1 else _subset(batch, rows)
-        silent = index < count - 1 and isinstance(trainee.wrapped, DistributedDataParallel)
-        yield part, cast(DistributedDataParallel, trainee.wrapped).no_sync() if silent else nullcontext()
-
-
-def _subset(batch: Batch, rows: Tensor) -> Batch:
-    return Batch(**{field.name: getattr(batch, field.name)[rows] for field in fields(batch)})
+    """Parts of the slice that the device holds; workers exchange gradients in the last one only."""
+    count = len(batch)
+    size = min(trainee.micro_batch or count, count)
+    for first in range(0, count, size):
+        silent = first + size < count and trainee.exchange is not None
+        part = batch if size == count else batch.part(first, first + size)
+        yield part, cast(DistributedDataParallel, trainee.exchange).no_sync() if silent else nullcontext()
 
 
 def _summed(values: list[Tensor]) -> Tensor:
@@ -151,15 +183,11 @@ def _summed(values: list[Tensor]) -> Tensor:
 def _update_average(trainee: Trainee, step: int) -> None:
     """Move the average towards the weights; batch-norm statistics are averaged like the weights they belong to."""
     decay = trainee.optimizing.ema_decay
-    if trainee.ema is None or decay is None:
+    if trainee.averaged is None or decay is None:
         return
-    averages, values = list(trainee.ema.state_dict().values()), list(trainee.module.state_dict().values())
-    moving = [i for i, value in enumerate(values) if value.is_floating_point()]
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_([averages[i] for i in moving], [values[i] for i in moving], weight)
-    for average, value in zip(averages, values, strict=True):
-        if not value.is_floating_point():
-            average.copy_(value)
+    torch._foreach_lerp_(*trainee.averaged.moving, 1 - min(decay, (1 + step) / (10 + step)))
+    if trainee.averaged.copied[0]:
+        torch._foreach_copy_(*trainee.averaged.copied)
 
 
 def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
