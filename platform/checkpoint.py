@@ -23,9 +23,11 @@ from efafnet.platform.storage import (
     UnwritableError,
     atomic_directory,
     is_there,
+    read_sealed,
     sha256_bytes,
     sha256_file,
     write_json,
+    write_sealed,
 )
 
 FORMAT_VERSION = 1
@@ -33,7 +35,7 @@ _WEIGHTS_SUFFIX = ".safetensors"
 _STATE = "state.pt"
 _CONFIG = "config.json"
 _META = "meta.json"
-_RESERVED = ("format", "format_version", "files")
+_RESERVED = ("format", "format_version", "files", "sha256")
 _FORMAT = "efafnet-checkpoint"
 
 
@@ -95,7 +97,7 @@ def save_checkpoint(
         write_json(folder / _CONFIG, dict(config))
         files = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
         header = {"format": _FORMAT, "format_version": FORMAT_VERSION, "files": files}
-        write_json(folder / _META, {**header, **meta})
+        write_sealed(folder / _META, {**header, **meta})
 
 
 @contextmanager
@@ -138,7 +140,10 @@ def load_checkpoint(directory: Path, *, with_state: bool = True) -> Checkpoint:
             elif name != _CONFIG:
                 _read_verified(directory, name, files)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"checkpoint {directory} cannot be read ({error}); take an earlier one") from error
+        # torch's own advice is to allow what was found, or to load it with weights_only=False, which runs it.
+        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error) or type(error).__name__
+        reason = reason.partition(" by default. Please use ")[0].splitlines()[0]
+        raise CheckpointError(f"checkpoint {directory} cannot be read ({reason}); take an earlier one") from error
     return Checkpoint(weights, state, config, {key: item for key, item in meta.items() if key not in _RESERVED})
 
 
@@ -155,14 +160,22 @@ def read_meta(directory: Path) -> dict[str, Any]:
         hint = f"; it holds checkpoints: {', '.join(inside)}" if inside else ""
         reason = "does not exist" if not is_there(Path(directory)) else f"is no checkpoint: it holds no {_META}{hint}"
         raise CheckpointError(f"checkpoint {directory} {reason}; name the directory that holds {_META}")
-    meta = _parsed(path, path.read_bytes())
-    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+    try:
+        meta = read_sealed(path)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {directory} is torn: {error}; take an earlier one") from error
+    if meta.get("format") != _FORMAT:
         raise CheckpointError(f"{path} does not describe a checkpoint of this project")
     if meta.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {directory} has format version {meta.get('format_version')}, this program reads "
             f"{FORMAT_VERSION}; use the version of efafnet that wrote it"
         )
+    files = meta.get("files")
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise CheckpointError(f"checkpoint {directory} is torn: {_META} lists no files; take an earlier one")
+    if missing := [name for name in (_CONFIG, _STATE) if name not in files]:
+        raise CheckpointError(f"checkpoint {directory} is torn: {_META} lists no {missing[0]}; take an earlier one")
     return meta
 
 

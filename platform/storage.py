@@ -24,6 +24,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 # File systems that cannot flush a directory say so in one of these ways (SMB shares, some FUSE ones).
 _CANNOT_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS}
 _LOCK = "lock"
+_SEAL = "sha256"
 _LEFTOVER = re.compile(r"(partial|old)-[0-9a-f]{8}|probe-\w+|removed|new")
 """How the names of unfinished things end: ``.NAME.partial-…`` of every writer here, ``.NAME.old-…`` of an overwrite,
 ``.NAME.probe-…`` of a place being tried, ``.NAME.removed`` and ``.NAME.new`` of a run's checkpoints and links."""
@@ -253,8 +254,35 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); it may be truncated") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid JSON (nested too deep)") from error
+    except ValueError as error:  # also numbers of thousands of digits
+        reason = str(error).partition(";")[0]
+        raise ValueError(f"{path} is not valid JSON ({reason}); it may be truncated") from error
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object that carries the digest of its other values as ``sha256``."""
+    finite = _finite(content)
+    write_json(path, {**finite, _SEAL: sha256_json(finite)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what ``write_sealed`` wrote; what an earlier version wrote, without a digest, is taken as it is.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+        ValueError: it is no JSON object, or not what was written.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    seal = content.pop(_SEAL, None)
+    if seal is not None and sha256_json(content) != seal:
+        raise ValueError(
+            f"{path} is damaged: it is not what was written, says its sha256 (drop that line if you edited the file)"
+        )
+    return content
 
 
 def _finite(value: Any) -> Any:

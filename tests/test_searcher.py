@@ -19,7 +19,7 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from efafnet.pipelines.search.ledger import Assignment, Ledger, State, make_sampler, open_storage
+from efafnet.pipelines.search.ledger import Assignment, Ledger, State, make_sampler
 from efafnet.pipelines.search.searcher import (
     FAILURE,
     METRIC,
@@ -30,6 +30,7 @@ from efafnet.pipelines.search.searcher import (
     reason_of,
 )
 from efafnet.pipelines.search.stopping import halving_stops
+from efafnet.pipelines.search.study_db import open_storage
 from efafnet.tune_spaces.reading import parse_space
 from efafnet.tune_spaces.space import Space, suggest
 

@@ -122,7 +122,7 @@ def test_errors_of_a_store_in_object_storage(store: CropStore, tmp_path: Path, m
     remote = CropStore.open((tmp_path / "remote").as_uri())
     with pytest.raises(ValueError, match=r"persons-00001.parquet has sha256 \w+ instead of \w+: it was damaged"):
         remote.verify()
-    with pytest.raises(ValueError, match=r"remote: persons-00001.parquet cannot be read \(.*it was damaged"):
+    with pytest.raises(UnreadableFileError, match=r"remote: persons-00001.parquet cannot be read \(.*it was damaged"):
         read_rows(remote, [10], input_size=InputSize(height=64, width=64))
 
 

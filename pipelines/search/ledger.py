@@ -19,11 +19,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from efafnet.pipelines.search.config import Sampler
 from efafnet.pipelines.search.pareto import both_objectives
+from efafnet.pipelines.search.study_db import StudyFileError, open_storage, readable
 from efafnet.tune_spaces.space import Settings, Space, grid, parameters, suggest
 
 State = Literal["complete", "pruned", "failed"]
-SQLITE_TIMEOUT_S = 60
-"""Seconds a writer waits for another; sqlite's own default of 5 is too short on a busy machine."""
 IMPORTED = "imported_from"
 """Attribute of trials that were taken over from another study."""
 
@@ -40,13 +39,6 @@ class Assignment:
     """What was noted about the trial before, for example its MLflow run."""
 
 
-def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """Open or create the sqlite file of a study."""
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
-    )
-
-
 def open_study(path: Path) -> optuna.Study:
     """Open the one study of an earlier search's file.
 
@@ -56,10 +48,14 @@ def open_study(path: Path) -> optuna.Study:
     if not path.is_file():
         raise ValueError(f"{path} does not exist: name the directory of an earlier search, which holds {path.name}")
     storage = open_storage(path)
-    names = optuna.get_all_study_names(storage)
-    if len(names) != 1:
-        raise ValueError(f"{path} holds {len(names)} studies; a search's file holds one")
-    return optuna.load_study(study_name=names[0], storage=storage)
+    with readable(path):
+        names = optuna.get_all_study_names(storage)
+        study = optuna.load_study(study_name=names[0], storage=storage) if len(names) == 1 else None
+        if study is not None:
+            study.get_trials(deepcopy=False)
+    if study is None:
+        raise StudyFileError(f"{path} holds {len(names)} studies; a search's file holds one")
+    return study
 
 
 def make_sampler(kind: Sampler, seed: int, asked: int, startup: int) -> optuna.samplers.BaseSampler:
@@ -106,12 +102,14 @@ class Ledger:
         self.space, self.trials, self._sampler, self._seed, self._startup = space, trials, sampler, seed, startup
         self._weighed = weighed
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(
-            storage=open_storage(path), study_name=name, direction="maximize", load_if_exists=True
-        )
-        self._live: dict[int, Trial] = {}
-        self._interrupted = [trial for trial in self.own() if trial.state == TrialState.RUNNING]
-        self.curves = {trial.number: dict(trial.intermediate_values) for trial in self.own()}
+        storage = open_storage(path)
+        with readable(path):
+            self.study = optuna.create_study(
+                storage=storage, study_name=name, direction="maximize", load_if_exists=True
+            )
+            self._live: dict[int, Trial] = {}
+            self._interrupted = [trial for trial in self.own() if trial.state == TrialState.RUNNING]
+            self.curves = {trial.number: dict(trial.intermediate_values) for trial in self.own()}
 
     # ---- what there is
 

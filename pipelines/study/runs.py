@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from efafnet.pipelines.evaluation.config import EvaluateConfig, ScoringConfig, WorkersConfig
@@ -27,7 +28,7 @@ from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.platform import console
 from efafnet.platform.cluster import connect
-from efafnet.platform.storage import read_json, write_text
+from efafnet.platform.storage import read_json, sha256_bytes, sha256_file, write_text
 
 _FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
 
@@ -166,7 +167,10 @@ def _predict(config: TrainConfig, result: TrainResult) -> None:
         checkpoint=result.checkpoint, data=config.data.val, workers=workers, scoring=_FIGURES_ONLY, overlays=0
     )
     done = evaluate(wanted, open_store(config.data.val))
-    write_text(file, json.dumps(done.results, separators=(",", ":")) + "\n")
+    content = json.dumps(done.results, separators=(",", ":")) + "\n"
+    # As sha256sum writes it, and before the file: that it is there says that the run is measured.
+    write_text(_digest_file(file), f"{sha256_bytes(content.encode())}  {file.name}\n")
+    write_text(file, content)
 
 
 # ---- what runs left
@@ -190,9 +194,21 @@ def precisions_of(runs: Iterable[TrainConfig]) -> str:
 
 def figure_of(run: TrainConfig, metric: str) -> float:
     """The validation figure at the end of a run that is done."""
-    return float(read_json(RunDirectory(run.run_dir).result_file)["metrics"][metric])
+    result = RunDirectory(run.run_dir).result()
+    assert result is not None, f"run {run.name} is not done"
+    return float(result.metrics[metric])
 
 
 def predictions_of(run: TrainConfig) -> list[dict[str, Any]]:
-    """Its COCO results on the validation store."""
-    return list(read_json(run.run_dir / PREDICTIONS))
+    """Its COCO results on the validation store; ValueError where they are not what was written."""
+    file = run.run_dir / PREDICTIONS
+    known = _digest_file(file)
+    if known.exists() and known.read_text(encoding="utf-8").split()[:1] != [sha256_file(file)]:
+        raise ValueError(
+            f"{file} is damaged (sha256sum -c {known.name}); remove both, and the same command remakes them"
+        )
+    return list(read_json(file))
+
+
+def _digest_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")

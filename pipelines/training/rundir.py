@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from efafnet.pipelines.training.identity import ADDED
 from efafnet.platform import console
 from efafnet.platform.locks import LockHeldError, hold
-from efafnet.platform.storage import make_directory, read_json, remove_leftovers, sha256_json, write_json
+from efafnet.platform.storage import make_directory, read_sealed, remove_leftovers, sha256_json, write_sealed
 
 _LEFT_OPEN = ("precision", "test.precision")
 """Settings that may say ``auto``, which claims nothing: it then means what the run began with, or what suits."""
@@ -67,6 +69,29 @@ class TrainResult:
     mlflow_run_id: str | None
     resumed: bool = False
     """Whether the run had ended before and nothing was trained now."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What ``result.json`` says."""
+
+    checkpoint: str
+    """Relative to the run's directory."""
+    metrics: dict[str, Any]
+    mlflow_run_id: str | None
+
+
+@contextmanager
+def _named(file: Path, remedy: str) -> Iterator[None]:
+    """Make of whatever is wrong with a file of a run one error that says what to do."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{file} is damaged: {place}: {first['msg']}; {remedy}") from error
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
 
 
 class RunDirectory:
@@ -115,7 +140,7 @@ class RunDirectory:
         own = RunRecord(self.path.name, identity_digest(identity), dict(identity), _now(), told=dict(told or {}))
         known = self.known()
         if known is None:
-            write_json(self.path / "run.json", asdict(own))
+            write_sealed(self.path / "run.json", asdict(own))
             return own
         if changed := _changed(known, identity):
             raise RunConflictError(
@@ -151,9 +176,12 @@ class RunDirectory:
         console.note(f"run {self.path} had other settings and no checkpoint yet: begun anew")
 
     def known(self) -> RunRecord | None:
-        """Return what the directory holds, or None if it is new."""
+        """Return what the directory holds, or None if it is new; ValueError where its record is damaged."""
         file = self.path / "run.json"
-        return RunRecord(**read_json(file)) if file.exists() else None
+        if not file.exists():
+            return None
+        with _named(file, "put back a copy of it, or choose another name=…"):
+            return TypeAdapter(RunRecord).validate_python(read_sealed(file))
 
     def settle(self, key: str, value: Any, config_yaml: str) -> None:
         """Write down what a setting of the identity that was left open (``auto``) came to."""
@@ -164,25 +192,26 @@ class RunDirectory:
 
     def record(self, record: RunRecord, config_yaml: str) -> None:
         """Write what the run is and the settings it starts with now."""
-        write_json(self.path / "run.json", asdict(record))
+        write_sealed(self.path / "run.json", asdict(record))
         (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
 
     def result(self) -> TrainResult | None:
-        """Return how the run ended, or None if it has not."""
+        """Return how the run ended, or None if it has not; ValueError where its result is damaged."""
         if not self.result_file.exists():
             return None
-        stored = read_json(self.result_file)
+        with _named(self.result_file, "remove it, and the same command writes it again from the last checkpoint"):
+            stored = TypeAdapter(_Stored).validate_python(read_sealed(self.result_file))
         return TrainResult(
             run_dir=self.path,
-            checkpoint=self.path / stored["checkpoint"],
-            metrics=stored["metrics"],
-            mlflow_run_id=stored["mlflow_run_id"],
+            checkpoint=self.path / stored.checkpoint,
+            metrics=stored.metrics,
+            mlflow_run_id=stored.mlflow_run_id,
             resumed=True,
         )
 
     def finish(self, result: TrainResult) -> None:
         """Write how the run ended; the checkpoint is stored relative to the directory, which may be moved."""
-        write_json(
+        write_sealed(
             self.result_file,
             {
                 "checkpoint": os.path.relpath(result.checkpoint.resolve(), self.path.resolve()),
