@@ -51,6 +51,33 @@ def test_udp_maps_between_outermost_pixel_centres() -> None:
     np.testing.assert_allclose(ends, [[0, 127.5], [191, 127.5]], atol=1e-9)
 
 
+# get_udp_warp_matrix of mmpose (759b39c), run once on the aspect-fixed boxes. It turns the other way than its
+# get_warp_matrix does: its 30 degrees are -30 here.
+@pytest.mark.parametrize(
+    ("box", "rotation_deg", "expected"),
+    [
+        ([100, 50, 60, 200], 0, [[1.0186666250, 0, -36.92666626], [0, 1.0199999809, -25.5]]),
+        ([10, 20, 150, 90], 0, [[1.0186666250, 0, 8.91333294], [0, 1.0199999809, 61.20000076]]),
+        (
+            [100, 50, 60, 200],
+            -30,
+            [[0.8821912408, -0.5093333125, 57.21514130], [0.5099999905, 0.8833459020, -71.30188751]],
+        ),
+        (
+            [10, 20, 150, 90],
+            -30,
+            [[0.8821912408, -0.5093333125, 53.62041473], [0.5099999905, 0.8833459020, 26.73251534]],
+        ),
+    ],
+)
+def test_udp_of_mmposes_own_code(box: list[float], rotation_deg: float, expected: list[list[float]]) -> None:
+    centre, size = geometry.box_to_centre_scale(box, 192 / 256, 1.25)
+    affine = geometry.input_affine(centre, size, rotation_deg, _SIZE, udp=True)
+    corners = centre + size * [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]]
+    theirs = geometry.apply_affine(np.array(expected), corners)
+    np.testing.assert_allclose(geometry.apply_affine(affine, corners), theirs, atol=1e-4)
+
+
 def test_widening() -> None:
     """60x200 is too narrow for 3:4 and becomes 150x200; 200x60 is too flat and becomes 200x266.67."""
     _, narrow = geometry.box_to_centre_scale([0, 0, 60, 200], 0.75)

@@ -29,33 +29,67 @@ def _config(**settings: Any) -> HeatmapConfig:
     return HeatmapConfig.model_validate(settings)
 
 
-def _sbn_target(x: float, y: float, sigma: int) -> tuple[NDArray[np.float64], int]:
-    """One joint's target as the simple baselines draw it: a patch pasted into zeros."""
+def _sbn_target(x: float, y: float, sigma: int) -> tuple[NDArray[np.float64], int, bool]:
+    """One joint's target as the simple baselines draw it, a patch pasted into zeros; its weight; whether the patch ends
+    just before the first column or row, where theirs is 1 over an empty target."""
     target = np.zeros((H, W))
     reach = 3 * sigma
     cx, cy = int(x / 4 + 0.5), int(y / 4 + 0.5)
     left, top, right, bottom = cx - reach, cy - reach, cx + reach + 1, cy + reach + 1
-    if left >= W or top >= H or right <= 0 or bottom <= 0:
-        return target, 0
+    if left >= W or top >= H or right < 0 or bottom < 0:
+        return target, 0, False
     span = np.arange(-reach, reach + 1)
     patch = np.exp(-(span[None, :] ** 2 + span[:, None] ** 2) / (2 * sigma**2))
     rows, columns = slice(max(0, top), min(H, bottom)), slice(max(0, left), min(W, right))
     target[rows, columns] = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    return target, 1
+    return target, 1, 0 in (right, bottom)
 
 
 @pytest.mark.parametrize("sigma", [1, 2, 3])
-def test_quantised_targets_are_sbns(sigma: int) -> None:
+def test_quantised_targets_are_sbns_but_for_weights_over_empty_targets(sigma: int) -> None:
     rng = np.random.default_rng(sigma)
     # Well beyond the crop on every side: partly visible and wholly outside patches are among them.
     joints = rng.uniform(-60, 180, (4, 50, 2)).astype(np.float32)
     target = encode(torch.from_numpy(joints), torch.ones(4, 50), SIZE, _config(sigma_px=sigma))
     assert 0.2 < target.weights.mean().item() < 0.9
+    empty = 0
     for n in range(4):
         for k in range(50):
-            expected, weight = _sbn_target(float(joints[n, k, 0]), float(joints[n, k, 1]), sigma)
-            assert target.weights[n, k].item() == weight
+            expected, weight, on_the_edge = _sbn_target(float(joints[n, k, 0]), float(joints[n, k, 1]), sigma)
+            assert target.weights[n, k].item() == (0 if on_the_edge else weight)
             np.testing.assert_allclose(target.heatmaps[n, k].numpy(), expected, atol=1e-6)
+            empty += on_the_edge
+    assert empty > 0
+
+
+def test_targets_of_hrnets_own_code() -> None:
+    """`JointsDataset.generate_target` (leoxiaobin/deep-high-resolution-net.pytorch 6f69e46) and mmpose's `MSRAHeatmap`
+    (759b39c), run once on these joints: sums of the maps and weights, the same from both. Theirs weigh the fifth and
+    the sixth joint 1 over an empty map."""
+    joints = [[41, 54], [-5, 40], [-22, 40], [-26, 40], [-30, 40], [40, -30], [115, 40], [119, 40]]
+    sums = [25.081289, 15.044705, 0.2756768, 0.0556352, 0, 0, 0.0556352, 0]
+    weights = [1, 1, 1, 1, 1, 1, 1, 0]
+    target = encode(torch.tensor([joints]).float(), torch.ones(1, 8), SIZE, _config())
+    np.testing.assert_allclose(target.heatmaps[0].sum((1, 2)).numpy(), sums, rtol=2e-6)
+    assert target.weights[0].tolist() == [w if s else 0 for w, s in zip(weights, sums, strict=True)]
+
+
+def test_udp_decoding_of_mmposes_own_code() -> None:
+    """`UDPHeatmap` of mmpose (759b39c, kernel 11) run once on these maps, back from its frame (/ size * (size - 1))."""
+    joints = torch.tensor([[[41.0, 54.0], [7.3, 60.2], [1.0, 1.0], [95.0, 127.0], [60.4, 3.9], [30.7, 119.6]]])
+    config = _config(encoding="udp", decoding="udp")
+    maps = encode(joints, _visible(joints), SIZE, config).heatmaps
+    y, x = np.mgrid[:H, :W]
+    ripple = 0.02 * np.sin(1.7 * x + 0.9 * y)[None] * np.arange(6)[:, None, None]
+    decoded = decode(0.9 * maps + torch.from_numpy(ripple).float(), SIZE, config)
+    # Near the border the published smoothing pulls inwards or, where the map rises towards it, throws outwards.
+    expected = [
+        [40.99994286, 54.00012272], [8.44491368, 60.19773532], [-2.06163861, -2.04488423],
+        [97.07792489, 129.06052220], [60.40720691, 6.29135005], [30.71024128, 118.50495714],
+    ]  # fmt: skip
+    np.testing.assert_allclose(decoded.joints_px[0].numpy(), expected, atol=1e-4)
+    scores = [0.89570963, 0.86498082, 0.88680059, 0.84866875, 0.96025264, 0.95135206]
+    np.testing.assert_allclose(decoded.scores[0].numpy(), scores, atol=1e-6)
 
 
 def test_rounding_is_towards_zero_left_of_the_image() -> None:
@@ -188,8 +222,8 @@ def _round_trip_errors(config: HeatmapConfig) -> tuple[Tensor, Tensor]:
         ("unquantised", "dark", 3.0, 30, 0.02, 4.0),
         ("udp", "quarter", 2.0, 8, 1.04, 2.08),
         ("udp", "dark", 2.0, 24, 0.003, 2.08),
-        ("udp", "udp", 2.0, 24, 0.001, 3.4),
-        ("udp", "udp", 2.0, 10, 0.5, 3.4),
+        ("udp", "udp", 2.0, 24, 0.001, 4.1),
+        ("udp", "udp", 2.0, 10, 0.5, 4.1),
         ("udp", "udp", 3.0, 30, 0.01, 6.1),
     ],
 )

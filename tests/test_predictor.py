@@ -52,11 +52,14 @@ def test_the_same_joints_as_evaluation_finds_in_a_store(tmp_path: Path, heatmap:
         found.append(predictor(image, geometry.clip_box(boxes, entry["width"], entry["height"], "sbn")))
     keypoints = np.concatenate(found)
     assert keypoints.shape == (12, 17, 3)
+    # UDP's step has no limit: on an untrained network's noise it ends anywhere, and multiplies what follows.
+    near = (np.abs(expected.joints_px) < 300).all(axis=2)
+    assert near.mean() > 0.98
     # A crop is cut elsewhere than here, so some interpolated pixels are rounded to the next of 256 values.
-    np.testing.assert_allclose(keypoints[:, :, :2], expected.joints_px, atol=0.02)
+    np.testing.assert_allclose(keypoints[near, :2], expected.joints_px[near], atol=0.02)
     np.testing.assert_allclose(keypoints[:, :, 2], expected.scores, atol=1e-4)
     # Joints of untrained networks are anywhere, but not all on one place.
-    assert keypoints[:, :, :2].std() > 5
+    assert keypoints[near, :2].std() > 5
 
 
 def test_crops_are_the_whole_image_warped(predictor: PosePredictor) -> None:

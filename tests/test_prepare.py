@@ -185,7 +185,7 @@ def test_another_store_is_not_replaced_unless_told(tmp_path: Path, change: str) 
     before = crop_data.files_in(first.path)
     settings: dict[str, Any] = {}
     if change == "settings":
-        settings["envelope"] = {"padding": 1.3}
+        settings["envelope"] = {"padding": 1.4}
     elif change == "annotations":
         crop_data.edit(tmp_path / "annotations.json", lambda content: content["annotations"].__delitem__(0))
     else:

@@ -33,7 +33,10 @@ _SIZE = InputSize(height=128, width=96)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> CropStore:
     """18 persons in row groups of 4."""
-    return crop_data.make_store(tmp_path_factory.mktemp("crops"), rows_per_group=4, rows_per_shard=10)
+    envelope = {"padding": 1.25, "scale_factor": 0.3, "rotation_deg": 40}
+    return crop_data.make_store(
+        tmp_path_factory.mktemp("crops"), rows_per_group=4, rows_per_shard=10, envelope=envelope
+    )
 
 
 @pytest.fixture(autouse=True)

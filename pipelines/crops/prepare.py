@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.finish import finish_store
+from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.crops.manifest import FORMAT_VERSION, Encoding
 from efafnet.pipelines.crops.plan import ShardPlan, plan_shards
+from efafnet.pipelines.crops.protocols import PROTOCOLS, ProtocolName, envelope_settings
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult
 from efafnet.pipelines.crops.sources import Source, SourceConfig, load_source
 from efafnet.pipelines.crops.store import CropStore
@@ -39,6 +41,9 @@ class PrepareConfig(SourceConfig):
     """Further sources merged into the store; their ids are shifted by 10^12 each. All must have the same joints."""
     overwrite: bool = False
     """Replace an existing store."""
+    protocol: ProtocolName | None = None
+    """Published recipe (paper, sbn, hrnet, mmpose) whose box rule and envelope are taken where nothing is given; none
+    for SBN's box rule and an envelope that serves every bundled preset."""
     envelope: Envelope = Envelope()
     """Widest augmentation and largest input that the crops must serve exactly."""
     encoding: Encoding = Encoding()
@@ -56,6 +61,24 @@ class PrepareConfig(SourceConfig):
     cluster: ClusterConfig = ClusterConfig()
     """Which Ray."""
 
+    @classmethod
+    def filled(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The tree with its protocol's envelope wherever it says nothing itself."""
+        name, given = tree.get("protocol"), tree.get("envelope", {})
+        if name not in PROTOCOLS or not isinstance(given, Mapping):
+            return tree
+        return {**tree, "envelope": {**envelope_settings(name), **given}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_protocol(cls, tree: Any) -> Any:
+        return cls.filled(tree) if isinstance(tree, Mapping) else tree
+
+    @property
+    def annotated_rule(self) -> BoxRule:
+        """How annotated boxes are clipped where a source does not say."""
+        return "sbn" if self.protocol is None else PROTOCOLS[self.protocol].box_rule
+
     def sources(self) -> tuple[SourceConfig, ...]:
         """All sources, in order."""
         own = {name: getattr(self, name) for name in SourceConfig.model_fields}
@@ -68,7 +91,7 @@ def run_prepare(config: PrepareConfig) -> CropStore:
     Raises ValueError or OSError with one message for bad input, an output that exists or cannot be written, and too
     many rejects. Nothing is left behind then.
     """
-    sources = [load_source(source, number) for number, source in enumerate(config.sources())]
+    sources = [load_source(source, i, config.annotated_rule) for i, source in enumerate(config.sources())]
     settings = _crop_settings(config, sources)
     digest = _input_digest(config, settings, sources)
     existing = _existing(config, digest)

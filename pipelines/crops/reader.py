@@ -175,7 +175,9 @@ class _Reader:
         if store.num_persons == 0:
             raise ValueError(f"crop store {store.path} holds no persons; look at its rejects with: efafnet inspect")
         any_reduced = store.manifest.counts.reduced > 0
-        store.manifest.envelope.check(sampling.augmentation, sampling.input_size, any_reduced=any_reduced)
+        store.manifest.envelope.check(
+            sampling.augmentation, sampling.input_size, any_reduced=any_reduced, source=prepare_arguments(store)
+        )
         self.store = store
         self.config = config
         self.wait_s = 0.0
@@ -213,6 +215,19 @@ class _Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def prepare_arguments(store: CropStore) -> str:
+    """Annotations, images, a new output and the settings of a source: what `efafnet prepare` made the store from."""
+    first, *others = store.manifest.sources
+    words = [first.annotations, first.images, f"{store.location.rstrip('/')}-wider"]
+    if first.detections is not None:
+        words.append(f"detections={first.detections}")
+    elif first.format == "coco" and first.box_rule != "sbn":
+        words.append(f"box_rule={first.box_rule}")
+    if others:
+        words.append(f"(extra_sources= with the {len(others)} others)")
+    return " ".join(words)
 
 
 def window_groups(store: CropStore, wanted: int) -> int:

@@ -45,8 +45,8 @@ class SourceConfig(Settings):
     detections: Path | None = None
     """COCO-style detections (image_id, bbox, score) that replace the annotated boxes; such rows have no joints."""
     box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
-    """How boxes are clipped: sbn (loses a pixel, as simple baselines and HRNet), mmpose, unclipped. auto: sbn for
-    annotated boxes, unclipped for detections and MPII."""
+    """How boxes are clipped: sbn (loses a pixel, as simple baselines and HRNet), mmpose, unclipped. auto: the
+    protocol's for annotated boxes (sbn without one), unclipped for detections and MPII."""
     least_box_px: float = Field(default=0.0, ge=0.0)
     """Annotated boxes are widened to this many pixels about their middle: tools that draw a box around the joints give
     none at all to a person on one line."""
@@ -95,8 +95,10 @@ _Chosen = tuple[int, WantedPerson] | Reject | None
 """A person to crop with its image, a reject, or nobody."""
 
 
-def load_source(config: SourceConfig, number: int) -> Source:
+def load_source(config: SourceConfig, number: int, annotated_rule: BoxRule = "sbn") -> Source:
     """Read source ``number`` (0-based): ids are shifted so that merged sources do not collide.
+
+    ``annotated_rule`` is what ``box_rule=auto`` means for annotated boxes.
 
     Raises ValueError with one clear message where a file is missing or of another format.
     """
@@ -123,10 +125,11 @@ def load_source(config: SourceConfig, number: int) -> Source:
     # Faults of annotations cost no row where a detector gives the boxes.
     faults = content.rejects if config.detections is None else []
     rejects = [*faults, *(item for item in chosen if isinstance(item, Reject))]
+    box_rule = _box_rule(config, content, annotated_rule)
     return Source(
-        record=_record(config, content, folder, wanted),
+        record=_record(config, content, folder, wanted, box_rule),
         folder=folder,
-        box_rule=_box_rule(config, content),
+        box_rule=box_rule,
         content=content,
         wanted=wanted,
         rejects=rejects,
@@ -170,10 +173,10 @@ def named_skeleton(name: str) -> Skeleton | None:
         ) from error
 
 
-def _box_rule(config: SourceConfig, content: Annotations) -> BoxRule:
+def _box_rule(config: SourceConfig, content: Annotations, annotated_rule: BoxRule) -> BoxRule:
     if config.box_rule != "auto":
         return config.box_rule
-    return "sbn" if config.detections is None and content.format == "coco" else "unclipped"
+    return annotated_rule if config.detections is None and content.format == "coco" else "unclipped"
 
 
 def _from_annotation(annotation: Annotation, least_px: float) -> _Chosen:
@@ -239,7 +242,11 @@ def _from_detections(
 
 
 def _record(
-    config: SourceConfig, content: Annotations, folder: ImageFolder, wanted: dict[int, list[WantedPerson]]
+    config: SourceConfig,
+    content: Annotations,
+    folder: ImageFolder,
+    wanted: dict[int, list[WantedPerson]],
+    box_rule: BoxRule,
 ) -> SourceRecord:
     names = [image.file_name for image in content.images if image.image_id in wanted]
     sizes = folder.sizes(names)
@@ -252,7 +259,7 @@ def _record(
         images=config.images,
         images_sha256=sha256_json([names, sizes]),
         format=content.format,
-        box_rule=_box_rule(config, content),
+        box_rule=box_rule,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from efafnet.pipelines.crops.protocols import departures, described
 from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
 from efafnet.pipelines.evaluation.boxes import box_figures
 from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY, truth
@@ -17,7 +18,6 @@ from efafnet.pipelines.evaluation.config import (
 )
 from efafnet.pipelines.evaluation.gallery import has_annotated_boxes, write_galleries
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
-from efafnet.pipelines.evaluation.protocols import departures, described
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
 from efafnet.pipelines.evaluation.store_prediction import predict_here, predict_with_ray

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from efafnet.pipelines.evaluation.protocols import NONE_NAMED, PROTOCOL_TAG, compared
+from efafnet.pipelines.crops.protocols import NONE_NAMED, PROTOCOL_TAG, compared
 from efafnet.pipelines.report.config import ReportConfig
 from efafnet.pipelines.report.data import RunData, differing, load_runs
 from efafnet.pipelines.report.sections import Section, run_section, search_section, study_section

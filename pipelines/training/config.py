@@ -13,8 +13,8 @@ from efafnet.models.network_config import AnyNetworkConfig, NetworkConfig
 from efafnet.models.settings import MAX_SEED, InputSize, Settings
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.config import ReaderConfig
+from efafnet.pipelines.crops.protocols import ProtocolName, follow
 from efafnet.pipelines.evaluation.config import TestConfig
-from efafnet.pipelines.evaluation.protocols import ProtocolName, follow
 from efafnet.pipelines.training.config_groups import (
     CheckpointConfig,
     ComputeConfig,
@@ -72,8 +72,9 @@ class TrainConfig(Settings):
     data: DataConfig = DataConfig()
     """Where the persons come from."""
     protocol: ProtocolName | None = None
-    """Published recipe (paper, sbn, modern) that stands for every setting of augmentation, target, loss, optimisation
-    and test that is not given. The run records its name and the settings in which it differs. Null for none."""
+    """Published recipe (paper, sbn, hrnet, mmpose) that stands for every setting of augmentation, target, loss,
+    optimisation and test that is not given. The run records its name and the settings in which it differs. Null for
+    none."""
     network: AnyNetworkConfig = NetworkConfig()
     """The network: EFAFNet or the simple baseline, HRNet, or the stacked hourglass."""
     input: InputSize = _INPUT

@@ -28,7 +28,13 @@ INCIDENTAL = (
 )  # fmt: skip
 """Where a run happens, and what is written down about it."""
 
-ADDED = {"fork": None, "network.ffm_order": "around_decoder"}
+ADDED = {
+    "fork": None,
+    "network.ffm_order": "around_decoder",
+    "augmentation.shift_factor": 0.0,
+    "augmentation.shift_probability": 0.0,
+    "augmentation.distribution": "clipped_normal",
+}
 """Settings that came later, at the values under which a run is what it was without them."""
 
 

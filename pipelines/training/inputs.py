@@ -13,9 +13,9 @@ from efafnet.models.initialisation import initialise
 from efafnet.models.network import AnyNetworkConfig, EFAFNet, PoseNetwork, build_network, network_config
 from efafnet.models.network_config import differing_switches
 from efafnet.models.skeleton import MPII_16, Skeleton
+from efafnet.pipelines.crops import protocols
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation import protocols
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import figure_names
 from efafnet.pipelines.evaluation.trained import find_checkpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from efafnet.models.network import build_network
+from efafnet.pipelines.crops.protocols import PROTOCOL_TAG
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.protocols import PROTOCOL_TAG
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import Inputs
