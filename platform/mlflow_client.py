@@ -15,13 +15,20 @@ if TYPE_CHECKING:
 _REQUEST_TIMEOUT_S = 30
 
 
-def mlflow_client(uri: str) -> MlflowClient:
-    """Return a client of an absolute tracking address."""
+def mlflow_client(uri: str, *, create: bool = False) -> MlflowClient:
+    """Return a client of an absolute tracking address; only with ``create`` is a sqlite store made that is not there.
+
+    Raises:
+        FileNotFoundError: the store is not there.
+    """
     from mlflow import MlflowClient
 
     bound_waiting()
     store = sqlite_file(uri)
     if store is not None:
+        if not (create or store.exists()):
+            # MLflow would make an empty store here: the usual case is a worker on another machine than the driver.
+            raise FileNotFoundError(f"{store} is not on this machine; several machines need a tracking server")
         # Without it every process that opens a sqlite store makes a folder ./mlruns wherever it happens to run.
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (store.parent / "mlartifacts").as_uri()
     return MlflowClient(uri)

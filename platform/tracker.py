@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, takewhile
 from pathlib import Path
@@ -17,7 +18,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from efafnet.platform import console
-from efafnet.platform.mlflow_client import mlflow_client, sqlite_file
+from efafnet.platform.mlflow_answers import CurveSteps, is_refusal
+from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.system_metrics import SystemMonitor
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 _MAX_METRICS = 1000  # MLflow's own limit of one log_batch
 _MAX_TAGS = 100
-_TRANSIENT = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED"})
 _LONGEST_WAIT_S = 30.0
 
 
@@ -77,8 +78,9 @@ class Tracker:
         self._run_id = run_id
         self._spill = spill
         self._pending: deque[_Item] = deque()
-        self._newest: dict[str, int] | None = None
+        self._steps: CurveSteps | None = None
         self._refused: list[_Item] = []
+        self._unread = False
         self._reason = ""
         self._failing = False
         self._give_up_at: float | None = None
@@ -93,7 +95,7 @@ class Tracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Queue ``metrics`` measured at ``step``. Never raises, never waits.
 
-        A metric keeps its first point at a step: one that is not beyond the newest that MLflow holds is dropped.
+        A metric keeps its first point at a step: a second one is dropped.
         """
         now = int(time.time() * 1000)
         self._append([_Item("metric", key, value, step, now) for key, value in metrics.items()])
@@ -204,7 +206,7 @@ class Tracker:
             self._log(batch)
         except Exception as error:
             self._reason = " ".join(str(error).split())[:300]
-            if not _is_refusal(error):
+            if not is_refusal(error):
                 self._keep()
                 return False
             if len(batch) > 1 and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
@@ -223,7 +225,7 @@ class Tracker:
             if refused:
                 self._refused.extend(batch)
             self._failing = False
-            if not self._pending and not self._refused and self._spill is not None:
+            if not self._pending and not self._refused and not self._unread and self._spill is not None:
                 self._spill.unlink(missing_ok=True)
             self._changed.notify_all()
 
@@ -242,10 +244,6 @@ class Tracker:
     def _log(self, batch: list[_Item]) -> None:
         from mlflow.entities import RunTag
 
-        store = sqlite_file(self._uri)
-        if store is not None and not store.exists():
-            # MLflow would create an empty store here: the usual case is a worker on another machine than the driver.
-            raise FileNotFoundError(f"{store} is not on this machine; several machines need a tracking server")
         client = mlflow_client(self._uri)
         first = batch[0]
         if first.kind == "metric":
@@ -264,25 +262,25 @@ class Tracker:
             client.log_artifact(self._run_id, first.value, first.key or None)
 
     def _log_points(self, client: MlflowClient, batch: list[_Item]) -> None:
-        """Log the points beyond the newest one that MLflow has of each metric.
+        """Log the points that MLflow does not have yet.
 
         Steps that a resumed run trains again have their points already, or in the spill file of its earlier life: a
         second point at the same step would fork the curve.
         """
         from mlflow.entities import Metric
 
-        if self._newest is None:
-            known = client.get_run(self._run_id).data.to_proto().metrics
-            self._newest = {metric.key: metric.step for metric in known}
-        newest, fresh = dict(self._newest), []
+        steps, self._steps = self._steps or CurveSteps(client, self._run_id), None  # after an error asked for anew
+        fresh: dict[tuple[str, int], Metric] = {}
         for item in batch:
-            point = Metric(item.key, float(item.value), item.timestamp_ms, item.step)
-            if item.step > newest.get(item.key, -1):
-                newest[item.key] = item.step
-                fresh.append(point)
+            if not steps.has(item.key, item.step):
+                point = Metric(item.key, float(item.value), item.timestamp_ms, item.step)
+                fresh.setdefault((item.key, item.step), point)
         if fresh:
-            client.log_batch(self._run_id, metrics=fresh)
-        self._newest = newest
+            client.log_batch(self._run_id, metrics=list(fresh.values()))
+            if self._uri.startswith("http"):
+                steps.confirm(fresh.values())
+            steps.add(fresh.values())
+        self._steps = steps
 
     # ---- the spill file: everything in it is not (known to be) logged
 
@@ -301,21 +299,20 @@ class Tracker:
 
     def _recover(self) -> None:
         """Queue what an earlier process of this run could not send."""
-        if self._spill is None or not self._spill.is_file():
+        if self._spill is None:
             return
-        for line in self._spill.read_text(encoding="utf-8").splitlines():
-            try:
+        try:
+            lines = self._spill.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            console.warn(
+                f"what waits for MLflow in {self._spill} cannot be read now ({error.strerror}): it stays there"
+            )
+            self._unread = True
+            return
+        for line in lines:
+            with suppress(ValueError, TypeError, AttributeError):  # the line a killed process was writing
                 record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line a killed process was writing
-            if record.pop("run_id", None) == self._run_id:
-                self._pending.append(_Item(**record))
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Tell an answer that will never change (a bad name, a missing file) from a server or store that is away."""
-    code = getattr(error, "error_code", None)
-    if isinstance(code, str):
-        return code not in _TRANSIENT
-    # Not isinstance(error, ValueError): requests reports unreadable answers of a failing proxy as one.
-    return isinstance(error, FileNotFoundError | TypeError) or type(error) is ValueError
+                if record.pop("run_id", None) == self._run_id:
+                    self._pending.append(_Item(**record))

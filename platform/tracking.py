@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from efafnet.models.settings import Settings
 from efafnet.platform import console
 from efafnet.platform.locks import hold
+from efafnet.platform.mlflow_answers import NotMlflowError, is_absent, newest_steps
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
 from efafnet.platform.provenance import code_version, is_job_copy
 from efafnet.platform.tracker import Tracker, Unlogged
@@ -38,6 +39,7 @@ __all__ = [
     "abandon_run",
     "create_run",
     "dataset_input",
+    "find_run",
     "finish_run",
     "flatten",
     "prepare_tracking",
@@ -106,19 +108,13 @@ def prepare_tracking(uri: str | None = None) -> str:
     Raises:
         TrackingError: the address is of a kind MLflow does not support, or nothing usable is there.
     """
-    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    address = _absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
     if address.startswith(("http://", "https://")):
-        _await_server(address.rstrip("/"))
-        return address.rstrip("/")
+        _await_server(address)
+        return address
     file = sqlite_file(address)
     if file is None:
-        if "://" in address and not address.startswith("file:"):
-            return address  # another database, or a scheme of an MLflow plugin
-        raise TrackingError(
-            f"tracking address {address}: MLflow no longer keeps runs in plain directories; "
-            "use sqlite:///PATH/mlflow.db or the http address of a tracking server"
-        )
-    file = file.expanduser().absolute()
+        return address  # another database, or a scheme of an MLflow plugin
     if is_job_copy(file):
         console.warn(
             f"MLflow's store {file} goes when Ray cleans up this job; set MLFLOW_TRACKING_URI to a server, "
@@ -126,6 +122,46 @@ def prepare_tracking(uri: str | None = None) -> str:
         )
     _create_sqlite(file)
     return f"sqlite:///{file}"
+
+
+def _absolute(address: str) -> str:
+    if address.startswith(("http://", "https://")):
+        return address.rstrip("/")
+    file = sqlite_file(address)
+    if file is not None:
+        return f"sqlite:///{file.expanduser().absolute()}"
+    if "://" in address and not address.startswith("file:"):
+        return address
+    raise TrackingError(
+        f"tracking address {address}: MLflow no longer keeps runs in plain directories; "
+        "use sqlite:///PATH/mlflow.db or the http address of a tracking server"
+    )
+
+
+def find_run(run_id: str, given: str | None, noted: str) -> str | None:
+    """Return the address at which a run is found: its id is what stays, its server may move.
+
+    Args:
+        run_id: the run.
+        given: address in the settings; None for the environment's MLFLOW_TRACKING_URI, if that is set.
+        noted: where the run was recorded before.
+
+    Returns:
+        The present address where the run is there, or where nobody can say; the noted one where it is only there. None
+        where MLflow itself says, wherever it was asked, that there is no such run.
+    """
+    now = given or os.environ.get("MLFLOW_TRACKING_URI")
+    present = noted if now is None else _absolute(now)
+    absent = 0
+    places = list(dict.fromkeys((present, noted)))
+    for address in places:
+        try:
+            newest_steps(mlflow_client(address), run_id)
+        except Exception as error:
+            absent += is_absent(error)
+        else:
+            return address
+    return None if absent == len(places) else present
 
 
 def _create_sqlite(file: Path) -> None:
@@ -140,7 +176,7 @@ def _create_sqlite(file: Path) -> None:
             ) from error
         try:
             with _quiet_alembic():
-                mlflow_client(f"sqlite:///{file}").search_experiments(max_results=1)
+                mlflow_client(f"sqlite:///{file}", create=True).search_experiments(max_results=1)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise TrackingError(
@@ -176,7 +212,8 @@ def _await_server(address: str) -> None:
         except urllib.error.HTTPError as error:
             if error.code == 403:
                 raise TrackingError(
-                    f"tracking server {address} refuses this host name (403); start it with --allowed-hosts naming it"
+                    f"tracking server {address} refuses this host name (403); start it with --allowed-hosts naming it, "
+                    "or give the credentials that a proxy before it wants (MLFLOW_TRACKING_TOKEN, …)"
                 ) from error
             if error.code < 500:
                 return  # it lives, and asks for credentials or keeps /health elsewhere
@@ -207,6 +244,8 @@ def _experiment_id(uri: str, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise TrackingError(f"experiment {name!r} cannot be created at {uri}: {error}") from error
             experiment = client.get_experiment_by_name(name)  # another process was faster
+    if experiment is not None and not experiment.experiment_id:
+        raise NotMlflowError("what answers there is not MLflow; is a proxy between?")
     if experiment is None or experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"experiment {name!r} at {uri} was deleted; restore it in MLflow or choose another with "
@@ -251,10 +290,11 @@ def create_run(
         every = {**_context_tags(), **parent, **(tags or {})}
         run = client.create_run(_experiment_id(uri, experiment), tags=every, run_name=run_name)
         run_id = str(run.info.run_id)
+        newest_steps(client, run_id)
         log_params(uri, run_id, params or {})
         if datasets:
             client.log_inputs(run_id, datasets=list(datasets))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ValueError, AttributeError) as error:  # also of answers that are not MLflow's
         if isinstance(error, TrackingError):
             raise
         reason = " ".join(str(error).split())[:300]

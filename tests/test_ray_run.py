@@ -165,30 +165,36 @@ def test_difference_names_what_changed() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_whose_server_is_away_ends_and_catches_up_later(
+def test_a_run_whose_store_is_away_ends_and_catches_up_where_it_is_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped at step 12, gone on with while nobody answers, and asked for again when somebody does."""
+    """Stopped at step 12, gone on with where the store is then until step 22, ended while it is gone, asked for again
+    when it lies elsewhere once more: as when a cluster is taken down and started under another address."""
     honest = Tracker.close
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    config = config_of(tmp_path, f"tracking={{enabled: true, uri: '{uri}', system_metrics_every_s: null}}", "epochs=6")
+
+    def tracked(place: str) -> TrainConfig:
+        tracking = f"tracking={{enabled: true, uri: 'sqlite:///{tmp_path}/{place}', system_metrics_every_s: null}}"
+        return config_of(tmp_path, tracking, "epochs=6")
+
+    config = tracked("first.db")
     _train_until(config, 12, monkeypatch)
+    (tmp_path / "first.db").rename(tmp_path / "second.db")
+    _train_until(tracked("second.db"), 22, monkeypatch)
+    assert json.loads((config.run_dir / "run.json").read_text())["tracking_uri"].endswith("second.db")
+    assert not list(config.run_dir.glob("unlogged*"))
     monkeypatch.setattr(Tracker, "close", lambda self, timeout_s=20.0: honest(self, min(timeout_s, 1.0)))
-    record = json.loads((config.run_dir / "run.json").read_text())
-    del record["sha256"]  # edited by hand
-    away = {**record, "tracking_uri": "http://127.0.0.1:9"}
-    (config.run_dir / "run.json").write_text(json.dumps(away))
-    result = train(config)
+    (tmp_path / "second.db").rename(tmp_path / "moved.db")
+    result = train(tracked("second.db"))
     assert result.metrics["samples"] == 240
     assert "records did not reach MLflow" in capsys.readouterr().err
-    (config.run_dir / "run.json").write_text(json.dumps(record))
+    assert not (tmp_path / "second.db").exists(), "no empty store is made in its place"
     monkeypatch.setattr(Tracker, "close", honest)
-    assert train(config).resumed
-    client = MlflowClient(uri)
-    curve = [point.step for point in client.get_metric_history(record["mlflow_run_id"], "train/loss")]
+    assert train(tracked("moved.db")).resumed
+    client, run_id = MlflowClient(f"sqlite:///{tmp_path}/moved.db"), result.mlflow_run_id
+    assert run_id is not None
+    curve = [point.step for point in client.get_metric_history(run_id, "train/loss")]
     assert sorted(curve) == [5, 10, 15, 20, 25, 30]
-    run = client.get_run(record["mlflow_run_id"])
+    run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["final/ap"] == result.metrics["ap"]
     assert not list(config.run_dir.glob("unlogged*"))

@@ -15,6 +15,7 @@ from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.pareto import COST, cost_of
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
 from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.recording import send_kept
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.mlflow_client import mlflow_client, quietly
@@ -62,7 +63,8 @@ class Books:
         return self.config.run_dir / "trials"
 
     def reconcile(self) -> None:
-        """Remove MLflow runs of trials that a kill left between their creation and their first note on disk."""
+        """Send what trials kept while MLflow was away, and remove runs that a kill left before their first note."""
+        send_kept(self.trials_dir, self.config)
         remove_orphans(self.record, self.trials_dir)
 
     def _run_of(self, number: int) -> RunRecord | None:
@@ -150,8 +152,11 @@ class Books:
 
 
 def remove_orphans(parent: RunRecord, directory: Path) -> None:
-    """Remove those children of an MLflow run that should lie in ``directory``, but whose run directories know nothing
-    of them: a kill came between their creation and the first note on disk."""
+    """Remove those children of an MLflow run in ``directory`` that a kill left between their creation and the first
+    note on disk: they run, have no figure, and the run directory is there and knows another run or none.
+
+    What has figures or ended stays, whatever is on disk: directories are tidied away, and their runs are not.
+    """
     uri, parent_id = parent.tracking_uri, parent.mlflow_run_id
     if uri is None or parent_id is None:
         return
@@ -161,11 +166,11 @@ def remove_orphans(parent: RunRecord, directory: Path) -> None:
         experiment = client.get_run(parent_id).info.experiment_id
         for run in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent_id}'", max_results=5000):
             # By the last two names: the whole may have been moved.
-            place = Path(run.data.tags["efafnet.run_dir"])
-            if place.parent.name != directory.name:
+            place = Path(run.data.tags.get("efafnet.run_dir", ""))
+            if place.parent.name != directory.name or run.info.status != "RUNNING" or run.data.metrics:
                 continue
             known = RunDirectory(directory / place.name).known()
-            if run.info.run_id != (known.mlflow_run_id if known else None):
+            if known is not None and run.info.run_id != known.mlflow_run_id:
                 client.delete_run(run.info.run_id)
 
     quietly(remove, "looking for what a kill left")

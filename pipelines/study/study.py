@@ -20,7 +20,7 @@ from efafnet.pipelines.study.statistics import Comparison, compare
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.job import plan_of
-from efafnet.pipelines.training.recording import fail_record, open_record
+from efafnet.pipelines.training.recording import fail_record, open_record, send_kept
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, to_yaml
@@ -118,6 +118,7 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
     metric = config.validation.metric or inputs.metric
     place = config.run_dir / RUNS
     runs = runs_of(plans, seeds, place)
+    send_kept(place, config)
     remove_orphans(record, place)
     how = Running(
         parent_run_id=record.mlflow_run_id,

@@ -14,11 +14,12 @@ from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.rundir import RunRecord, TrainResult
+from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, published_weights
 from efafnet.platform import console, tracking
 from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weights
 from efafnet.platform.logged_model import Merit, log_checkpoints, log_model
+from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.provenance import environment, environment_tags
 from efafnet.platform.storage import sha256_json
 from efafnet.platform.tracking import Tracker
@@ -37,6 +38,7 @@ def open_record(
     """
     if not config.tracking.enabled:
         return record
+    record = located(config, record)
     if record.mlflow_run_id is not None and record.tracking_uri is not None:
         known_uri, known_id = record.tracking_uri, record.mlflow_run_id
         tracking.quietly(lambda: _set_running(known_uri, known_id), f"setting run {known_id} to RUNNING")
@@ -66,6 +68,19 @@ def open_record(
     return replace(record, mlflow_run_id=run_id, tracking_uri=uri)
 
 
+def located(config: TrainConfig, record: RunRecord) -> RunRecord:
+    """The record of a run with the address at which MLflow has it now; without a run where MLflow lost it."""
+    if record.mlflow_run_id is None or record.tracking_uri is None:
+        return record
+    uri = tracking.find_run(record.mlflow_run_id, config.tracking.uri, record.tracking_uri)
+    if uri is None:
+        console.warn(f"MLflow at {record.tracking_uri} no longer has run {record.mlflow_run_id}: a new one is begun")
+        return replace(record, mlflow_run_id=None, tracking_uri=None)
+    if uri != record.tracking_uri:
+        console.note(f"MLflow run {record.mlflow_run_id}: at {uri} now, was at {record.tracking_uri}")
+    return replace(record, tracking_uri=uri)
+
+
 def _unlogged(config: TrainConfig) -> dict[str, Any]:
     """Settings that are no parameters in MLflow, or not yet: what ``auto`` comes to is logged once it is known."""
     names: dict[str, Any] = {"name": True, "tracking": {"run_name"}}
@@ -78,9 +93,7 @@ def _data_input(store: CropStore, context: str) -> Any:
 
 
 def _set_running(uri: str, run_id: str) -> None:
-    from mlflow import MlflowClient
-
-    MlflowClient(uri).update_run(run_id, status="RUNNING")
+    mlflow_client(uri).update_run(run_id, status="RUNNING")
 
 
 @contextmanager
@@ -127,12 +140,37 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
 def catch_up(config: TrainConfig, inputs: Inputs, record: RunRecord, result: TrainResult) -> None:
     """Send what MLflow has not heard of a run that ended while it was away."""
     waiting = [name for name in (UNLOGGED, UNLOGGED_FILES) if (config.run_dir / name).exists()]
-    if not waiting or record.mlflow_run_id is None or record.tracking_uri is None:
+    if not waiting:
+        return
+    record = located(config, record)
+    if record.mlflow_run_id is None or record.tracking_uri is None:
         return
     console.note(f"sending to MLflow what {', '.join(waiting)} kept")
     with Tracker(record.tracking_uri, record.mlflow_run_id, spill=config.run_dir / UNLOGGED):
         pass
     close_record(config, inputs, record, result)
+
+
+def send_kept(place: Path, config: TrainConfig) -> None:
+    """Send what MLflow has not heard of the runs in the directory ``place``; none of them may be running.
+
+    Args:
+        place: directory of run directories.
+        config: says where MLflow is.
+    """
+    for run_dir in sorted({file.parent for file in place.glob("*/unlogged*.jsonl")}):
+        directory = RunDirectory(run_dir)
+        record = directory.known()
+        record = None if record is None else located(config, record)
+        if record is None or record.mlflow_run_id is None or record.tracking_uri is None:
+            continue
+        uri, run_id = record.tracking_uri, record.mlflow_run_id
+        console.note(f"sending to MLflow what {run_dir.name} kept")
+        for name in (UNLOGGED, UNLOGGED_FILES):
+            if (run_dir / name).exists():
+                Tracker(uri, run_id, spill=run_dir / name).close()
+        if directory.result_file.exists():
+            tracking.finish_run(uri, run_id)
 
 
 def _validated_checkpoints(config: TrainConfig) -> dict[int, Path]:
