@@ -8,9 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
+from efafnet.pipelines.formats.pixels import is_animated, orientation_of
 from tests import crop_data
 
 _PICTURE = crop_data.picture(80, 60, 0)
@@ -91,6 +92,68 @@ def test_orientation_is_not_applied() -> None:
     assert decode_image(data).shape == (60, 80, 3)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_images_are_as_stored_or_turned_as_pillow_turns_them(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    Image.fromarray(_PICTURE[:, :, ::-1]).save(buffer, kind, exif=exif, **options)
+    data = buffer.getvalue()
+    assert orientation_of(data) == orientation
+    # JPEG: within the loss of the encoder.
+    tolerance = 12 if kind == "JPEG" else 0
+    stored = decode_image(data)
+    assert stored.shape == (60, 80, 3)
+    assert np.abs(stored.astype(int) - _PICTURE).mean() <= tolerance
+    flagged = Image.fromarray(_PICTURE)
+    flagged.getexif()[0x0112] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(flagged))
+    upright = decode_image(data, upright=True)
+    assert upright.shape == expected.shape
+    assert np.abs(upright.astype(int) - expected).mean() <= tolerance
+
+
+def test_damaged_orientation_tags_are_none() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = _saved(Image.fromarray(_PICTURE), exif=exif)
+    at = data.index(b"Exif\0\0")
+    for cut in range(at, at + 40):
+        assert orientation_of(data[:cut]) in range(1, 9)
+    nine = Image.Exif()
+    nine[0x0112] = 9
+    assert orientation_of(_saved(Image.fromarray(_PICTURE), exif=nine)) == 1
+
+
+def test_animations_are_known(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(np.roll(_PICTURE, 20 * n, axis=1)) for n in range(3)]
+    for kind, suffix in (("GIF", "gif"), ("PNG", "png"), ("WEBP", "webp"), ("TIFF", "tif")):
+        several, one = tmp_path / f"several.{suffix}", tmp_path / f"one.{suffix}"
+        pictures[0].save(several, kind, save_all=True, append_images=pictures[1:])
+        pictures[0].save(one, kind)
+        assert (is_animated(several.read_bytes()), is_animated(one.read_bytes())) == (True, False), kind
+    assert not is_animated(_jpeg())
+
+
+def test_sixteen_bits_become_eight_by_the_range_in_use() -> None:
+    """All 16 bits: the upper eight, as OpenCV has it. Twelve: 100 to 4000 becomes 0 to 255. One value: black."""
+    deep = np.arange(60 * 80, dtype=np.uint16).reshape(60, 80)
+    full = (deep * 13).astype(np.uint16)
+    np.testing.assert_array_equal(decode_image(_deep(full))[:, :, 0], full >> 8)
+    camera = np.clip(deep, 100, 4000).astype(np.uint16)
+    expected = np.round((camera - 100.0) * 255 / 3900)
+    np.testing.assert_array_equal(decode_image(_deep(camera))[:, :, 1], expected)
+    assert not decode_image(_deep(np.full((60, 80), 7, np.uint16))).any()
+    floats = cv2.imencode(".tif", (deep / 1000.0).astype(np.float32))[1].tobytes()
+    np.testing.assert_allclose(decode_image(floats)[:, :, 0], deep * (255.0 / deep.max()), atol=0.51)
+
+
+def _deep(values: np.ndarray) -> bytes:
+    return cv2.imencode(".png", values)[1].tobytes()
+
+
 def test_grey_and_cmyk_become_colour() -> None:
     grey = decode_image(_saved(Image.fromarray(_PICTURE[:, :, 0])))
     assert grey.shape == (60, 80, 3)
@@ -117,6 +180,22 @@ def test_folder(tmp_path: Path) -> None:
     assert caught.value.reason == "image_unreadable"
     with pytest.raises(ValueError, match="does not exist"):
         ImageFolder(str(tmp_path / "nowhere")).check()
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_names_as_other_machines_write_them(tmp_path: Path, remote: bool) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/a.jpg", "cafe\u0301.jpg", "b c.jpg"):
+        (tmp_path / name).write_bytes(b"12345")
+    folder = ImageFolder(tmp_path.as_uri() if remote else str(tmp_path))
+    expected = {
+        "sub\\a.jpg": "sub/a.jpg",
+        "D:\\data\\sub\\a.jpg": "sub/a.jpg",
+        "/home/ann/images/sub/a.jpg": "sub/a.jpg",
+        "caf\u00e9.jpg": "cafe\u0301.jpg",
+        "https://host/coco/b%20c.jpg?size=1": "b c.jpg",
+    }
+    assert folder.spelled([*expected, "other.jpg", "../secret.jpg", "sub"]) == expected
 
 
 def test_any_arrow_file_system(tmp_path: Path) -> None:

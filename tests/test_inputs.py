@@ -9,8 +9,11 @@ import pytest
 import torch
 import torchvision  # type: ignore[import-untyped]
 
+from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.evaluation.trained import load_trained
+from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.inputs import check_sides
 from efafnet.pipelines.training.loop import run
 from efafnet.platform.checkpoint import load_checkpoint
 from tests.training_cases import SPOTS, config_of
@@ -84,3 +87,24 @@ def test_other_networks_train_by_the_same_loop(tmp_path: Path) -> None:
         result = run(config, context)
         assert {key for key in context.recorded if key.startswith("train/head_loss/")} == heads
         assert load_trained(result.checkpoint, SPOTS).settings == config.network
+
+
+def test_sides_without_pairs_are_asked_for_where_samples_are_mirrored(capsys: pytest.CaptureFixture[str]) -> None:
+    sided = Skeleton(
+        name="dog", joints=("tail", "L_paw", "R_paw"), flip_pairs=(), limbs=(), sigmas=(0.1,) * 3, upper_body=()
+    )
+    config = TrainConfig()
+    with pytest.raises(ValueError, match=r"'dog' has joints named like sides \(L_paw, R_paw\) and no flip pairs"):
+        check_sides(config, sided)
+    still = config.model_copy(
+        update={
+            "augmentation": config.augmentation.model_copy(update={"flip_probability": 0.0}),
+            "test": config.test.model_copy(update={"flip_test": False}),
+        }
+    )
+    check_sides(still, sided)
+    check_sides(config, sided.model_copy(update={"flip_pairs": ((1, 2),)}))
+    assert capsys.readouterr().err == ""
+    partly = sided.model_copy(update={"joints": ("L_ear", "L_paw", "R_paw"), "flip_pairs": ((1, 2),)})
+    check_sides(config, partly)
+    assert "L_ear are named like sides and in no flip pair" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,24 @@ def test_a_store_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sheet.shape == (384, 5 * 288, 3)
     run_inspect(InspectConfig(store=store.path, crops=5, augmented=True, sheet=tmp_path / "other.png"))
     assert not np.array_equal(sheet, crop_data.read_picture(tmp_path / "other.png"))
+
+
+def test_odd_conventions_are_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, _ = crop_data.write_coco(tmp_path, images=3)
+
+    def to_corners(content: dict[str, Any]) -> None:
+        for person in content["annotations"]:
+            x, y, width, height = person["bbox"]
+            person["bbox"] = [x, y, x + width, y + height]
+
+    sound = run_prepare(crop_data.config(tmp_path, out=tmp_path / "sound"))
+    crop_data.edit(annotations, to_corners)
+    prepared = run_prepare(crop_data.config(tmp_path))
+    assert "fit their joints as x1, y1, x2, y2: corners instead of width" in capsys.readouterr().err
+    run_inspect(InspectConfig(store=prepared.path, crops=0))
+    assert "fit their joints as x1, y1, x2, y2: corners instead of width" in capsys.readouterr().err
+    run_inspect(InspectConfig(store=sound.path, crops=0))
+    assert "corners" not in capsys.readouterr().err
 
 
 def test_damage_is_an_error(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops import shards, work
@@ -356,6 +357,81 @@ def test_mpii_release_keeps_head_sizes_and_its_json_has_none(tmp_path: Path) -> 
     assert (measured.has_head_sizes, plain.has_head_sizes) == (True, False)
     assert Inputs(measured, measured).metric == "pckh"
     assert Inputs(measured, plain).metric == "ap"
+
+
+def _tag(path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(path, "JPEG", quality=95, exif=exif)
+
+
+def test_orientation_is_a_setting_and_tags_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Turned by 180 degrees, a crop of one box is the other picture's; by 90, the sizes agree once turned."""
+    annotations, images = crop_data.write_coco(tmp_path, images=3, persons=1)
+    for number, orientation in enumerate((1, 3, 6)):
+        _tag(images / f"{number:06d}.jpg", orientation)
+
+    def turn(content: dict[str, Any]) -> None:
+        content["images"][2].update(width=160, height=200)
+
+    crop_data.edit(annotations, turn)
+    stored = run_prepare(crop_data.config(tmp_path, out=tmp_path / "stored"))
+    assert "2 of 3 images carry an orientation tag and are taken as stored" in capsys.readouterr().err
+    (reject,) = stored.table(REJECTS).to_pylist()
+    assert reject["reason"] == "image_size_differs"
+    assert "they agree once it is turned by its orientation tag: orientation=upright" in reject["detail"]
+    upright = run_prepare(crop_data.config(tmp_path, out=tmp_path / "upright", orientation="upright"))
+    assert "2 of 3 images were turned upright" in capsys.readouterr().err
+    assert (stored.num_persons, upright.num_persons) == (2, 3)
+    assert upright.manifest.sources[0].orientation == "upright"
+    crops = upright.columns(["image", "crop_to_image"]).to_pylist()
+    shown = ImageOps.exif_transpose(Image.open(images / "000002.jpg"))
+    assert shown is not None
+    crop = cv2.imdecode(np.frombuffer(crops[2]["image"], np.uint8), cv2.IMREAD_COLOR)
+    assert crop is not None
+    left, top = (round(crops[2]["crop_to_image"][n]) for n in (2, 5))
+    expected = np.asarray(shown)[top : top + crop.shape[0], left : left + crop.shape[1]]
+    assert np.abs(crop[:, :, ::-1].astype(int) - expected).mean() < 3
+
+
+def test_names_of_another_machine_are_found_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, _ = crop_data.write_coco(tmp_path, images=4, persons=1)
+
+    def rename(content: dict[str, Any]) -> None:
+        for image, prefix in zip(content["images"], ("C:\\data\\", "", "/other/images/", "x\\"), strict=True):
+            image["file_name"] = prefix + image["file_name"]
+        content["images"][3]["file_name"] = "x\\000000.jpg"
+
+    crop_data.edit(annotations, rename)
+    store = run_prepare(crop_data.config(tmp_path))
+    # The last one would be the first one's file: neither is guessed.
+    assert store.columns(["file_name"])["file_name"].to_pylist() == ["000001.jpg", "000002.jpg"]
+    assert "1 images are found under another spelling" in capsys.readouterr().err
+    assert {r["reason"] for r in store.table(REJECTS).to_pylist()} == {"image_missing"}
+
+
+def test_flat_boxes_can_be_widened(tmp_path: Path) -> None:
+    """A line of 50 px at least 20 px thick: 20 x 50 about its middle, of area .53 * 20 * 50 = 530."""
+    annotations, _ = crop_data.write_coco(tmp_path, images=1, persons=1)
+
+    def flatten(content: dict[str, Any]) -> None:
+        content["annotations"][0].update(bbox=[80, 40, 0, 50], area=0)
+
+    crop_data.edit(annotations, flatten)
+    with pytest.raises(ValueError, match=r"box_invalid 1 \(000000\.jpg: annotation 100: .*0 x 50\) -> .*least_box_px="):
+        run_prepare(crop_data.config(tmp_path))
+    store = run_prepare(crop_data.config(tmp_path, least_box_px=20, box_rule="unclipped"))
+    (row,) = store.columns(["box_xywh", "area"]).to_pylist()
+    assert (row["box_xywh"], row["area"]) == ([70, 40, 20, 50], pytest.approx(530))
+
+
+def test_detections_may_name_images_by_their_files(tmp_path: Path) -> None:
+    crop_data.write_coco(tmp_path, images=2)
+    found = [{"image_id": name, "category_id": "1", "bbox": [3, 4, 50, 60], "score": "0.5"} for name in ("000000", 2)]
+    found[0]["image_id"] = "000001.jpg"
+    (tmp_path / "det.json").write_text(json.dumps(found))
+    store = run_prepare(crop_data.config(tmp_path, detections=tmp_path / "det.json"))
+    assert store.columns(["image_id"])["image_id"].to_pylist() == [2, 2]
 
 
 def test_grey_images(tmp_path: Path) -> None:

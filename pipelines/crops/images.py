@@ -6,6 +6,8 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -13,11 +15,15 @@ import numpy.typing as npt
 from pyarrow import fs
 
 from efafnet.pipelines.crops.decode import DECODE_FLAGS
+from efafnet.pipelines.formats.names import spellings, tails
+from efafnet.pipelines.formats.pixels import INVERSE, eight_bits, is_tiff, orientation_of, tiff_value, turned
 from efafnet.platform.mirror import is_address
 
 UInt8 = npt.NDArray[np.uint8]
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# TIFF 6.0, section 8 and 19.
+_SAMPLES, _SAMPLE_FORMAT, _FLOAT = 277, 339, 3
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 # A marker other than a stuffed zero, a restart or a fill byte.
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -80,6 +86,36 @@ class ImageFolder:
                 sizes.append(-1)
         return sizes
 
+    def spelled(self, names: list[str]) -> dict[str, str]:
+        """Names under which missing ones are there: with slashes for backslashes, in another Unicode form, without the
+        host or the folders of another machine. The longest part of a name that is found here counts.
+        """
+        found: dict[str, str] = {}
+        listings: dict[str, dict[str, str]] = {}
+        for name in names:
+            for tail in tails(name):
+                there = self._remote_spelling(tail) if self.is_remote else self._local_spelling(tail, listings)
+                if there is not None:
+                    found[name] = there
+                    break
+        return found
+
+    def _local_spelling(self, parts: tuple[str, ...], listings: dict[str, dict[str, str]]) -> str | None:
+        place = ""
+        for part in parts:
+            if place not in listings:
+                entries = _entries(Path(self.location) / place)
+                listings[place] = {normalize("NFC", entry): entry for entry in entries}
+            there = listings[place].get(part)
+            if there is None:
+                return None
+            place = f"{place}/{there}".lstrip("/")
+        return place if (Path(self.location) / place).is_file() else None
+
+    def _remote_spelling(self, parts: tuple[str, ...]) -> str | None:
+        candidates = spellings("/".join(parts))
+        return next((name for name, size in zip(candidates, self.sizes(candidates), strict=True) if size >= 0), None)
+
     def read(self, name: str) -> bytes:
         """Bytes of the image ``name``; raises ImageProblemError where it cannot be had."""
         try:
@@ -94,8 +130,17 @@ class ImageFolder:
             raise ImageProblemError("image_unreadable", f"cannot be read ({error.strerror or error})") from error
 
 
+def _entries(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
 def decode_image(data: bytes, *, upright: bool = False) -> UInt8:
-    """Image (h, w, 3) uint8 BGR: as stored, or turned ``upright`` as its orientation tag says; grey, CMYK converted.
+    """Image (h, w, 3) uint8 BGR: as stored, or turned ``upright`` as its orientation tag says.
+
+    Grey and CMYK are converted, deeper values scaled (see ``pixels.eight_bits``); of an animation it is the first.
 
     Raises ImageProblemError where the bytes are no image, or an image whose end is missing: OpenCV decodes those
     without a word in most versions, with grey where data are missing.
@@ -103,13 +148,32 @@ def decode_image(data: bytes, *, upright: bool = False) -> UInt8:
     problem = _damage(data)
     if problem is not None:
         raise ImageProblemError(*problem)
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR if upright else DECODE_FLAGS)
-    except cv2.error as error:
-        raise ImageProblemError("image_unreadable", f"cannot be decoded ({error.err})") from error
+    image = _decoded(data)
     if image is None:
         raise ImageProblemError("image_unreadable", f"cannot be decoded (begins with {data[:8]!r})")
-    return image  # type: ignore[return-value]
+    pixels, orientation = eight_bits(image), orientation_of(data)
+    if is_tiff(data):
+        # OpenCV turns these whatever its flags say.
+        return pixels if upright else turned(pixels, INVERSE[orientation])
+    return turned(pixels, orientation) if upright else pixels
+
+
+def _decoded(data: bytes) -> npt.NDArray[Any] | None:
+    """Image (h, w, 3) BGR as deep as it is; None where there is none."""
+    encoded = np.frombuffer(data, np.uint8)
+    try:
+        if _is_float_grey(data):
+            # OpenCV makes no colours of these itself.
+            grey = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+            return None if grey is None or grey.ndim != 2 else np.repeat(grey[:, :, None], 3, axis=2)
+        return cv2.imdecode(encoded, DECODE_FLAGS | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:
+        raise ImageProblemError("image_unreadable", f"cannot be decoded ({error.err})") from error
+
+
+def _is_float_grey(data: bytes) -> bool:
+    """Whether it is a TIFF of one channel of floating point."""
+    return is_tiff(data) and tiff_value(data, _SAMPLE_FORMAT, 1) == _FLOAT and tiff_value(data, _SAMPLES, 1) == 1
 
 
 def _damage(data: bytes) -> tuple[str, str] | None:

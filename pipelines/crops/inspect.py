@@ -16,7 +16,8 @@ from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.reader import read_rows
-from efafnet.pipelines.crops.store import REJECTS, CropStore
+from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, REJECTS, CropStore
+from efafnet.pipelines.formats.plausibility import Persons, odd_persons, odd_skeleton
 from efafnet.platform import console, storage
 from efafnet.platform.mirror import is_address
 
@@ -36,6 +37,7 @@ def run_inspect(config: InspectConfig) -> None:
         _draw(config, store)
     if config.verify:
         _verify(store)
+    _tell_oddities(store)
 
 
 def _tell_counts(store: CropStore) -> None:
@@ -96,6 +98,28 @@ def _tell_rejects(store: CropStore) -> None:
         first = table.filter(pc.equal(table["reason"], reason)).slice(0, 1).to_pylist()[0]
         rows.append((reason, count, f"{first['file_name'] or ''}: {first['detail']}"))
     console.table(["left out", "count", "for example"], rows)
+
+
+def _tell_oddities(store: CropStore) -> None:
+    """Conventions that most annotated persons seem to break."""
+    people = store.table(GROUND_TRUTH)
+    people = people.filter(pc.invert(people["is_crowd"]))
+    if not people.num_rows:
+        return
+    images = store.table(IMAGES).select(["image_id", "width", "height"])
+    place = pc.index_in(people["image_id"], value_set=images["image_id"].combine_chunks())
+    sizes = [images[side].take(place).to_numpy(zero_copy_only=False) for side in ("width", "height")]
+    keypoints = people["keypoints"].combine_chunks().flatten().to_numpy().reshape(people.num_rows, -1, 3)
+    persons = Persons(
+        people["box_xywh"].combine_chunks().flatten().to_numpy().reshape(-1, 4),
+        people["area"].to_numpy(),
+        keypoints[:, :, :2],
+        np.asarray(keypoints[:, :, 2] > 0),
+        np.array(sizes, np.float64).T,
+    )
+    drawn = all(source.format == "coco" for source in store.manifest.sources)
+    for remark in (*odd_persons(persons, boxes_are_drawn=drawn), *odd_skeleton(store.skeleton)):
+        console.warn(remark)
 
 
 def _verify(store: CropStore) -> None:

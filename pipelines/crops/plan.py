@@ -54,6 +54,7 @@ def _entries(source: Source) -> Iterator[dict[str, Any]]:
             yield {
                 "folder": source.folder.location,
                 "box_rule": source.box_rule,
+                "upright": source.upright,
                 "data_set": source.record.data_set,
                 "image_id": image.image_id,
                 "file_name": image.file_name,

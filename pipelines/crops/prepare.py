@@ -104,6 +104,7 @@ def run_prepare(config: PrepareConfig) -> CropStore:
     with WorkDirectory(config.out, digest) as work:
         results = _work(config, settings, sources, plans, work)
         finish_store(config.out, config.overwrite, work, settings, sources, results, digest)
+    _tell_noticed(sources, results)
     store = CropStore.open(config.out)
     _tell(config, store)
     return store
@@ -220,6 +221,24 @@ def _work(
     if todo:
         console.note(f"{total - done} images in {elapsed_s:.1f} s ({(total - done) / elapsed_s:.0f} images/s)")
     return sorted(results, key=lambda result: result.index)
+
+
+def _tell_noticed(sources: Sequence[Source], results: Sequence[ShardResult]) -> None:
+    """What the images' files say beside their pixels, which annotations may have been made with in mind."""
+    noticed: Counter[str] = Counter()
+    for result in results:
+        noticed.update(result.noticed)
+    total = sum(result.images for result in results)
+    if rotated := noticed["rotated"]:
+        if all(source.upright for source in sources):
+            console.note(f"{rotated} of {total} images were turned upright as their orientation tags say")
+        else:
+            console.warn(
+                f"{rotated} of {total} images carry an orientation tag and are taken as stored; where they were "
+                "annotated as viewers show them, boxes and joints lie elsewhere: orientation=upright"
+            )
+    if animated := noticed["animated"]:
+        console.warn(f"{animated} of {total} images hold several pictures (animations, pages): the first is used")
 
 
 def _tell(config: PrepareConfig, store: CropStore) -> None:

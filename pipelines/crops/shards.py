@@ -11,7 +11,7 @@ import io
 import json
 import math
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -33,6 +33,7 @@ from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.schema import person_schema
+from efafnet.pipelines.formats.pixels import is_animated, orientation_of
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.storage import full_disk_named
 
@@ -59,6 +60,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("shard", pa.int32()),
         pa.field("folder", pa.string()),
         pa.field("box_rule", pa.string()),
+        pa.field("upright", pa.bool_()),
         pa.field("data_set", pa.string()),
         pa.field("image_id", pa.int64()),
         pa.field("file_name", pa.string()),
@@ -103,6 +105,8 @@ class ShardResult:
     """Rejects as rows of the rejects table."""
     sizes: list[list[int]] = field(default_factory=list)
     """image_id, width, height of images whose annotations do not say."""
+    noticed: dict[str, int] = field(default_factory=dict)
+    """Images with an orientation tag (rotated), or more than one picture (animated)."""
 
     @property
     def lost(self) -> int:
@@ -157,6 +161,7 @@ class _ShardBuilder:
         self.sizes: list[list[int]] = []
         self.images = 0
         self.reduced = 0
+        self.noticed: Counter[str] = Counter()
         self._folders: dict[str, ImageFolder] = {}
 
     def rows(self, entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -185,14 +190,19 @@ class _ShardBuilder:
             if row is not None:
                 yield row
 
-    @staticmethod
-    def _open(entry: dict[str, Any], data: bytes) -> tuple[UInt8, JpegTables | None]:
-        image = decode_image(data)
+    def _open(self, entry: dict[str, Any], data: bytes) -> tuple[UInt8, JpegTables | None]:
+        image = decode_image(data, upright=entry["upright"])
+        orientation = orientation_of(data)
+        self.noticed["rotated"] += orientation != 1
+        self.noticed["animated"] += is_animated(data)
         height, width = image.shape[:2]
         if entry["width"] is not None and (entry["width"], entry["height"]) != (width, height):
+            turned = entry["width"] == height and entry["height"] == width and orientation >= 5
+            other = "stored" if entry["upright"] else "upright"
             raise ImageProblemError(
                 "image_size_differs",
-                f"is {width}x{height}, its annotations say {entry['width']}x{entry['height']}",
+                f"is {width}x{height}, its annotations say {entry['width']}x{entry['height']}"
+                + (f"; they agree once it is turned by its orientation tag: orientation={other}" if turned else ""),
             )
         return image, jpeg_tables(data)
 
@@ -269,6 +279,7 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
         builder.reduced,
         [{**asdict(reject), "data_set": data_set} for reject, data_set in named],
         builder.sizes,
+        dict(builder.noticed),
     )
     with full_disk_named(path):
         temporary.write_text(json.dumps(asdict(result)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,9 @@ class SourceConfig(Settings):
     box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
     """How boxes are clipped: sbn (loses a pixel, as simple baselines and HRNet), mmpose, unclipped. auto: the
     protocol's for annotated boxes (sbn without one), unclipped for detections and MPII."""
+    orientation: Literal["stored", "upright"] = "stored"
+    """Whether boxes and joints refer to the pixels as stored, as COCO's do, or to the image as viewers show it, turned
+    as its orientation tag says."""
     least_box_px: float = Field(default=0.0, ge=0.0)
     """Annotated boxes are widened to this many pixels about their middle: tools that draw a box around the joints give
     none at all to a person on one line."""
@@ -73,6 +77,8 @@ class Source:
     record: SourceRecord
     folder: ImageFolder
     box_rule: BoxRule
+    upright: bool
+    """Whether images are turned as their orientation tags say."""
     content: Annotations
     wanted: dict[int, list[WantedPerson]]
     """Persons to crop by image id, images in file order."""
@@ -125,11 +131,13 @@ def load_source(config: SourceConfig, number: int, annotated_rule: BoxRule = "sb
     # Faults of annotations cost no row where a detector gives the boxes.
     faults = content.rejects if config.detections is None else []
     rejects = [*faults, *(item for item in chosen if isinstance(item, Reject))]
+    content, sizes = _located(content, wanted, folder, remarks)
     box_rule = _box_rule(config, content, annotated_rule)
     return Source(
-        record=_record(config, content, folder, wanted, box_rule),
+        record=_record(config, content, sizes, box_rule),
         folder=folder,
         box_rule=box_rule,
+        upright=config.orientation == "upright",
         content=content,
         wanted=wanted,
         rejects=rejects,
@@ -241,15 +249,28 @@ def _from_detections(
     return [person for _, person in sorted(persons, key=lambda item: item[0])]
 
 
-def _record(
-    config: SourceConfig,
-    content: Annotations,
-    folder: ImageFolder,
-    wanted: dict[int, list[WantedPerson]],
-    box_rule: BoxRule,
-) -> SourceRecord:
+def _located(
+    content: Annotations, wanted: dict[int, list[WantedPerson]], folder: ImageFolder, remarks: list[str]
+) -> tuple[Annotations, dict[str, int]]:
+    """The same with the names that the wanted images have in the folder, and their sizes in bytes, -1 if missing."""
     names = [image.file_name for image in content.images if image.image_id in wanted]
-    sizes = folder.sizes(names)
+    sizes = dict(zip(names, folder.sizes(names), strict=True))
+    spelled = folder.spelled([name for name, size in sizes.items() if size < 0])
+    # Two images that would be one file are nobody's: both stay missing.
+    counted = Counter([*spelled.values(), *(name for name, size in sizes.items() if size >= 0)])
+    spelled = {name: there for name, there in spelled.items() if counted[there] == 1}
+    if not spelled:
+        return content, sizes
+    name, there = next(iter(spelled.items()))
+    remarks.append(f"{len(spelled)} images are found under another spelling of their names: {name!r} is {there!r}")
+    found = dict(zip(spelled.values(), folder.sizes(list(spelled.values())), strict=True))
+    images = [replace(image, file_name=spelled.get(image.file_name, image.file_name)) for image in content.images]
+    return replace(content, images=images), {
+        spelled.get(name, name): found.get(spelled.get(name, name), size) for name, size in sizes.items()
+    }
+
+
+def _record(config: SourceConfig, content: Annotations, sizes: dict[str, int], box_rule: BoxRule) -> SourceRecord:
     return SourceRecord(
         data_set=config.data_set or config.annotations.stem,
         annotations=config.annotations.name,
@@ -257,9 +278,10 @@ def _record(
         detections=config.detections.name if config.detections else None,
         detections_sha256=sha256_file(config.detections.expanduser()) if config.detections else None,
         images=config.images,
-        images_sha256=sha256_json([names, sizes]),
+        images_sha256=sha256_json([list(sizes), list(sizes.values())]),
         format=content.format,
         box_rule=box_rule,
+        orientation=config.orientation,
     )
 
 

@@ -21,6 +21,7 @@ from efafnet.pipelines.evaluation.scoring import figure_names
 from efafnet.pipelines.evaluation.trained import find_checkpoint
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.state import published_weights
+from efafnet.platform import console
 from efafnet.platform.checkpoint import load_checkpoint, restore_weights
 from efafnet.platform.storage import UnreadableFileError
 
@@ -97,6 +98,22 @@ def _check_metric(config: TrainConfig, val: CropStore | None) -> None:
     names = figure_names(reference_of(val.path, val.digest).format)
     if metric not in names:
         raise ValueError(f"validation.metric = {metric!r}: validation gives {', '.join(names)}; choose one")
+
+
+def check_sides(config: TrainConfig, skeleton: Skeleton) -> None:
+    """Mirrored samples exchange left and right: who has sides and no pairs must say which they are, or not mirror."""
+    lonely = skeleton.sided_without_partner
+    mirrors = config.augmentation.flip_probability > 0 or config.test.flip_test
+    if not lonely or not mirrors:
+        return
+    names = ", ".join(lonely[:6]) + ", …" * (len(lonely) > 6)
+    if not skeleton.flip_pairs:
+        raise ValueError(
+            f"skeleton {skeleton.name!r} has joints named like sides ({names}) and no flip pairs, but samples are "
+            "mirrored: prepare the store with skeleton=FILE.yaml or a category that gives flip_pairs, or do not "
+            "mirror: augmentation.flip_probability=0 test.flip_test=false"
+        )
+    console.warn(f"skeleton {skeleton.name!r}: {names} are named like sides and in no flip pair: they keep their names")
 
 
 def _open(path: str, key: str) -> CropStore:
