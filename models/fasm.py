@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from efafnet.models.fsm_fused import ChannelWeights, Gating, PositionWeights, gated, usable
 from efafnet.models.layers import conv_bn_relu
 from efafnet.models.network_config import Arrangement, Merge
 from efafnet.models.resampling import pool_3x3
@@ -101,6 +102,10 @@ class ChannelSelection(nn.Module):
         alpha = torch.sigmoid(self.excite(F.relu(self.squeeze(z))))
         return alpha[:, :, None, None]
 
+    def weights(self) -> ChannelWeights:
+        """What the form for GPUs takes."""
+        return ChannelWeights(self.squeeze.weight, self.squeeze.bias, self.excite.weight, self.excite.bias)
+
 
 def mean_plus_maximum(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C): the two global poolings of eq. 4, added."""
@@ -151,7 +156,8 @@ class _ToOneChannel(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, H, W)."""
-        if not x.is_contiguous(memory_format=torch.channels_last):
+        # An exported file says what the network is: a convolution, which every runtime knows how to do fast.
+        if torch.compiler.is_exporting() or not x.is_contiguous(memory_format=torch.channels_last):
             return super().forward(x)
         # Channels last here too: the gradient then has the layout in which DDP keeps it.
         weight = self.weight.movedim(1, 3).flatten(0, 2)
@@ -175,6 +181,12 @@ class LocationSelection(nn.Module):
         """(N, C, H, W) -> beta (N, 1, H, W) in 0..1."""
         logits = self.adjust(F.relu(self.weigh(x)))
         return torch.sigmoid(F.relu(logits) if self.relu else logits)
+
+    def weights(self) -> PositionWeights:
+        """What the form for GPUs takes."""
+        assert self.weigh.bias is not None
+        assert self.adjust.bias is not None
+        return PositionWeights(self.weigh.weight, self.weigh.bias, self.adjust.weight, self.adjust.bias)
 
 
 class FeatureSelection(nn.Module):
@@ -200,6 +212,7 @@ class FeatureSelection(nn.Module):
         super().__init__()
         assert arrangement != "none"
         self.arrangement = arrangement
+        self.lss_relu = lss_relu
         # In the order in which they act.
         order = ("cs", "lss") if arrangement == "parallel" else tuple(arrangement.split("_"))
         self.gates = nn.ModuleDict({part: self._gate(part, channels, reduction, relu=lss_relu) for part in order})
@@ -212,6 +225,10 @@ class FeatureSelection(nn.Module):
 
     def forward(self, x: Tensor, identity: Tensor) -> Tensor:
         """F and X (N, C, H, W) -> relu(X + F * factor), the same shape."""
+        return self.fused(x, identity) if usable(x, identity) else self.plain(x, identity)
+
+    def plain(self, x: Tensor, identity: Tensor) -> Tensor:
+        """The form that defines the function, and a CPU's."""
         s = self.scale
         if self.arrangement == "parallel":
             alpha: Tensor = self.gates["cs"](x)
@@ -221,6 +238,27 @@ class FeatureSelection(nn.Module):
         for gate in earlier:
             x = x * (1 + gate(x))
         return F.relu_(identity + x * (s + s * last(x)))
+
+    def fused(self, x: Tensor, identity: Tensor) -> Tensor:
+        """A GPU's form, by the kernels of `fsm_kernels`."""
+        s = self.scale
+        if self.arrangement == "parallel":
+            return gated(x, identity, *self._weights("cs", "lss"), Gating(2 * s, s, self.lss_relu))
+        *earlier, last = self.gates
+        for part in earlier:
+            x = gated(x, None, *self._weights(part), Gating(1, 1, self.lss_relu))
+        return gated(x, identity, *self._weights(last), Gating(s, s, self.lss_relu))
+
+    def _weights(self, *parts: str) -> tuple[ChannelWeights | None, PositionWeights | None]:
+        """Those of the named gates."""
+        cs = lss = None
+        for part in parts:
+            gate = self.gates[part]
+            if isinstance(gate, ChannelSelection):
+                cs = gate.weights()
+            elif isinstance(gate, LocationSelection):
+                lss = gate.weights()
+        return cs, lss
 
 
 def gated_residual(x: Tensor, identity: Tensor, by_channel: Tensor, by_position: Tensor) -> Tensor:

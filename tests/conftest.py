@@ -14,6 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # Small networks on shared cores: more threads per process only make them wait for each other. Set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without a GPU, Triton's kernels run on its interpreter; read when torch imports Triton.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # What a shell starts in the background ignores Ctrl-C, and hands that on; what the tests interrupt must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from efafnet.models import fsm_fused
 from efafnet.models.constants import constant
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.variants import Variant
@@ -36,6 +38,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _FROM_NUMBERS = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
 # What reading the two attributes calls; the stubs know only their values.
 _DEVICE, _IS_CUDA = (getattr(Tensor, name).__get__ for name in ("device", "is_cuda"))
+_ENGINE = "_engine_run_backward"
 _INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 _NO_VALUES = ("meta tensor", "Meta tensor", "data-independent", "no data", "Cannot copy out of meta")
 """Words of what PyTorch says to whoever asks a tensor without values for one."""
@@ -138,16 +141,31 @@ def _where() -> str:
 
 
 @contextmanager
-def stand_in_gpu() -> Iterator[StandInGpu]:
+def stand_in_gpu(*, kernels: bool = True) -> Iterator[StandInGpu]:
     """Inside, tensors on "cuda" have no values, copies to it are written down, and waiting for it is an error.
+
+    Args:
+        kernels: whether FSM's kernels are taken to run on the card, or the plain form is.
 
     Raises:
         AssertionError: inside, from what makes the host wait (`item`, a boolean mask, a copy back), with its line.
     """
     gpu = StandInGpu(torch.device("cuda", 0))
+    calls, engine = _Calls(gpu), getattr(torch.autograd, _ENGINE)
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        # A mode is off while it handles a call; this one must be on in the backward pass.
+        with calls:
+            return engine(*args, **kwargs)
+
     constant.cache_clear()
     try:
-        with _Calls(gpu), _Dispatched(gpu):
+        with (
+            mock.patch.object(fsm_fused, "works", return_value=kernels),
+            mock.patch.object(torch.autograd, _ENGINE, backward),
+            calls,
+            _Dispatched(gpu),
+        ):
             yield gpu
     finally:
         # Constants made inside have no values either.

@@ -33,7 +33,7 @@ RANKS = {
 """A part may import parts of lower rank only. Other modules directly in pipelines/ stand above the stages."""
 TOP = 9
 
-MODELS_MAY_IMPORT = {"torch", "torchvision", "numpy", "pydantic", "efafnet", "safetensors"}
+MODELS_MAY_IMPORT = {"torch", "torchvision", "numpy", "pydantic", "efafnet", "safetensors", "triton"}
 RAY_PLACES = {
     "platform/cluster.py": "connect",
     "pipelines/crops/work.py": "the map over images of prepare",

@@ -36,19 +36,20 @@ def _second(gpu: StandInGpu, call: Callable[[], object]) -> list[Transfer]:
     return gpu.transfers
 
 
-@pytest.mark.parametrize("name", ["efafnet_nano", "sbn_nano"])
-def test_a_network_and_its_loss_copy_nothing(gpu: StandInGpu, name: str) -> None:
-    row = variant(name)
-    network = network_on(gpu.device, row)
-    batch = host_batch(row, 2).to(gpu.device)
+@pytest.mark.parametrize(("name", "kernels"), [("efafnet_nano", True), ("efafnet_nano", False), ("sbn_nano", False)])
+def test_a_network_and_its_loss_copy_nothing(name: str, kernels: bool) -> None:
+    with stand_in_gpu(kernels=kernels) as gpu:
+        row = variant(name)
+        network = network_on(gpu.device, row)
+        batch = host_batch(row, 2).to(gpu.device)
 
-    def step() -> None:
-        target = encode(batch.joints_px, batch.visibility, row.input, row.heatmap)
-        inputs = normalise(batch.images).contiguous(memory_format=torch.channels_last)
-        pose_loss(network(inputs), target, LossConfig(kind="ohkm")).per_sample.sum().backward()
+        def step() -> None:
+            target = encode(batch.joints_px, batch.visibility, row.input, row.heatmap)
+            inputs = normalise(batch.images).contiguous(memory_format=torch.channels_last)
+            pose_loss(network(inputs), target, LossConfig(kind="ohkm")).per_sample.sum().backward()
 
-    assert _second(gpu, step) == []
-    assert all(p.grad is not None and p.grad.is_cuda for p in network.parameters())
+        assert _second(gpu, step) == []
+        assert all(p.grad is not None and p.grad.is_cuda for p in network.parameters())
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,20 @@ def test_the_codec_copies_nothing(gpu: StandInGpu, encoding: str, decoding: str)
     assert _second(gpu, both_ways) == []
 
 
+class Careless(torch.autograd.Function):
+    """Makes a constant at each backward pass."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        del ctx
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        del ctx
+        return grad * torch.tensor([1.0] * 8, device=grad.device)[0]
+
+
 def test_the_stand_in_sees_every_copy(gpu: StandInGpu) -> None:
     x = torch.empty(4, 3, device="cuda")
     small = torch.tensor(2.0)
@@ -80,9 +95,10 @@ def test_the_stand_in_sees_every_copy(gpu: StandInGpu) -> None:
         x.index_select(0, torch.zeros(7, dtype=torch.int64))
         x * small  # a number, which travels with the kernel
         x.new_full((2,), 3.0)
+        Careless.apply(x.detach().requires_grad_()).sum().backward()
 
     seen = [(*t.shape, t.asynchronous) for t in _second(gpu, wrong)]
-    assert seen == [(2, False), (6, False), (4, False), (3, False), (5, True), (7, False)]
+    assert seen == [(2, False), (6, False), (4, False), (3, False), (5, True), (7, False), (8, False)]
     assert gpu.transfers[0].where.startswith("test_transfers.py")
 
 

@@ -1,0 +1,159 @@
+"""FSM's form for GPUs against its plain form; conftest has Triton interpret the kernels where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from efafnet.models import fsm_fused
+from efafnet.models.fasm import FeatureSelection
+from efafnet.models.network_config import Arrangement
+from tests.step_transfers import stand_in_gpu
+
+pytest.importorskip("triton")
+
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+ARRANGEMENTS = [name for name in get_args(Arrangement) if name != "none"]
+_LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+def _selection(arrangement: Any, channels: int, *, lss_relu: bool = False) -> FeatureSelection:
+    torch.manual_seed(1)
+    selection = FeatureSelection(
+        channels, arrangement=arrangement, reduction=2, lss_relu=lss_relu, merge="scaled"
+    ).double()
+    for parameter in selection.parameters():
+        # Away from the start, where half of the small layers are switched off.
+        torch.nn.init.normal_(parameter, std=0.5)
+    return selection.to(DEVICE)
+
+
+def _maps(shape: tuple[int, ...], layout: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    """F, X and a gradient of Y."""
+    generator = torch.Generator().manual_seed(2)
+    made = [torch.randn(shape, dtype=torch.float64, generator=generator).to(DEVICE, dtype) for _ in range(3)]
+    f, x, towards = (t.contiguous(memory_format=_LAYOUTS[layout]) for t in made)
+    return f.requires_grad_(), x.requires_grad_(), towards
+
+
+def _outcomes(
+    form: Callable[[Tensor, Tensor], Tensor], inputs: tuple[Tensor, Tensor, Tensor], selection: FeatureSelection
+) -> tuple[Tensor, ...]:
+    f, x, towards = inputs
+    y = form(f, x)
+    return (y, *torch.autograd.grad(y, [f, x, *selection.parameters()], towards))
+
+
+# 70 channels and 9 x 8 positions: more than a tile of either, and no multiple of one.
+@pytest.mark.parametrize(
+    ("arrangement", "lss_relu", "layout", "shape"),
+    [
+        *[(arrangement, False, "nhwc", (2, 5, 4, 3)) for arrangement in ARRANGEMENTS],
+        ("parallel", True, "nhwc", (2, 5, 4, 3)),
+        ("parallel", False, "nchw", (2, 70, 9, 8)),
+        ("parallel", False, "nhwc", (2, 70, 9, 8)),
+        ("parallel", False, "nhwc", (1, 3, 1, 1)),
+        ("lss_cs", True, "nchw", (3, 2, 1, 5)),
+    ],
+)
+def test_values_and_gradients_are_the_plain_forms(
+    arrangement: str, lss_relu: bool, layout: str, shape: tuple[int, ...]
+) -> None:
+    selection = _selection(arrangement, shape[1], lss_relu=lss_relu)
+    inputs = _maps(shape, layout)
+    plain, fused = (_outcomes(form, inputs, selection) for form in (selection.plain, selection.fused))
+    for wanted, found in zip(plain, fused, strict=True):
+        assert found.shape == wanted.shape
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    y, d_f, d_x = fused[:3]
+    assert all(t.is_contiguous(memory_format=_LAYOUTS[layout]) for t in (y, d_f, d_x))
+
+
+@pytest.mark.parametrize("arrangement", ["parallel", "cs_lss"])
+def test_numerical_gradients(arrangement: str) -> None:
+    selection = _selection(arrangement, 3)
+    f, x, _ = _maps((2, 3, 2, 2), "nhwc")
+    # The parameters themselves are moved by gradcheck, in place: the call reads them where they are.
+    parameters = tuple(selection.parameters())
+    assert torch.autograd.gradcheck(lambda f, x, *_: selection.fused(f, x), (f, x, *parameters), fast_mode=True)
+
+
+def test_float32_and_any_strides() -> None:
+    selection = _selection("parallel", 6).float()
+    f, x, towards = _maps((2, 6, 5, 4), "nhwc", torch.float32)
+    # A slice of a wider map, a transposed one, and a gradient that is one number: what autograd hands over.
+    wide = torch.cat((f, f), dim=1).detach().requires_grad_()
+    turned = x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
+    inputs = (wide[:, :6], turned, towards.new_ones(()).expand(towards.shape))
+    plain, fused = (_outcomes(form, inputs, selection) for form in (selection.plain, selection.fused))
+    for wanted, found in zip(plain, fused, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_trial_on_a_card_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fsm_fused._difference(DEVICE, torch.float32) < 1e-5
+    # Half precision keeps 8 bits: outputs are rounded once, gradients twice.
+    assert fsm_fused._difference(DEVICE, torch.bfloat16) < 0.02
+    right = fsm_fused._channel_gate_backward
+    monkeypatch.setattr(fsm_fused, "_channel_gate_backward", lambda g, *rest: right(2 * g, *rest))
+    assert fsm_fused._difference(DEVICE, torch.float32) > 1e-3
+
+
+def test_a_card_that_cannot_run_the_kernels_gets_the_plain_form_and_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> float:
+        raise RuntimeError("no kernel image is available\nand more")
+
+    monkeypatch.setattr(fsm_fused, "_difference", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old Card")
+    fsm_fused._tried.cache_clear()
+    with pytest.warns(
+        UserWarning, match=r"plain, slower form.*Old Card in bfloat16 \(RuntimeError: no kernel image is"
+    ):
+        assert not fsm_fused.works(0, torch.bfloat16)
+    assert not fsm_fused.works(0, torch.bfloat16)  # tried, and told, once
+    fsm_fused._tried.cache_clear()
+
+
+def test_a_cpu_takes_the_plain_form() -> None:
+    f = torch.zeros(1, 2, 3, 3)
+    assert not fsm_fused.usable(f, f)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_gpu_takes_the_kernels_where_they_run(kernels: bool) -> None:
+    with stand_in_gpu(kernels=kernels) as gpu:
+        f = torch.zeros(1, 8, 4, 3, device=gpu.device, requires_grad=True)
+        y = _selection("parallel", 8).to(gpu.device, torch.float32)(f, f)
+        assert type(y.grad_fn).__name__ == ("_GatedBackward" if kernels else "_GatedResidualBackward")
+        # Another type than the features': the plain form's promotion.
+        y = _selection("parallel", 8).to(gpu.device, torch.float32)(f, f.double())
+        assert type(y.grad_fn).__name__ != "_GatedBackward"
+
+
+@pytest.mark.slow
+@pytest.mark.no_ray
+@pytest.mark.parametrize("arrangement", ["parallel", "lss_cs"])
+def test_a_compiled_fsm_keeps_the_kernels_and_the_function(arrangement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ask(torch.nn.Module):
+        """Asks while it is traced, as `FeatureSelection.forward` does on a GPU."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.selection = _selection(arrangement, 5)
+
+        def forward(self, f: Tensor, x: Tensor) -> Tensor:
+            answered = fsm_fused.works(0, f.dtype)
+            return self.selection.fused(f, x) if answered else self.selection.plain(f, x)
+
+    # What the trial does could not be traced.
+    monkeypatch.setattr(fsm_fused, "_tried", lambda *_: bool(torch.ones(3).nonzero().numel()))
+    module = Ask()
+    inputs = _maps((2, 5, 4, 3), "nhwc")
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    eager, found = (_outcomes(form, inputs, module.selection) for form in (module, compiled))
+    torch.testing.assert_close(found, eager, rtol=1e-12, atol=1e-12)
