@@ -32,6 +32,7 @@ def checkpoint(run: Path, step: int, validated: float | None, *, whole: bool = T
     meta = {
         "format": "efafnet-checkpoint",
         "format_version": 1,
+        "files": {"config.json": "", "state.pt": ""},
         "step": step,
         "samples": step * 8.0,
         "validated": validated,
