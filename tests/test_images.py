@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
+from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, check_declared, decode_image
+from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
 from efafnet.pipelines.formats.pixels import is_animated, orientation_of
 from tests import crop_data
 
@@ -210,3 +214,80 @@ def test_any_arrow_file_system(tmp_path: Path) -> None:
     assert caught.value.reason == "image_missing"
     with pytest.raises(ValueError, match="cannot be opened"):
         ImageFolder("nosuchscheme://bucket/x").check()
+
+
+def _declaring(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that declares ``width`` x ``height`` grey pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF"])
+def test_sizes_are_read_from_headers(kind: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(_PICTURE).save(file, format=kind)
+    assert declared_size(file.getvalue()) == (80, 60)
+
+
+def test_the_size_behind_a_jpegs_other_segments() -> None:
+    file = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "a long description " * 500
+    Image.fromarray(_PICTURE).save(file, format="JPEG", exif=exif, progressive=True)
+    assert declared_size(file.getvalue()) == (80, 60)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"<html>", bytes(100)])
+def test_no_size_where_there_is_no_header(data: bytes) -> None:
+    assert declared_size(data) is None
+
+
+def test_gigabytes_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ImageProblemError, match="declares 20000x20000 pixels, more than 268435456") as caught:
+        decode_image(_declaring(20000, 20000))
+    assert caught.value.reason == "image_too_large"
+    with pytest.raises(ImageProblemError, match="is 20000x20000, its annotations say 320x240"):
+        check_declared(_declaring(20000, 20000), (320, 240))
+    check_declared(_declaring(240, 320), (320, 240))  # it may be turned
+    assert MAX_PIXELS == 16384**2
+
+
+def _refused(folder: ImageFolder, name: str) -> tuple[str, str]:
+    with pytest.raises(ImageProblemError) as caught:
+        folder.read(name)
+    return caught.value.reason, caught.value.detail
+
+
+def test_names_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
+    images, secret = tmp_path / "images", tmp_path / "secret" / "private.png"
+    for path in (images, secret.parent):
+        path.mkdir()
+    secret.write_bytes(_png())
+    (images / "real").mkdir()
+    (images / "inside.png").write_bytes(_png())
+    (images / "link.png").symlink_to(secret)
+    (images / "sub").symlink_to(secret.parent)
+    (images / "fine.png").symlink_to("inside.png")
+    (tmp_path / "by-link").symlink_to(images)
+    for folder in (ImageFolder(str(images)), ImageFolder(str(tmp_path / "by-link"))):
+        assert folder.read("inside.png") == folder.read("fine.png") == folder.read("./real/../inside.png") == _png()
+        for name in ("../secret/private.png", str(secret), "link.png", "sub/private.png"):
+            reason, detail = _refused(folder, name)
+            assert reason == "image_outside"
+            assert detail == f"leads out of {folder.location} to {secret}; allow it with outside_images=true"
+    assert ImageFolder(str(images), outside=True).read("../secret/private.png") == _png()
+    remote = ImageFolder(images.as_uri())
+    assert remote.read("inside.png") == _png()
+    assert _refused(remote, "../secret/private.png")[0] == "image_outside"
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    """A pipe stands for a server that does not answer; /dev/zero would fill the memory."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert _refused(ImageFolder(str(tmp_path)), "pipe.jpg") == ("image_unreadable", "is no regular file")
+    assert _refused(ImageFolder("/dev", outside=True), "zero") == ("image_unreadable", "is no regular file")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import stat
 import struct
 import zlib
-from pathlib import Path
+from functools import cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from pyarrow import fs
 
 from efafnet.pipelines.crops.decode import DECODE_FLAGS
+from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
 from efafnet.pipelines.formats.names import spellings, tails
 from efafnet.pipelines.formats.pixels import INVERSE, eight_bits, is_tiff, orientation_of, tiff_value, turned
 from efafnet.platform.mirror import is_address
@@ -41,10 +44,16 @@ class ImageProblemError(ValueError):
 
 
 class ImageFolder:
-    """A folder of images: a local directory or any pyarrow file system (``s3://bucket/images``, ``gs://…``)."""
+    """A folder of images: a local directory or any pyarrow file system (``s3://bucket/images``, ``gs://…``).
 
-    def __init__(self, location: str) -> None:
+    Args:
+        location: path or address.
+        outside: whether names may lead out of it, by ``..``, as absolute paths or over symbolic links.
+    """
+
+    def __init__(self, location: str, *, outside: bool = False) -> None:
         self.location = location
+        self.outside = outside
         self.is_remote = is_address(location)
         self._connected: tuple[fs.FileSystem, str] | None = None
 
@@ -73,16 +82,16 @@ class ImageFolder:
             )
 
     def sizes(self, names: list[str]) -> list[int]:
-        """Size in bytes of each image, -1 where it is missing."""
+        """Size in bytes of each image, -1 where it is missing, or outside and may not be."""
         if self.is_remote:
             filesystem, root = self._remote()
             infos = filesystem.get_file_info([f"{root}/{name}" for name in names])
             return [info.size if info.type == fs.FileType.File else -1 for info in infos]
-        root_path, sizes = Path(self.location), []
+        sizes = []
         for name in names:
             try:
-                sizes.append((root_path / name).stat().st_size)
-            except OSError:
+                sizes.append(self._local(name).stat().st_size)
+            except (OSError, ImageProblemError):
                 sizes.append(-1)
         return sizes
 
@@ -120,7 +129,9 @@ class ImageFolder:
         """Bytes of the image ``name``; raises ImageProblemError where it cannot be had."""
         try:
             if not self.is_remote:
-                return (Path(self.location) / name).read_bytes()
+                return read_regular(self._local(name))
+            if not self.outside and ".." in PurePosixPath(name).parts:
+                raise self._leads_out(name)
             filesystem, root = self._remote()
             with filesystem.open_input_file(f"{root}/{name}") as file:
                 return bytes(file.read())
@@ -128,6 +139,54 @@ class ImageFolder:
             raise ImageProblemError("image_missing", f"is not in {self.location}") from error
         except OSError as error:
             raise ImageProblemError("image_unreadable", f"cannot be read ({error.strerror or error})") from error
+
+    def _local(self, name: str) -> Path:
+        path = Path(self.location) / name
+        if not self.outside and not path.resolve().is_relative_to(self._root):
+            raise self._leads_out(str(path.resolve()))
+        return path
+
+    @cached_property
+    def _root(self) -> Path:
+        return Path(self.location).resolve()
+
+    def _leads_out(self, place: str) -> ImageProblemError:
+        return ImageProblemError(
+            "image_outside", f"leads out of {self.location} to {place}; allow it with outside_images=true"
+        )
+
+
+def read_regular(path: Path) -> bytes:
+    """Bytes of an image file. A pipe would never end and a device never be full: neither is opened.
+
+    Raises:
+        ImageProblemError: it is no regular file.
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ImageProblemError("image_unreadable", "is no regular file")
+    return path.read_bytes()
+
+
+def check_declared(data: bytes, wanted: tuple[int, int] | None = None) -> None:
+    """Refuse by its header an image that is too large to decode, or of another size than its annotations say.
+
+    Args:
+        data: the encoded image.
+        wanted: width and height of the annotations; either order is let pass, for the picture may be turned.
+
+    Raises:
+        ImageProblemError: ``image_too_large`` or ``image_size_differs``.
+    """
+    size = declared_size(data)
+    if size is None:
+        return
+    if wanted is not None and sorted(size) != sorted(wanted):
+        raise ImageProblemError(
+            "image_size_differs", f"is {size[0]}x{size[1]}, its annotations say {wanted[0]}x{wanted[1]}"
+        )
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ImageProblemError("image_too_large", f"declares {size[0]}x{size[1]} pixels, more than {MAX_PIXELS}")
 
 
 def _entries(folder: Path) -> list[str]:
@@ -148,6 +207,7 @@ def decode_image(data: bytes, *, upright: bool = False) -> UInt8:
     problem = _damage(data)
     if problem is not None:
         raise ImageProblemError(*problem)
+    check_declared(data)
     image = _decoded(data)
     if image is None:
         raise ImageProblemError("image_unreadable", f"cannot be decoded (begins with {data[:8]!r})")

@@ -53,6 +53,7 @@ def _entries(source: Source) -> Iterator[dict[str, Any]]:
         if persons:
             yield {
                 "folder": source.folder.location,
+                "outside": source.folder.outside,
                 "box_rule": source.box_rule,
                 "upright": source.upright,
                 "data_set": source.record.data_set,

@@ -30,7 +30,7 @@ from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.encode import JpegTables, encode_crop, jpeg_tables
 from efafnet.pipelines.crops.envelope import Demand, Envelope
 from efafnet.pipelines.crops.geometry import Float64
-from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
+from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, check_declared, decode_image
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.schema import person_schema
 from efafnet.pipelines.formats.pixels import is_animated, orientation_of
@@ -59,6 +59,7 @@ PLAN_SCHEMA = pa.schema(
     [
         pa.field("shard", pa.int32()),
         pa.field("folder", pa.string()),
+        pa.field("outside", pa.bool_()),
         pa.field("box_rule", pa.string()),
         pa.field("upright", pa.bool_()),
         pa.field("data_set", pa.string()),
@@ -162,19 +163,22 @@ class _ShardBuilder:
         self.images = 0
         self.reduced = 0
         self.noticed: Counter[str] = Counter()
-        self._folders: dict[str, ImageFolder] = {}
+        self._folders: dict[tuple[str, bool], ImageFolder] = {}
 
     def rows(self, entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Rows of images of the plan; what cannot be used goes to the rejects."""
         with ThreadPoolExecutor(_READERS, thread_name_prefix="images-read") as pool:
             reading: deque[tuple[dict[str, Any], Future[bytes]]] = deque()
             for entry in entries:
-                folder = self._folders.setdefault(entry["folder"], ImageFolder(entry["folder"]))
+                folder = self._folder(entry["folder"], entry["outside"])
                 reading.append((entry, pool.submit(folder.read, entry["file_name"])))
                 if len(reading) > _READ_AHEAD:
                     yield from self._rows_of(*reading.popleft())
             while reading:
                 yield from self._rows_of(*reading.popleft())
+
+    def _folder(self, location: str, outside: bool) -> ImageFolder:
+        return self._folders.setdefault((location, outside), ImageFolder(location, outside=outside))
 
     def _rows_of(self, entry: dict[str, Any], content: Future[bytes]) -> Iterator[dict[str, Any]]:
         self.images += 1
@@ -191,6 +195,7 @@ class _ShardBuilder:
                 yield row
 
     def _open(self, entry: dict[str, Any], data: bytes) -> tuple[UInt8, JpegTables | None]:
+        check_declared(data, None if entry["width"] is None else (entry["width"], entry["height"]))
         image = decode_image(data, upright=entry["upright"])
         orientation = orientation_of(data)
         self.noticed["rotated"] += orientation != 1

@@ -36,6 +36,9 @@ class SourceConfig(Settings):
     """Annotation file: COCO-style JSON (COCO, CrowdPose, OCHuman, custom), MPII's JSON or MPII's .mat."""
     images: Location
     """Folder that the annotations' file names are relative to: local, or s3://…, gs://…."""
+    outside_images: bool = False
+    """Whether file names may lead out of that folder: by .., as absolute paths, or over symbolic links. Annotations
+    from elsewhere could otherwise put any picture of this machine into the store."""
     format: Literal["auto", "coco", "mpii_json", "mpii_mat"] = "auto"
     """Format of the annotation file; auto tells by its content."""
     skeleton: str = "auto"
@@ -113,7 +116,8 @@ def load_source(config: SourceConfig, number: int, annotated_rule: BoxRule = "sb
     remarks = [*content.remarks, *plausibility_of(content, config.annotations.name)]
     content = content.shifted(number)
     folder = ImageFolder(
-        config.images if is_address(config.images) else str(Path(config.images).expanduser().absolute())
+        config.images if is_address(config.images) else str(Path(config.images).expanduser().absolute()),
+        outside=config.outside_images,
     )
     folder.check()
     if config.detections is None:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from efafnet.pipelines.crops.images import ImageProblemError, decode_image
+from efafnet.pipelines.crops.images import ImageProblemError, decode_image, read_regular
 from efafnet.platform import console
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -100,7 +100,7 @@ def _source(index: int, path: Path) -> Source:
 def read_image(source: Source, *, upright: bool) -> Frame:
     """The picture of an image file: as stored, or turned ``upright`` as its orientation tag says."""
     try:
-        image = decode_image(source.path.read_bytes(), upright=upright)
+        image = decode_image(read_regular(source.path), upright=upright)
     except ImageProblemError as problem:
         raise UnreadableError(f"image {source.path} {problem.detail}; mend it, or leave it out") from problem
     except OSError as error:
