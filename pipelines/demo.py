@@ -139,7 +139,8 @@ def stages_of(config: DemoConfig) -> list[Stage]:
     report = ("report", f"out={out}/report.html", f"uri={tracking}", "experiment=demo", "title=The demo's runs")
     return [
         Stage("synth", "draw people and annotate them",
-              (("synth", str(people), *images, f"seed={config.seed}", "overwrite=true"),), lambda: _people(out)),
+              (("synth", str(people), "people=clear", *images, f"seed={config.seed}", "overwrite=true"),),
+              lambda: _people(out)),
         Stage("prepare", "cut one crop per person, with Ray Data", tuple(prepare), lambda: _crops(out)),
         Stage("train", "EFAFNet on two workers, with Ray Train",
               (("train", *base, "name=efafnet", *amounts.train),), lambda: _training(out)),

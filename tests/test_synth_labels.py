@@ -40,7 +40,7 @@ def _outfit(stance: Stance, **changes: object) -> Outfit:
     plain = {
         "hair": "short", "hat": "", "glasses": False, "beard": False, "watch": False, "badge": False, "armband": False,
         "placket": False, "logo": False, "number": False, "strap": False, "backpack": False, "skirt": False,
-        "sleeve": 0.5, "hem": 1.9, "socks": 1.0, "parted": False,
+        "sleeve": 0.5, "hem": 1.9, "socks": 1.0, "parted": False, "loose_top": 1.1, "loose_bottom": 1.1,
     }  # fmt: skip
     return replace(drawn, **(plain | changes))  # type: ignore[arg-type]
 

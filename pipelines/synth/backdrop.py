@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import colorsys
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.pipelines.synth.body import Rng, pick
-from efafnet.pipelines.synth.outfit import Colour, any_colour
+from efafnet.pipelines.synth.outfit import muted_colour
 from efafnet.pipelines.synth.textures import TILE, Bank
 
 Image = NDArray[np.uint8]
@@ -34,16 +32,10 @@ def paint_backdrop(rng: Rng, width: int, height: int, horizon: float, noise: Ban
     return image
 
 
-def _muted(rng: Rng) -> Colour:
-    """A colour as walls, floors and skies have it: seldom vivid, seldom dark."""
-    vivid = float(rng.beta(1.1, 3.2))
-    return colorsys.hsv_to_rgb(float(rng.random()), vivid, float(rng.uniform(0.25, 0.95)))
-
-
 def _ramp(rng: Rng) -> NDArray[np.uint8]:
     """A table (256, 1, 3) from noise values to a few colours."""
     knots = int(rng.integers(2, 5))
-    base = np.array(_muted(rng)) * 255
+    base = np.array(muted_colour(rng)) * 255
     contrast = float(rng.uniform(10, 60))
     colours = np.clip(base + rng.normal(0, contrast, (knots, 1)) + rng.normal(0, 0.35 * contrast, (knots, 3)), 0, 255)
     at = np.linspace(0, 255, knots)
@@ -107,14 +99,14 @@ def _clutter(rng: Rng, image: Image, height: int, count: int) -> None:
     width = image.shape[1]
     view = image[:height]
     for _ in range(count):
-        colour = tuple(int(255 * c) for c in any_colour(rng))
+        colour = tuple(int(255 * c) for c in muted_colour(rng))
         x, y = int(rng.integers(-20, width)), int(rng.integers(-20, max(1, height)))
         w, h = (int(v) for v in rng.exponential((0.14 * width, 0.14 * image.shape[0])) + 4)
         kind = pick(rng, (0.45, 0.15, 0.2, 0.2))
         if kind == 0:
             cv2.rectangle(view, (x, y), (x + w, y + h), colour, -1)
             if rng.random() < 0.6:
-                edge = tuple(int(255 * c) for c in any_colour(rng))
+                edge = tuple(int(255 * c) for c in muted_colour(rng))
                 cv2.rectangle(view, (x, y), (x + w, y + h), edge, int(rng.integers(1, 4)))
         elif kind == 1:
             cv2.ellipse(view, (x, y), (w, h), float(rng.uniform(0, 180)), 0, 360, colour, -1, cv2.LINE_AA)

@@ -90,13 +90,13 @@ def sample_body(rng: Rng) -> Body:
     length["shoulder_half"] *= shoulders
     length["hip_half"] *= hips
     length["head_height"] *= head
-    weight = float(np.exp(np.clip(rng.normal(0.0, 0.11), -0.22, 0.28)))
+    weight = float(np.exp(np.clip(rng.normal(0.13, 0.13), -0.2, 0.4)))
     return Body(
         kind=kind,
         stature=stature,
         **length,
         limb_girth=limbs * weight,
-        waist_girth=weight ** float(rng.uniform(1.0, 1.9)) * (0.95 if kind == "woman" else 1.0),
+        waist_girth=weight ** float(rng.uniform(0.9, 1.5)) * (0.95 if kind == "woman" else 1.0),
         hip_girth=hips * weight**0.8,
         bust=float(rng.uniform(0.35, 1.0)) if kind == "woman" else 0.0,
     )

@@ -69,15 +69,16 @@ def crowd_index(boxes_xywh: Sequence[Array], keypoints: Sequence[Array]) -> floa
     return float(np.mean(ratios)) if ratios else 0.0
 
 
-def coco_document(records: Sequence[ImageRecord], split: str, settings: dict[str, Any]) -> str:
-    """Write a COCO annotation file as text: compact, and equal for equal input."""
+def coco_document(records: Sequence[ImageRecord], split: str, settings: dict[str, Any], drawing: str) -> str:
+    """Write a COCO annotation file as text: compact, and equal for equal input. ``drawing`` names the drawing code."""
     annotations: list[dict[str, Any]] = []
     for record in records:
         for annotation in record.annotations:
             annotations.append({"id": len(annotations) + 1, "image_id": record.image["id"], **annotation})
     document = {
         "info": {
-            "description": f"Synthetic people ({split}), drawn by efafnet", "version": "1.0", "settings": settings
+            "description": f"Synthetic people ({split}), drawn by efafnet", "version": "1.0", "settings": settings,
+            "drawing": drawing,
         },
         "licenses": [{"id": 1, "name": "Apache License 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}],
         "categories": [person_category()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import multiprocessing
 import os
@@ -11,6 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import cache
+from importlib import resources
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +25,17 @@ from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.synth.coco import ImageRecord, coco_document, describe_people, image_record
+from efafnet.pipelines.synth.kinds import KINDS, People
 from efafnet.pipelines.synth.scene import Recipe, draw_scene
 from efafnet.pipelines.synth.textures import bank
 from efafnet.platform import console
-from efafnet.platform.storage import OutputExistsError, atomic_directory, check_output, write_text
+from efafnet.platform.storage import OutputExistsError, atomic_directory, check_output, sha256_json, write_text
 
 SPLITS = ("train", "val")
 SMALLEST_SIDE_PX = 96
 LARGEST_SIDE_PX = 4096
+_NOT_CONTENT = {"out", "workers", "overwrite"}
+"""Settings that must not show in the files: they do not change what is drawn."""
 
 
 class SplitCounts(Settings):
@@ -95,12 +102,17 @@ class SynthConfig(Settings):
     """Number of images of each split."""
     image_size: PictureSize = PictureSize()
     """Size of the pictures, height x width in pixels."""
-    people_per_image: PeopleRange = PeopleRange()
-    """Fewest and most people placed in a picture; some may find no room or end up wholly hidden."""
-    crowding: float = Field(0.25, ge=0, le=1)
-    """Probability that a person stands right beside another one, instead of where it is freest."""
-    occlusion: float = Field(0.3, ge=0, le=1)
-    """Probability, per person, that a thing stands in front of them."""
+    people: People = "coco"
+    """clear: one or two people, hardly anything in front of them, for networks that learn in minutes. coco: as many, as
+    near and as hidden as in COCO. crowd: groups with CrowdPose's crowd index. Each sets the four settings below."""
+    people_per_image: PeopleRange | None = None
+    """Fewest and most people placed in a picture; some may find no room or end up wholly hidden. Null: as `people`."""
+    crowding: float | None = Field(None, ge=0, le=1)
+    """Probability that a person stands right beside another one, instead of where it is freest. Null: as `people`."""
+    occlusion: float | None = Field(None, ge=0, le=1)
+    """Probability, per person, that a thing stands in front of them. Null: as `people`."""
+    close_ups: float | None = Field(None, ge=0, le=1)
+    """Share of the people who are too near to fit into the picture whole. Null: as `people`."""
     seed: int = Field(0, ge=0)
     """Seed of everything. The files depend on it and the settings above alone, not on the number of workers."""
     workers: int = Field(0, ge=0)
@@ -114,13 +126,32 @@ class SynthConfig(Settings):
             raise ValueError("images.train and images.val are both 0; ask for at least one image")
         return self
 
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that name what is drawn: the settings that matter, and the drawing code."""
+        return sha256_json([self.content(), drawing_digest()])[:16]
+
+    def content(self) -> dict[str, Any]:
+        """The settings that decide what is drawn, as a tree."""
+        return self.model_dump(mode="json", exclude=_NOT_CONTENT)
+
     @property
     def recipe(self) -> Recipe:
         """What the pictures are like."""
-        people = self.people_per_image
-        return Recipe(
-            self.image_size.width, self.image_size.height, people.fewest, people.most, self.crowding, self.occlusion
-        )
+        given = {name: getattr(self, name) for name in ("crowding", "occlusion", "close_ups")}
+        if self.people_per_image is not None:
+            given |= self.people_per_image.model_dump()
+        kind = replace(KINDS[self.people], **{name: value for name, value in given.items() if value is not None})
+        return Recipe(self.image_size.width, self.image_size.height, kind)
+
+
+@cache
+def drawing_digest() -> str:
+    """Return 16 hexadecimal digits over the code that draws: sets with another one hold other pictures."""
+    total = hashlib.sha256()
+    for file in sorted(resources.files("efafnet.pipelines.synth").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            total.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:16]
 
 
 class Task(NamedTuple):
@@ -151,7 +182,7 @@ def run_synth(config: SynthConfig) -> None:
             for task, made in _made(config, directory, advance):
                 records[task.split] += made
         for split in SPLITS:
-            document = coco_document(records[split], split, config.model_dump(mode="json", exclude=_NOT_CONTENT))
+            document = coco_document(records[split], split, config.content(), drawing_digest())
             write_text(directory / "annotations" / f"{split}.json", document)
     _summarise(config.out, records, time.perf_counter() - began)
 
@@ -161,10 +192,6 @@ def _check_output(config: SynthConfig) -> None:
         check_output(config.out, overwrite=config.overwrite)
     except OutputExistsError as error:
         raise OutputExistsError(f"{error} (or let overwrite=true do it)" if config.out.is_dir() else error) from None
-
-
-_NOT_CONTENT = {"out", "workers", "overwrite"}
-"""Settings that must not show in the files: they do not change what is drawn."""
 
 
 def _tasks(config: SynthConfig, workers: int) -> list[Task]:

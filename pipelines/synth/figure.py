@@ -88,27 +88,29 @@ def joints_of(stance: Stance) -> Array:
 def flesh_of(stance: Stance, outfit: Outfit) -> Array:
     """How far in front of each joint its own surface can lie, (17,) metres: the flesh and cloth around it."""
     body, h, hh = stance.body, stance.body.stature, stance.body.head_height
-    limb = h * body.limb_girth * max(outfit.loose_top, outfit.loose_bottom)
+    g = h * body.limb_girth
+    sleeve, cuff = (outfit.loose_top if outfit.sleeve > reach else 1.0 for reach in (0.9, 1.6))
+    leg, turn_up = (outfit.loose_bottom if outfit.hem > reach else 1.0 for reach in (1.0, 1.6))
     flesh = np.empty(17)
     flesh[JOINT["nose"]] = 0.10 * hh
     for name in ("left", "right"):
         flesh[JOINT[f"{name}_eye"]] = 0.09 * hh
         flesh[JOINT[f"{name}_ear"]] = 0.11 * hh
-        flesh[JOINT[f"{name}_shoulder"]] = 0.052 * limb
-        flesh[JOINT[f"{name}_elbow"]] = 0.034 * limb
-        flesh[JOINT[f"{name}_wrist"]] = 0.027 * limb
-        flesh[JOINT[f"{name}_hip"]] = 0.098 * max(limb, h * body.hip_girth)
-        flesh[JOINT[f"{name}_knee"]] = 0.052 * limb
-        flesh[JOINT[f"{name}_ankle"]] = 0.036 * limb
+        flesh[JOINT[f"{name}_shoulder"]] = 0.052 * g * outfit.loose_top
+        flesh[JOINT[f"{name}_elbow"]] = 0.034 * g * sleeve
+        flesh[JOINT[f"{name}_wrist"]] = 0.027 * g * cuff
+        flesh[JOINT[f"{name}_hip"]] = 0.098 * max(g * outfit.loose_bottom, h * body.hip_girth)
+        flesh[JOINT[f"{name}_knee"]] = 0.052 * g * leg
+        flesh[JOINT[f"{name}_ankle"]] = 0.036 * g * turn_up
     return flesh
 
 
 def _trunk(model: Model, stance: Stance, outfit: Outfit) -> None:
     body, h, trunk = stance.body, stance.body.stature, stance.body.trunk
     loose, woman = 0.5 + 0.5 * outfit.loose_top, body.kind == "woman"
-    hips = 0.091 * h * body.hip_girth
-    waist = (0.074 if woman else 0.083) * h * body.waist_girth * loose
-    ribs = (0.083 if woman else 0.091) * h * (0.6 + 0.4 * body.waist_girth) * loose
+    hips = 0.096 * h * body.hip_girth
+    waist = (0.079 if woman else 0.088) * h * body.waist_girth * loose
+    ribs = (0.087 if woman else 0.096) * h * (0.6 + 0.4 * body.waist_girth) * loose
     top: Tag = (Surface.TORSO, Cloth.TOP, Bone.CHEST)
     below: Tag = (Surface.PELVIS, Cloth.BOTTOM, Bone.PELVIS)
     crotch, lumbar = (Bone.PELVIS, 0, -0.008 * h, -0.002 * h), (Bone.ABDOMEN, 0, 0, 0)
@@ -168,16 +170,16 @@ def _arm(model: Model, stance: Stance, outfit: Outfit, side: int) -> None:
     cuff = loose if outfit.sleeve > 1.6 else 1.0
     shoulder, elbow, wrist = (upper, 0, 0, 0), (fore, 0, 0, 0), (hand, 0, 0, 0)
     bulge = (fore, 0, -0.3 * body.forearm, 0)
-    at_elbow = 0.0238 * g * loose
-    model.ellipsoid(shoulder, (0.033 * g, 0.034 * g, 0.033 * g), arm)
-    model.cone(shoulder, elbow, (0.031 * g * loose, at_elbow), arm)
+    at_elbow = 0.0255 * g * loose
+    model.ellipsoid(shoulder, (0.036 * g, 0.037 * g, 0.036 * g), arm)
+    model.cone(shoulder, elbow, (0.034 * g * loose, at_elbow), arm)
     model.ellipsoid(elbow, (at_elbow, at_elbow, at_elbow), forearm)
-    model.cone(elbow, bulge, (at_elbow, 0.0240 * g * cuff), forearm)
-    model.cone(bulge, wrist, (0.0240 * g * cuff, 0.0165 * g * cuff), forearm)
+    model.cone(elbow, bulge, (at_elbow, 0.0255 * g * cuff), forearm)
+    model.cone(bulge, wrist, (0.0255 * g * cuff, 0.0180 * g * cuff), forearm)
     model.ellipsoid(wrist, (0.0165 * g, 0.0165 * g, 0.0165 * g), forearm)
     if 0 < outfit.sleeve < 0.9:
         end = (upper, 0, -outfit.sleeve * body.upper_arm, 0)
-        model.cone(shoulder, end, (0.035 * g, 0.032 * g * outfit.loose_top), arm)
+        model.cone(shoulder, end, (0.038 * g, 0.035 * g * outfit.loose_top), arm)
     length = body.hand
     model.ellipsoid((hand, 0, -0.42 * length, 0), (0.011 * h, 0.44 * length, 0.022 * h), skin)
     model.ellipsoid((hand, 0, -0.74 * length, 0), (0.009 * h, 0.27 * length, 0.019 * h), skin)
@@ -194,8 +196,8 @@ def _leg(model: Model, stance: Stance, outfit: Outfit, side: int) -> None:
     cuff = outfit.loose_bottom if outfit.hem > 1.6 else 1.0
     hip, knee, ankle = (upper, 0, 0, 0), (lower, 0, 0, 0), (foot, 0, 0, 0)
     calf = (lower, 0, -0.32 * body.shank, -0.006 * h)
-    model.ellipsoid(hip, (0.051 * g, 0.056 * g, 0.056 * g), thigh)
-    model.cone(hip, knee, (0.051 * g * loose, 0.034 * g * loose), thigh)
+    model.ellipsoid(hip, (0.054 * g, 0.058 * g, 0.058 * g), thigh)
+    model.cone(hip, knee, (0.054 * g * loose, 0.036 * g * loose), thigh)
     model.ellipsoid(knee, (0.0335 * g * loose, 0.036 * g, 0.0345 * g * loose), shank)
     model.cone(knee, calf, (0.032 * g * loose, 0.0345 * g * cuff), shank)
     model.cone(calf, ankle, (0.0345 * g * cuff, 0.0215 * g * cuff * cuff), shank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -111,16 +112,28 @@ def _shaken(rng: Rng, colour: Colour, amount: float) -> Colour:
 
 
 def any_colour(rng: Rng) -> Colour:
-    """Draw a colour: vivid, muted, dark, light or grey."""
+    """Draw a colour of clothes: vivid, muted, dark, light or grey."""
     return colorsys.hsv_to_rgb(rng.random(), float(rng.beta(1.3, 1.6)), float(rng.uniform(0.12, 0.98)))
 
 
-def sample_fabric(rng: Rng, first: Colour, plain: float) -> Fabric:
-    """Draw a fabric in a colour, plain with probability ``plain``."""
+def muted_colour(rng: Rng) -> Colour:
+    """Draw a colour as walls, floors, skies and furniture have it: earth, leaves or sky, seldom vivid or dark."""
+    middle, spread = _HUES[pick(rng, _HUE_WEIGHTS)]
+    hue = (middle + spread * float(rng.standard_normal())) % 1.0
+    return colorsys.hsv_to_rgb(hue, float(rng.beta(1.1, 3.2)), float(rng.uniform(0.2, 0.95)))
+
+
+# Hues from 0 to 1 with their deviations: wood, stone and skin; leaves; sky and water; anything.
+_HUES = ((0.085, 0.035), (0.28, 0.06), (0.58, 0.05), (0.5, 0.5))
+_HUE_WEIGHTS = (0.45, 0.18, 0.22, 0.15)
+
+
+def sample_fabric(rng: Rng, first: Colour, plain: float, other: Callable[[Rng], Colour] = any_colour) -> Fabric:
+    """Draw a fabric in a colour, plain with probability ``plain``; ``other`` draws a pattern's second colour."""
     if rng.random() < plain:
         return Fabric(first, first, grain=float(rng.uniform(0.03, 0.14)))
     pattern = Pattern(int(rng.integers(Pattern.BANDS, Pattern.BLOCKS + 1)))
-    second = any_colour(rng)
+    second = other(rng)
     # Two colours too alike are no pattern.
     if sum(abs(a - b) for a, b in zip(first, second, strict=True)) < 0.5:
         second = (1 - first[0], 1 - first[1], 1 - first[2]) if rng.random() < 0.3 else (0.95, 0.95, 0.93)
@@ -139,8 +152,8 @@ def sample_outfit(rng: Rng, body: Body) -> Outfit:
         sleeve=_SLEEVES[pick(rng, (0.1, 0.15, 0.2, 0.1, 0.05, 0.1, 0.3))],
         hem=hem,
         skirt=skirt,
-        loose_top=float(rng.uniform(1.0, 1.22)),
-        loose_bottom=float(rng.uniform(1.0, 1.22)),
+        loose_top=float(rng.uniform(1.05, 1.7)),
+        loose_bottom=float(rng.uniform(1.05, 1.6)),
         tucked=has["tucked"],
         neckline=(-0.1, 0.03, 0.08, 0.16)[int(rng.integers(4))],
         hair=hair,
@@ -199,5 +212,5 @@ def _fabrics(rng: Rng, *, dress: bool) -> tuple[Fabric, ...]:
         Fabric(belt, belt, grain=0.05),
         sample_fabric(rng, hat, plain=0.8),
         Fabric(any_colour(rng), contrast, Pattern.CHECK, 0.06, 0.0),
-        *(sample_fabric(rng, any_colour(rng), plain=0.6) for _ in range(4)),
+        *(sample_fabric(rng, muted_colour(rng), 0.6, muted_colour) for _ in range(4)),
     )

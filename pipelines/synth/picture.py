@@ -26,7 +26,7 @@ SMALL_AREA_PX = 32 * 32
 """COCO's annotators left the joints of persons smaller than this unlabelled."""
 LEAST_AREA_PX = 12
 """A person of whom fewer pixels show is not annotated at all."""
-_HIDES_AT_MOST = 0.6
+_HIDES_AT_MOST = 0.8
 """A thing that would hide more than this share of somebody is left out."""
 _FINE_BELOW_PX = 60.0
 """Below this many px/m things are drawn with 2 x 2 samples per pixel."""

@@ -293,8 +293,8 @@ def _active(rng: Rng) -> Pose:
 
 
 FAMILIES = (
-    (_standing, 0.23), (_walking, 0.16), (_running, 0.09), (_sitting, 0.13), (_floor_sitting, 0.05), (_squatting, 0.06),
-    (_bending, 0.06), (_reaching, 0.09), (_lying, 0.05), (_active, 0.08),
+    (_standing, 0.28), (_walking, 0.16), (_running, 0.08), (_sitting, 0.15), (_floor_sitting, 0.05), (_squatting, 0.05),
+    (_bending, 0.05), (_reaching, 0.08), (_lying, 0.04), (_active, 0.06),
 )  # fmt: skip
 
 

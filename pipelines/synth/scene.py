@@ -10,6 +10,7 @@ import numpy as np
 from efafnet.pipelines.synth.backdrop import Image, paint_backdrop
 from efafnet.pipelines.synth.body import Rng, pick, sample_body
 from efafnet.pipelines.synth.figure import build_person, joints_of
+from efafnet.pipelines.synth.kinds import Kind
 from efafnet.pipelines.synth.kinematics import Stance, articulate
 from efafnet.pipelines.synth.outfit import sample_outfit
 from efafnet.pipelines.synth.picture import Actor, Label, Picture, person, thing
@@ -28,9 +29,6 @@ from efafnet.pipelines.synth.stage import (
 from efafnet.pipelines.synth.textures import Bank
 from efafnet.pipelines.synth.things import add_held, add_seat, sample_thing
 
-_CROWD_SHARE = 0.05
-"""Share of the pictures with a crowd in the distance (where the view reaches that far)."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -38,23 +36,18 @@ class Recipe:
 
     width: int
     height: int
-    fewest: int
-    most: int
-    crowding: float
-    """Probability that a person stands right beside another one."""
-    occlusion: float
-    """Probability that a thing stands in front of a person."""
+    kind: Kind
 
 
 def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label]]:
     """Draw one picture (height, width, 3), red first, and its labels."""
     guests = _sample_people(rng, recipe)
     view = sample_view(rng, recipe.width, recipe.height, guests)
-    places = place_people(rng, view, guests, recipe.crowding)
+    places = place_people(rng, view, guests, recipe.kind)
     standing = [(guest, place) for guest, place in zip(guests, places, strict=True) if place is not None]
     queue = [(place.scale, _person_actor(rng, view, guest.stance, place)) for guest, place in standing]
-    queue += _things(rng, view, [place for _, place in standing], recipe.occlusion)
-    if rng.random() < _CROWD_SHARE:
+    queue += _things(rng, view, [place for _, place in standing], recipe.kind.occlusion)
+    if rng.random() < recipe.kind.distant_crowds:
         queue += _crowd(rng, view)
     queue.sort(key=lambda pair: pair[0])
     backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise)
@@ -67,14 +60,18 @@ def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label
 
 def _sample_people(rng: Rng, recipe: Recipe) -> list[Guest]:
     """Draw who is there and how large, the nearest first."""
-    count = int(rng.integers(recipe.fewest, recipe.most + 1))
-    common = sample_stature_px(rng, recipe.height)
+    count = int(rng.integers(recipe.kind.fewest, recipe.kind.most + 1))
+    common = sample_stature_px(rng, recipe.height, recipe.kind.close_ups)
     guests = []
     for index in range(count):
         stance = articulate(sample_body(rng), sample_pose(rng), sample_yaw(rng))
         # Half of the others are about as far away as the first.
         near = index == 0 or rng.random() < 0.5
-        stature_px = common * float(rng.uniform(0.8, 1.0)) if near else sample_stature_px(rng, recipe.height)
+        stature_px = (
+            common * float(rng.uniform(0.8, 1.0))
+            if near
+            else sample_stature_px(rng, recipe.height, recipe.kind.close_ups)
+        )
         guests.append(Guest(stance, joints_of(stance), stature_px / 1.65))
     return sorted(guests, key=lambda guest: -guest.scale)
 

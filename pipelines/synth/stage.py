@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from efafnet.pipelines.synth.body import Rng, pick
+from efafnet.pipelines.synth.kinds import Kind
 from efafnet.pipelines.synth.kinematics import Stance
 from efafnet.pipelines.synth.solids import Array, Camera
 
@@ -65,9 +66,10 @@ def sample_yaw(rng: Rng) -> float:
     return float(np.deg2rad(rng.normal(180 * kind, 35)))
 
 
-def sample_stature_px(rng: Rng, height: int) -> float:
-    """Draw how tall a standing person would appear: whole figures mostly, close-ups that the frame cuts else."""
-    low, high = ((0.42, 1.0), (1.0, 2.3))[pick(rng, (0.62, 0.38))]
+def sample_stature_px(rng: Rng, height: int, close_ups: float) -> float:
+    """Draw how tall a standing person would appear: whole figures mostly, with probability ``close_ups`` more than the
+    frame can hold."""
+    low, high = ((0.42, 0.95), (1.0, 2.3))[pick(rng, (1 - close_ups, close_ups))]
     return float(height * np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -105,19 +107,19 @@ def sample_view(rng: Rng, width: int, height: int, guests: list[Guest]) -> View:
     return View(width, height, top - scale * (eye - span), eye, focal)
 
 
-def place_people(rng: Rng, view: View, guests: list[Guest], crowding: float) -> list[Place | None]:
+def place_people(rng: Rng, view: View, guests: list[Guest], kind: Kind) -> list[Place | None]:
     """Place people, the nearest first. None for one who found no room.
 
-    With probability ``crowding`` a person stands right beside another one, else where it is freest.
+    With probability ``kind.crowding`` a person stands right beside another one, else where it is freest.
     """
     places: list[Place | None] = []
     boxes: list[Box] = []
     for guest in guests:
         neighbours = [place for place in places if place is not None]
-        beside = bool(neighbours) and rng.random() < crowding
+        beside = bool(neighbours) and rng.random() < kind.crowding
         best: tuple[float, Place, Box] | None = None
         for _ in range(_TRIES):
-            place = _draw_place(rng, view, guest, neighbours, beside=beside)
+            place = _draw_place(rng, view, guest, neighbours, kind.at_sides, beside=beside)
             box = _extent(view, guest, place)
             overlap = max((_overlap(box, other) for other in boxes), default=0.0)
             cost = _loss(view, box) + (max(0.0, overlap - 0.55) if beside else overlap)
@@ -133,13 +135,13 @@ def place_people(rng: Rng, view: View, guests: list[Guest], crowding: float) -> 
     return places
 
 
-def _draw_place(rng: Rng, view: View, guest: Guest, neighbours: list[Place], *, beside: bool) -> Place:
+def _draw_place(rng: Rng, view: View, guest: Guest, neighbours: list[Place], at_sides: float, *, beside: bool) -> Place:
     if beside:
         other = neighbours[int(rng.integers(len(neighbours)))]
         scale = other.scale * float(np.exp(rng.uniform(-0.25, 0.08)))
         side = -1 if rng.random() < 0.5 else 1
         return Place(other.x + side * scale * float(rng.uniform(0.2, 0.6)), scale)
-    margin = 0.12 if rng.random() < 0.8 else -0.08
+    margin = -0.08 if rng.random() < at_sides else 0.12
     return Place(view.width * float(rng.uniform(margin, 1 - margin)), guest.scale)
 
 

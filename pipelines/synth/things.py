@@ -10,7 +10,7 @@ import numpy as np
 from efafnet.pipelines.synth.body import Rng, pick
 from efafnet.pipelines.synth.figure import Surface
 from efafnet.pipelines.synth.kinematics import Stance, turn
-from efafnet.pipelines.synth.outfit import Cloth, Fabric, Pattern, any_colour, sample_fabric
+from efafnet.pipelines.synth.outfit import Cloth, Fabric, Pattern, muted_colour, sample_fabric
 from efafnet.pipelines.synth.pose import Bone
 from efafnet.pipelines.synth.solids import Frames, Model, Tag
 
@@ -36,7 +36,7 @@ def sample_thing(rng: Rng) -> Thing:
     maker = makers[pick(rng, tuple(_MAKERS.values()))]
     model = Model()
     height = maker(model, rng)
-    fabrics = tuple(sample_fabric(rng, any_colour(rng), plain=0.5) for _ in range(3))
+    fabrics = tuple(sample_fabric(rng, muted_colour(rng), 0.5, muted_colour) for _ in range(3))
     leaves = (float(rng.uniform(0.1, 0.35)), float(rng.uniform(0.3, 0.55)), float(rng.uniform(0.08, 0.25)))
     dark = (0.5 * leaves[0], 0.5 * leaves[1], 0.5 * leaves[2])
     plant = Fabric(leaves, dark, Pattern.MOTTLED, 0.35, 0.2)

@@ -1,0 +1,79 @@
+"""What the people of a set are like: shares by which drawn people are held against photographed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from efafnet.pipelines.synth.coco import ImageRecord, crowd_index
+
+_BORDER_PX = 1.0
+"""A box that ends this near to the picture's border is taken to be cut by it."""
+_ASPECT, _PADDING = 3 / 4, 1.25
+"""Width to height of the crop that a network sees, and by how much it is larger than the box."""
+_WHOLE_JOINTS = 12
+"""Labelled joints of a person who counts as whole."""
+CROWD_BINS = (0.2, 0.4, 0.6, 0.8)
+"""Borders between the five classes of pictures in which CrowdPose counts its crowd index."""
+
+
+def records_of(document: Mapping[str, Any]) -> list[ImageRecord]:
+    """The pictures of a COCO annotation file, each with its people."""
+    people: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in document["images"]}
+    for annotation in document["annotations"]:
+        people[annotation["image_id"]].append(annotation)
+    return [ImageRecord(image, people[image["id"]]) for image in document["images"]]
+
+
+def census(records: Sequence[ImageRecord]) -> dict[str, float]:
+    """Describe the people with labelled joints, by the names that the tables use.
+
+    Shares are of persons, except visible, hidden and unlabelled, which are of all their joints. A person is whole and
+    hardly hidden if the border does not touch the box, at least 12 joints are labelled and at most one of them is
+    hidden. √area / crop width is what OKS sees of a crop: COCO's area against the 3:4 crop around the box.
+    """
+    found = [(a, record.image) for record in records for a in record.annotations if _has_joints(a)]
+    if not found:
+        return {}
+    boxes = np.array([a["bbox"] for a, _ in found], dtype=np.float64)
+    sides = np.array([(image["width"], image["height"]) for _, image in found], dtype=np.float64)
+    area = np.array([a["area"] for a, _ in found], dtype=np.float64)
+    visibility = np.array([a["keypoints"][2::3] for a, _ in found])
+    end = boxes[:, :2] + boxes[:, 2:]
+    cut = np.concatenate((boxes[:, :2] <= _BORDER_PX, end >= sides - _BORDER_PX), axis=1)
+    hidden, labelled = (visibility == 1).sum(axis=1), (visibility > 0).sum(axis=1)
+    whole = ~cut.any(axis=1) & (hidden <= 1) & (labelled >= _WHOLE_JOINTS)
+    crop_width = np.maximum(boxes[:, 2], boxes[:, 3] * _ASPECT) * _PADDING
+    return {
+        "persons": float(len(found)),
+        "box touches the border": float(cut.any(axis=1).mean()),
+        "cut at the bottom": float(cut[:, 3].mean()),
+        "whole and hardly hidden": float(whole.mean()),
+        "area / box, median": float(np.median(area / boxes.prod(axis=1, where=[False, False, True, True]))),
+        "√area / crop width, median": float(np.median(np.sqrt(area) / crop_width)),
+        "joints visible": float((visibility == 2).mean()),
+        "joints hidden": float((visibility == 1).mean()),
+        "joints unlabelled": float((visibility == 0).mean()),
+        "labelled joints of a person": float(labelled.mean()),
+        "crowd index, mean": float(np.mean([index_of(record) for record in records])),
+    }
+
+
+def _has_joints(annotation: Mapping[str, Any]) -> bool:
+    return not annotation.get("iscrowd", 0) and annotation.get("num_keypoints", 0) > 0
+
+
+def index_of(record: ImageRecord) -> float:
+    """CrowdPose's crowd index of a picture."""
+    people = [a for a in record.annotations if not a.get("iscrowd", 0) and "keypoints" in a]
+    boxes = [np.array(a["bbox"], dtype=np.float64) for a in people]
+    return crowd_index(boxes, [np.array(a["keypoints"], dtype=np.float64).reshape(-1, 3) for a in people])
+
+
+def crowd_shares(records: Sequence[ImageRecord]) -> list[float]:
+    """Share of the pictures with people in each fifth of the crowd index: to .2, .4, .6, .8, and above."""
+    index = [index_of(record) for record in records if any(_has_joints(a) for a in record.annotations)]
+    counts = np.bincount(np.searchsorted(CROWD_BINS, index, side="right"), minlength=5)
+    return [float(share) for share in counts / max(len(index), 1)]

@@ -1,0 +1,41 @@
+"""The three kinds of pictures that ``people=`` names: how many people, how near, and what stands before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+People = Literal["clear", "coco", "crowd"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the people of a picture are chosen and placed."""
+
+    fewest: int
+    """Fewest people placed in a picture."""
+    most: int
+    """Most people placed in a picture."""
+    crowding: float
+    """Probability that a person stands right beside another one."""
+    occlusion: float
+    """Probability that a thing stands in front of a person."""
+    close_ups: float
+    """Share of the people who are nearer than a whole figure would fit into the picture."""
+    at_sides: float
+    """Probability that a person may stand where the picture's left or right side cuts the figure."""
+    distant_crowds: float
+    """Share of the pictures with a crowd in the distance, annotated as one (where the view reaches that far)."""
+
+
+KINDS: dict[People, Kind] = {
+    "clear": Kind(
+        fewest=1, most=2, crowding=0.0, occlusion=0.1, close_ups=0.12, at_sides=0.2, distant_crowds=0.0,
+    ),
+    "coco": Kind(
+        fewest=1, most=4, crowding=0.3, occlusion=0.3, close_ups=0.05, at_sides=0.65, distant_crowds=0.05,
+    ),
+    "crowd": Kind(
+        fewest=2, most=6, crowding=0.75, occlusion=0.2, close_ups=0.12, at_sides=0.5, distant_crowds=0.05,
+    ),
+}  # fmt: skip
