@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from efafnet.models.skeleton import CROWDPOSE_14
@@ -8,6 +12,7 @@ from efafnet.pipelines.evaluation.config import CrowdSplit
 from efafnet.pipelines.evaluation.crowdpose import crowdpose_figures
 from efafnet.pipelines.evaluation.matching import match
 from efafnet.pipelines.evaluation.metrics import evaluate_predictions
+from efafnet.pipelines.evaluation.results_file import read_reference
 from tests.evaluation_cases import published_predictions, random_case, shared_json
 
 
@@ -30,6 +35,31 @@ def test_area_is_053_of_the_box_where_annotations_hold_none() -> None:
     del annotation["area"]
     _, _, w, h = annotation["bbox"]
     assert truth(ground_truth).area_px2[0] == h * w * 0.53
+
+
+def test_an_area_in_the_file_is_not_crowdposes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The official tool (crowdposetools, use_area=False) never looks at it; a file scored as COCO's is."""
+    ground_truth, results = random_case(11, num_images=10, skeleton=CROWDPOSE_14)
+    for image in ground_truth["images"]:
+        image["crowdIndex"] = 0.5
+    bare, given = tmp_path / "bare.json", tmp_path / "given.json"
+    for annotation in ground_truth["annotations"]:
+        annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+    given.write_text(json.dumps(ground_truth))
+    for annotation in ground_truth["annotations"]:
+        del annotation["area"]
+    bare.write_text(json.dumps(ground_truth))
+    references = [read_reference(path) for path in (bare, given)]
+    assert [r.format for r in references] == ["crowdpose", "crowdpose"]
+    np.testing.assert_array_equal(references[0].truth.area_px2, references[1].truth.area_px2)
+    told = f"given.json: the area of {len(ground_truth['annotations'])} annotations is not used"
+    assert told in " ".join(capsys.readouterr().err.split())
+    expected, found = (
+        crowdpose_figures(match(r.truth, detections(results, r.truth)), r.truth)["ap"] for r in references
+    )
+    as_coco = read_reference(given, "coco").truth
+    assert found == expected < evaluate_predictions(results, json.loads(given.read_text()))["ap"]
+    assert as_coco.area_px2.sum() == pytest.approx(references[0].truth.area_px2.sum() / 0.53)
 
 
 @pytest.mark.parametrize(("split", "boundary"), [("tool", 0.2), ("paper", 0.1)])

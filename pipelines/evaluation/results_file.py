@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from efafnet.pipelines.crops.sources import named_skeleton
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.columns import Truth, truth, truth_of
 from efafnet.pipelines.evaluation.mpii import head_size
-from efafnet.pipelines.formats.annotations import Annotations
+from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotations
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.plausibility import plausibility_of
@@ -65,7 +65,22 @@ def read_reference(
         content = _annotations(path, known, categories)
         reference = _naming(path, lambda: truth_of(content))
         heads = {a.annotation_id: a.head_size for a in content.annotations if a.head_size is not None}
-    return Reference(reference, _format_of(reference, heads, path, wanted), heads)
+    data_format = _format_of(reference, heads, path, wanted)
+    if data_format == "crowdpose":
+        reference = _with_areas_of_boxes(reference, path)
+    return Reference(reference, data_format, heads)
+
+
+def _with_areas_of_boxes(reference: Truth, path: Path) -> Truth:
+    """CrowdPose's tool takes .53 · height · width of the box for a person's area, also where a file has areas."""
+    areas = reference.box_xywh_px[:, 3] * reference.box_xywh_px[:, 2] * AREA_OF_BOX
+    others = int((~np.isclose(areas, reference.area_px2)).sum())
+    if others:
+        console.note(
+            f"{path}: the area of {others} annotations is not used; CrowdPose's tool takes 0.53 of the box "
+            "(format=coco uses it)"
+        )
+    return replace(reference, area_px2=areas)
 
 
 @lru_cache(maxsize=2)
