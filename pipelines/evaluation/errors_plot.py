@@ -21,6 +21,7 @@ COLOURS = {
     "swap": "#cc79a7",
     "miss": "#d55e00",
     "scores": "#009e73",
+    "background": "#f0e442",
     "not found": "#7f7f7f",
 }
 _MEANINGS = {
@@ -28,7 +29,8 @@ _MEANINGS = {
     "swap": "swap\n(another person's)",
     "inversion": "inversion\n(left for right)",
     "jitter": "jitter\n(near its place)",
-    "scores": "scores\n(duplicates, nobody)",
+    "scores": "scores\n(not in order of OKS)",
+    "background": "background\n(matching nobody)",
 }
 
 
@@ -80,7 +82,7 @@ def _cost(axes: Axes, analysis: ErrorAnalysis) -> None:
     axes.text(before - 0.01, len(steps), f"{1 - before:+.3f}", va="center", ha="right")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
-    axes.set_xlabel("AP, one kind of mistake after the other put right")
+    axes.set_xlabel("AP, one kind of mistake after the other put right by as little as is needed")
     axes.set_title(
         f"{analysis.matched} of {analysis.persons} persons found, {analysis.unmatched} predictions of nobody",
         fontsize=10,
