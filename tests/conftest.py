@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from efafnet.platform import tracking
+from efafnet.platform.tracking import _create_sqlite
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,9 +42,15 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that share one local Ray last: those before them start Rays of their own, and two disturb each
+    other."""
+    items.sort(key=lambda item: "ray_local" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A local Ray with four CPU slots for one test module. Ended before anything else may start another."""
+    """A local Ray with four CPU slots, shared by all tests that ask for it: starting one takes seconds."""
     import ray
 
     from efafnet.platform.cluster import ClusterConfig, connect
@@ -50,12 +60,32 @@ def ray_local() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A sqlite store of MLflow; a fresh one takes seconds to make, so the tests of a module share it."""
-    from efafnet.platform.tracking import prepare_tracking
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an MLflow store that holds nothing. To be copied: making one takes more than a second."""
+    file = tmp_path_factory.mktemp("fresh") / "mlflow.db"
+    _create_sqlite(file)
+    return file
 
-    return prepare_tracking(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+
+@pytest.fixture(autouse=True)
+def _new_stores_are_copies(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Let the sqlite stores of MLflow that a test makes begin as copies of one; processes it starts make them anew."""
+
+    def create(file: Path) -> None:
+        if not file.exists() and file.parent.is_dir():
+            shutil.copyfile(request.getfixturevalue("fresh_store"), file)
+        _create_sqlite(file)
+
+    monkeypatch.setattr(tracking, "_create_sqlite", create)
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory, fresh_store: Path) -> str:
+    """A sqlite store of MLflow that the tests of a module share."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    shutil.copyfile(fresh_store, file)
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture
