@@ -88,6 +88,7 @@ def test_where_locks_are_refused_a_lease_stands_for_them(tmp_path: Path, capsys:
         ("this", os.getpid(), 30.0, False),
         ("this", dead_process(), 0.0, True),  # no need to wait: it is known to be dead
     ],
+    ids=["touched lately", "stale", "this process", "a dead process"],
 )
 def test_leases_of_the_dead_are_taken_over(tmp_path: Path, machine: str, pid: int, age_s: float, is_free: bool) -> None:
     path = tmp_path / "lock"
