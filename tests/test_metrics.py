@@ -169,6 +169,8 @@ def test_bad_annotations_are_named() -> None:
         evaluate_predictions([], {"images": [{"id": 1}], "categories": [category()]})
     with pytest.raises(ValueError, match="list no images"):
         evaluate_predictions([], {**truth, "images": []})
+    with pytest.raises(ValueError, match=r"list no images \(image_entry_invalid 1 \(image id 'a' \(text"):
+        evaluate_predictions([], {**truth, "images": [{"id": "a"}]})
     with pytest.raises(ValueError, match="annotation 1 has 51 keypoint values; skeleton custom needs 3"):
         evaluate_predictions([], {**truth, "categories": [{"id": 1, "keypoints": ["tail"]}]})
     with pytest.raises(ValueError, match="annotation 3 lies on image 2, which is not listed"):

@@ -17,10 +17,13 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import Annotations
 from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 from efafnet.pipelines.formats.coco import parse_coco
+from efafnet.pipelines.formats.rejects import explained
 from efafnet.pipelines.formats.results import parse_results
 
 if TYPE_CHECKING:
     from efafnet.pipelines.crops.store import GroundTruth
+
+_FAR_PX = 1e100
 
 __all__ = ["PERSON_CATEGORY", "Detections", "Truth", "detections", "index_of_images", "truth", "truth_of"]
 
@@ -93,8 +96,9 @@ def truth(ground_truth: GroundTruth | Mapping[str, Any], skeleton: Skeleton | No
 
 def truth_of(content: Annotations) -> Truth:
     """Columns of an annotation file; ValueError where it lists no images, or holds annotations that cannot be used."""
-    if not content.images and not any(reject.reason == "image_entry_invalid" for reject in content.rejects):
-        raise ValueError("the annotations list no images: there is nothing to measure on")
+    causes = explained(reject for reject in content.rejects if reject.reason == "image_entry_invalid")
+    if not content.images:
+        raise ValueError(f"the annotations list no images{causes and f' ({causes})'}: there is nothing to measure on")
     content.refuse_rejects()
     if content.left_out and not content.annotations:
         raise ValueError(f"{content.nothing()}; give categories=[NAME], or the annotations the category with joints")
@@ -152,8 +156,10 @@ def detections(results: Sequence[Mapping[str, Any]], truth: Truth, *, area_from_
     """
     found = parse_results(results, truth.skeleton, truth.category_ids or (truth.category_id,), boxed=area_from_box)
     image = index_of_images(found.image_id, truth, "results entry")
-    joints = np.ascontiguousarray(found.keypoints[:, :, :2])
-    return Detections(image=image, joints_px=joints, scores=found.score, area_px2=_areas(joints, found.box_xywh_px))
+    # What diverged is as wrong at 1e100 px as at 1e308, whose square is no number.
+    joints = np.clip(found.keypoints[:, :, :2], -_FAR_PX, _FAR_PX)
+    boxes = None if found.box_xywh_px is None else np.clip(found.box_xywh_px, -_FAR_PX, _FAR_PX)
+    return Detections(image=image, joints_px=joints, scores=found.score, area_px2=_areas(joints, boxes))
 
 
 def _areas(joints_px: NDArray[np.float64], boxes: NDArray[np.float64] | None) -> NDArray[np.float64]:

@@ -117,7 +117,8 @@ def _as_corners(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     as_sizes = boxes[:, :2] + boxes[:, 2:] - np.where(np.isfinite(high), high, 0)
     as_corners = boxes[:, 2:] - np.where(np.isfinite(high), high, 0)
     loose = (as_sizes > np.maximum(2 * as_corners, 0.25 * extent + as_corners)).any(axis=1)
-    return np.asarray(inside & sound & loose & (extent > 0).any(axis=1))
+    tight = (as_corners <= 0.5 * extent + 2).all(axis=1)
+    return np.asarray(inside & sound & loose & tight)
 
 
 def _beyond(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
