@@ -189,11 +189,11 @@ class _Fields:
         values = self.category.get("sigmas")
         if values is None:
             return None
-        rule = f"{len(self.joints)} numbers above 0, one for each joint"
+        rule = f"{len(self.joints)} numbers above 0, one for each joint, as shares of a person's scale"
         if not isinstance(values, list):
             raise self.bad("sigmas", rule, values)
         found = [number(value) for value in values]
-        if len(found) != len(self.joints) or any(value is None or value <= 0 for value in found):
+        if len(found) != len(self.joints) or any(value is None or not 1e-6 <= value <= 10 for value in found):
             raise self.bad("sigmas", rule, values)
         return tuple(value for value in found if value is not None)
 
