@@ -144,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted, 143 terminated.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    console.open_streams()
     _stop_on_sigterm()
     try:
         return _dispatch(words)

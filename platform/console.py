@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,29 @@ LOG_INTERVAL_S = 10.0
 """Seconds between two progress lines where no terminal can redraw one."""
 
 
+_HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Controls but for line feed and tab, marks that turn the direction of writing, and halves of surrogate pairs."""
+
+
+def harmless(text: object) -> str:
+    """Return ``text`` with everything spelled out that would steer a terminal: names come from anywhere."""
+    return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def open_streams() -> None:
+    """Give a program that was started with closed streams (``>&-``, some init and cron set-ups) ones that lead nowhere.
+
+    Otherwise the next file it opens would become its standard output.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def _console(*, stderr: bool) -> Console:
     """Make a console on the CURRENT stream: pytest and Ray replace ``sys.stdout`` while the program runs."""
     stream = sys.stderr if stderr else sys.stdout
@@ -38,37 +62,52 @@ def _console(*, stderr: bool) -> Console:
 
 def say(message: object = "", *, style: str | None = None) -> None:
     """Print one result line to standard output. Long lines (paths, addresses) are never broken."""
-    _console(stderr=False).print(str(message), style=style, soft_wrap=True)
+    with _full_output_named():
+        _console(stderr=False).print(harmless(message), style=style, soft_wrap=True)
 
 
 def note(message: object) -> None:
     """Print one remark to standard error: what happens, not what came out."""
-    _console(stderr=True).print(str(message), soft_wrap=True)
+    _console(stderr=True).print(harmless(message), soft_wrap=True)
 
 
 def warn(message: object) -> None:
     """Print one warning to standard error."""
-    _console(stderr=True).print(f"warning: {message}", style="yellow", soft_wrap=True)
+    _console(stderr=True).print(harmless(f"warning: {message}"), style="yellow", soft_wrap=True)
 
 
 def fail(message: object) -> None:
     """Print one error to standard error, on one line."""
-    text = " ".join(str(message).split())
+    text = " ".join(harmless(message).split())
     _console(stderr=True).print(f"error: {text}", style="bold red", soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
     """Print a table to standard output. Columns whose cells are all numbers (or empty) are right-aligned."""
-    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    grid = Table(
+        title=None if title is None else harmless(title), title_justify="left", title_style="bold", header_style="bold"
+    )
     for index, name in enumerate(columns):
         cells = [row[index] for row in rows]
         numeric = bool(cells) and all(_is_number(cell) for cell in cells)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(harmless(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         if len(row) != len(columns):
             raise AssertionError(f"{len(columns)} columns need rows of {len(columns)} cells; got {row}")
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
-    _console(stderr=False).print(grid)
+        grid.add_row(*("" if cell is None else harmless(cell) for cell in row))
+    with _full_output_named():
+        _console(stderr=False).print(grid)
+
+
+@contextmanager
+def _full_output_named() -> Iterator[None]:
+    """Say what a disk is too full for: the system's error names no file here."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(f"standard output cannot be written: {error.strerror or error}") from error
 
 
 def _is_number(cell: object) -> bool:

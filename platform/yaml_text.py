@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -45,20 +46,69 @@ for _tag, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
+MAX_VALUES = 100_000
+"""Values of a document with its aliases written out: nine aliases of nine each, nine deep, would be 400 million."""
+_INT64 = 1 << 63
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(str(loader.construct_scalar(node)))
+    text = str(loader.construct_scalar(node))
+    # Python refuses to read thousands of digits, and nothing here counts beyond 64 bits.
+    if len(text) > 20 or not -_INT64 <= (value := int(text)) < _INT64:
+        raise _refused(f"number {text[:20]}{'…' * (len(text) > 20)} does not fit into 64 bits", node)
+    return value
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    text, value = str(loader.construct_scalar(node)), loader.construct_yaml_float(node)
+    if math.isinf(value) and "inf" not in text.lower():
+        raise _refused(f"number {text[:20]} is too large", node)
+    return float(value)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 def load_yaml(text: str) -> Any:
     """Parse one YAML document of plain values.
 
     Raises:
-        yaml.YAMLError: it is not one.
+        yaml.YAMLError: it is not one, is nested too deep, or would grow beyond measure.
     """
-    return yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {})
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deep") from error
+    finally:
+        loader.dispose()
+
+
+def _measure(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """Count the values of a node with its aliases written out; each is looked at once, however often it is named."""
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            raise _refused("a value that holds itself", node)
+        return sizes[id(node)]
+    sizes[id(node)] = 0
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        inner = [each for pair in node.value for each in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    sizes[id(node)] = 1 + sum(_measure(each, sizes) for each in inner)
+    if sizes[id(node)] > MAX_VALUES:
+        raise _refused(f"with its aliases written out it holds more than {MAX_VALUES} values", node)
+    return sizes[id(node)]
 
 
 def dump_yaml(value: Any) -> str:

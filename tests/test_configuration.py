@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -293,3 +295,36 @@ def test_help_has_every_setting_with_the_owners_defaults() -> None:
     assert (rows["runs"].type, rows["runs"].default) == ("path", "runs")
     assert "schedule.floor" in rows
     assert describe(Needy)[0].default == "required"
+
+
+def _aliases(levels: int, width: int = 9) -> str:
+    """Each level names the one before ``width`` times: width ** levels values."""
+    lines = ["l0: &l0 [x]"]
+    lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * width)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (_aliases(12), "with its aliases written out it holds more than 100000 values"),
+        ("a: &a [*a]", "a value that holds itself"),
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deep"),
+        ("{a: " * 3000, "nested too deep"),
+        ("a: " + "9" * 5000, "number 99999999999999999999… does not fit into 64 bits"),
+        ("a: 9223372036854775808", "number 9223372036854775808 does not fit into 64 bits"),
+        ("a: 1e400", "number 1e400 is too large"),
+    ],
+)
+def test_documents_beyond_measure_are_refused_at_once(text: str, problem: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ConfigurationError, match=rf"^mine.yaml.*: not readable YAML \(.*{re.escape(problem)}\)$"):
+        read_tree(text, "mine.yaml")
+    assert time.process_time() - began < 2
+
+
+def test_documents_within_measure_are_read() -> None:
+    tree = read_tree(_aliases(4) + "\nn: -9223372036854775808\nf: .inf\ng: 1e308", "mine.yaml")
+    assert tree["l2"] == [[["x"]] * 9] * 9
+    assert (tree["n"], tree["f"], tree["g"]) == (-(2**63), float("inf"), 1e308)
+    assert read_tree("", "mine.yaml") == {}

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from efafnet.platform import console
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_results_go_to_stdout_and_remarks_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +56,54 @@ def test_progress_says_how_fast_and_what_is_left(
         now = 60.0
         advance(20)
     assert capsys.readouterr().err == "reading: 60/100 images after 10 s, 2/s, 20 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("a\rb\x08c\x9b31m", "a\\rb\\x08c\\x9b31m"),
+        ("evil\u202egpj.exe", "evil\\u202egpj.exe"),
+        ("half \ud800", "half \\ud800"),
+        ("a new\nline, ü and 骨", "a new\nline, ü and 骨"),
+    ],
+)
+def test_names_cannot_steer_the_terminal(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.harmless(text) == shown
+    console.say(text)
+    console.note(text)
+    console.table(["name"], [[text.split("\n")[0]]], title=text)
+    out, err = capsys.readouterr()
+    assert out.startswith(shown + "\n")
+    assert err == shown + "\n"
+    assert not set(out + err) & {"\x1b", "\x07", "\x9b", "\u202e", "\r"}
+
+
+def test_a_full_disk_under_the_output_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        encoding = "utf-8"
+
+        def isatty(self) -> bool:
+            return False
+
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(OSError, match="standard output cannot be written: No space left on device"):
+        console.say("a result")
+
+
+def test_a_program_started_with_closed_streams(tmp_path: Path) -> None:
+    """What it writes leads nowhere, and no file that it opens takes the place of its output."""
+    code = (
+        "import os, sys; from efafnet.pipelines.cli import main; code = main(['--version']); "
+        "number = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY); os.write(number, f'{code} {number > 2}'.encode())"
+    )
+    command = f'exec \'{sys.executable}\' -c "$0" "$1" <&- >&- 2>&-'
+    subprocess.run(["sh", "-c", command, code, str(tmp_path / "said")], cwd=ROOT, check=True, timeout=60)
+    assert (tmp_path / "said").read_text() == "0 True"

@@ -181,7 +181,8 @@ def test_a_study_survives_its_journey_as_json() -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [(None, ""), ("0.0031234", "0.00312"), ("1e-05", "1e-05"), ("8", "8"), ("8.0", "8"), ("2000", "2000"),
-     ("one_cycle", "one_cycle"), ("[90.0, 120.0]", "[90.0, 120.0]"), ("x" * 40, "x" * 27 + "…")],
+     ("one_cycle", "one_cycle"), ("[90.0, 120.0]", "[90.0, 120.0]"), ("x" * 40, "x" * 27 + "…"),
+     ("inf", "inf"), ("-inf", "-inf"), ("nan", "nan")],
 )  # fmt: skip
 def test_settings_read_short(text: str | None, shown: str) -> None:
     assert setting_text(text) == shown

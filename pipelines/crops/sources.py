@@ -27,6 +27,7 @@ from efafnet.pipelines.formats.plausibility import plausibility_of
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.mirror import Location, is_address
 from efafnet.platform.storage import sha256_file, sha256_json
+from efafnet.platform.yaml_text import load_yaml
 
 
 class SourceConfig(Settings):
@@ -177,7 +178,7 @@ def named_skeleton(name: str) -> Skeleton | None:
     if not path.is_file():
         raise ValueError(f"skeleton {name!r} is neither auto, {', '.join(SKELETONS)} nor a YAML file or a crop store")
     try:
-        return Skeleton.model_validate(yaml.safe_load(path.read_text()))
+        return Skeleton.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = sentence_of(error) if isinstance(error, ValueError) else type(error).__name__
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -152,6 +153,8 @@ def setting_text(text: str | None, limit: int = 28) -> str:
     if not _is_number(text):
         return text if len(text) <= limit else text[: limit - 1] + "…"
     number = float(text)
+    if not math.isfinite(number):
+        return text
     return short_value(int(number) if number == int(number) and abs(number) < 1e6 else number)
 
 
