@@ -50,7 +50,7 @@ GPU_MODES = (
     Mode("fp32, channels_last", "fp32", ComputeConfig()),
     Mode("bf16, NCHW", "bf16", _PLAIN),
     Mode("bf16, channels_last", "bf16", ComputeConfig()),
-    Mode("bf16, channels_last, compiled", "bf16", ComputeConfig(compile=True)),
+    Mode("bf16, channels_last, compiled", "bf16", ComputeConfig(compile="default")),
 )
 
 
@@ -74,7 +74,7 @@ def trainee_of(row: Variant, mode: Mode, count: int, device: torch.device) -> Tr
     optimizing = OptimizerConfig()
     return Trainee(
         module=module,
-        wrapped=cast(nn.Module, torch.compile(module)) if mode.compute.compile else module,
+        wrapped=cast(nn.Module, torch.compile(module, dynamic=False)) if mode.compute.compile == "default" else module,
         optimizer=build_optimizer(optimizing, module),
         scaler=torch.amp.GradScaler(device.type, enabled=False),
         ema=None,

@@ -77,7 +77,7 @@ def test_identity_holds_what_changes_the_figures_and_nothing_else() -> None:
         "name=other", "runs=/elsewhere", "workers=4", "data.train=/moved", "device=cpu", "reader.threads=7",
         "checkpoint.every_steps=9", "tracking.experiment=x", "log_every_steps=3", "trace=true", "cluster.num_cpus=4",
         "validation={where: inline, every_epochs: 3, patience: 2, overlays: 0}", "worker.fewest=2", "test.batch_size=7",
-        "compute={channels_last: false, compile: true, micro_batch: 8}",
+        "compute={channels_last: false, compile: default, graph: off, micro_batch: 8}",
     )  # fmt: skip
     assert same.identity("t", "v") == base
     assert resolved().identity("other", "v") != base

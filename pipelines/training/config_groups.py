@@ -50,8 +50,13 @@ class ComputeConfig(Settings):
     """Crops that a device holds at once; a worker's slice of a batch is computed in parts of this size, whose gradients
     are added up. auto: the whole slice, halved when the memory of a GPU runs out. Batch norm sees the parts: with a
     number they are the same for any number of workers, which take whole parts."""
-    compile: bool = False
-    """Compile the network with torch.compile: minutes at the start, faster steps after."""
+    compile: Literal["auto", "off", "default", "max-autotune"] = "auto"
+    """Compile the network with torch.compile, for training; validations run as written. default: a minute or more at
+    the start, faster steps after. max-autotune: tries more kernels, for several minutes. auto: off on a CPU and in
+    runs of less than half an hour; else default, if its steps are measured to be faster."""
+    graph: Literal["auto", "on", "off"] = "auto"
+    """Launch a step as a CUDA graph, which costs the host no time; one worker, no fp16. auto: where that is measured
+    to be faster."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all GPUs instead of each worker's slice; CUDA only."""
 
@@ -59,6 +64,8 @@ class ComputeConfig(Settings):
     def _possible(self) -> ComputeConfig:
         if self.micro_batch != "auto" and self.micro_batch < 1:
             raise ValueError(f"micro_batch is a number of crops, at least 1, or auto; got {self.micro_batch}")
+        if self.graph == "on" and self.sync_batch_norm:
+            raise ValueError("graph=on: steps that wait for other GPUs, as sync_batch_norm's do, are not recorded")
         return self
 
 

@@ -16,8 +16,8 @@ IDENTITY = (
 )  # fmt: skip
 """What changes a run's figures: another value is another run."""
 TOLD = (
-    "compute.channels_last", "compute.compile", "compute.micro_batch", "test.batch_size", "validation.every_epochs",
-    "validation.patience", "validation.overlays", "validation.where",
+    "compute.channels_last", "compute.compile", "compute.graph", "compute.micro_batch", "test.batch_size",
+    "validation.every_epochs", "validation.patience", "validation.overlays", "validation.where",
 )  # fmt: skip
 """What may change when a run is resumed, and is told: it moves figures by rounding, by what batch norm sees at once, or
 by when the run is looked at."""

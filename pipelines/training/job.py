@@ -16,6 +16,7 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.reader import TrainReader
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import Aside, PlainContext
+from efafnet.pipelines.training.execution import Execution
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.memory import DeviceMemory
 from efafnet.pipelines.training.monitor import (
@@ -53,6 +54,7 @@ class Job:
     """Step of the newest checkpoint; -1 for none."""
     window: Window = field(default_factory=Window)
     line: ProgressLine = field(default_factory=ProgressLine)
+    execution: Execution = field(init=False)
     memory: DeviceMemory = field(init=False)
     told: int = 0
     """Step of the validation that was shown last."""
@@ -64,12 +66,15 @@ class Job:
     """When ``progress.elapsed_s`` was last brought up to date."""
 
     def __post_init__(self) -> None:
+        left = self.plan.steps - self.progress.step
+        self.execution = Execution(self.trainee, self.context, self.say, left)
         self.memory = DeviceMemory(
             self.trainee,
             self.context,
             self.config.run_dir,
             self.config.compute.micro_batch,
             self.say,
+            take=self.execution,
             tries=self.context.device.type == "cuda",
         )
 

@@ -37,13 +37,15 @@ class DeviceMemory:
     """``compute.micro_batch``."""
     say: Callable[[str], None]
     """Tells the user."""
-    tries: bool
+    take: Callable[[Trainee, Batch, int, float], StepLosses] = train_step
+    """Takes a step."""
+    tries: bool = False
     """Whether to try what fits before the first step: on a GPU. A CPU's memory ends processes, not steps."""
     begun: bool = False
     """Whether the first slice has been looked at."""
 
     def step(self, batch: Batch, step: int, learning_rate: float) -> StepLosses:
-        """Do ``train_step``, again in smaller parts where memory runs out on the way.
+        """Take a step, again in smaller parts where memory runs out on the way.
 
         Weights are as before then, because nothing has moved them yet; running statistics of batch norm have moved
         once more.
@@ -56,7 +58,7 @@ class DeviceMemory:
             self._begin(batch)
         while True:
             try:
-                return train_step(self.trainee, batch, step, learning_rate)
+                return self.take(self.trainee, batch, step, learning_rate)
             except RuntimeError as error:
                 if not ran_out(error):
                     raise

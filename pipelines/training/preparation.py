@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
@@ -149,7 +148,7 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
     return Trainee(
         module=module,
         origin=origin,
-        wrapped=cast(nn.Module, torch.compile(wrapped, dynamic=False)) if config.compute.compile else wrapped,
+        wrapped=wrapped,
         exchange=wrapped if isinstance(wrapped, DistributedDataParallel) else None,
         micro_batch=None if config.compute.micro_batch == "auto" else config.compute.micro_batch,
         optimizer=build_optimizer(config.optimizer, module),

@@ -119,14 +119,25 @@ def train_step(trainee: Trainee, batch: Batch, step: int, learning_rate: float) 
     for group in trainee.optimizer.param_groups:
         group["lr"] = learning_rate
     trainee.optimizer.zero_grad(set_to_none=True)
-    parts = [backward(trainee, part, synchronise) for part, synchronise in _micro_batches(trainee, batch)]
+    parts = [backward(trainee, part, synchronise) for part, synchronise in micro_batches(trainee, batch)]
+    grad_norm = update(trainee)
+    move_average(trainee, step)
+    return combined(parts, grad_norm)
+
+
+def update(trainee: Trainee) -> Tensor:
+    """Clip the gradients that were added up and let the optimizer move the weights; the () norm before clipping."""
     trainee.scaler.unscale_(trainee.optimizer)
     grad_norm = nn.utils.get_total_norm([p.grad for p in trainee.parameters if p.grad is not None])
     if trainee.optimizing.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trainee.parameters, trainee.optimizing.clip_norm, grad_norm)
     trainee.scaler.step(trainee.optimizer)
     trainee.scaler.update()
-    _update_average(trainee, step)
+    return grad_norm
+
+
+def combined(parts: list[StepLosses], grad_norm: Tensor) -> StepLosses:
+    """The losses of a slice from those of its parts."""
     return StepLosses(
         total=_summed([part.total for part in parts]),
         by_head={name: _summed([part.by_head[name] for part in parts]) for name in parts[0].by_head},
@@ -165,7 +176,7 @@ def forward(trainee: Trainee, images: Tensor) -> PoseOutput:
     )
 
 
-def _micro_batches(trainee: Trainee, batch: Batch) -> Iterator[tuple[Batch, AbstractContextManager[object]]]:
+def micro_batches(trainee: Trainee, batch: Batch) -> Iterator[tuple[Batch, AbstractContextManager[object]]]:
     """Parts of the slice that the device holds; workers exchange gradients in the last one only."""
     count = len(batch)
     size = min(trainee.micro_batch or count, count)
@@ -180,7 +191,7 @@ def _summed(values: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _update_average(trainee: Trainee, step: int) -> None:
+def move_average(trainee: Trainee, step: int) -> None:
     """Move the average towards the weights; batch-norm statistics are averaged like the weights they belong to."""
     decay = trainee.optimizing.ema_decay
     if trainee.averaged is None or decay is None:
