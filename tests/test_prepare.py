@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from efafnet.models.settings import InputSize
+from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
 from efafnet.pipelines.crops import shards, work
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
@@ -301,6 +302,82 @@ def test_sources_of_other_joints_are_refused(tmp_path: Path) -> None:
                 tmp_path, extra_sources=[{"annotations": folder / "test_crowdpose.json", "images": folder}]
             )
         )
+
+
+def _write_arms(folder: Path) -> None:
+    """A set of three joints of its own: a head and two hands, one person at (10, 10) of 40 x 60."""
+    crop_data.write_coco(folder, images=1, persons=1, seed=1)
+
+    def own(content: dict[str, Any]) -> None:
+        names = ["head_top", "L_Hand", "R_Hand"]
+        content["categories"] = [{"id": 1, "name": "arms", "keypoints": names, "sigmas": [0.1] * 3}]
+        content["annotations"] = [crop_data.person(1, 1, [10.0, 10, 40, 60], num_joints=3)]
+
+    crop_data.edit(folder / "annotations.json", own)
+
+
+def test_sources_of_other_joints_are_merged_by_a_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrists from hands; what the source does not annotate is absent, so it weighs nothing and is asked of nobody."""
+    crop_data.write_coco(tmp_path, images=1, persons=1)
+    _write_arms(tmp_path / "arms")
+    wrists = {"left_wrist": "L_Hand", "right_wrist": "R_Hand"}
+    arms = {"annotations": tmp_path / "arms" / "annotations.json", "images": tmp_path / "arms" / "images"}
+    store = run_prepare(crop_data.config(tmp_path, extra_sources=[{**arms, "joint_map": wrists}]))
+    assert store.skeleton == COCO_17
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 of its 3 joints are coco17's; it does not annotate nose, left_eye" in told
+    assert "head_top are left out" in told
+    row = store.columns(["joints_px", "visibility"]).to_pylist()[1]
+    places = np.reshape(row["joints_px"], (17, 2))
+    # crop_data.person: joint n at x + (n + .5) / 4 of the width, y + .1 of the height.
+    assert places[[9, 10]].tolist() == [[25, 16], [35, 16]]
+    assert [n for n, v in enumerate(row["visibility"]) if v] == [9, 10]
+    truth = store.ground_truth().to_coco()["annotations"][1]
+    assert (truth["num_keypoints"], len(truth["keypoints"])) == (2, 51)
+    size = InputSize(height=128, width=96)
+    reader = TrainReader(store, input_size=size, augmentation=AugmentationConfig(), global_batch=2, seed=0)
+    with reader:
+        batch = next(iter(reader.batches(0, 1)))
+    assert sorted((batch.visibility > 0).sum(dim=1).tolist()) == [2, 17]
+
+
+def test_a_first_source_may_be_mapped_as_well(tmp_path: Path) -> None:
+    _write_arms(tmp_path)
+    (tmp_path / "map.yaml").write_text("left_wrist: L_Hand\n")
+    store = run_prepare(crop_data.config(tmp_path, store_joints="crowdpose14", joint_map=tmp_path / "map.yaml"))
+    assert (store.skeleton, store.num_persons) == (CROWDPOSE_14, 1)
+    (row,) = store.columns(["visibility"]).to_pylist()
+    assert [CROWDPOSE_14.joints[n] for n, v in enumerate(row["visibility"]) if v] == ["left_wrist"]
+    assert store.manifest.sources[0].joint_map is not None
+
+
+def test_joints_of_equal_names_are_mapped(tmp_path: Path) -> None:
+    crop_data.write_coco(tmp_path, images=1, persons=1)
+    store = run_prepare(crop_data.config(tmp_path, store_joints="crowdpose14", joint_map="by_name"))
+    (row,) = store.columns(["visibility", "joints_px"]).to_pylist()
+    assert row["visibility"] == [2] * 12 + [0, 0]
+    annotated = json.loads((tmp_path / "annotations.json").read_text())["annotations"][0]["keypoints"]
+    # COCO's left shoulder is its joint 5, CrowdPose's its first.
+    assert row["joints_px"][:2] == annotated[15:17]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"joint_map": "by_name"}, "joint_map needs the joints of the store: give store_joints="),
+        ({"joint_map": {"tail": "L_Hand"}}, "the store's coco17 has no joint 'tail'; its joints: nose"),
+        ({"joint_map": {"nose": "tail"}}, "the source has no joint 'tail'; its joints: head_top, L_Hand, R_Hand"),
+        ({"joint_map": {"nose": "L_Hand", "left_eye": "L_Hand"}}, "joint_map gives 'L_Hand' to several joints"),
+        ({"joint_map": "by_name"}, "joint_map names no joint that coco17 and the source share"),
+        ({"joint_map": Path("/nowhere.yaml")}, "joint_map=/nowhere.yaml cannot be read"),
+        ({}, r"has skeleton 'arms' \(3 joints\), the store 'coco17' .* joint_map="),
+    ],
+)
+def test_maps_that_cannot_be(tmp_path: Path, settings: dict[str, Any], says: str) -> None:
+    _write_arms(tmp_path)
+    joints = {} if "give store_joints" in says else {"store_joints": "coco17"}
+    with pytest.raises(ValueError, match=says):
+        run_prepare(crop_data.config(tmp_path, **joints, **settings))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ class SourceRecord(Settings):
     """Annotation format."""
     box_rule: str
     """Rule that turned annotated boxes into cropped boxes."""
+    joint_map: str | None = None
+    """Which joints of the source became which of the store, where they are not the same."""
     orientation: Literal["stored", "upright"] = "stored"
     """Whether images were taken as stored, or turned as their orientation tags say."""
 

@@ -24,7 +24,7 @@ from efafnet.pipelines.crops.manifest import FORMAT_VERSION, Encoding
 from efafnet.pipelines.crops.plan import ShardPlan, plan_shards
 from efafnet.pipelines.crops.protocols import PROTOCOLS, ProtocolName, envelope_settings
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult
-from efafnet.pipelines.crops.sources import Source, SourceConfig, load_source
+from efafnet.pipelines.crops.sources import Source, SourceConfig, load_source, named_skeleton
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.crops.work import WorkDirectory, run_plans
 from efafnet.pipelines.formats.rejects import Reject, explained
@@ -38,7 +38,10 @@ class PrepareConfig(SourceConfig):
     out: Path
     """Directory of the crop store; must not exist yet, unless it holds the same store already."""
     extra_sources: tuple[SourceConfig, ...] = ()
-    """Further sources merged into the store; their ids are shifted by 10^12 each. All must have the same joints."""
+    """Further sources merged into the store; their ids are shifted by 10^12 each. Those with other joints need a
+    joint_map."""
+    store_joints: str = "auto"
+    """Joints of the store: auto for those of the first source; coco17, mpii16, crowdpose14, a YAML file, a store."""
     overwrite: bool = False
     """Replace an existing store."""
     protocol: ProtocolName | None = None
@@ -91,7 +94,7 @@ def run_prepare(config: PrepareConfig) -> CropStore:
     Raises ValueError or OSError with one message for bad input, an output that exists or cannot be written, and too
     many rejects. Nothing is left behind then.
     """
-    sources = [load_source(source, i, config.annotated_rule) for i, source in enumerate(config.sources())]
+    sources = _load(config)
     settings = _crop_settings(config, sources)
     digest = _input_digest(config, settings, sources)
     existing = _existing(config, digest)
@@ -110,8 +113,17 @@ def run_prepare(config: PrepareConfig) -> CropStore:
     return store
 
 
+def _load(config: PrepareConfig) -> list[Source]:
+    """Sources in order; the first one says what joints the store has, unless the settings do."""
+    joints, sources = named_skeleton(config.store_joints), []
+    for number, source in enumerate(config.sources()):
+        sources.append(load_source(source, number, config.annotated_rule, joints))
+        joints = joints or sources[0].content.skeleton
+    return sources
+
+
 def _crop_settings(config: PrepareConfig, sources: Sequence[Source]) -> CropSettings:
-    first = sources[0].content.skeleton
+    first = named_skeleton(config.store_joints) or sources[0].content.skeleton
     for source in sources:
         for remark in source.remarks:
             console.warn(remark)
@@ -130,7 +142,8 @@ def _check_joints(first: Skeleton, source: Source) -> None:
     if other.joints != first.joints:
         raise ValueError(
             f"sources cannot be merged: {source.record.annotations} has skeleton {other.name!r} ({other.num_joints} "
-            f"joints), the first source {first.name!r} ({first.num_joints} joints); prepare one store each"
+            f"joints), the store {first.name!r} ({first.num_joints} joints); prepare one store each, or give this "
+            "source a joint_map={STORE_JOINT: SOURCE_JOINT, …} (joint_map=by_name where names agree)"
         )
 
 

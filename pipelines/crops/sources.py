@@ -22,6 +22,7 @@ from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.detections import parse_detections
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.images import ImageTable
+from efafnet.pipelines.formats.joint_map import JointMap, mapped
 from efafnet.pipelines.formats.mpii import parse_mpii_json, read_mpii_mat
 from efafnet.pipelines.formats.plausibility import plausibility_of
 from efafnet.pipelines.formats.rejects import Reject
@@ -47,6 +48,9 @@ class SourceConfig(Settings):
     store that has them."""
     categories: tuple[str, ...] = ()
     """Names or numbers of the file's categories that are persons; by default the only one that lists joints."""
+    joint_map: JointMap | None = None
+    """Which joint of this source is which of the store's (store_joints=): a mapping, a YAML file of lines STORE_JOINT:
+    SOURCE_JOINT, or by_name for equal names. Joints without one are not annotated here: they weigh nothing."""
     detections: Path | None = None
     """COCO-style detections (image_id, bbox, score) that replace the annotated boxes; such rows have no joints."""
     box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
@@ -105,16 +109,24 @@ _Chosen = tuple[int, WantedPerson] | Reject | None
 """A person to crop with its image, a reject, or nobody."""
 
 
-def load_source(config: SourceConfig, number: int, annotated_rule: BoxRule = "sbn") -> Source:
+def load_source(
+    config: SourceConfig, number: int, annotated_rule: BoxRule = "sbn", joints: Skeleton | None = None
+) -> Source:
     """Read source ``number`` (0-based): ids are shifted so that merged sources do not collide.
 
-    ``annotated_rule`` is what ``box_rule=auto`` means for annotated boxes.
+    ``annotated_rule`` is what ``box_rule=auto`` means for annotated boxes; ``joints`` are the store's, which a
+    ``joint_map`` needs.
 
     Raises ValueError with one clear message where a file is missing or of another format.
     """
     content = _read(config)
     # Corners and units are seen in the numbers as they were annotated, whoever gives the boxes.
     remarks = [*content.remarks, *plausibility_of(content, config.annotations.name)]
+    if config.joint_map is not None:
+        if joints is None:
+            raise ValueError(f"{config.annotations}: joint_map needs the joints of the store: give store_joints=coco17")
+        content, told = mapped(content, joints, config.joint_map, config.annotations.name)
+        remarks += told
     content = content.shifted(number)
     folder = ImageFolder(
         config.images if is_address(config.images) else str(Path(config.images).expanduser().absolute()),
@@ -287,6 +299,7 @@ def _record(config: SourceConfig, content: Annotations, sizes: dict[str, int], b
         format=content.format,
         box_rule=box_rule,
         orientation=config.orientation,
+        joint_map=None if config.joint_map is None else str(config.joint_map),
     )
 
 
