@@ -12,6 +12,7 @@ import yaml
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import Annotation, Annotations
 from efafnet.pipelines.formats.values import shown
+from efafnet.platform.yaml_text import load_yaml
 
 JointMap = Literal["by_name"] | dict[str, str] | Path
 """Joint of the store to joint of the source, as a mapping or a YAML file of one; by_name: those of equal names."""
@@ -65,7 +66,7 @@ def _places(joint_map: JointMap, own: Skeleton, target: Skeleton, where: str) ->
 
 def _read(path: Path, where: str) -> dict[str, str]:
     try:
-        content: Any = yaml.safe_load(path.expanduser().read_text())
+        content: Any = load_yaml(path.expanduser().read_text())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(
             f"{where}: joint_map={path} cannot be read ({type(error).__name__}); give a YAML file"
