@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from efafnet.platform import console
+from efafnet.platform.interruption import Terminated, ending_on_signals, told
 
 Tree = dict[str, Any]
 
@@ -119,24 +118,6 @@ class UsageError(ValueError):
     """The words of a command line do not make a command."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived, as at the end of a batch job: stopped like by Ctrl-C, so that runs are closed properly."""
-
-
-def _stop_on_sigterm() -> None:
-    """Let SIGTERM stop this process like Ctrl-C; processes forked from it keep dying of it at once."""
-    owner = os.getpid()
-
-    def stop(*_signal: object) -> None:
-        if os.getpid() == owner:
-            raise Terminated
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -145,11 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     console.open_streams()
-    _stop_on_sigterm()
+    with ending_on_signals():
+        return _main(words)
+
+
+def _main(words: list[str]) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
-        console.warn("terminated" if isinstance(stop, Terminated) else "interrupted")
+        told(stop)
         return 143 if isinstance(stop, Terminated) else 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain once more when it flushes at exit.

@@ -6,6 +6,7 @@ A demo that was interrupted goes on where it stopped when the same command is gi
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from pydantic import Field
 from efafnet.models.settings import Settings
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths
+from efafnet.platform.interruption import Terminated, told
 from efafnet.platform.storage import make_directory, read_json, write_json
 
 TARGET_AP = 0.55
@@ -157,10 +159,18 @@ def run_command(stage: str, command: Sequence[str]) -> None:
         DemoError: it failed; its own message has been shown.
     """
     console.say("$ efafnet " + shlex.join(command), style="cyan")
-    ended = subprocess.run([sys.executable, "-m", "efafnet.pipelines", *command], check=False)
-    if ended.returncode:
+    # In a process group of its own: a signal reaches it once, from here, and leaves it time to end in order.
+    with subprocess.Popen([sys.executable, "-m", "efafnet.pipelines", *command], process_group=0) as running:
+        try:
+            code = running.wait()
+        except KeyboardInterrupt as stop:
+            running.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+            running.wait()
+            told(stop, f"the same demo command goes on with the stage {stage}")
+            raise
+    if code:
         raise DemoError(
-            f"the stage {stage} ended with exit code {ended.returncode}; its message stands above. "
+            f"the stage {stage} ended with exit code {code}; its message stands above. "
             "The same demo command goes on from here"
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +17,17 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from efafnet.models.settings import Settings
+from efafnet.platform import ray_private
+from efafnet.platform.interruption import keeping_sigterm
 from efafnet.platform.provenance import code_version, is_checkout, package_root
 
 T = TypeVar("T")
 
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
+REACH_S = 5.0
+"""Seconds that the head of a cluster may take to accept a connection."""
+_LOG_LEVEL = "fatal"
+"""Of what Ray's C++ says in a program and its workers: its errors are told again in Python, its hints are not ours."""
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -94,7 +102,7 @@ def connect(
 
 def _choose_address(config: ClusterConfig) -> str:
     """Return ``local``, ``auto`` or HOST:PORT."""
-    address = config.address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    address = config.address or os.environ.get("RAY_ADDRESS") or ray_private.running_here() or "local"
     if address.startswith(("ray://", "http://", "https://")):
         raise ClusterError(
             f"Ray address {address}: training through a client connection does not work; submit the command instead: "
@@ -107,14 +115,6 @@ def _choose_address(config: ClusterConfig) -> str:
     return address
 
 
-def _running_here() -> str | None:
-    """Return the address of a cluster that ``ray start`` left running on this machine, if it lives."""
-    from ray._private import services
-
-    found = services.find_bootstrap_address(None)
-    return found if found and found in services.find_gcs_addresses() else None
-
-
 def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str], show_workers: bool) -> None:
     import ray
 
@@ -123,18 +123,46 @@ def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str], sh
         "log_to_driver": show_workers,
         "runtime_env": runtime_env(address, env),
     }
+    given = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address  # as Ray understands it
+    if given not in (None, "auto", "local"):
+        _await_port(given)
     if address is None:
         options |= {"address": "local", "num_cpus": config.num_cpus, "include_dashboard": True}
     else:
         options |= {"address": address}
     try:
-        ray.init(**options)
+        with keeping_sigterm():
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"no Ray at {address or 'this machine'}: {reason}; check `ray status`, RAY_ADDRESS, and that "
             "RAY_AUTH_MODE and the token are the cluster's"
         ) from error
+
+
+def _await_port(address: str) -> None:
+    """Wait some seconds for a cluster's head to take connections: Ray itself would try for minutes without a word.
+
+    Raises:
+        ClusterError: it does not.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + REACH_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+            return
+        except ValueError as error:
+            raise ClusterError(f"Ray address {address}: write HOST:PORT, for example 10.0.0.5:6379") from error
+        except OSError as error:
+            if time.monotonic() + 0.5 > deadline:
+                source = "RAY_ADDRESS" if address == os.environ.get("RAY_ADDRESS") else "cluster.address"
+                raise ClusterError(
+                    f"no Ray at {address} ({source}): {error.strerror or error}; start the cluster, or unset {source} "
+                    "for a Ray on this machine"
+                ) from error
+        time.sleep(0.5)
 
 
 def runtime_env(address: str | None, env: Mapping[str, str]) -> dict[str, Any]:
@@ -146,6 +174,7 @@ def runtime_env(address: str | None, env: Mapping[str, str]) -> dict[str, Any]:
     variables = {**worker_env(), **env}
     result: dict[str, Any] = {"env_vars": variables}
     if address is None:
+        result["worker_process_setup_hook"] = ray_private.tell_workers_their_address
         if is_checkout():
             variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_root()), os.environ.get("PYTHONPATH")]))
         return result
@@ -162,6 +191,7 @@ def worker_env() -> dict[str, str]:
     env = {
         # Workers would otherwise change into Ray's session folder, where relative paths mean something else.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", _LOG_LEVEL),
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
     }
     passed = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -180,6 +210,7 @@ def quiet_environment() -> None:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_BACKEND_LOG_LEVEL": _LOG_LEVEL,
         # It announces that .git and .venv are left out, which .gitignore and .rayignore see to anyway.
         "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
     }.items():
@@ -213,16 +244,15 @@ def resources() -> Resources:
     total = ray.cluster_resources()
     context = ray.get_runtime_context()
     prefix = "accelerator_type:"
-    worker = ray._private.worker
     return Resources(
         address=str(context.gcs_address),
-        is_local=worker._global_node is not None and worker._global_node.head,
+        is_local=ray_private.started_by_this_program(),
         nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
         cpus=total.get("CPU", 0.0),
         gpus=total.get("GPU", 0.0),
         gpu_types=tuple(sorted(name.removeprefix(prefix) for name in total if name.startswith(prefix))),
         memory_gib=round(total.get("memory", 0.0) / 2**30, 1),
-        dashboard=str(worker.get_dashboard_url() or ""),
+        dashboard=ray_private.dashboard_address(),
     )
 
 
@@ -266,16 +296,13 @@ def _sees(place: str) -> tuple[str, bool]:
 
 def token_required() -> bool:
     """Tell whether the connected cluster refuses commands without its token."""
-    import ray
-    from ray._private.authentication.authentication_utils import is_token_auth_enabled
-
-    dashboard = ray._private.worker.get_dashboard_url()
+    dashboard = ray_private.dashboard_address()
     if not dashboard:
-        return bool(is_token_auth_enabled())
+        return ray_private.wants_token()
     try:
         with urllib.request.urlopen(f"http://{dashboard}/api/jobs/", timeout=10):
             return False
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)
     except OSError:
-        return bool(is_token_auth_enabled())
+        return ray_private.wants_token()

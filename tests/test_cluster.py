@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
 
-from efafnet.platform import cluster
+from efafnet.platform import cluster, ray_private
 from efafnet.platform.cluster import ClusterConfig, ClusterError, connect
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -14,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _no_cluster_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_running_here", lambda: None)
+    monkeypatch.setattr(ray_private, "running_here", lambda: None)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
 
 
@@ -31,7 +33,7 @@ def _no_cluster_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_which_ray_is_used(
     monkeypatch: pytest.MonkeyPatch, asked: str | None, environment: str | None, running: str | None, chosen: str
 ) -> None:
-    monkeypatch.setattr(cluster, "_running_here", lambda: running)
+    monkeypatch.setattr(ray_private, "running_here", lambda: running)
     if environment:
         monkeypatch.setenv("RAY_ADDRESS", environment)
     assert cluster._choose_address(ClusterConfig(address=asked)) == chosen
@@ -79,10 +81,35 @@ def test_no_cluster_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Could not find\n any running Ray instance.")
 
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(cluster, "_await_port", lambda _: None)
     with pytest.raises(
         ClusterError, match=r"no Ray at 10\.9\.9\.9:1: Could not find any running Ray instance\.; check"
     ):
         connect(ClusterConfig(address="10.9.9.9:1"))
+
+
+@pytest.mark.parametrize("address", [None, "auto"])
+def test_an_address_that_leads_nowhere_is_told_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """Ray itself says nothing of use for minutes; it is not even asked."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{probe.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", nowhere)
+        monkeypatch.setattr(cluster, "REACH_S", 0.6)
+        monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+        began = time.monotonic()
+        with pytest.raises(ClusterError, match=rf"no Ray at {nowhere} \(RAY_ADDRESS\): .*refused; start .*unset RAY_A"):
+            connect(ClusterConfig(address=address))
+    assert time.monotonic() - began < 5
+
+
+def test_an_address_is_host_and_port() -> None:
+    with pytest.raises(ClusterError, match="Ray address head:port: write HOST:PORT"):
+        connect(ClusterConfig(address="head:port"))
 
 
 def test_ray_is_kept_quiet() -> None:
@@ -101,18 +128,20 @@ def test_a_local_ray_runs_this_checkout_in_this_directory() -> None:
     assert str(found) == "Ray on this machine: 1 node, 4 CPU, no GPU"
 
     @ray.remote
-    def look() -> tuple[list[str], str, str]:
+    def look() -> tuple[list[str], str, str, str]:
         import efafnet
         from efafnet.platform.provenance import code_version
 
-        return list(efafnet.__path__), str(Path.cwd()), code_version()["source_digest"]
+        digest = code_version()["source_digest"]
+        return list(efafnet.__path__), str(Path.cwd()), digest, os.environ.get("RAY_ADDRESS", "")
 
     from efafnet.platform.provenance import code_version
 
-    path, directory, digest = ray.get(look.remote())
+    path, directory, digest, address = ray.get(look.remote())
     assert path == [str(ROOT)]
     assert directory == str(Path.cwd())
     assert digest == code_version()["source_digest"]
+    assert address == found.address, "Ray's helpers in workers must not meet another Ray of this machine"
 
 
 @pytest.mark.slow

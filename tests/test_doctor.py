@@ -11,7 +11,7 @@ import pytest
 
 from efafnet.pipelines import doctor
 from efafnet.pipelines.doctor import DoctorConfig, node_finding, ray_finding, run_doctor
-from efafnet.platform import cluster, health
+from efafnet.platform import cluster, health, ray_private
 from efafnet.platform.cluster import ClusterError, Resources
 from efafnet.platform.health import Finding
 
@@ -198,7 +198,7 @@ def test_a_cluster_is_examined_node_by_node(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_no_cluster_is_in_order_and_a_dead_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_running_here", lambda: None)
+    monkeypatch.setattr(ray_private, "running_here", lambda: None)
     assert ray_finding(DoctorConfig())[0].state == "ok"
     monkeypatch.setattr(cluster, "is_running", lambda _: True)
 

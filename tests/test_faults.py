@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -142,21 +143,31 @@ def _history(uri: str, result: TrainResult, key: str) -> list[int]:
 
 
 def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: Path, record_property: Noted) -> None:
-    """The same command again goes on, beside what is left of the first; equal to the bit to a run in one process."""
+    """After Ctrl-C and after SIGKILL the same command goes on, beside what is left of the one before; equal to the bit
+    to a run in one process."""
     settings = ("epochs=40", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
     whole = config_of(tmp_path, "name=whole", *settings)
     cut = config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)
     cluster.add_node(num_cpus=1)
     (tmp_path / "cut.yaml").write_text(to_yaml(cut))
     command = [sys.executable, "-m", "efafnet.pipelines", "train", str(tmp_path / "cut.yaml")]
+    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for("a checkpoint", lambda: newest_step(cut) >= 10, lambda: driver.poll() is not None)
+    driver.send_signal(signal.SIGINT)
+    _, told = driver.communicate(timeout=30)
+    assert driver.returncode == 130
+    assert re.search(
+        r"warning: interrupted; step \d+ saved; the same command goes on from there", " ".join(told.split())
+    )
+    stood = newest_step(cut)
     driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for("a checkpoint", lambda: newest_step(cut) >= 20, lambda: driver.poll() is not None)
+        wait_for("another", lambda: newest_step(cut) >= stood + 10, lambda: driver.poll() is not None)
     finally:
         driver.kill()
         driver.wait()
     running = begun(cut)
-    record_property("restarted_s", wait_for("a second life", lambda: len(lives(cut)) == 1, running.done))
+    record_property("restarted_s", wait_for("a third life", lambda: len(lives(cut)) == 2, running.done))
     running.result(timeout=120)
     run(whole, PlainContext(torch.device("cpu")))
     assert trace_of(cut) == trace_of(whole)

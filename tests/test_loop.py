@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from efafnet.pipelines.training import job as job_module
+from efafnet.pipelines.training import preparation
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.monitor import DivergedError, Trace, Window, clock
@@ -175,6 +176,36 @@ def test_divergence_names_step_samples_and_the_last_good_checkpoint(
     # What was in the batch is what an honest run trains on at that step, and nothing bad was kept.
     run(config, Quiet())
     assert trace_of(config.run_dir)[12]["rows"] == caught.value.rows
+
+
+@pytest.mark.parametrize(("always", "ends"), [(True, True), (False, False)])
+def test_loss_scaling_that_skips_every_step_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, always: bool, ends: bool
+) -> None:
+    """A real scaler halves 65536 at each skip: 17 in a row bring it below 1, and the point at step 20 tells."""
+    honest = preparation.build_trainee
+
+    def scaled(*arguments: Any) -> Any:
+        trainee = honest(*arguments)
+        trainee.scaler = torch.amp.GradScaler("cpu", enabled=True)
+        calls = itertools.count(1)
+        weight = next(trainee.module.parameters())
+        weight.register_hook(lambda grad: grad * math.inf if always or next(calls) <= 3 else grad)
+        return trainee
+
+    monkeypatch.setattr(preparation, "build_trainee", scaled)
+    context, config = Quiet(), config_of(tmp_path, "data.val=null", "epochs=5")
+    if ends:
+        told = r"no gradient of the last 5 steps was finite in fp16, at a loss scale of 0.0625, at step 20; .*"
+        with pytest.raises(DivergedError, match=told + "take precision=bf16 or fp32, lower optimizer.lr"):
+            run(config, context)
+    else:
+        run(config, context)
+    points = {key: dict(context.curves.points[f"train/{key}"]) for key in ("loss_scale", "skipped_share")}
+    assert points["loss_scale"][5] == 65536 / 2 ** (5 if always else 3)
+    assert points["skipped_share"][5] == (1.0 if always else 0.6)
+    if not ends:
+        assert points["skipped_share"][10] == 0
 
 
 def test_the_loop_needs_neither_ray_nor_mlflow() -> None:

@@ -52,5 +52,5 @@ def test_ray_train_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
     base = process_group._ClusterBackend.__bases__[0]
     monkeypatch.setattr(base, "on_start", lambda *_: done.append("process group"))
     config = process_group.ClusterTorchConfig(backend="gloo")
-    config.backend_cls().on_start(Group(), config)  # type: ignore[arg-type]
+    config.backend_cls().on_start(Group(), config)
     assert done == ["interface", "process group"]

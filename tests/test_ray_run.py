@@ -20,10 +20,12 @@ import torch
 from mlflow import MlflowClient
 
 from efafnet.models.skeleton import COCO_17
-from efafnet.pipelines.training import ray_run
+from efafnet.pipelines.training import ray_run, ray_worker
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.ray_run import run_train, train
+from efafnet.pipelines.training.ray_worker import RayAside
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, RunRecord, TrainResult, difference
+from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.tracking import Tracker
 from tests.training_cases import config_of, trace_of, write_store
@@ -298,6 +300,52 @@ def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> N
         told = re.findall(r"validation at step \d+: .*ar [\d.]+", log)
         found[where] = figures, result.checkpoint.name, told, trace_of(config)
     assert found["auto"] == found["inline"]
+
+
+def test_room_beside_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A free CPU here and a free GPU there are no place for a task; a cluster that does not say has none."""
+    import ray
+
+    beside = RayAside("", {"CPU": 1, "GPU": 1}, wait_s=1)
+    for nodes, room in (
+        ([{"CPU": 4.0}, {"CPU": 0.5, "GPU": 1.0}], False),
+        ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], True),
+        ([], False),
+    ):
+        monkeypatch.setattr(ray_private, "free_by_node", lambda nodes=nodes: nodes)
+        assert beside.has_room() is room
+
+    def away() -> list[dict[str, float]]:
+        raise ray.exceptions.RaySystemError("GCS")
+
+    monkeypatch.setattr(ray_private, "free_by_node", away)
+    assert not beside.has_room()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_validation_beside_training_that_never_ends_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    def endless(*_: object) -> None:
+        time.sleep(600)
+
+    monkeypatch.setattr(ray_worker, "validate_weights", endless)
+    beside = RayAside("", {"CPU": 4}, wait_s=2)
+    assert beside.has_room()
+    beside.start({}, 40)
+    assert not beside.ready()
+    began = time.monotonic()
+    assert beside.result() is None
+    assert time.monotonic() - began < 10
+    assert "validation of step 40 beside training gave no figures within validation.wait_s = 2 s" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert beside.result() is None
+    # Its place is free again for whoever comes next.
+    assert ray.get(ray.remote(num_cpus=4)(lambda: 7).remote(), timeout=30) == 7
 
 
 @pytest.mark.slow

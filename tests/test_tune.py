@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -311,7 +312,7 @@ def kill_trial(checkpoints: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path) -> None:
-    """SIGKILL of the driver while trials run, twice; then the search ends with every trial there once."""
+    """Ctrl-C and SIGKILL of the driver while trials run; then the search ends with every trial there once."""
     config_of(tmp_path)
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
                 "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=40", "workers=0",
@@ -320,11 +321,20 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "efafnet.pipelines", "tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     trials = tmp_path / "runs/killed/trials"
-    for number in ("0000", "0001"):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
-        wait_for(lambda number=number: any((trials / number / "checkpoints").glob("step-*")), process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path, text=True)
+    wait_for(lambda: any((trials / "0000" / "checkpoints").glob("step-*")), process)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert re.search(
+        r"warning: interrupted; 0 of 3 trials over, \d running; the same command continues search killed", told
+    )
+    parent, runs = children(tmp_path, "killed")
+    assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    wait_for(lambda: any((trials / "0001" / "checkpoints").glob("step-*")), process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     before = {path.name for path in (trials / "0000" / "checkpoints").glob("step-*")}
     subprocess.run(command, env=environment, check=True, cwd=tmp_path, timeout=300)
     study = open_study(tmp_path / "runs/killed/study.db")

@@ -15,9 +15,10 @@ from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.pareto import COST, cost_of
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.recording import send_kept
+from efafnet.pipelines.training.recording import fail_record, send_kept
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
+from efafnet.platform.interruption import told
 from efafnet.platform.mlflow_client import mlflow_client, quietly
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.space import Space
@@ -145,6 +146,18 @@ class Books:
         if uri is None or run_id is None:
             return
         self._mlflow.submit(quietly, lambda: action(mlflow_client(uri), run_id), what)
+
+    def stopped(self, error: BaseException) -> None:
+        """Tell that the search was stopped before its end, by a signal or an error."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        live = self.ledger.live()
+        if isinstance(error, KeyboardInterrupt):
+            over = sum(trial.state.is_finished() for trial in self.ledger.own())
+            told(error, f"{over} of {self.ledger.trials} trials over, {len(live)} running; the same command continues "
+                        f"search {self.config.name}")  # fmt: skip
+        for record in (*map(self._run_of, live), self.record):
+            if record is not None:
+                fail_record(record, interrupted=interrupted)
 
     def close(self) -> None:
         """Wait until MLflow has been told everything."""

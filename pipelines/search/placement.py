@@ -10,10 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from efafnet.platform import ray_private
+
+_WorkerGroupCallback: Any = ray_private.worker_group_callback()
 
 
-class PlacementNote(WorkerGroupCallback):
+class PlacementNote(_WorkerGroupCallback):  # type: ignore[misc]
     """Notes in a file which placement group the workers of a run have."""
 
     def __init__(self, file: Path) -> None:

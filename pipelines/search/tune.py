@@ -76,6 +76,9 @@ def tune(
         try:
             _search(books)
             result = conclude(books)
+        except BaseException as error:
+            books.stopped(error)
+            raise
         finally:
             books.close()
         if record.mlflow_run_id is not None and record.tracking_uri is not None:
@@ -144,6 +147,8 @@ def _quiet_tune() -> None:
     """Leave Tune nothing to write and to say: MLflow, the study and this program's own lines have it all."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"
+    # At Ctrl-C it would wait for trials, minutes long; what they reached is in their checkpoints.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 
@@ -220,7 +225,6 @@ def _settle(books: Books) -> None:
     if not live:
         return
     if books.config.search.time_s is None:
-        console.note(f"interrupted with {len(live)} trials running; the same command continues the search")
         raise KeyboardInterrupt
     for number in live:
         state, reason = ledger.finish(

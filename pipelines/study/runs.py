@@ -12,7 +12,6 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ from efafnet.pipelines.search.trial import await_release, logged
 from efafnet.pipelines.search.tune import slots, trial_resources
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.recording import fail_record
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.platform import console
 from efafnet.platform.cluster import connect
+from efafnet.platform.interruption import told
 from efafnet.platform.storage import read_json, sha256_bytes, sha256_file, write_text
 
 _FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
@@ -86,15 +87,24 @@ def run_all(runs: Sequence[TrainConfig], inputs: Inputs, how: Running) -> dict[s
         for run in left
     ]
     failures: dict[str, str] = {}
-    over = count(len(runs) - len(left) + 1)
+    seen: list[int] = []
 
     def ended(index: int, failure: str) -> None:
+        seen.append(index)
         run = left[index]
         told = f"FAILED: {failure}" if failure else f"{how.metric} {figure_of(run, how.metric):.4f}"
         failures.update({run.name: failure} if failure else {})
-        console.note(f"{next(over)}/{len(runs)} {run.tracking.run_name or run.name}: {told}")
+        console.note(f"{len(runs) - len(left) + len(seen)}/{len(runs)} {run.tracking.run_name or run.name}: {told}")
 
-    _run_tasks(jobs, trial_resources(left[0]), at_once, how.retries, ended)
+    def stopped(stop: KeyboardInterrupt, live: Sequence[int]) -> None:
+        done = len(runs) - len(left) + len(seen)
+        told(stop, f"{done} of {len(runs)} runs over, {len(live)} running; the same command goes on")
+        for index in live:
+            record = RunDirectory(left[index].run_dir).known()
+            if record is not None:
+                fail_record(record, interrupted=True)
+
+    _run_tasks(jobs, trial_resources(left[0]), at_once, how.retries, ended, stopped)
     return failures
 
 
@@ -104,8 +114,12 @@ def _run_tasks(
     at_once: int,
     retries: int,
     ended: Callable[[int, str], None],
+    stopped: Callable[[KeyboardInterrupt, Sequence[int]], None],
 ) -> None:
-    """Run ``run_one`` on each job, at most ``at_once`` at a time; ``ended`` hears each one's number and failure."""
+    """Run ``run_one`` on each job, at most ``at_once`` at a time.
+
+    ``ended`` hears each one's number and failure, ``stopped`` the numbers of those that an interruption leaves.
+    """
     import ray
 
     custom = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
@@ -127,6 +141,9 @@ def _run_tasks(
                 except ray.exceptions.RayError as error:
                     failure = reason_of(error)
                 ended(live.pop(reference), failure)
+    except KeyboardInterrupt as stop:
+        stopped(stop, list(live.values()))
+        raise
     finally:
         for reference in live:
             ray.cancel(reference, force=True)

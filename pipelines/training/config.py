@@ -57,6 +57,9 @@ class WorkerConfig(Settings):
     they return; null for never fewer than `workers`. workers=1..4 sets both."""
     grow_every_s: float = Field(default=60, gt=0)
     """Seconds between two looks for returned nodes; taking them in costs a restart from the last checkpoint."""
+    collective_timeout_s: float = Field(default=1800, gt=0)
+    """Longest time that workers wait for each other, in seconds, before those that wait give up and the run goes on
+    from the last checkpoint with new workers. Longer than any validation and any checkpoint takes."""
 
 
 _INPUT = InputSize(height=256, width=192)

@@ -110,3 +110,6 @@ class ValidationConfig(Settings):
     where: Literal["auto", "inline"] = "auto"
     """inline: all workers stop and share the persons. auto: beside training, in a Ray task of its own, where the
     cluster has room for one more worker; its figures count from the next validation on. Searches validate inline."""
+    wait_s: float = Field(default=300, gt=0)
+    """Longest wait, in seconds, for a validation beside training once its figures count; then it is cancelled, and all
+    workers measure the checkpoint."""

@@ -60,7 +60,9 @@ class Failures:
             self._place = place
         kind = type(cause).__name__
         self._counts[kind] += 1
-        count, reason = self._counts[kind], f"{kind}: {' '.join(str(cause).split())[-300:]}"
+        count, text = self._counts[kind], " ".join(str(cause).split())[-300:]
+        # Errors of the system say what they are; those of libraries need not.
+        reason = text if isinstance(cause, OSError) and text else f"{kind}: {text}"
         if 0 <= self._limit < count:
             self._end(reason, count, error)
         pause_s = PAUSES_S[min(count, len(PAUSES_S)) - 1]

@@ -136,15 +136,17 @@ class Job:
             DivergedError: a loss or gradient in the window was not finite, or a loss exploded.
         """
         step, window = self.progress.step, self.window
-        scaled, first_loss = self.trainee.scaler.is_enabled(), self.progress.first_loss
+        scale, first_loss = self._loss_scale(), self.progress.first_loss
         point = summarise(
-            window, self.context, scaled=scaled, step=step, first_loss=first_loss, last_good=self._last_good
+            window, self.context, scale=scale, step=step, first_loss=first_loss, last_good=self._last_good
         )
         if self.trace:
             self.trace.write(window, step)
         wait_s = self.reader.wait_s - window.waited_before_s
         metrics = curve_metrics(point, window, self.inputs.skeleton.joints, self._tick(), wait_s)
         metrics |= self._position("train/") | self._epoch_loss(point) | _memory(self.context.device)
+        if scale is not None:
+            metrics |= {"train/loss_scale": scale, "train/skipped_share": point.skipped_share}
         self.progress.train_loss = metrics["train/loss"]
         self.progress.first_loss = self.progress.first_loss or self.progress.train_loss
         self.context.sink.log_metrics(metrics, step)
@@ -155,6 +157,10 @@ class Job:
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:
             self.say(text)
+
+    def _loss_scale(self) -> float | None:
+        scaler = self.trainee.scaler
+        return float(scaler.get_scale()) if scaler.is_enabled() else None
 
     def validate(self) -> None:
         """Measure the network: beside training where there is room, else on all workers before it goes on."""

@@ -67,13 +67,15 @@ class Point:
     by_joint: list[float]
     grad_norm: float
     """Of the last step."""
+    skipped_share: float = 0.0
+    """Share of the steps that fp16's loss scaling skipped, because their gradient was not finite."""
 
 
 def summarise(
     window: Window,
     context: PlainContext,
     *,
-    scaled: bool,
+    scale: float | None,
     step: int,
     first_loss: float | None,
     last_good: Callable[[], str],
@@ -83,13 +85,14 @@ def summarise(
     Args:
         window: at least one step.
         context: the workers.
-        scaled: whether the loss is scaled (fp16), which skips steps whose gradient is not finite.
+        scale: what the loss is multiplied by (fp16), which skips steps whose gradient is not finite; None for nothing.
         step: completed steps at the end of the window.
         first_loss: mean loss of the run's first window; None in that window.
         last_good: says where the last good checkpoint is, for the error message.
 
     Raises:
-        DivergedError: a loss or a gradient was not finite, or a loss exploded; names the step and the samples.
+        DivergedError: a loss or a gradient was not finite, or a loss exploded, or fp16 skipped all steps although it
+            no longer scales the loss up; names the step and the samples.
     """
     losses = window.losses
     heads = list(losses[0].by_head)
@@ -100,14 +103,20 @@ def summarise(
     norms = torch.stack([entry.grad_norm for entry in losses]).tolist()
     count = len(losses)
     for index in range(count):
-        fault = _fault(sums[index], norms[index], scaled, first_loss)
+        fault = _fault(sums[index], norms[index], scale is not None, first_loss)
         if fault:
             _diverged(fault, step - count + index + 1, window.rows[index], context, last_good())
+    skipped = sum(not _finite(norm) for norm in norms)
+    if scale is not None and scale < 1 and skipped == count:
+        # Each skip halves the scale, from 65536: that many in a row are no search for the right one.
+        fault = f"no gradient of the last {count} steps was finite in fp16, at a loss scale of {scale:.3g},"
+        _diverged(fault, step, window.rows[-1], context, last_good(), remedy="take precision=bf16 or fp32, ")
     return Point(
         loss=sums[:count],
         by_head=dict(zip(heads, sums[count : count + len(heads)], strict=True)),
         by_joint=sums[count + len(heads) :],
         grad_norm=norms[-1],
+        skipped_share=skipped / count,
     )
 
 
@@ -126,13 +135,15 @@ def _finite(value: float) -> bool:
     return abs(value) < float("inf")
 
 
-def _diverged(fault: str, step: int, rows: torch.Tensor, context: PlainContext, last_good: str) -> None:
+def _diverged(
+    fault: str, step: int, rows: torch.Tensor, context: PlainContext, last_good: str, remedy: str = ""
+) -> None:
     parts = context.agree(context.gather(rows.tolist()))
     everyone = [row for part in parts for row in part]
     shown = ", ".join(str(row) for row in everyone[:12]) + (", …" if len(everyone) > 12 else "")
     raise DivergedError(
         f"training diverged: {fault} at step {step}; the batch held rows {shown} of the training "
-        f"store; {last_good}; lower optimizer.lr, add schedule.warmup_steps or set optimizer.clip_norm",
+        f"store; {last_good}; {remedy}lower optimizer.lr, add schedule.warmup_steps or set optimizer.clip_norm",
         step,
         everyone,
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 import psutil
 import ray.util
-from ray.train._internal.base_worker_group import BaseWorkerGroup
-from ray.train.torch.config import TorchConfig, _TorchBackend
+from ray.train.torch.config import TorchConfig
+
+from efafnet.platform import ray_private
 
 
 @dataclass
@@ -21,13 +22,16 @@ class ClusterTorchConfig(TorchConfig):
     """
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Any]:
         """What sets the process group up."""
         return _ClusterBackend
 
 
-class _ClusterBackend(_TorchBackend):
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: Any) -> None:
+_TorchBackend: Any = ray_private.torch_backend()
+
+
+class _ClusterBackend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(use_node_interface)
         super().on_start(worker_group, backend_config)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,11 +22,12 @@ from efafnet.pipelines.training.inputs import initial_network, open_inputs
 from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
-from efafnet.pipelines.training.state import fork_source
+from efafnet.pipelines.training.state import Checkpoints, fork_source
 from efafnet.platform import console
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.cluster import Resources, connect, defaults
 from efafnet.platform.configuration import absolute_paths, to_yaml
+from efafnet.platform.interruption import exit_as_interruption, told
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -96,7 +97,7 @@ def train(
         directory.record(record, to_yaml(config))
         if copies is not None:
             copies.push_file(directory.path / "run.json")
-        with _failure_told(record):
+        with _failure_told(config, record):
             outcome = _here(config, record, given_up) if config.workers == 0 else _on_ray(config, record, callbacks)
         result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
         close_record(config, inputs, record, result)
@@ -118,12 +119,25 @@ def _copies(config: TrainConfig) -> CheckpointCopies | None:
 
 
 @contextmanager
-def _failure_told(record: RunRecord) -> Iterator[None]:
+def _failure_told(config: TrainConfig, record: RunRecord) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            # First of all: who stops a job may give it a few seconds, and MLflow may be away.
+            told(error, _standing(config))
         fail_record(record, interrupted=isinstance(error, KeyboardInterrupt | GivenUpError))
         raise
+
+
+def _standing(config: TrainConfig) -> str:
+    """Where a run stands that was stopped, and how it goes on."""
+    steps: list[Path] = []
+    with suppress(OSError):
+        steps = Checkpoints(config.run_dir, config.checkpoint).all()
+    if not steps:
+        return f"run {config.name} has no checkpoint yet; the same command begins it again"
+    return f"step {int(steps[-1].name.removeprefix('step-'))} saved; the same command goes on from there"
 
 
 def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool]) -> loop.LoopResult:
@@ -162,7 +176,8 @@ def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCall
 
 def _ray_train_variables(config: TrainConfig, resources: Resources) -> dict[str, str]:
     """What this run wants of Ray Train that only the environment can say."""
-    variables: dict[str, str] = {}
+    # Its own meetings, as of the report of a validation.
+    variables = {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(config.worker.collective_timeout_s)}
     if resources.is_local:
         # Nobody drains a Ray that lives and dies with this program; its watcher only writes to the terminal.
         variables["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
@@ -191,7 +206,10 @@ def _trainer(
     return TorchTrainer(
         cast(Any, train_on_worker),  # the annotation forgets that it may return something
         train_loop_config=asdict(job),
-        torch_config=ClusterTorchConfig(backend="cpu:gloo,cuda:nccl" if "GPU" in needs else "gloo"),
+        torch_config=ClusterTorchConfig(
+            backend="cpu:gloo,cuda:nccl" if "GPU" in needs else "gloo",
+            timeout_s=max(1, round(config.worker.collective_timeout_s)),
+        ),
         scaling_config=cast(Any, ScalingConfig)(  # annotated for the API before V2, as is RunConfig
             num_workers=most if fewest in (None, most) else (fewest, most),
             use_gpu="GPU" in needs,
@@ -214,7 +232,12 @@ def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, 
     from ray.train import TrainingFailedError
 
     failures = Failures(config.run_dir, config.worker.max_failures, _wait)
-    ended: Any = persevere(lambda: trainer().fit(), (TrainingFailedError,), failures)
+
+    def attempt() -> Any:
+        with exit_as_interruption():
+            return trainer().fit()
+
+    ended = persevere(attempt, (TrainingFailedError,), failures)
     return cast("dict[str, Any]", ended.return_value)
 
 

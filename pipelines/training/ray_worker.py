@@ -16,7 +16,7 @@ from efafnet.pipelines.training.context import GroupContext
 from efafnet.pipelines.training.recording import recorded
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.pipelines.training.validation import validate_weights
-from efafnet.platform import console
+from efafnet.platform import console, ray_private
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(config.worker.cpus)))
     context = RayContext(watched=wanted.watched)
     if wanted.aside is not None:
-        context.aside = RayAside(wanted.config, wanted.aside)
+        context.aside = RayAside(wanted.config, wanted.aside, config.validation.wait_s)
     with recorded(config, record, context):
         result = loop.run(config, context)
     return {"checkpoint": str(result.checkpoint), "metrics": result.metrics}
@@ -54,10 +54,8 @@ class RayContext(GroupContext):
 
     def __init__(self, *, watched: bool) -> None:
         import ray.train.torch
-        from ray.train.v2._internal.execution import context as reporting
 
-        # Its logger is named after a file and escapes the LoggingConfig: every worker would print each report.
-        reporting.logger.setLevel(logging.WARNING)
+        ray_private.report_logger().setLevel(logging.WARNING)
         device = ray.train.torch.get_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -81,20 +79,30 @@ class RayContext(GroupContext):
 
 
 class RayAside:
-    """Validates beside training, in a Ray task."""
+    """Validates beside training, in a Ray task.
 
-    def __init__(self, config_json: str, needs: Mapping[str, float]) -> None:
+    Args:
+        config_json: settings of the run.
+        needs: what the task reserves, as Ray names it.
+        wait_s: longest wait for its figures.
+    """
+
+    def __init__(self, config_json: str, needs: Mapping[str, float], wait_s: float) -> None:
         self._config_json = config_json
         self._needs = needs
+        self._wait_s = wait_s
         self._step = 0
         self._reference: Any = None
 
     def has_room(self) -> bool:
-        """Whether the cluster has room for it at present."""
+        """Whether a node of the cluster has room for it at present; a cluster that does not say has none."""
         import ray
 
-        free = ray.available_resources()
-        return all(free.get(name, 0) >= amount for name, amount in self._needs.items())
+        try:
+            nodes = ray_private.free_by_node()
+        except ray.exceptions.RayError:
+            return False
+        return any(all(free.get(name, 0) >= amount for name, amount in self._needs.items()) for free in nodes)
 
     def start(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Begin with the network after ``step`` steps. A task whose node dies is not tried again: there may be no room
@@ -113,15 +121,23 @@ class RayAside:
         return self._reference is None or bool(ray.wait([self._reference], timeout=0)[0])
 
     def result(self) -> dict[str, float] | None:
-        """Wait for the figures of what was started last; None, and a warning, where that failed."""
+        """Wait for the figures of what was started last; None, and a warning, where that failed or takes too long."""
         import ray
 
         if self._reference is None:
             return None
         try:
-            figures: dict[str, float] = ray.get(self._reference)
+            figures: dict[str, float] = ray.get(self._reference, timeout=self._wait_s)
+        except ray.exceptions.GetTimeoutError:
+            # Its place was taken, or it is slower than training: all workers wait meanwhile.
+            ray.cancel(self._reference, force=True)
+            self._failed(f"gave no figures within validation.wait_s = {self._wait_s:g} s")
+            return None
         except ray.exceptions.RayError as error:
-            console.warn(f"the validation of step {self._step} beside training failed: {str(error).splitlines()[-1]}")
-            self._reference = None  # say it once
+            self._failed(f"failed: {str(error).splitlines()[-1]}")
             return None
         return figures
+
+    def _failed(self, how: str) -> None:
+        console.warn(f"the validation of step {self._step} beside training {how}; the workers measure it")
+        self._reference = None  # say it once

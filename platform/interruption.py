@@ -1,0 +1,111 @@
+"""How Ctrl-C and SIGTERM end a command: in order where that is possible, and within seconds in any case."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from efafnet.platform import console
+
+GRACE_S = 8.0
+"""Seconds that a command has for ending in order; Slurm and Kubernetes give 30, ``ray job stop`` 3."""
+
+_TOLD = "the user was told"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived, as at the end of a batch job: stopped like by Ctrl-C, so that runs are closed properly."""
+
+
+def told(stop: KeyboardInterrupt, standing: str = "") -> None:
+    """Say once that the command was stopped, and where its work stands; whoever knows that says it first."""
+    if _TOLD in getattr(stop, "__notes__", ()):
+        return
+    word = "terminated" if isinstance(stop, Terminated) else "interrupted"
+    console.warn(f"{word}; {standing}" if standing else word)
+    stop.add_note(_TOLD)
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM raise ``Terminated``, and see to it that both signals end this process even where Python is stuck.
+
+    A thread in a read of a file server that does not answer can neither be interrupted nor left: whoever waits for it,
+    be it an executor or the interpreter's own end, waits for ever. So a watcher hears of signals from the interpreter's
+    own C code, and ends the process ``GRACE_S`` seconds after the first one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(*_signal: object) -> None:
+        if os.getpid() == owner:
+            raise Terminated
+        # Processes forked from this one keep dying of it at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    before_fd = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    before = signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=_watch, args=(heard,), name="signals", daemon=True).start()
+    try:
+        yield
+    finally:
+        # A signal that came goes on counting: what blocks may be the interpreter's end.
+        signal.signal(signal.SIGTERM, before)
+        signal.set_wakeup_fd(before_fd)
+        told.close()
+
+
+def _watch(heard: socket.socket) -> None:
+    with heard:
+        while came := heard.recv(64):
+            ends = [number for number in came if number in (signal.SIGINT, signal.SIGTERM)]
+            if ends:
+                break
+        else:
+            return
+    time.sleep(GRACE_S)
+    text = f"\nwarning: ended {GRACE_S:g} s after the signal: something does not answer, perhaps a file system\n"
+    os.write(2, text.encode())
+    os._exit(128 + ends[0])
+
+
+# What a forked process hears is its own: a signal to it must not end this one.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+@contextmanager
+def keeping_sigterm() -> Iterator[None]:
+    """Put the handler of SIGTERM back afterwards: Ray replaces it, also below Python, by one that prints addresses."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def exit_as_interruption() -> Iterator[None]:
+    """Turn Ray's answer to Ctrl-C, an exit without a word, back into what it was; and give back its handler."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,78 @@
+"""Everything of Ray that this project uses and that Ray does not promise, each with what it is for.
+
+A new version of Ray may rename any of it. Imports happen inside the functions, so that a missing name breaks its one
+use; ``tests/test_ray_private.py`` names all of them, and pyproject.toml bounds the version.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def running_here() -> str | None:
+    """The address of a cluster that ``ray start`` left running on this machine, if it lives.
+
+    ``ray.init()`` without an address would also take one whose processes are dead, and wait for it.
+    """
+    from ray._private import services
+
+    found = services.find_bootstrap_address(None)
+    return found if found and found in services.find_gcs_addresses() else None
+
+
+def started_by_this_program() -> bool:
+    """Whether the connected Ray lives and dies with this process."""
+    from ray._private import worker
+
+    return worker._global_node is not None and bool(worker._global_node.head)
+
+
+def dashboard_address() -> str:
+    """HOST:PORT of the connected Ray's dashboard; empty without one."""
+    from ray._private import worker
+
+    return str(worker.get_dashboard_url() or "")
+
+
+def wants_token() -> bool:
+    """Whether this process uses token authentication."""
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return bool(is_token_auth_enabled())
+
+
+def free_by_node() -> list[dict[str, float]]:
+    """What is free on each living node: ``ray.available_resources()`` is the sum, and no task fits a sum."""
+    from ray._private import state
+
+    return [dict(free) for free in state.available_resources_per_node().values()]
+
+
+def torch_backend() -> type[Any]:
+    """Sets up the process group of Ray Train's workers; derived from to choose the network it uses."""
+    from ray.train.torch.config import _TorchBackend
+
+    return _TorchBackend
+
+
+def worker_group_callback() -> type[Any]:
+    """Hears when workers have started; derived from to note what they reserve."""
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+    return WorkerGroupCallback
+
+
+def report_logger() -> Any:
+    """The logger of ``ray.train.report``: named after a file it escapes the LoggingConfig and prints each report."""
+    from ray.train.v2._internal.execution import context
+
+    return context.logger
+
+
+def tell_workers_their_address() -> None:
+    """Run in each worker as it starts: Ray's own helpers there look for "the" Ray of the host, and fail where there
+    are two. The address of a Ray that this program starts is known too late for ``runtime_env``'s variables."""
+    import ray
+
+    os.environ.setdefault("RAY_ADDRESS", str(ray.get_runtime_context().gcs_address))

@@ -1,0 +1,116 @@
+"""Signals end a command: in order where that is possible, within seconds where something blocks for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from efafnet.platform import interruption
+from efafnet.platform.interruption import (
+    Terminated,
+    ending_on_signals,
+    exit_as_interruption,
+    keeping_sigterm,
+    told,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+BLOCKED = """
+import os, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from efafnet.platform import interruption
+from efafnet.pipelines import cli
+
+interruption.GRACE_S = 0.5
+
+def read(path):
+    print("ready", flush=True)
+    return open(path)
+
+def command(words):
+    with ThreadPoolExecutor(1) as pool:  # leaving it waits for the read, and so does the interpreter's end
+        return pool.submit(read, words[0]).result()
+
+cli._dispatch = command
+sys.exit(cli.main([sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_read_that_never_ends_does_not_keep_a_command(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    """An image that is a FIFO stands for a file server that does not answer."""
+    os.mkfifo(tmp_path / "image.jpg")
+    arguments = [sys.executable, "-c", BLOCKED, str(tmp_path / "image.jpg")]
+    with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert "something does not answer, perhaps a file system" in err
+
+
+def test_a_command_that_ends_by_itself_leaves_nothing_behind() -> None:
+    handler, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
+    with ending_on_signals(), pytest.raises(Terminated):
+        # Not a real signal here: its watcher would end the tests.
+        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)  # type: ignore[misc,operator]
+    assert signal.getsignal(signal.SIGTERM) == handler
+    for thread in threading.enumerate():
+        if thread.name == "signals":
+            thread.join(5)
+    assert threading.active_count() == threads
+
+
+def test_a_signal_to_a_forked_process_is_not_this_ones(tmp_path: Path) -> None:
+    """Its C handler would write to the same watcher."""
+    program = f"""
+import os, signal, time
+from efafnet.platform import interruption
+interruption.GRACE_S = 0.2
+with interruption.ending_on_signals():
+    child = os.fork()
+    if child == 0:
+        time.sleep(30)
+    time.sleep(0.2)
+    os.kill(child, signal.SIGTERM)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    time.sleep(0.6)
+    open({str(tmp_path / "alive")!r}, "w").close()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "-15\n"
+    assert (tmp_path / "alive").exists()
+
+
+def test_handlers_are_put_back_after_others_took_them() -> None:
+    mine = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with keeping_sigterm():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with exit_as_interruption():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == mine
+
+
+def test_rays_exit_at_ctrl_c_is_an_interruption() -> None:
+    with pytest.raises(KeyboardInterrupt), exit_as_interruption():
+        sys.exit(0)
+    with pytest.raises(Terminated), exit_as_interruption():
+        raise Terminated
+
+
+def test_who_knows_where_the_work_stands_says_it_and_nobody_says_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    stop = Terminated()
+    told(stop, "step 40 saved; the same command goes on from there")
+    told(stop)
+    told(KeyboardInterrupt())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["warning: terminated; step 40 saved; the same command goes on from there", "warning: interrupted"]
+    assert interruption.GRACE_S < 10

@@ -1,0 +1,74 @@
+"""What Ray does not promise: each name is there, and means what it is used for. Fails first when Ray changes."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from efafnet.platform import ray_private
+
+ROOT = Path(__file__).resolve().parents[1]
+_PRIVATE = re.compile(r"ray\.[\w.]*\b_\w+")
+
+
+def test_process_groups_are_set_up_by_a_class_that_can_be_derived_from() -> None:
+    from efafnet.pipelines.training.process_group import ClusterTorchConfig
+
+    backend = ray_private.torch_backend()
+    assert issubclass(ClusterTorchConfig(backend="gloo").backend_cls, backend)
+    assert super(ClusterTorchConfig, ClusterTorchConfig(backend="gloo")).backend_cls is backend
+    assert callable(backend.on_start)
+
+
+def test_callbacks_hear_when_workers_have_started() -> None:
+    assert callable(ray_private.worker_group_callback().after_worker_group_start)
+
+
+def test_the_logger_of_reports_is_one() -> None:
+    assert isinstance(ray_private.report_logger(), logging.Logger)
+
+
+def test_what_is_asked_without_a_connection() -> None:
+    assert ray_private.running_here() is None or ":" in str(ray_private.running_here())
+    assert isinstance(ray_private.wants_token(), bool)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_what_is_asked_of_a_connected_ray() -> None:
+    import ray
+
+    assert ray_private.started_by_this_program()
+    assert ":" in ray_private.dashboard_address()
+    [free] = ray_private.free_by_node()
+    assert free["CPU"] == 4.0
+    gcs = ray.get(ray.remote(lambda: ray.get_runtime_context().gcs_address).remote())
+    assert gcs == ray.get_runtime_context().gcs_address
+
+
+def test_no_other_module_uses_what_ray_keeps_private() -> None:
+    """Read from the syntax tree, so that comments and texts may speak of it."""
+    found = []
+    for folder in ("platform", "pipelines", "tune_spaces", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            if path == ROOT / "platform" / "ray_private.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                names: list[str] = []
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    names = [f"{node.module}.{alias.name}" for alias in node.names]
+                elif isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.Attribute):
+                    names = [ast.unparse(node)]
+                found += [f"{path.relative_to(ROOT)}: {name}" for name in names if _PRIVATE.match(name)]
+    assert found == []
+
+
+def test_the_version_of_ray_is_bounded() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    assert '"ray[default,train,tune,data]~=2.60"' in text
