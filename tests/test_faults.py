@@ -151,11 +151,11 @@ def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: P
     cluster.add_node(num_cpus=1)
     (tmp_path / "cut.yaml").write_text(to_yaml(cut))
     command = [sys.executable, "-m", "efafnet.pipelines", "train", str(tmp_path / "cut.yaml")]
-    driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for("a checkpoint", lambda: newest_step(cut) >= 10, lambda: driver.poll() is not None)
-    driver.send_signal(signal.SIGINT)
-    _, told = driver.communicate(timeout=30)
-    assert driver.returncode == 130
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for("a checkpoint", lambda: newest_step(cut) >= 10, lambda: first.poll() is not None)
+    first.send_signal(signal.SIGINT)
+    _, told = first.communicate(timeout=30)
+    assert first.returncode == 130
     assert re.search(
         r"warning: interrupted; step \d+ saved; the same command goes on from there", " ".join(told.split())
     )

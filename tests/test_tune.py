@@ -321,10 +321,10 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "efafnet.pipelines", "tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     trials = tmp_path / "runs/killed/trials"
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path, text=True)
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path)
     wait_for(lambda: any((trials / "0000" / "checkpoints").glob("step-*")), process)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    told = " ".join(process.communicate(timeout=30)[1].decode().split())
     assert process.returncode == 130
     assert re.search(
         r"warning: interrupted; 0 of 3 trials over, \d running; the same command continues search killed", told
