@@ -36,6 +36,7 @@ TOP = 9
 MODELS_MAY_IMPORT = {"torch", "torchvision", "numpy", "pydantic", "efafnet", "safetensors", "triton"}
 RAY_PLACES = {
     "platform/cluster.py": "connect",
+    "platform/ray_private.py": "what Ray does not promise",
     "pipelines/crops/work.py": "the map over images of prepare",
     "pipelines/evaluation/store_prediction.py": "the map over crops of evaluate",
     "pipelines/prediction/work.py": "the map over files of predict",
