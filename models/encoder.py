@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from efafnet.models import aligned
 from efafnet.models.fasm import SPLITS, FeatureAggregation, FeatureSelection
 from efafnet.models.layers import conv_bn, conv_bn_relu
 from efafnet.models.network_config import BLOCKS, NetworkConfig
@@ -84,7 +85,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, 4*planes, H/stride, W/stride)."""
-        features = self.expand(self.aggregate(self.reduce(x)))
+        features = self._features(x)
         identity = x if self.identity is None else self.identity(x)
         if self.identity_twice:
             identity = identity + identity
@@ -92,6 +93,13 @@ class Bottleneck(nn.Module):
             return F.relu_(features + identity)
         selected: Tensor = self.select(features, identity)
         return selected
+
+    def _features(self, x: Tensor) -> Tensor:
+        """The branch F before its selection, (N, 4*planes, H/stride, W/stride)."""
+        if isinstance(self.aggregate, FeatureAggregation) and aligned.pays(self.aggregate, x):
+            return aligned.bottleneck(self.reduce, self.aggregate, self.expand, x)
+        features: Tensor = self.expand(self.aggregate(self.reduce(x)))
+        return features
 
 
 class ResidualEncoder(nn.Module):

@@ -5,6 +5,7 @@ Shapes: N crops, C channels, H W the side lengths of the feature map at hand.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,31 +56,40 @@ class FeatureAggregation(nn.Module):
             width = moving * split_channels
             self.grouped = conv_bn_relu(width, width, 3, stride=stride, groups=moving)
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """The G's, each a convolution with batch norm and ReLU; one for all three where nothing is chained."""
+        return list(self.branches) if self.chained else [self.grouped]
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, 4*split, H, W) -> (N, 4*split, H/stride, W/stride)."""
+        return self.wired(x, self.units)
+
+    def wired(self, x: Tensor, units: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+        """Eq. 1 with `units` in place of the module's own; the splits are as wide as a quarter of x's channels."""
         if not self.chained:
-            return self._unchained(x)
+            return self._unchained(x, units[0])
         splits = x.chunk(SPLITS, dim=1)
         if self.literal:
             outputs = [splits[0]]
-            for branch, split in zip(self.branches, splits[1:], strict=True):
-                outputs.append(branch(split + outputs[-1]))
+            for unit, split in zip(units, splits[1:], strict=True):
+                outputs.append(unit(split + outputs[-1]))
         else:
-            outputs = [self.branches[0](splits[0])]
-            for branch, split in zip(self.branches[1:], splits[1:-1], strict=True):
-                outputs.append(branch(split + outputs[-1]))
+            outputs = [units[0](splits[0])]
+            for unit, split in zip(units[1:], splits[1:-1], strict=True):
+                outputs.append(unit(split + outputs[-1]))
             outputs.append(splits[-1])
         return torch.cat(outputs, dim=1)
 
-    def _unchained(self, x: Tensor) -> Tensor:
-        w = self.split_channels
+    def _unchained(self, x: Tensor, grouped: Callable[[Tensor], Tensor]) -> Tensor:
+        w = x.shape[1] // SPLITS
         # One split, not two slices: the gradients of slices would be two full-size tensors of zeros, added.
         if self.literal:
             untouched, moving = x.split((w, 3 * w), dim=1)
         else:
             moving, untouched = x.split((3 * w, w), dim=1)
         pooled = pool_3x3(untouched, self.stride)
-        convolved = self.grouped(moving)
+        convolved = grouped(moving)
         return torch.cat((pooled, convolved) if self.literal else (convolved, pooled), dim=1)
 
 
