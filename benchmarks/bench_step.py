@@ -1,25 +1,34 @@
 """Time of one training step and its memory: SBN, EFAFNet and HRNet-W32 side by side, 256x192, the trainer's own step.
 
-    python -m benchmarks.bench_step
+    python -m benchmarks.bench_step [--json NOW.json] [--earlier BEFORE.json]
+    python -m benchmarks.bench_step --count
 
 A step is target, forward, loss, backward and Adam, on random crops that lie on the device. The networks take turns and
 each one's fastest step counts: whatever else the machine does falls on all of them, and only adds. A CPU is measured
 with one thread, in processor time; with more (--threads), in wall time, which means something on an idle machine only:
 threads that wait for each other lose a time slice to every other program. On a GPU each network is also measured in
-plainer and in further settings. The device's own matrix product stands beside them.
+plainer and in further settings, and a table before them shows where a step goes: the baseline with one part of EFAFNet
+each, and EFAFNet without one of its forms for GPUs each, by the clock, in kernels, and as a CUDA graph. All that takes
+under four minutes; compiling, which comes last, is left out where it would not fit. The device's own matrix product
+stands beside them.
+
+``--count`` counts the operators of a step by part on tensors without values: nearly its kernels, on any machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from benchmarks import step_parts
 from efafnet.models.cost import network_cost
 from efafnet.models.network import build_network
 from efafnet.models.skeleton import COCO_17
@@ -52,6 +61,12 @@ GPU_MODES = (
     Mode("bf16, channels_last", "bf16", ComputeConfig()),
     Mode("bf16, channels_last, compiled", "bf16", ComputeConfig(compile="default")),
 )
+PARTS_MODE = GPU_MODES[3]
+COUNTED_MODE = Mode("fp32, channels_last", "fp32", ComputeConfig())
+BUDGET_S = 230
+"""Seconds on a GPU in which everything must end that can be left out."""
+COMPILING_S = 140
+"""Seconds that compiling the first two networks took on an H200."""
 
 
 def random_batch(count: int, row: Variant, device: torch.device) -> Batch:
@@ -149,26 +164,117 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * size**3 / best / 1e12)
 
 
+def modes_table(rows: list[Variant], count: int, steps: int, device: torch.device, until: float) -> list[list[object]]:
+    """Table rows of all modes; compiling, which takes a minute a network, only for the two that are compared, and only
+    while there is time."""
+    told: list[list[object]] = []
+    for mode in GPU_MODES if device.type == "cuda" else CPU_MODES:
+        if mode.compute.compile and time.perf_counter() > until - COMPILING_S:
+            told += [[row.name, mode.name, "not run", *[""] * 5] for row in rows[:2]]
+        else:
+            compared = rows[:2] if mode.compute.compile else rows
+            try:
+                told += measure(compared, mode, count, steps, device)
+            except Exception as error:
+                # What a card cannot do costs its own rows only.
+                told += [[row.name, mode.name, _failure(error), *[""] * 5] for row in compared]
+    return told
+
+
+def _failure(error: Exception) -> str:
+    return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
+
+
+def parts_table(count: int, device: torch.device) -> list[list[object]]:
+    """Table rows of the parts in bf16 and channels_last, each with its kernels' time over the baseline's."""
+    told: list[list[object]] = []
+    baseline: dict[int, float] = {}
+    for part in step_parts.parts(count):
+        try:
+            trainee, batch = trainee_of(part.row, PARTS_MODE, part.count, device), _batch_of(part, device)
+            found = step_parts.measured(part, trainee, batch)
+            graph = f"{step_parts.graphed_ms(trainee, batch):.1f}" if part.row.name in NETWORKS else ""
+        except Exception as error:
+            told.append([part.row.name, part.count, _failure(error), *[""] * 5])
+            continue
+        over = found["kernels_ms"] - baseline.setdefault(part.count, found["kernels_ms"])
+        told.append(
+            [part.row.name, part.count, *(f"{found[key]:.1f}" for key in ("wall_ms", "back_to_back_ms", "kernels_ms")),
+             int(found["kernels"]), f"{over:+.1f}", graph]
+        )  # fmt: skip
+        del trainee, batch
+        torch.cuda.empty_cache()
+    return told
+
+
+def _batch_of(part: step_parts.Part, device: torch.device) -> Batch:
+    return random_batch(part.count, part.row, device)
+
+
+def counts_table() -> list[list[object]]:
+    """Table rows of the operators of a step, without a GPU."""
+    meta, told = torch.device("meta"), []
+    for part in step_parts.parts(2):
+        if part.count == 2:
+            trainee = trainee_of(part.row, COUNTED_MODE, 2, meta)
+            told.append([part.row.name, step_parts.counted(part, trainee, _batch_of(part, meta))])
+    return told
+
+
+def show(title: str, columns: list[str], rows: list[list[object]], earlier: dict[str, Any]) -> dict[str, Any]:
+    """Print a table, beside its first figure the one of an earlier file; return it as that file keeps it."""
+    keys = 1 if len(columns) == 2 else 2
+    before = {json.dumps(row[:keys]): row[keys] for row in earlier.get(title, {}).get("rows", [])}
+    if before:
+        shown = [[*row[: keys + 1], before.get(json.dumps(row[:keys]), ""), *row[keys + 1 :]] for row in rows]
+        console.table([*columns[: keys + 1], "earlier", *columns[keys + 1 :]], shown, title=title)
+    else:
+        console.table(columns, rows, title=title)
+    return {"columns": columns, "rows": rows}
+
+
 def main() -> None:
     """Measure and print."""
+    began = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch", type=int, default=None, help="crops per step; 4 on a CPU, 64 on a GPU")
-    parser.add_argument("--steps", type=int, default=None, help="measured steps; 7 on a CPU, 30 on a GPU")
+    parser.add_argument("--batch", type=int, default=None, help="crops per step; 4 on a CPU, 128 on a GPU")
+    parser.add_argument("--steps", type=int, default=None, help="measured steps; 7 on a CPU, 10 on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU; 1 is measured in processor time")
+    parser.add_argument("--count", action="store_true", help="only count a step's operators by part; needs no GPU")
+    parser.add_argument("--json", type=Path, default=None, help="file to write the tables to")
+    parser.add_argument("--earlier", type=Path, default=None, help="file of --json to compare with")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
     on_gpu = device.type == "cuda"
-    count, steps = given.batch or (64 if on_gpu else 4), given.steps or (30 if on_gpu else 7)
-    rows = [variant(name) for name in NETWORKS]
-    told = [line for mode in (GPU_MODES if on_gpu else CPU_MODES) for line in measure(rows, mode, count, steps, device)]
-    memory = "peak GiB" if on_gpu else "kept activations, fp32, GiB"
-    columns = ["network", "arithmetic", "step (ms)", "times SBN", "crops/s", "GMAC", "TFLOP/s", memory]
+    earlier = json.loads(given.earlier.read_text(encoding="utf-8")) if given.earlier else {}
     machine = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    console.table(columns, told, title=f"training step, {count} crops, torch {torch.__version__}, {machine}")
-    rates = ", ".join(f"{str(d)[6:]} {ceiling(device, d):.2f}" for d in (torch.float32, torch.bfloat16))
-    console.say(f"matrix product on the same device, TFLOP/s: {rates}")
+    tables: dict[str, Any] = {"machine": machine, "torch": torch.__version__}
+    if earlier:
+        console.say(f"earlier: {given.earlier}, {earlier.get('machine')}, torch {earlier.get('torch')}")
+
+    def told(title: str, columns: list[str], rows: list[list[object]]) -> None:
+        tables[title] = show(title, columns, rows, earlier)
+
+    count, steps = given.batch or (128 if on_gpu else 4), given.steps or (10 if on_gpu else 7)
+    if given.count:
+        told(
+            "operators of a step, a GPU's forms; casts and optimizer left out", ["network", "operators"], counts_table()
+        )
+    else:
+        if on_gpu:
+            columns = ["network", "crops", "wall (ms)", "back to back (ms)", "kernels (ms)", "kernels",
+                       "kernels over SBN (ms)", "graph without optimizer (ms)"]  # fmt: skip
+            told("a step by part, bf16, channels_last", columns, parts_table(count, device))
+        memory = "peak GiB" if on_gpu else "kept activations, fp32, GiB"
+        columns = ["network", "arithmetic", "step (ms)", "times SBN", "crops/s", "GMAC", "TFLOP/s", memory]
+        rows = modes_table([variant(name) for name in NETWORKS], count, steps, device, began + BUDGET_S)
+        told(f"training step, {count} crops", columns, rows)
+        rates = ", ".join(f"{str(d)[6:]} {ceiling(device, d):.2f}" for d in (torch.float32, torch.bfloat16))
+        console.say(f"{machine}, torch {torch.__version__}; matrix product on the same device, TFLOP/s: {rates}")
+    if given.json:
+        given.json.write_text(json.dumps(tables, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
