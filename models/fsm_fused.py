@@ -204,7 +204,9 @@ def _launched(name: str, empty: Any) -> Any:
         from efafnet.models import fsm_kernels
 
         results = empty(*arguments)
-        getattr(fsm_kernels, name)(*arguments, results)
+        # Triton launches on the current device, whichever its operands lie on.
+        with torch.cuda.device_of(arguments[0]):
+            getattr(fsm_kernels, name)(*arguments, results)
         return results
 
     return compute

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -16,6 +20,7 @@ from tests.step_transfers import stand_in_gpu
 
 pytest.importorskip("triton")
 
+ROOT = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 ARRANGEMENTS = [name for name in get_args(Arrangement) if name != "none"]
 _LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -157,3 +162,47 @@ def test_a_compiled_fsm_keeps_the_kernels_and_the_function(arrangement: str, mon
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     eager, found = (_outcomes(form, inputs, module.selection) for form in (module, compiled))
     torch.testing.assert_close(found, eager, rtol=1e-12, atol=1e-12)
+
+
+_COMPILE = """
+import triton.language as tl
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from efafnet.models import fsm_kernels as kernels
+
+HALF, SUMS = {"f", "identity", "y", "grad", "inner", "d_f"}, {"SUM": tl.float32}
+TILE = {"BLOCK_C": 64, "BLOCK_P": 64, "LINE": 1024, "BASE": 2 / 3, "SCALE": 1 / 3}
+SWITCHES = {"CS": True, "LSS": True, "POOL": True, "DOT": True, "RESIDUAL": True, "RELU": True}
+CONSTANTS = {**TILE, **SWITCHES, **SUMS}
+NUMBERS = {"C", "P", "M", "BLOCKS"}
+for name, kernel in vars(kernels).items():
+    if not isinstance(kernel, triton.JITFunction):
+        continue
+    signature, constants, aligned = {}, {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        stride = len(argument) == 3 and argument[1] == "_" and argument[2] in "ncp"
+        if argument in CONSTANTS or (stride and argument[2] == "c"):  # channels lie side by side
+            signature[argument], constants[(i,)] = "constexpr", CONSTANTS.get(argument, 1)
+            continue
+        pointer = "*bf16" if argument in HALF else "*i32" if argument == "index" else "*fp32"
+        signature[argument] = "i32" if stride or argument in NUMBERS else pointer
+        aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    print(name, "cubin" in made.asm, "v4.b32" in made.asm["ptx"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.no_ray
+def test_the_kernels_compile_for_a_gpu_and_read_whole_rows(tmp_path: Path) -> None:
+    script = tmp_path / "compile.py"
+    # What Triton compiles it reads from a file.
+    script.write_text(_COMPILE)
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = ("statistics", "position_gate", "gate", "gate_backward", "position_gate_backward", "features_backward")
+    assert done.stdout.splitlines() == [f"_{name} True True" for name in names]
