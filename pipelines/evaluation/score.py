@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.boxes import box_figures
+from efafnet.pipelines.evaluation.columns import Truth
 from efafnet.pipelines.evaluation.config import ScoringConfig
+from efafnet.pipelines.evaluation.part import chosen_images, part_of, tell_coverage, within
 from efafnet.pipelines.evaluation.results_file import DataFormat, Reference, read_reference, read_results
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
 from efafnet.platform import console
@@ -36,6 +42,9 @@ class ScoreConfig(Settings):
     """Other results on the same annotations, to compare with: differences with paired intervals."""
     detections: Path | None = None
     """The person boxes behind the predictions (COCO results with `bbox`), whose own AP is added."""
+    images: str = "all"
+    """Images to score on: all of the annotations', predicted (those with a result), or a file that lists their ids (a
+    JSON list, a COCO file, or one id a line)."""
     scoring: ScoringConfig = ScoringConfig()
     as_json: bool = False
     """Print JSON at full precision instead of tables."""
@@ -65,19 +74,40 @@ def score(config: ScoreConfig) -> Scored:
     """The figures of a results file. Raises ValueError or OSError for files that do not fit, naming entry and value."""
     results = read_results(config.predictions)
     reference = read_reference(config.annotations, config.format, config.skeleton, config.categories)
+    whole, chosen = reference.truth, chosen_images(config.images, results, reference.truth)
+    if len(chosen) < len(whole.image_ids):
+        reference = replace(reference, truth=part_of(whole, chosen))
+        results = within(results, chosen, whole, str(config.predictions))
+        _tell_part(config, reference.truth, whole)
     _tell_ignored(reference)
+    tell_coverage(results, reference.truth)
     try:
-        scored = _scored(results, reference, config)
+        scored = _scored(results, _others(config, chosen, whole), reference, config)
     except ValueError as error:
         raise ValueError(f"{config.predictions}: {error}") from error
     if config.detections is None:
         return scored
-    boxes = read_results(config.detections)
+    boxes = within(read_results(config.detections), chosen, whole, str(config.detections))
     try:
         scored.figures.update(box_figures(boxes, reference.truth))
     except ValueError as error:
         raise ValueError(f"{config.detections}: {error}") from error
     return scored
+
+
+def _others(config: ScoreConfig, chosen: NDArray[np.int64], whole: Truth) -> list[dict[str, Any]] | None:
+    """The results to compare with, on the chosen images."""
+    if config.against is None:
+        return None
+    return within(read_results(config.against), chosen, whole, str(config.against))
+
+
+def _tell_part(config: ScoreConfig, part: Truth, whole: Truth) -> None:
+    persons, of = (int((~truth.ignored).sum()) for truth in (part, whole))
+    console.warn(
+        f"images={config.images}: scored on {len(part.image_ids)} of {len(whole.image_ids)} images, {persons} of {of} "
+        "persons; figures of a part are not those of the whole"
+    )
 
 
 def _tell_ignored(reference: Reference) -> None:
@@ -90,7 +120,12 @@ def _tell_ignored(reference: Reference) -> None:
         )
 
 
-def _scored(results: list[dict[str, Any]], reference: Reference, config: ScoreConfig) -> Scored:
+def _scored(
+    results: list[dict[str, Any]],
+    against: list[dict[str, Any]] | None,
+    reference: Reference,
+    config: ScoreConfig,
+) -> Scored:
     if "keypoints" not in results[0] and "bbox" in results[0]:
         return Scored(box_figures(results, reference.truth))
     if reference.format == "mpii":
@@ -107,5 +142,5 @@ def _scored(results: list[dict[str, Any]], reference: Reference, config: ScoreCo
         config.scoring,
         crowd=reference.format == "crowdpose",
         area_from_box=boxed and config.result_boxes == "use",
-        against=read_results(config.against) if config.against else None,
+        against=against,
     )

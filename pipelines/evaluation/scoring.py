@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from efafnet.pipelines.evaluation.bootstrap import Interval, bootstrap, bootstrap_difference
+from efafnet.pipelines.evaluation.bootstrap import FEWEST_IMAGES, Interval, bootstrap, bootstrap_difference
 from efafnet.pipelines.evaluation.columns import Truth, detections
 from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.crowdpose import CROWDPOSE_NAMES, crowdpose_figures
@@ -161,6 +161,11 @@ def show(scored: Scored, config: ScoringConfig) -> None:
             row += _compared(value, scored.other.get(name, NO_PERSONS), scored.difference.get(name))
         rows.append(row)
     console.table(columns, rows)
+    if any(i.approximate for i in (*scored.intervals.values(), *scored.difference.values())):
+        console.note(
+            f"~: an approximate interval, of too few images with persons (less than {FEWEST_IMAGES} of equal weight) "
+            "or of a figure that no draw of these images moves (0 or 1); it may hold the truth less often than it says"
+        )
     if scored.errors is not None:
         _show_errors(scored.errors)
 
@@ -176,7 +181,9 @@ def _number(value: float) -> str:
 
 
 def _ends(interval: Interval | None) -> str:
-    return f"{interval.low:.4f} to {interval.high:.4f}" if interval else ""
+    if interval is None:
+        return ""
+    return f"{interval.low:.4f} to {interval.high:.4f}{' ~' if interval.approximate else ''}"
 
 
 def _show_errors(errors: ErrorAnalysis) -> None:
