@@ -157,6 +157,8 @@ def _replace(temporary: Path, path: Path, *, overwrite: bool) -> None:
     except OSError as error:
         if retired is not None:
             retired.rename(path)
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
         raise OutputExistsError(f"output {path} appeared while it was being written ({error.strerror})") from error
     flush_directory(path.parent)
     if retired is not None:

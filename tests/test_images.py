@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from efafnet.pipelines.crops import images
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, check_declared, decode_image
 from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
 from efafnet.pipelines.formats.pixels import is_animated, orientation_of
@@ -167,6 +170,38 @@ def test_grey_and_cmyk_become_colour() -> None:
     cmyk = decode_image(_saved(Image.fromarray(red).convert("CMYK")))
     assert cmyk.shape == (60, 80, 3)
     assert cmyk[30, 40].tolist() == pytest.approx([0, 0, 255], abs=6)
+
+
+@pytest.mark.parametrize(
+    ("code", "failures", "pauses", "reason"),
+    [
+        (errno.EIO, 2, [0.2, 1.0], None),
+        (errno.ESTALE, 9, [0.2, 1.0, 4.0], "image_unreadable"),
+        (errno.EACCES, 1, [], "image_unreadable"),
+        (errno.ENOENT, 1, [], "image_missing"),
+    ],
+)
+def test_a_file_system_that_fails_for_a_moment_costs_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, failures: int, pauses: list[float], reason: str | None
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"picture")
+    waited: list[float] = []
+    answers = [OSError(code, os.strerror(code))] * failures
+
+    def read(path: Path) -> bytes:
+        if answers:
+            raise answers.pop()
+        return path.read_bytes()
+
+    monkeypatch.setattr(images, "read_regular", read)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    if reason is None:
+        assert ImageFolder(str(tmp_path)).read("a.png") == b"picture"
+    else:
+        with pytest.raises(ImageProblemError) as caught:
+            ImageFolder(str(tmp_path)).read("a.png")
+        assert caught.value.reason == reason
+    assert waited == pauses
 
 
 def test_folder(tmp_path: Path) -> None:

@@ -94,6 +94,22 @@ def test_output_that_appears_meanwhile_survives(tmp_path: Path) -> None:
     assert names(tmp_path / "store") == ["theirs"]
 
 
+def test_a_file_system_that_fails_at_the_end_is_not_taken_for_another_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if Path(target).name == "out":
+            raise OSError(errno.EIO, "Input/output error")
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output error"), atomic_directory(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+    assert names(tmp_path) == []
+
+
 def test_overwrite_replaces_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "old").write_text("1")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import stat
 import struct
+import time
 import zlib
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -32,6 +34,10 @@ _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 # What may follow entropy-coded data: end, another scan, tables, comments, application data, number of lines.
 _AFTER_SCAN = {0xD9, 0xDA, 0xC4, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+
+PAUSES_S = (0.2, 1.0, 4.0)
+"""Seconds before an image that could not be read is tried again."""
+_LASTING = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 class ImageProblemError(ValueError):
@@ -131,19 +137,30 @@ class ImageFolder:
         return found
 
     def read(self, name: str) -> bytes:
-        """Bytes of the image ``name``; raises ImageProblemError where it cannot be had."""
-        try:
-            if not self.is_remote:
-                return read_regular(self._local(name))
-            if not self.outside and ".." in PurePosixPath(name).parts:
-                raise self._leads_out(name)
-            filesystem, root = self._remote()
-            with filesystem.open_input_file(f"{root}/{name}") as file:
-                return bytes(file.read())
-        except FileNotFoundError as error:
-            raise ImageProblemError("image_missing", f"is not in {self.location}") from error
-        except OSError as error:
-            raise ImageProblemError("image_unreadable", f"cannot be read ({error.strerror or error})") from error
+        """Bytes of the image ``name``; raises ImageProblemError where it cannot be had.
+
+        What a file system refuses for a moment is asked for again: an image left out is left out for good.
+        """
+        for pause_s in (*PAUSES_S, None):
+            try:
+                return self._read(name)
+            except FileNotFoundError as error:
+                raise ImageProblemError("image_missing", f"is not in {self.location}") from error
+            except OSError as error:
+                if pause_s is None or error.errno in _LASTING:
+                    reason = f"cannot be read ({error.strerror or error})"
+                    raise ImageProblemError("image_unreadable", reason) from error
+                time.sleep(pause_s)
+        raise AssertionError("the last try returns or raises")
+
+    def _read(self, name: str) -> bytes:
+        if not self.is_remote:
+            return read_regular(self._local(name))
+        if not self.outside and ".." in PurePosixPath(name).parts:
+            raise self._leads_out(name)
+        filesystem, root = self._remote()
+        with filesystem.open_input_file(f"{root}/{name}") as file:
+            return bytes(file.read())
 
     def _local(self, name: str) -> Path:
         path = Path(self.location) / name

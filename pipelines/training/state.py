@@ -26,7 +26,7 @@ from efafnet.platform.checkpoint import (
 )
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.configuration import ConfigurationError
-from efafnet.platform.storage import UnreadableFileError, entries
+from efafnet.platform.storage import OutputExistsError, UnreadableFileError, entries
 
 
 class LostRunError(ValueError):
@@ -209,7 +209,7 @@ class Checkpoints:
             if best_step is not None and self.path(best_step).exists():
                 _point(self.run_dir / "best", self.path(best_step))
             self._prune(path, wanted)
-        except OSError as error:
+        except (OSError, OutputExistsError) as error:  # the latter where another life of this run still writes
             if not tolerant:
                 raise
             console.warn(f"no checkpoint of this step: {error}; training goes on, the next one may succeed")
@@ -276,7 +276,9 @@ def fork_source(source: Path, batch_size: int) -> Path:
     path = source / "latest" if (source / "latest").exists() else source
     try:
         batch = config_of(path)["batch_size"]
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise UnreadableFileError(f"fork = {source}: {error}") from error
+    except ValueError as error:
         raise ValueError(f"fork = {source}: {error}") from error
     if batch != batch_size:
         raise ValueError(
