@@ -32,6 +32,11 @@ def is_address(location: str) -> bool:
     return "://" in location
 
 
+def is_cache_chosen() -> bool:
+    """Whether somebody named a place for local copies: what is only far away is copied where that is wanted."""
+    return bool(os.environ.get("EFAFNET_CACHE"))
+
+
 def cache_directory() -> Path:
     """Directory that holds local copies."""
     chosen = os.environ.get("EFAFNET_CACHE")

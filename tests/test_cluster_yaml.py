@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,60 @@ def test_mlflow_runs_on_the_head_and_every_node_knows_it(prepared: dict[str, Any
     assert "--volume /mnt/efafnet:/mnt/efafnet" in prepared["docker"]["run_options"]
 
 
+def test_mlflow_is_started_again_when_it_dies(tmp_path: Path) -> None:
+    """The command itself, with a server that dies at once: a second one follows, and a second `ray up` starts none."""
+    for name in ("cluster.yaml", "platform/deploy/onpremise.yaml"):
+        line = the("mlflow server", cluster_file(ROOT / name)["head_start_ray_commands"])
+        place = tmp_path / Path(name).stem
+        place.mkdir()
+        for program, text in (("mlflow", 'echo "$*" >> $HOME/starts'), ("curl", "exit 7"), ("setsid", 'exec "$@"')):
+            (place / program).write_text(f"#!/bin/bash\n{text}\n")
+            (place / program).chmod(0o755)
+        (place / "head_ip").write_text("192.0.2.10\n")
+        (place / "sleep").write_text('#!/bin/bash\n[ "$(wc -l < $HOME/starts)" -lt 3 ] || kill -9 $PPID\n')
+        (place / "sleep").chmod(0o755)
+        env = {"HOME": str(place), "PATH": f"{place}:/usr/bin:/bin"}
+        subprocess.run(["bash", "-c", line], env=env, check=True, timeout=20)
+        deadline = time.monotonic() + 20
+        while not (place / "starts").exists() or len((place / "starts").read_text().splitlines()) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        starts = (place / "starts").read_text().splitlines()
+        assert len(set(starts)) == 1
+        assert "--serve-artifacts" in starts[0]
+        assert "*" in starts[0].partition("--allowed-hosts ")[2].split()[0]
+
+
+def test_spot_workers_are_watched(prepared: dict[str, Any]) -> None:
+    watch = the("efafnet.platform.notice watch", prepared["worker_start_ray_commands"])
+    assert "setsid nohup" in watch, "it outlives the connection that started it"
+    assert watch == prepared["worker_start_ray_commands"][-1], "when the node is there"
+    for node in prepared["available_node_types"].values():
+        # Ray's containers share the machine's network, so one hop reaches the metadata service.
+        assert node["node_config"]["MetadataOptions"]["HttpPutResponseHopLimit"] == 1
+
+
+def test_an_image_of_the_same_state_installs_nothing(prepared: dict[str, Any], tmp_path: Path) -> None:
+    line = the("pip install", prepared["worker_setup_commands"]).replace("/tmp/efafnet", str(tmp_path / "build"))
+    for folder in ("efafnet", "efafnet-image"):
+        (tmp_path / folder).mkdir()
+        for name in ("constraints.txt", "pyproject.toml"):
+            (tmp_path / folder / name).write_text(name)
+    (tmp_path / "pip").write_text("#!/bin/sh\necho installed\n")
+    (tmp_path / "pip").chmod(0o755)
+    env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+
+    def output() -> str:
+        return subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, check=True).stdout
+
+    assert output() == ""
+    (tmp_path / "efafnet" / "constraints.txt").write_text("another torch")
+    assert output() == "installed\n"
+    shutil.rmtree(tmp_path / "efafnet-image")
+    assert output() == "installed\n"
+    assert "~/efafnet-image" in (DEPLOY / "Dockerfile").read_text()
+
+
 def test_workers_join_the_heads_port(prepared: dict[str, Any]) -> None:
     head = the("ray start", prepared["head_start_ray_commands"])
     worker = the("ray start", prepared["worker_start_ray_commands"])
@@ -117,26 +173,38 @@ def test_every_command_is_shell(prepared: dict[str, Any]) -> None:
 # ---- the script that fills it in, against a stand-in for the `aws` program
 
 STAND_IN = """#!/usr/bin/env bash
-echo "$*" >> "$LOG"
+echo "$*" | tr '\\n' ' ' >> "$LOG"; echo >> "$LOG"
 case "$1 $2" in
   'ec2 describe-vpcs') echo vpc-1 ;;
-  'ec2 describe-security-groups') echo "$GROUP" ;;
+  'ec2 describe-security-groups')
+    case "$*" in *Name=group-name*) echo "$GROUP" ;; *UserIdGroupPairs*) echo "$MEMBERS" ;; *) echo "$HOMES" ;; esac ;;
   'ec2 create-security-group') echo sg-new ;;
-  'efs describe-file-systems') case "$*" in *LifeCycleState*) echo available ;; *) echo "$FILES" ;; esac ;;
+  'efs describe-file-systems')
+    case "$*" in *LifeCycleState*) echo available ;; *ThroughputMode*) echo "$MODE" ;; *) echo "$FILES" ;; esac ;;
   'efs create-file-system') echo fs-new ;;
-  'efs describe-mount-targets') echo "$MOUNTED" ;;
+  'efs describe-mount-targets')
+    case "$*" in *LifeCycleState*) [ "$(grep -c MountTargets.*LifeCycle "$LOG")" -gt 1 ] || printf 'creating\\t'
+      echo available ;; *) echo "$MOUNTED" ;; esac ;;
   'ec2 describe-subnets') printf 'subnet-a\\tsubnet-b\\n' ;;
   'ssm get-parameter') echo ami-newest ;;
+  'sts get-caller-identity') echo 123456789012 ;;
+  'iam get-role') [ -n "$ROLES" ] ;;
+  'iam get-instance-profile') [ -n "$ROLES" ] && echo "$4" ;;
 esac
 """
+EMPTY = {"GROUP": "None", "HOMES": "", "MEMBERS": "", "FILES": "None", "MODE": "", "MOUNTED": "", "ROLES": ""}
+DONE = {"GROUP": "sg-old", "HOMES": "203.0.113.7/32", "MEMBERS": "sg-old", "FILES": "fs-old", "MODE": "elastic",
+        "MOUNTED": "subnet-b\tsubnet-a", "ROLES": "yes"}  # fmt: skip
+CHANGES = ("create", "authorize", "revoke", "update", "add-role")
 
 
 def prepare(folder: Path, *arguments: str, **state: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     (folder / "aws").write_text(STAND_IN)
     (folder / "aws").chmod(0o755)
+    (folder / "sleep").write_text("#!/bin/sh\n")
+    (folder / "sleep").chmod(0o755)
     (folder / "log").write_text("")
-    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(folder / "log")}
-    env |= {"GROUP": "None", "FILES": "None", "MOUNTED": "", **state}
+    env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(folder / "log"), **EMPTY, **state}
     done = subprocess.run([PREPARE, *arguments], env=env, capture_output=True, text=True, check=False)
     return done, (folder / "log").read_text().splitlines()
 
@@ -163,19 +231,59 @@ def test_the_script_fills_in_a_new_account(tmp_path: Path) -> None:
         "subnet-a",
         "subnet-b",
     ]
+    assert sum("MountTargets[].LifeCycleState" in call for call in calls) == 2, "waited for"
+    [file_system] = [call for call in calls if "create-file-system" in call]
+    assert "--throughput-mode elastic" in file_system
+    assert "--encrypted" in file_system
+    for name in ("efafnet-head", "efafnet-worker"):
+        [policy] = [call for call in calls if f"put-role-policy --role-name {name} " in call]
+        statements = json.loads(policy.partition("--policy-document ")[2])["Statement"]
+        assert "s3:GetObject" in statements[0]["Action"]
+        handed = [s["Resource"] for s in statements if s["Action"] == "iam:PassRole"]
+        assert handed == (["arn:aws:iam::123456789012:role/efafnet-worker"] if name == "efafnet-head" else [])
+        assert f"iam add-role-to-instance-profile --instance-profile-name {name} --role-name {name} " in calls
+    used = {node["node_config"]["IamInstanceProfile"]["Name"] for node in config["available_node_types"].values()}
+    assert used == {"efafnet-head", "efafnet-worker"}
+    assert any("create-service-linked-role --aws-service-name spot.amazonaws.com" in call for call in calls)
 
 
 def test_the_script_uses_what_is_there(tmp_path: Path) -> None:
-    done, calls = prepare(
-        tmp_path, "us-east-1", "203.0.113.7/32", GROUP="sg-old", FILES="fs-old", MOUNTED="subnet-b\tsubnet-a"
-    )
+    done, calls = prepare(tmp_path, "us-east-1", "203.0.113.7/32", **DONE)
     assert done.returncode == 0, done.stderr
-    assert not [call for call in calls if "create" in call or "authorize" in call]
+    assert not [call for call in calls if any(word in call for word in CHANGES)]
     assert "sg-old" in done.stdout
     assert "fs-old" in done.stdout
 
 
-@pytest.mark.parametrize("cidr", ["0.0.0.0/0", "203.0.113.7", "everyone"])
+@pytest.mark.parametrize(
+    ("state", "changes"),
+    [
+        (
+            {"HOMES": "198.51.100.1/32"},
+            ["authorize-security-group-ingress --group-id sg-old --protocol tcp --port 22 --cidr 203.0.113.7/32",
+             "revoke-security-group-ingress --group-id sg-old --protocol tcp --port 22 --cidr 198.51.100.1/32"],
+        ),
+        (
+            {"HOMES": "", "MEMBERS": ""},
+            ["authorize-security-group-ingress --group-id sg-old --protocol tcp --port 22 --cidr 203.0.113.7/32",
+             "authorize-security-group-ingress --group-id sg-old --protocol all --source-group sg-old"],
+        ),
+        ({"MODE": "bursting"}, ["update-file-system --file-system-id fs-old --throughput-mode elastic"]),
+        ({"MOUNTED": "subnet-b"}, ["create-mount-target --file-system-id fs-old --subnet-id subnet-a "
+                                   "--security-groups sg-old"]),
+    ],
+    ids=["a new home address", "died before the rules", "a file system of before", "died between the subnets"],
+)  # fmt: skip
+def test_the_script_mends_what_is_there(tmp_path: Path, state: dict[str, str], changes: list[str]) -> None:
+    done, calls = prepare(tmp_path, "us-east-1", "203.0.113.7/32", **DONE | state)
+    assert done.returncode == 0, done.stderr
+    made = [call.split(" ", 1)[1].strip() for call in calls if any(word in call for word in CHANGES)]
+    assert made == changes
+
+
+@pytest.mark.parametrize(
+    "cidr", ["0.0.0.0/0", "0.0.0.0/1", "203.0.113.7", "1.2.3.4/99", "1.2.3.400/32", "1.2.3.4/15", "everyone", ""]
+)
 def test_the_script_refuses_the_world(tmp_path: Path, cidr: str) -> None:
     done, calls = prepare(tmp_path, "us-east-1", cidr)
     assert done.returncode == 2

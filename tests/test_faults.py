@@ -22,8 +22,10 @@ from efafnet.pipelines.training.inputs import open_inputs, train_reader
 from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.ray_run import train
 from efafnet.pipelines.training.rundir import TrainResult
+from efafnet.platform import notice
 from efafnet.platform.cluster import ClusterConfig, connect
 from efafnet.platform.configuration import to_yaml
+from tests.metadata_service import action, metadata_service
 from tests.training_cases import ROOT, config_of, trace_of
 
 pytestmark = pytest.mark.slow
@@ -87,12 +89,12 @@ def global_batches(config: TrainConfig, steps: int) -> list[list[int]]:
         return [batch.rows.tolist() for batch in reader.batches(0, steps)]
 
 
-def drain(address: str, node_id: str, *, seconds: int) -> None:
-    """Tell Ray that a node will be taken away, as the notice of a spot instance does."""
-    program = Path(sys.executable).parent / "ray"
-    words = ["drain-node", "--address", address, "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    words += ["--reason-message", "test", "--deadline-remaining-seconds", str(seconds)]
-    subprocess.run([program, *words], check=True, capture_output=True)
+def drain(address: str, node_id: str, *, seconds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Announce the end of the machine under a node, as AWS does two minutes before it takes a spot machine back."""
+    monkeypatch.setattr(notice, "local_nodes", lambda: [(address, node_id)])  # this machine has others, too
+    with metadata_service() as (service, place):
+        service.action = action(seconds + notice.MARGIN_S)
+        notice.watch(notice.Metadata(place))
 
 
 def test_nodes_die_return_and_are_drained(
@@ -114,7 +116,7 @@ def test_nodes_die_return_and_are_drained(
     record_property("grown_s", wait_for("two workers again", lambda: len(lives(config)) == 2, running.done))
     again = newest_step(config)
     wait_for("progress", lambda: newest_step(config) >= again + 20, running.done)
-    drain(cluster.address, returned.node_id, seconds=4)
+    drain(cluster.address, returned.node_id, seconds=4, monkeypatch=monkeypatch)
     record_property("drained_s", wait_for("one worker again", lambda: len(lives(config)) == 3, running.done))
     result = running.result(timeout=120)
     record_property("lives", lives(config))

@@ -128,6 +128,17 @@ def test_gpu_workers_come_from_zero(ray_cluster: dict[str, Any]) -> None:
     assert "gpu" not in str(head["resources"])
 
 
+def test_workers_announce_their_end_and_have_the_time_for_it() -> None:
+    for name, template in templates():
+        worker = name.endswith("gpu")
+        [container] = template["spec"]["containers"]
+        assert ("lifecycle" in container) == worker, name
+        if worker:
+            *program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+            assert program == ["python", "-m", "efafnet.platform.notice", "drain"]
+            assert int(seconds) + 10 <= template["spec"]["terminationGracePeriodSeconds"]
+
+
 def test_mlflow_is_one_server_that_keeps_its_store_and_answers_to_its_names() -> None:
     [deployment] = of_kind("Deployment")
     spec = deployment["spec"]

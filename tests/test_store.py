@@ -17,12 +17,14 @@ from pycocotools.cocoeval import COCOeval
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
+from efafnet.pipelines.crops import store as store_module
 from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.inspect import run_inspect
 from efafnet.pipelines.crops.manifest import content_digest
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, PERSON_SCHEMA, REJECTS, CropStore, tell_protection
+from efafnet.platform import mirror as mirror_module
 from efafnet.platform import storage
 from efafnet.platform.storage import UnreadableFileError
 from tests import crop_data
@@ -124,6 +126,37 @@ def test_errors_of_a_store_in_object_storage(store: CropStore, tmp_path: Path, m
         remote.verify()
     with pytest.raises(UnreadableFileError, match=r"remote: persons-00001.parquet cannot be read \(.*it was damaged"):
         read_rows(remote, [10], input_size=InputSize(height=64, width=64))
+
+
+def test_a_store_on_a_share_is_read_through_a_local_copy_where_one_is_wanted(
+    store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share, cache = tmp_path / "share" / "st", tmp_path / "cache"
+    shutil.copytree(store.path, share)
+    monkeypatch.setattr(store_module, "is_on_network", lambda path: "/share/" in str(path))
+    size = InputSize(height=64, width=64)
+
+    def pixels(opened: CropStore) -> np.ndarray:
+        return np.asarray(read_rows(opened, [1, 8], input_size=size).images)
+
+    here = pixels(CropStore.open(share))
+    assert not cache.exists(), "nobody asked for copies"
+    monkeypatch.setenv("EFAFNET_CACHE", str(cache))
+    opened = CropStore.open(share)
+    np.testing.assert_array_equal(pixels(opened), here)
+    assert [path.name for path in cache.glob("st-*/persons-*")] == ["persons-00000.parquet"], "what was read"
+    assert (opened.path, opened.location) == (share, str(share))
+    assert opened.verify() == []
+    (share / "persons-00000.parquet").write_bytes(bytes((share / "persons-00000.parquet").stat().st_size))
+    np.testing.assert_array_equal(pixels(CropStore.open(share)), here)
+    assert len(opened.verify()) == 1, "the store itself is looked at, not the copy"
+    assert capsys.readouterr().err == ""
+
+    monkeypatch.setattr(mirror_module, "free_bytes", lambda _path: 0)
+    shutil.rmtree(cache)
+    (share / "persons-00000.parquet").write_bytes((store.path / "persons-00000.parquet").read_bytes())
+    np.testing.assert_array_equal(pixels(CropStore.open(share)), here)
+    assert "are free; set EFAFNET_CACHE to a directory on a larger disk; crop store" in capsys.readouterr().err
 
 
 def test_what_is_no_store(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ from efafnet.pipelines.crops.manifest import (
 )
 from efafnet.pipelines.crops.schema import PERSON_SCHEMA, person_schema
 from efafnet.platform import console
-from efafnet.platform.mirror import Mirror, is_address
+from efafnet.platform.mirror import Mirror, cache_directory, is_address, is_cache_chosen
+from efafnet.platform.mounts import is_on_network
 from efafnet.platform.storage import UnreadableFileError, write_bytes
 
 __all__ = ["GROUND_TRUTH", "IMAGES", "PERSON_SCHEMA", "REJECTS", "CropStore", "GroundTruth", "Manifest", "RowGroups"]
@@ -139,6 +140,7 @@ class CropStore:
         """Its directory; of a store in object storage, that of the local copy."""
         self.manifest = manifest
         self._mirror = mirror
+        self._nearby = _nearby(path, manifest) if mirror is None else None
         self._checked: set[str] = set()
         self.row_groups = RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group)
 
@@ -187,9 +189,15 @@ class CropStore:
         return path
 
     def _path(self, record: FileRecord) -> Path:
-        if self._mirror is None:
-            return self.path / record.name
-        return self._mirror.fetch(record.name, record.bytes, record.sha256)
+        if self._mirror is not None:
+            return self._mirror.fetch(record.name, record.bytes, record.sha256)
+        if self._nearby is not None and record in self.manifest.shards:
+            try:
+                return self._nearby.fetch(record.name, record.bytes, record.sha256)
+            except OSError as error:
+                console.warn(f"{error}; crop store {self.path} is read where it is")
+                self._nearby = None
+        return self.path / record.name
 
     @property
     def skeleton(self) -> Skeleton:
@@ -232,7 +240,7 @@ class CropStore:
         """What does not agree with the manifest, one sentence each; reads every byte."""
         problems = []
         for record in (*self.manifest.shards, *self.manifest.tables):
-            found = file_sha256(self._path(record))
+            found = file_sha256(self.path / record.name if self._mirror is None else self._path(record))
             if found != record.sha256:
                 problems.append(f"{record.name}: sha256 {found[:12]}, manifest {record.sha256[:12]}")
         return problems
@@ -269,6 +277,19 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         if size != record.bytes:
             found = "is missing" if size is None else f"has {size} bytes instead of {record.bytes}"
             raise ValueError(f"crop store {path}: {record.name} {found}; prepare the store again")
+
+
+def _nearby(path: Path, manifest: Manifest) -> Mirror | None:
+    """Where shards of a store on a share are copied to, once per machine: EFAFNET_CACHE, if that names a local disk."""
+    if not (is_cache_chosen() and is_on_network(path)) or is_on_network(cache_directory()):
+        return None
+    try:
+        mirror = Mirror.begin(str(path.absolute()), manifest.digest[:16])
+        mirror.check_space(sum(r.bytes for r in manifest.shards if not (mirror.directory / r.name).is_file()))
+    except OSError as error:
+        console.warn(f"{error}; crop store {path} is read where it is")
+        return None
+    return mirror
 
 
 def _mirror(location: str, manifest: Manifest, document: bytes) -> Mirror:
