@@ -26,13 +26,15 @@ def test_the_interface_of_the_nodes_address_is_used(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "environ", {})
     use_node_interface()
     assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=ib0", "without the sign NCCL takes every interface that begins so"
 
 
 def test_what_the_environment_says_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.1")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib")
     use_node_interface()
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth7"
+    assert (os.environ["GLOO_SOCKET_IFNAME"], os.environ["NCCL_SOCKET_IFNAME"]) == ("eth7", "ib")
 
 
 def test_an_address_seen_only_from_outside_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,10 +37,15 @@ class _ClusterBackend(_TorchBackend):  # type: ignore[misc]
 
 
 def use_node_interface() -> None:
-    """Let this worker's gloo use the network interface of its node's address, unless the environment names one."""
+    """Let gloo and NCCL use the network interface of this node's address, unless the environment names one.
+
+    NCCL looks among all interfaces itself, and may choose one that leads nowhere; over InfiniBand or EFA only its first
+    contact goes this way.
+    """
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # the sign: this one, not all that begin so
 
 
 def interface_of(address: str) -> str | None:
