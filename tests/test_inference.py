@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from efafnet.models.network import PoseOutput
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.evaluation.inference import predict_batch, predict_heatmaps, to_image
+from efafnet.pipelines.evaluation.inference import predict_batch, predict_batches, predict_heatmaps, to_image
 
 INPUT = InputSize(height=64, width=64)
 LEFT_EYE, RIGHT_EYE = 1, 2
@@ -101,7 +102,7 @@ def test_the_network_is_in_evaluation_mode_for_the_call_only() -> None:
 
     network = Watcher().train()
     _predict(network, _batch(), flip_test=True)
-    assert network.seen == [False, False]
+    assert network.seen == [False]
     assert network.training
 
 
@@ -139,3 +140,31 @@ def test_a_network_that_says_nan_is_an_error() -> None:
 def test_affine_with_rotation() -> None:
     quarter_turn = np.array([[[0.0, -2.0, 5.0], [2.0, 0.0, 7.0]]])
     assert to_image(np.array([[[3.0, 4.0]]]), quarter_turn)[0, 0].tolist() == [-3.0, 13.0]
+
+
+def test_batches_come_in_order_while_the_next_is_under_way() -> None:
+    """What a batch by itself gives, and each handed over only once the one after it has been started."""
+    network, started = ColourNetwork(), list[int]()
+
+    def batches() -> Iterator[Batch]:
+        for count in (2, 1, 2):
+            started.append(count)
+            yield _batch(count)
+
+    heatmap = HeatmapConfig(decoding="argmax")
+    how: dict[str, Any] = {"skeleton": COCO_17, "input_size": INPUT, "heatmap": heatmap, "flip_test": True}
+    seen = []
+    for batch, joints, scores in predict_batches(network, batches(), torch.device("cpu"), **how):
+        alone = predict_batch(network, batch, **how)
+        np.testing.assert_array_equal(joints, alone[0])
+        np.testing.assert_array_equal(scores, alone[1])
+        seen.append((len(batch), len(started)))
+    assert seen == [(2, 2), (1, 3), (2, 3)]
+
+
+def test_the_flip_test_is_one_pass() -> None:
+    sizes: list[int] = []
+    network = ColourNetwork()
+    network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    _predict(network, _batch(), flip_test=True)
+    assert sizes == [4]

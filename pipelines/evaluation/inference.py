@@ -5,8 +5,10 @@ Legend: N crops, K joints, H W input pixels, h w heatmap pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,12 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.platform import machine
 from efafnet.platform.machine import WantedPrecision
+
+
+def placed(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on a device; on a GPU in NHWC order, which convolutions in half precision want."""
+    network = network.to(device)
+    return network.to(memory_format=torch.channels_last) if device.type == "cuda" else network
 
 
 @contextmanager
@@ -53,13 +61,39 @@ def predict_heatmaps(
         heatmaps: Tensor = network(pixels).heatmaps
         return heatmaps.float()
 
-    with _testing(network), machine.arithmetic(machine.precision_for(precision, images.device), images.device):
+    # Before gradients are off: what suits a device may be found by a small step.
+    found = machine.precision_for(precision, images.device)
+    with _testing(network), machine.arithmetic(found, images.device):
         pixels = normalise(images)
-        heatmaps = forward(pixels)
-        if flip_test:
-            mirrored = forward(pixels.flip(3))
-            heatmaps = flip_average(heatmaps, mirrored, skeleton.flip_permutation, shift=heatmap.flip_shift)
-    return heatmaps
+        if not flip_test:
+            return forward(pixels)
+        # In one pass: half as many launches, each twice as large.
+        heatmaps, mirrored = forward(torch.cat((pixels, pixels.flip(3)))).chunk(2)
+        return flip_average(heatmaps, mirrored, skeleton.flip_permutation, shift=heatmap.flip_shift)
+
+
+@dataclass(frozen=True)
+class Underway:
+    """Joints and scores of a batch that the device may still be computing."""
+
+    batch: Batch
+    found: Tensor
+    """float32 (N, K, 3) on the host: x, y in input pixels and the score; whole once ``copied`` has happened."""
+    copied: torch.cuda.Event | None
+
+    def result(self) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """Wait for the device; returns and raises as ``predict_batch``."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        found = self.found.numpy()
+        joints_px = to_image(found[..., :2], self.batch.input_to_image.cpu().numpy())
+        scores = found[..., 2].copy()
+        if not (np.isfinite(scores).all() and np.isfinite(joints_px).all()):
+            raise ValueError(
+                "the network's heatmaps hold NaN or infinity: training diverged or the weights are damaged; "
+                "use an earlier checkpoint"
+            )
+        return joints_px, scores
 
 
 def predict_batch(
@@ -77,18 +111,48 @@ def predict_batch(
     ``batch.images`` must lie on the network's device. The network is put into evaluation mode for the call only.
     Raises ValueError where the network returns something that is not a number.
     """
-    heatmaps = predict_heatmaps(
-        network, batch.images, skeleton=skeleton, heatmap=heatmap, flip_test=flip_test, precision=precision
-    )
+    how: dict[str, Any] = {"skeleton": skeleton, "heatmap": heatmap, "flip_test": flip_test, "precision": precision}
+    return _launch(network, batch, input_size, **how).result()
+
+
+def predict_batches(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    *,
+    skeleton: Skeleton,
+    input_size: InputSize,
+    heatmap: HeatmapConfig,
+    flip_test: bool,
+    precision: WantedPrecision = "auto",
+) -> Iterator[tuple[Batch, NDArray[np.float64], NDArray[np.float32]]]:
+    """Each batch with its joints and scores, as ``predict_batch``, in order; the next is under way meanwhile.
+
+    ``batches`` may lie on the host; a GPU computes one while the results of the one before are brought home and used.
+    """
+    how: dict[str, Any] = {"skeleton": skeleton, "heatmap": heatmap, "flip_test": flip_test, "precision": precision}
+    before: Underway | None = None
+    for batch in batches:
+        underway = _launch(network, batch.to(device), input_size, **how)
+        if before is not None:
+            yield (before.batch, *before.result())
+        before = underway
+    if before is not None:
+        yield (before.batch, *before.result())
+
+
+def _launch(network: nn.Module, batch: Batch, input_size: InputSize, *, heatmap: HeatmapConfig, **how: Any) -> Underway:
+    heatmaps = predict_heatmaps(network, batch.images, heatmap=heatmap, **how)
     decoded = decode(heatmaps, input_size, heatmap)
-    joints_px = to_image(decoded.joints_px.cpu().numpy(), batch.input_to_image.cpu().numpy())
-    scores = decoded.scores.float().cpu().numpy()
-    if not (np.isfinite(scores).all() and np.isfinite(joints_px).all()):
-        raise ValueError(
-            "the network's heatmaps hold NaN or infinity: training diverged or the weights are damaged; "
-            "use an earlier checkpoint"
-        )
-    return joints_px, scores
+    found = torch.cat((decoded.joints_px.float(), decoded.scores.float()[..., None]), dim=-1)
+    if found.device.type != "cuda":
+        return Underway(batch, found.cpu(), None)
+    # One copy, for which nobody waits until the figures are wanted.
+    host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+    host.copy_(found, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(found.device))
+    return Underway(batch, host, copied)
 
 
 def to_image(joints_px: NDArray[np.floating], input_to_image: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import TestConfig, Weights, WorkersConfig
-from efafnet.pipelines.evaluation.inference import predict_batch
+from efafnet.pipelines.evaluation.inference import placed, predict_batch, predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from efafnet.pipelines.evaluation.trained import Trained, load_trained
 from efafnet.platform import console, machine
@@ -54,7 +54,7 @@ def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: 
     """Predict every person of ``store`` in this process."""
     device = workers.device_here()
     precision = machine.checked_precision(test.precision, device)
-    network = trained.network.to(device)
+    network = placed(trained.network, device)
     machine.expect_constant_shapes()
     people = store.columns(list(PERSON_COLUMNS))
     parts = []
@@ -66,19 +66,21 @@ def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: 
             padding=trained.padding,
             batch_size=test.batch_size,
             config=workers.reader,
+            pin_memory=device.type == "cuda",
             udp=trained.udp,
         ) as reader,
     ):
-        for batch in reader.batches():
-            joints_px, scores = predict_batch(
-                network,
-                batch.to(device),
-                skeleton=store.skeleton,
-                input_size=trained.input_size,
-                heatmap=trained.heatmap,
-                flip_test=test.flip_test,
-                precision=precision,
-            )
+        predicted = predict_batches(
+            network,
+            reader.batches(),
+            device,
+            skeleton=store.skeleton,
+            input_size=trained.input_size,
+            heatmap=trained.heatmap,
+            flip_test=test.flip_test,
+            precision=precision,
+        )
+        for batch, joints_px, scores in predicted:
             parts.append(Predictions.gather(people, batch.rows.numpy(), joints_px, scores))
             advance(len(batch))
     return Predicted(Predictions.concat(parts), precision)
@@ -160,7 +162,7 @@ class _Predictor:
         torch.set_num_threads(self.task.threads)
         self.trained = load_trained(self.task.checkpoint, self.task.skeleton, weights=self.task.weights)
         self.device = torch.device("cuda" if self.task.gpu else "cpu")
-        self.trained.network.to(self.device)
+        placed(self.trained.network, self.device)
         self.precision = machine.checked_precision(self.task.test.precision, self.device)
         machine.expect_constant_shapes()
 

@@ -23,7 +23,7 @@ from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.sources import named_skeleton
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
-from efafnet.pipelines.evaluation.inference import predict_batch
+from efafnet.pipelines.evaluation.inference import placed, predict_batch
 from efafnet.pipelines.evaluation.trained import Trained, find_checkpoint, load_trained
 from efafnet.platform import machine
 from efafnet.platform.checkpoint import config_of, read_meta
@@ -51,7 +51,7 @@ class PosePredictor:
         self.trained = trained
         self.skeleton = skeleton
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._network = trained.network.to(self.device)
+        self._network = placed(trained.network, self.device)
         self._precision = machine.checked_precision(trained.test.precision, self.device)
 
     @classmethod

@@ -19,6 +19,7 @@ from efafnet.pipelines.training.config_groups import (
     CheckpointConfig,
     ComputeConfig,
     OptimizerConfig,
+    ProfileConfig,
     ValidationConfig,
 )
 from efafnet.pipelines.training.identity import IDENTITY, TOLD, chosen, flatten
@@ -135,6 +136,8 @@ class TrainConfig(Settings):
     """When checkpoints are written and which are kept."""
     tracking: TrackingConfig = TrackingConfig()
     """What is recorded in MLflow, and where."""
+    profile: ProfileConfig = ProfileConfig()
+    """What is looked at closely."""
     log_every_steps: int = Field(default=50, ge=1)
     """Steps between two points of the training curves."""
     trace: bool = False

@@ -57,6 +57,9 @@ class ComputeConfig(Settings):
     graph: Literal["auto", "on", "off"] = "auto"
     """Launch a step as a CUDA graph, which costs the host no time; one worker, no fp16. auto: where that is measured
     to be faster."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """As what workers exchange gradients: bf16 halves what travels over the network, and rounds each worker's gradient
+    to 8 bits before they are added up. Weights and optimizer stay in float32."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all GPUs instead of each worker's slice; CUDA only."""
 
@@ -66,6 +69,32 @@ class ComputeConfig(Settings):
             raise ValueError(f"micro_batch is a number of crops, at least 1, or auto; got {self.micro_batch}")
         if self.graph == "on" and self.sync_batch_norm:
             raise ValueError("graph=on: steps that wait for other GPUs, as sync_batch_norm's do, are not recorded")
+        return self
+
+
+def steps_of(text: str) -> tuple[int, int]:
+    """First and last step of ``FIRST..LAST``, counted from 1.
+
+    Raises:
+        ValueError: it is not of that form, or more steps than a trace can be read with.
+    """
+    first, dots, last = text.partition("..")
+    if not (dots and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last) < int(first) + 100):
+        raise ValueError(f"steps is FIRST..LAST like 100..104, counted from 1, at most 100 of them; got {text!r}")
+    return int(first), int(last)
+
+
+class ProfileConfig(Settings):
+    """What is looked at closely."""
+
+    steps: str | None = None
+    """Steps FIRST..LAST (100..104, counted from 1) of rank 0 that are profiled: a torch trace and, on a GPU, a snapshot
+    of its memory go to profile/ in the run's directory and to MLflow. Null for none."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> ProfileConfig:
+        if self.steps is not None:
+            steps_of(self.steps)
         return self
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from efafnet.platform import console
 
 T = TypeVar("T")
+_BUCKET_MIB = 25
+"""torch's default: smaller pieces cost more messages, larger ones leave less to compute beside them."""
 
 
 class MetricSink(Protocol):
@@ -92,8 +95,8 @@ class PlainContext:
         if self._given_up():
             raise GivenUpError("the run was given up")
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Make the network exchange gradients with the other workers."""
+    def wrap(self, network: nn.Module, gradients: Literal["fp32", "bf16"] = "fp32") -> nn.Module:  # noqa: ARG002
+        """Make the network exchange gradients with the other workers, as numbers of that kind."""
         return network
 
     def total(self, values: Tensor) -> Tensor:
@@ -135,18 +138,22 @@ class GroupContext(PlainContext):
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
 
-    def wrap(self, network: nn.Module) -> nn.Module:
+    def wrap(self, network: nn.Module, gradients: Literal["fp32", "bf16"] = "fp32") -> nn.Module:
         """Wrap for distributed data parallelism. Buffers are not broadcast: batch-norm statistics stay the worker's
         own between checkpoints and are averaged there, which uses every worker's samples and no time in the step.
         """
         if self.world_size == 1:
             return network
-        return nn.parallel.DistributedDataParallel(
+        wrapped = nn.parallel.DistributedDataParallel(
             network,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
+            bucket_cap_mb=bucket_mib(network),
         )
+        if gradients == "bf16":
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
     def total(self, values: Tensor) -> Tensor:
         """Sum ``values`` over the workers."""
@@ -222,6 +229,16 @@ def _with_tensors(value: Any, own: Iterator[Tensor] | None) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_with_tensors(item, own) for item in value)
     return value
+
+
+def bucket_mib(network: nn.Module) -> float:
+    """Size of the pieces in which gradients travel, MiB: equal ones, near 25 MiB as by torch's default.
+
+    Equal, because the last one is on its way when nothing is left to compute: of the 143 MiB of EFAFNet R50 six of
+    23.9, instead of a small one, five of 25 and a rest.
+    """
+    whole = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
+    return whole / max(1, round(whole / _BUCKET_MIB))
 
 
 def pick_device(wanted: str, index: int = 0) -> torch.device:

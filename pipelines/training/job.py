@@ -28,7 +28,9 @@ from efafnet.pipelines.training.monitor import (
     summarise,
     validation_text,
 )
+from efafnet.pipelines.training.profiling import Profiler
 from efafnet.pipelines.training.schedule import Plan, due, plan_run
+from efafnet.pipelines.training.speed import Rate, WorkerTime, computing_ms, slowest
 from efafnet.pipelines.training.state import Checkpoints, Progress, published_weights, weights_of
 from efafnet.pipelines.training.step import StepLosses, Trainee
 from efafnet.pipelines.training.validation import pictures_of, validate
@@ -56,6 +58,8 @@ class Job:
     line: ProgressLine = field(default_factory=ProgressLine)
     execution: Execution = field(init=False)
     memory: DeviceMemory = field(init=False)
+    profiler: Profiler = field(init=False)
+    rate: Rate = field(init=False)
     told: int = 0
     """Step of the validation that was shown last."""
     beside: int = 0
@@ -66,6 +70,9 @@ class Job:
     """When ``progress.elapsed_s`` was last brought up to date."""
 
     def __post_init__(self) -> None:
+        joints = self.inputs.skeleton.num_joints
+        self.rate = Rate.of(self.config, joints, self.trainee.precision, self.context)
+        self.profiler = Profiler(self.config.profile.steps, self.context, self.config.run_dir)
         left = self.plan.steps - self.progress.step
         self.execution = Execution(self.trainee, self.context, self.say, left)
         self.memory = DeviceMemory(
@@ -85,7 +92,11 @@ class Job:
 
     def step(self, batch: Batch, rate: float) -> StepLosses:
         """Do the next step on this worker's slice."""
-        return self.memory.step(batch, self.progress.step, rate)
+        number = self.progress.step + 1
+        self.profiler.before(number)
+        losses = self.memory.step(batch, self.progress.step, rate)
+        self.profiler.after(number)
+        return losses
 
     def count(self, batch: Batch, losses: StepLosses, rate: float) -> None:
         """Note one step as done."""
@@ -147,6 +158,10 @@ class Job:
         metrics |= self._position("train/") | self._epoch_loss(point) | _memory(self.context.device)
         if scale is not None:
             metrics |= {"train/loss_scale": scale, "train/skipped_share": point.skipped_share}
+        metrics |= self.rate.metrics(metrics["speed/samples_per_s"])
+        own = WorkerTime(computing_ms(self.trainee.exchange), metrics["speed/data_wait_share"])
+        figures, late = slowest(self.context, own)
+        metrics |= figures
         self.progress.train_loss = metrics["train/loss"]
         self.progress.first_loss = self.progress.first_loss or self.progress.train_loss
         self.context.sink.log_metrics(metrics, step)
@@ -156,7 +171,7 @@ class Job:
         self._peek()
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:
-            self.say(text)
+            self.say(text + (f"  slowest: {late}" if late else ""))
 
     def _loss_scale(self) -> float | None:
         scaler = self.trainee.scaler
@@ -293,6 +308,7 @@ class Job:
 
     def close(self) -> None:
         """Stop the reader's threads and finish writing."""
+        self.profiler.close()
         self.reader.close()
         self.checkpoints.close()
 

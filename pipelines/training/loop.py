@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import gc
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
         GivenUpError: whoever supervises the run does not want it any more.
     """
     job = prepare_job(config, context)
-    with closing(job):
+    with closing(job), collected_between_points():
         for batch in job.batches():
             context.check()
             rate = learning_rate(config.schedule, config.optimizer.lr, job.progress.step, job.plan)
@@ -41,6 +43,7 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
             job.count(batch, losses, rate)
             if job.publishes:
                 job.publish()
+                gc.collect(1)
             if job.validates:
                 job.validate()
             if job.saves:
@@ -52,3 +55,21 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
         chosen = context.agree(job.checkpoints.to_use() if context.rank == 0 else None)
         assert chosen is not None
         return LoopResult(chosen, job.outcome())
+
+
+@contextmanager
+def collected_between_points() -> Iterator[None]:
+    """Keep Python's collector out of the steps: a pause of one worker is a pause of all, whenever it pleases.
+
+    What was made before the loop is left alone for good; what the loop leaves is collected at the points of its curves.
+    """
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()

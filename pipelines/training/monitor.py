@@ -184,9 +184,17 @@ class ProgressLine:
         remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
         return (
             f"epoch {done:.2f}/{total:.2f}  step {progress.step}/{plan.steps}  loss {metrics['train/loss']:.6f}  "
-            f"lr {metrics['train/lr']:.2e}  {metrics['speed/samples_per_s']:.0f} samples/s  "
+            f"lr {metrics['train/lr']:.2e}  {_speed(metrics)}  "
             f"data wait {metrics['speed/data_wait_share']:.1%}  ETA {clock(remaining_s)}"
         )
+
+
+def _speed(metrics: Mapping[str, float]) -> str:
+    """Crops a second of the whole run, TFLOP/s of one device, and the share of its peak where that is known."""
+    text = f"{metrics['speed/samples_per_s']:.0f} samples/s"
+    if "speed/tflops_per_device" in metrics:
+        text += f"  {metrics['speed/tflops_per_device']:.3g} TFLOP/s"
+    return text + (f"  MFU {metrics['speed/mfu']:.1%}" if "speed/mfu" in metrics else "")
 
 
 def validation_text(step: int, figures: Mapping[str, float], metric: str, *, beside: bool) -> str:

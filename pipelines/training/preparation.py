@@ -143,7 +143,7 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     module = module.to(context.device).to(memory_format=memory_format)
-    wrapped = context.wrap(module)
+    wrapped = context.wrap(module, config.compute.gradients)
     precision = machine.precision_for(config.precision, context.device)
     return Trainee(
         module=module,

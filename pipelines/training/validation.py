@@ -15,7 +15,7 @@ from efafnet.models.network import PoseNetwork, build_network
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.gallery import write_galleries
-from efafnet.pipelines.evaluation.inference import predict_batch
+from efafnet.pipelines.evaluation.inference import predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, write_picture
@@ -84,16 +84,17 @@ def predict_share(config: TrainConfig, network: PoseNetwork, store: CropStore, c
     k = store.skeleton.num_joints
     rows, joints, scores = [np.zeros(0, np.int64)], [np.zeros((0, k, 2))], [np.zeros((0, k), np.float32)]
     with val_reader(config, store, context) as reader:
-        for batch in reader.batches():
-            joints_px, joint_scores = predict_batch(
-                network,
-                batch.to(context.device),
-                skeleton=store.skeleton,
-                input_size=config.input,
-                heatmap=config.heatmap,
-                flip_test=config.test.flip_test,
-                precision=config.test.precision,
-            )
+        predicted = predict_batches(
+            network,
+            reader.batches(),
+            context.device,
+            skeleton=store.skeleton,
+            input_size=config.input,
+            heatmap=config.heatmap,
+            flip_test=config.test.flip_test,
+            precision=config.test.precision,
+        )
+        for batch, joints_px, joint_scores in predicted:
             rows.append(batch.rows.numpy())
             joints.append(joints_px)
             scores.append(joint_scores)
