@@ -16,7 +16,7 @@ Legend: I images, D predictions, T OKS thresholds, B replicates, H right predict
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ FEWEST_IMAGES = 25
 """Effective images down to which the coverage of intervals was measured; below it they are called approximate."""
 _EDGE = 1e-4
 """Figures nearer to 0 or 1 are taken to be this near, so that their logits are finite."""
+_STEPS = 2.0
+"""Steps of a recall level below which the spread of a single threshold's figure is too small for the interval."""
 _STILL = 1e-9
 """Spread below which no draw of the images moves a figure."""
 _ELEMENTS = 2_000_000
@@ -50,8 +52,8 @@ class Interval:
     std: float
     """Standard deviation over the replicates: the standard error of the figure."""
     approximate: bool = False
-    """Whether it may cover the truth less often than it says: too few images, or a figure that no draw of them moves
-    (0 or 1)."""
+    """Whether it may cover the truth less often than it says: too few images, a figure that no draw of them moves (0 or
+    1), or one of a single threshold known more closely than the steps it moves in."""
 
 
 def bootstrap(
@@ -59,12 +61,30 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Intervals of ap, ap_50, ap_75 and ar over images drawn with replacement (I of I, ``replicates`` times)."""
     draws = resample(table, replicates=replicates, seed=seed)
-    figures = figures_of(table)
+    figures, steps = figures_of(table), recall_steps(table)
     images = effective_images(table)
-    return {
+    made = {
         name: interval(figures[i], draws[:, i], images, confidence=confidence, share=True)
         for i, name in enumerate(FIGURES)
     }
+    return {
+        name: replace(each, approximate=each.approximate or 0 < each.std < _STEPS * steps.get(name, 0.0))
+        for name, each in made.items()
+    }
+
+
+def recall_steps(table: MatchTable) -> dict[str, float]:
+    """By how much ap_50 and ap_75 rise where the recall reaches one level more: the precision there, over 101.
+
+    A population's recall lies somewhere between two levels and a sample's on either side of one, so a figure of one
+    threshold is off by up to half a step however many images there are; AP, of ten thresholds, by a tenth of that.
+    """
+    ranked = _Ranked.of(table)
+    steps = {}
+    for name, t in (("ap_50", _AT_50), ("ap_75", _AT_75)):
+        right = len(ranked.hits[t])
+        steps[name] = right / max(1, right + len(ranked.miss_images[t])) / len(RECALL_LEVELS)
+    return steps
 
 
 def bootstrap_difference(

@@ -163,8 +163,9 @@ def show(scored: Scored, config: ScoringConfig) -> None:
     console.table(columns, rows)
     if any(i.approximate for i in (*scored.intervals.values(), *scored.difference.values())):
         console.note(
-            f"~: an approximate interval, of too few images with persons (less than {FEWEST_IMAGES} of equal weight) "
-            "or of a figure that no draw of these images moves (0 or 1); it may hold the truth less often than it says"
+            "~: this interval may hold the truth less often than it says: too few images with persons (less than "
+            f"{FEWEST_IMAGES} of equal weight), a figure that no draw of these images moves (0 or 1), or one of a "
+            "single threshold known more closely than the steps of its recall levels"
         )
     if scored.errors is not None:
         _show_errors(scored.errors)
