@@ -108,6 +108,46 @@ def test_boxes_without_size_are_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "2 boxes without width or height are left out" in capsys.readouterr().err
 
 
+def test_names_of_another_machine_are_the_same_images(tmp_path: Path) -> None:
+    images = [{"id": 5, "file_name": "C:\\data\\one\\a.jpg"}, {"id": 6, "file_name": "caf\u00e9.jpg"}]
+    content = {"images": images, "annotations": [_annotation(1, 5, 10), _annotation(2, 6, 11)]}
+    placed = place(read_box_file(_file(tmp_path, content), None, 0.0), _sources("a.jpg", "cafe\u0301.jpg"))
+    assert placed.ids == {(0, 0): 5, (1, 0): 6}
+
+
+def test_categories_are_chosen_by_name_or_number_and_others_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {
+        "images": _images(a=5),
+        "annotations": [
+            _annotation(1, 5, 10),
+            _annotation(2, 5, 11, category_id="2"),
+            _annotation(3, 5, 12, iscrowd="1"),
+        ],
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+    }
+    path = _file(tmp_path, content)
+    with pytest.raises(ValueError, match=r"several categories \(1 dog, 2 cat\); say which are meant: categories="):
+        read_box_file(path, None, 0.0)
+    found = read_box_file(path, None, 0.0, ["cat"])
+    assert (found.boxes, found.category_id) == ([(5, [11.0, 2.0, 30.0, 40.0], 1.0)], 2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 crowds are left out" in said
+    assert "1 of 2 detections have another category (category 1 (dog): 1) than 2 (cat)" in said
+    detections = _file(tmp_path, [_detection(1, 5, category_id=0), _detection(1, 6, category_id=2)], "d.json")
+    assert read_box_file(detections, None, 0.0, ["0"]).boxes == [(1, [5.0, 2.0, 30.0, 40.0], 0.9)]
+    with pytest.raises(ValueError, match=r"no detection of category 1 among 2 \(category 0: 1, category 2: 1\)"):
+        read_box_file(detections, None, 0.0)
+
+
+def test_boxes_that_look_like_corners_are_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [{"id": 5, "file_name": "a.jpg", "width": 100, "height": 80}]
+    content = {"images": images, "annotations": [_annotation(n, 5, bbox=[60, 40, 95, 75]) for n in range(3)]}
+    read_box_file(_file(tmp_path, content), None, 0.0)
+    assert "100 % of boxes end outside the image: corners instead of width and height?" in capsys.readouterr().err
+
+
 # ---- where they reach
 
 

@@ -24,7 +24,7 @@ from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.joint_map import JointMap, mapped
 from efafnet.pipelines.formats.mpii import parse_mpii_json, read_mpii_mat
-from efafnet.pipelines.formats.plausibility import plausibility_of
+from efafnet.pipelines.formats.plausibility import odd_boxes, plausibility_of
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.mirror import Location, is_address
 from efafnet.platform.storage import sha256_file, sha256_json
@@ -250,7 +250,9 @@ def _from_detections(
     images = ImageTable.of(replace(image, image_id=image.image_id - offset) for image in content.images)
     chosen = Chosen(content.category_ids, min(content.category_ids, default=PERSON_CATEGORY))
     found = parse_detections(read_json(path, "detections file"), path.name, chosen, images)
-    remarks += found.remarks
+    sizes = {image.image_id - offset: (image.width, image.height) for image in content.images}
+    odd = odd_boxes(found.box_xywh_px, found.image_id, sizes)
+    remarks += [*found.remarks, *(f"{path.name}: {remark}" for remark in odd)]
     nothing = (0.0,) * (3 * content.skeleton.num_joints)
     columns = (found.entry, found.image_id, found.box_xywh_px, found.score)
     persons: list[tuple[int, tuple[int, WantedPerson] | Reject]] = [

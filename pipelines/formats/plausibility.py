@@ -5,7 +5,7 @@ Legend: N persons, K joints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,16 @@ def plausibility_of(content: Annotations, where: str) -> list[str]:
     return [f"{where}: {remark}" for remark in (*remarks, *odd_skeleton(content.skeleton))]
 
 
+def odd_boxes(
+    box_xywh_px: NDArray[np.float64], image_id: NDArray[np.int64], size_px: Mapping[int, tuple[int | None, int | None]]
+) -> list[str]:
+    """Remarks on boxes (N, 4) without joints, on images (N,) of the sizes that are known."""
+    count, unknown = len(box_xywh_px), (None, None)
+    sizes = np.array([size_px.get(image, unknown) for image in image_id.tolist()], np.float64).reshape(-1, 2)
+    area = box_xywh_px[:, 2] * box_xywh_px[:, 3]
+    return odd_persons(Persons(box_xywh_px, area, np.zeros((count, 1, 2)), np.zeros((count, 1), bool), sizes))
+
+
 def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
     """One sentence for each convention that most persons seem to break."""
     seen = persons.seen
@@ -91,7 +101,8 @@ def _odd_boxes(persons: Persons, seen: NDArray[np.bool_], with_joints: NDArray[n
     corners = _as_corners(persons, seen) & with_joints
     share = outside.mean()
     if share >= _MOST or (with_joints.any() and corners.sum() / with_joints.sum() >= _SOME):
-        of_joints = f", {100 * corners.sum() / max(1, with_joints.sum()):.0f} % fit their joints as x1, y1, x2, y2"
+        fitting = 100 * corners.sum() / max(1, with_joints.sum())
+        of_joints = f", {fitting:.0f} % fit their joints as x1, y1, x2, y2" if with_joints.any() else ""
         remarks.append(
             f"{100 * share:.0f} % of boxes end outside the image{of_joints}: corners instead of width and height?"
         )

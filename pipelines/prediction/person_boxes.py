@@ -19,7 +19,9 @@ from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.formats.categories import PERSON_CATEGORY, Chosen, choose
 from efafnet.pipelines.formats.detections import Detections, parse_detections
 from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.names import name_parts
+from efafnet.pipelines.formats.plausibility import odd_boxes
 from efafnet.pipelines.formats.values import flag, integer, shown, text
 from efafnet.pipelines.prediction.sources import Source
 from efafnet.platform import console
@@ -111,13 +113,15 @@ def read_box_file(path: Path, image_list: Path | None, min_score: float, categor
         named = list_content.get("categories") if isinstance(list_content, dict) else None
         chosen = _chosen_of_detections(named, categories, str(image_list))
         found = parse_detections(content, where, chosen)
-        return BoxFile(path, _checked(found, where, min_score), listed, False, chosen.default)
+        boxes = _checked(found, where, min_score, _sizes(list_content))
+        return BoxFile(path, boxes, listed, False, chosen.default)
     chosen, _ = choose(content.get("categories"), categories, where, by_joints=False)
     people = [entry for entry in content["annotations"] if not (isinstance(entry, dict) and _is_crowd(entry))]
     if crowds := len(content["annotations"]) - len(people):
         console.note(f"{where}: {crowds} crowds are left out")
     found = parse_detections(people, where, chosen, scores="none")
-    return BoxFile(path, _checked(found, where, 0.0), listed or _listed(content, path), True, chosen.default)
+    boxes = _checked(found, where, 0.0, _sizes(content))
+    return BoxFile(path, boxes, listed or _listed(content, path), True, chosen.default)
 
 
 def _chosen_of_detections(listed: Any, categories: Sequence[str], where: str) -> Chosen:
@@ -135,14 +139,24 @@ def _is_crowd(entry: dict[str, Any]) -> bool:
     return flag(entry.get("iscrowd")) is True
 
 
-def _checked(found: Detections, where: str, min_score: float) -> list[tuple[int, list[float], float]]:
+def _sizes(content: Any) -> dict[int, tuple[int | None, int | None]]:
+    """Width and height of the images that a COCO file lists, by id; sizes that are none are left out."""
+    images = content.get("images") if isinstance(content, dict) else None
+    table = ImageTable(images if isinstance(images, list) else [], named=False)
+    return {number: (image.width, image.height) for number, image in table.by_id.items()}
+
+
+def _checked(
+    found: Detections, where: str, min_score: float, sizes: dict[int, tuple[int | None, int | None]]
+) -> list[tuple[int, list[float], float]]:
     """Image, box and score of each; boxes without size and unsure ones are told and left out, others refused."""
     without_size = [reject for reject in found.rejects if reject.reason == "box_empty"]
     try:
         replace(found, rejects=[r for r in found.rejects if r.reason != "box_empty"]).refuse_rejects()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    for remark in found.remarks:
+    odd = odd_boxes(found.box_xywh_px, found.image_id, sizes)
+    for remark in (*found.remarks, *(f"{where}: {remark}" for remark in odd)):
         console.warn(remark)
     if without_size:
         console.warn(f"{where}: {len(without_size)} boxes without width or height are left out")

@@ -155,6 +155,8 @@ def _write(folder: Path, config: PredictConfig, done: Prediction) -> None:
         "name": "person",
         "keypoints": list(done.skeleton.joints),
         "skeleton": [[a + 1, b + 1] for a, b in done.skeleton.limbs],
+        "sigmas": list(done.skeleton.sigmas),
+        "flip_pairs": [list(pair) for pair in done.skeleton.flip_pairs],
     }
     info = {"settings": config.model_dump(mode="json"), "code": code_version(), "seconds": done.seconds}
     # COCO's layout without annotations: pycocotools reads it, and the predictions as its results.
