@@ -73,6 +73,16 @@ def _words(joint: str) -> tuple[str, ...]:
     return tuple(word.lower() for word in _WORD.findall(joint))
 
 
+def spelled_alike(joints: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists name the same joints in the same order but for spelling: Left_Eye, L_Eye, left_eye."""
+    whole = {short: word for word, short in zip(("left", "right"), ("l", "r"), strict=True)}
+
+    def canonical(names: Sequence[str]) -> list[tuple[str, ...]]:
+        return [tuple(whole.get(word, word) for word in _words(name)) for name in names]
+
+    return all(names := canonical(joints)) and names == canonical(others)
+
+
 def pairs_by_name(joints: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Joints that mirror each other by their names: (left, right) indices, in order of the left ones.
 

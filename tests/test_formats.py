@@ -151,7 +151,10 @@ def test_fractions_of_visibility_are_annotated_joints_and_told() -> None:
     assert "2 joints have a visibility between 0, 1 and 2 (the first: v=0.73 at nose of annotation 7)" in remark
     keypoints[2] = 3
     (reject,) = parse_coco(_content(_person(keypoints=keypoints)), _PATH).rejects
-    assert reject.detail == ("annotation 7 has v=3 at joint 0 (nose); v must be 0 (absent), 1 (hidden) or 2 (visible)")
+    assert reject.detail == (
+        "annotation 7 has v=3 at joint 0 (nose); v must be 0 (absent), 1 (hidden) or 2 (visible). AI Challenger "
+        "writes 3 for absent joints: make it 0"
+    )
 
 
 def test_missing_annotation_ids_are_numbered_and_told() -> None:
@@ -178,7 +181,7 @@ def test_missing_annotation_ids_are_numbered_and_told() -> None:
         ({"num_keypoints": True}, "annotation_invalid", "annotation 7 has num_keypoints True"),
         ({"keypoints": {"nose": [1, 2]}}, "keypoints_invalid", "annotation 7 has keypoints {'nose': [1, 2]}"),
         ({"keypoints": [1e300, 1, 2] * 17}, "keypoints_invalid", "has x=1e+300, y=1 at joint 0 (nose)"),
-        ({"keypoints": [1, 2] * 17}, "keypoints_invalid", "has 34 keypoint values; skeleton coco17 needs 51"),
+        ({"keypoints": [1, 2] * 17}, "keypoints_invalid", "17 joints): x and y without visibility?"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_named_with_entry_and_value(changes: dict[str, Any], reason: str, says: str) -> None:
@@ -255,6 +258,14 @@ def test_a_zero_proves_that_limbs_count_from_zero() -> None:
     for limbs in ([[1, 2], [2, 3], [3, 4]], [["a", "b"], ["b", "c"], ["c", "d"]]):
         from_one = parse_coco(_content(**fields, skeleton=limbs), _PATH)
         assert (from_one.skeleton.limbs, from_one.remarks) == (((0, 1), (1, 2), (2, 3)), [])
+
+
+@pytest.mark.parametrize("spelled", [str.title, str.upper, lambda n: n.replace("left_", "L_").replace("right_", "R_")])
+def test_known_joints_in_another_spelling_are_known(spelled: Any) -> None:
+    """Their sigmas count: OKS with .05 for every joint is another figure."""
+    parsed = parse_coco(_content(keypoints=[spelled(name) for name in COCO_17.joints]), _PATH)
+    assert parsed.skeleton == COCO_17
+    assert parsed.remarks == ["a.json: its joints are those of coco17 in another spelling, and taken for them"]
 
 
 @pytest.mark.parametrize(
@@ -395,6 +406,7 @@ def _elsewhere(person: dict[str, Any]) -> None:
         (_corners, "0 % of boxes end outside the image, 100 % fit their joints as x1, y1, x2, y2: corners instead of"),
         (_shares, "100 % of boxes lie within 0 to 1: shares, not pixels?"),
         (_elsewhere, "100 % of persons have joints far outside their boxes"),
+        (lambda person: person.update(num_keypoints=0), "100 % of persons with joints have num_keypoints 0"),
         (lambda person: person.update(area=1), "100 % of persons have an area of at most 1 px²"),
         (lambda person: person.update(bbox=[60, 40, 90, 90]), "100 % of boxes end outside the image"),
     ],

@@ -215,6 +215,18 @@ def test_a_skeleton_of_its_own_is_read_as_prepare_reads_it(tmp_path: Path, capsy
         score(ScoreConfig(**paths, skeleton="three"))
 
 
+def test_results_in_shares_of_the_image_are_remarked(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, results = random_case(0)
+    for entry in results:
+        entry["keypoints"] = [value / 1000 for value in entry["keypoints"]]
+    score(ScoreConfig(predictions=_write(tmp_path / "shares.json", results), annotations=files[1], scoring=QUICK))
+    assert "shares.json: 100 % of results have all joints within 0 to 1: shares, not pixels?" in capsys.readouterr().err
+    score(ScoreConfig(predictions=files[0], annotations=files[1], scoring=QUICK))
+    assert "shares" not in capsys.readouterr().err
+
+
 def test_nothing_is_measured_on_annotations_of_another_category(files: tuple[Path, Path], tmp_path: Path) -> None:
     ground_truth, _ = random_case(0)
     for annotation in ground_truth["annotations"]:

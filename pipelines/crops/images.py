@@ -8,6 +8,7 @@ import stat
 import struct
 import time
 import zlib
+from collections import Counter
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -103,7 +104,7 @@ class ImageFolder:
 
     def spelled(self, names: list[str]) -> dict[str, str]:
         """Names under which missing ones are there: with slashes for backslashes, in another Unicode form, without the
-        host or the folders of another machine. The longest part of a name that is found here counts.
+        host or the folders of another machine, in other letter cases. The longest part of a name that is found counts.
         """
         if self.is_remote:
             return self._remote_spellings(names)
@@ -116,9 +117,8 @@ class ImageFolder:
         place = ""
         for part in parts:
             if place not in listings:
-                entries = _entries(Path(self.location) / place)
-                listings[place] = {normalize("NFC", entry): entry for entry in entries}
-            there = listings[place].get(part)
+                listings[place] = _by_spelling(_entries(Path(self.location) / place))
+            there = listings[place].get(part) or listings[place].get(part.casefold())
             if there is None:
                 return None
             place = f"{place}/{there}".lstrip("/")
@@ -209,6 +209,13 @@ def check_declared(data: bytes, wanted: tuple[int, int] | None = None) -> None:
         )
     if size[0] * size[1] > MAX_PIXELS:
         raise ImageProblemError("image_too_large", f"declares {size[0]}x{size[1]} pixels, more than {MAX_PIXELS}")
+
+
+def _by_spelling(entries: list[str]) -> dict[str, str]:
+    """Names by their composed form, and by that in small letters where no other name shares it."""
+    found = {normalize("NFC", entry): entry for entry in entries}
+    folded = Counter(name.casefold() for name in found)
+    return {name.casefold(): entry for name, entry in found.items() if folded[name.casefold()] == 1} | found
 
 
 def _entries(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from efafnet.models.skeleton import SKELETONS, Skeleton, pairs_by_name
+from efafnet.models.skeleton import SKELETONS, Skeleton, pairs_by_name, spelled_alike
 from efafnet.pipelines.formats.values import integer, number, shown
 
 PERSON_CATEGORY = 1
@@ -126,7 +126,12 @@ def skeleton_of(chosen: Sequence[Category], wanted: Skeleton | None, where: str)
             )
         return wanted, []
     known = next((s for s in SKELETONS.values() if s.joints == first), None)
-    return (known, []) if known is not None else custom_skeleton(listing[0].entry, where)
+    if known is not None:
+        return known, []
+    alike = next((s for s in SKELETONS.values() if spelled_alike(first, s.joints)), None)
+    if alike is not None:
+        return alike, [f"{where}: its joints are those of {alike.name} in another spelling, and taken for them"]
+    return custom_skeleton(listing[0].entry, where)
 
 
 def _joints(category: Category, where: str) -> tuple[str, ...]:

@@ -49,16 +49,19 @@ def keypoints_of(value: Any, skeleton: Skeleton) -> list[float] | str:
         value = [item for joint in value for item in joint]
     needed = 3 * skeleton.num_joints
     if len(value) != needed:
+        pairs = ": x and y without visibility?" if len(value) == 2 * skeleton.num_joints else ""
         return (
             f"has {len(value)} keypoint values; skeleton {skeleton.name} needs {needed} (x, y, visibility of "
-            f"{skeleton.num_joints} joints)"
+            f"{skeleton.num_joints} joints){pairs}"
         )
     found: list[float] = []
     for joint, name in enumerate(skeleton.joints):
         given = value[3 * joint : 3 * joint + 3]
         x, y, v = map(number, given)
         if v is None or not 0 <= v <= 2:
-            return f"has v={shown(given[2])} at joint {joint} ({name}); v must be 0 (absent), 1 (hidden) or 2 (visible)"
+            absent = ". AI Challenger writes 3 for absent joints: make it 0" if v == 3 else ""
+            rule = "v must be 0 (absent), 1 (hidden) or 2 (visible)"
+            return f"has v={shown(given[2])} at joint {joint} ({name}); {rule}{absent}"
         places = [place if place is not None and abs(place) <= MAX_PX else None for place in (x, y)]
         if v > 0 and None in places:
             return (

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import Annotations
+from efafnet.pipelines.formats.values import number_rows
 
 # Shares of persons from which a convention, and not a person, is odd.
 _MOST, _SOME = 0.5, 0.25
@@ -52,6 +54,12 @@ def plausibility_of(content: Annotations, where: str) -> list[str]:
     )
     # MPII's boxes follow from a centre and a scale and reach out of the image by design.
     remarks = odd_persons(persons, boxes_are_drawn=content.format == "coco")
+    with_joints = persons.seen.any(axis=1)
+    uncounted = with_joints & (np.array([a.num_keypoints for a in people]) == 0)
+    _remark(
+        remarks, uncounted, with_joints.sum(), _SOME, "of persons with joints have num_keypoints 0: nobody has to find "
+        "them; leave it out, and joints are counted",
+    )  # fmt: skip
     return [f"{where}: {remark}" for remark in (*remarks, *odd_skeleton(content.skeleton))]
 
 
@@ -103,9 +111,10 @@ def _odd_boxes(persons: Persons, seen: NDArray[np.bool_], with_joints: NDArray[n
     if share >= _MOST or (with_joints.any() and corners.sum() / with_joints.sum() >= _SOME):
         fitting = 100 * corners.sum() / max(1, with_joints.sum())
         of_joints = f", {fitting:.0f} % fit their joints as x1, y1, x2, y2" if with_joints.any() else ""
-        remarks.append(
-            f"{100 * share:.0f} % of boxes end outside the image{of_joints}: corners instead of width and height?"
-        )
+        guess = "corners instead of width and height"
+        if with_joints.any() and fitting < 100 * _SOME:
+            guess = f"images of another size, or {guess}"
+        remarks.append(f"{100 * share:.0f} % of boxes end outside the image{of_joints}: {guess}?")
         return remarks
     far = with_joints & (_beyond(persons, seen) & seen).any(axis=1)
     _remark(
@@ -138,6 +147,16 @@ def _beyond(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     slack = _SLACK * boxes[..., 2:].max(axis=2, keepdims=True)
     low, high = boxes[..., :2] - slack, boxes[..., :2] + boxes[..., 2:] + slack
     return np.asarray(((persons.joints_px < low) | (persons.joints_px > high)).any(axis=2) & seen)
+
+
+def odd_results(keypoints: Sequence[Any], num_joints: int) -> list[str]:
+    """Remarks on the joints of results, as many as are given; those that cannot be read are somebody else's matter."""
+    values, sound = number_rows(keypoints, 3 * num_joints)
+    joints = values.reshape(-1, num_joints, 3)[sound, :, :2]
+    remarks: list[str] = []
+    inside = np.asarray((np.abs(joints) <= 1).all(axis=(1, 2)))
+    _remark(remarks, inside, len(joints), _MOST, "of results have all joints within 0 to 1: shares, not pixels?")
+    return remarks
 
 
 def odd_skeleton(skeleton: Skeleton) -> list[str]:
