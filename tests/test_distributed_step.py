@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from efafnet.pipelines.crops.order import slice_bounds
 from efafnet.pipelines.training.config_groups import OptimizerConfig
 from efafnet.pipelines.training.context import GroupContext
+from efafnet.pipelines.training.speed import computing_ms
 from efafnet.pipelines.training.step import Trainee, train_step
 from tests.test_step import ROOT, Linear, batch_of, expected_gradient, gradient, rows_of, trainee_of
 
@@ -34,17 +35,18 @@ def averaged(gradients: torch.Tensor, sent: list[int]) -> torch.futures.Future[t
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def worker_of(*, compiled: bool, held: int | None) -> tuple[Trainee, list[int]]:
-    """This process as one of two workers, and the sizes of what it has sent."""
+def worker_of(*, compiled: bool, held: int | None, rounded: bool = False) -> tuple[Trainee, list[int]]:
+    """This process as one of two workers, and the sizes of what it has sent, where it sends float32."""
     context = GroupContext(torch.device("cpu"))
     network: Any = Linear()
     trainee = trainee_of(OptimizerConfig(), network=network, world_size=2, rank=context.rank, micro_batch=held)
     torch.distributed.broadcast(network.final.weight.data, 0)
-    wrapped = context.wrap(network)
+    wrapped = context.wrap(network, "bf16" if rounded else "fp32")
     assert isinstance(wrapped, DistributedDataParallel)
     sent: list[int] = []
 
-    wrapped.register_comm_hook(sent, lambda sent, bucket: averaged(bucket.buffer(), sent))
+    if not rounded:
+        wrapped.register_comm_hook(sent, lambda sent, bucket: averaged(bucket.buffer(), sent))
     trainee.exchange = wrapped
     # The compiler's front end, which is what decides how the wrapping is called; no machine code is made.
     compiling: Any = torch.compile(wrapped, dynamic=False, backend="aot_eager") if compiled else wrapped
@@ -63,12 +65,21 @@ def train(rank: int) -> Iterator[tuple[Trainee, list[int]]]:
                 yield trainee, sent
 
 
+def train_rounded() -> Trainee:
+    """Enough steps with gradients in bf16 that DDP has measured one."""
+    trainee, _ = worker_of(compiled=False, held=None, rounded=True)
+    for _ in range(12):
+        train_step(trainee, rows_of(batch_of(8), slice(*slice_bounds(8, trainee.rank, 2))), 0, 0.0)
+    return trainee
+
+
 @pytest.fixture
 def _other_process(tmp_path: Path) -> Iterator[None]:
     program = (
         "import sys; from tests import test_distributed_step as case\n"
         "case.join(1, sys.argv[1])\n"
         "for _ in case.train(1): pass\n"
+        "case.train_rounded()\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
     try:
@@ -88,3 +99,10 @@ def test_gradients_are_exchanged_once_a_step_however_it_is_computed() -> None:
         _, expected = expected_gradient(trainee, batch_of(8))
         assert sent == [sum(p.numel() for p in trainee.module.parameters())]
         torch.testing.assert_close(gradient(trainee), expected, rtol=1e-4, atol=1e-7)
+    # In bf16: each number to 8 bits, no better, and weights stay float32.
+    rounded = train_rounded()
+    _, expected = expected_gradient(rounded, batch_of(8))
+    assert not torch.allclose(gradient(rounded), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(gradient(rounded), expected, rtol=0.02, atol=0.01 * float(expected.abs().max()))
+    assert {p.dtype for p in rounded.parameters} == {torch.float32}
+    assert 0 < computing_ms(rounded.exchange) < 10_000

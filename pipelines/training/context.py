@@ -238,7 +238,8 @@ def bucket_mib(network: nn.Module) -> float:
     23.9, instead of a small one, five of 25 and a rest.
     """
     whole = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20
-    return whole / max(1, round(whole / _BUCKET_MIB))
+    # At least 1 MiB: torch.compile asks that no piece be smaller than torch's own first one.
+    return max(1.0, whole / max(1, round(whole / _BUCKET_MIB)))
 
 
 def pick_device(wanted: str, index: int = 0) -> torch.device:
