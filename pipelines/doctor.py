@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efafnet.models.settings import Settings
+from efafnet.pipelines import fabric, fitness
 from efafnet.platform import cluster, console, health
+from efafnet.platform.capacity import Capacity, capacity
 from efafnet.platform.cluster import ClusterConfig, ClusterError, Resources
 from efafnet.platform.health import Finding
 
@@ -23,6 +25,8 @@ class DoctorConfig(Settings):
     """MLflow store to look at; null for MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
     storage: Path = Path("runs")
     """Directory where runs and crop stores are to lie."""
+    measure: bool = True
+    """Measure arithmetic and reading on this machine, and the network between the nodes of a cluster; some seconds."""
 
 
 def run_doctor(config: DoctorConfig) -> int:
@@ -42,14 +46,19 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     """Look at this machine, then at the cluster, then at what both need."""
     yield from health.software()
     yield from health.hardware()
+    if config.measure:
+        yield from fitness.fitness()
     found, resources = ray_finding(config)
     yield found
     if resources is not None and not resources.is_local:
         yield from nodes_findings(resources)
         yield token_finding()
+        yield growth_finding(capacity(resources))
     nodes = resources.nodes if resources is not None else 1
     if nodes > 1:
         yield health.host_name()
+        if config.measure:
+            yield from fabric.all_reduce_findings(cluster.gpu_nodes())
     yield health.tracking(config.tracking_uri, nodes=nodes)
     yield health.storage(config.storage)
     if nodes > 1 and config.storage.exists():
@@ -107,6 +116,18 @@ def node_finding(report: Mapping[str, Any] | str, here: Mapping[str, Any]) -> Fi
         return Finding("warn", what, "; ".join(different), "install the same constraints.txt on all nodes")
     gpus = f", {', '.join(report['gpus'])}" if report["gpus"] else ""
     return Finding("ok", what, f"same Python, packages and code{gpus}")
+
+
+def growth_finding(there: Capacity) -> Finding:
+    """Tell what the cluster may grow to, and what worker.gpu=auto makes of it."""
+    most = there.most_gpus()
+    if most is None:
+        remedy = "say worker.gpu=yes or worker.gpu=no with each command that finds too few GPUs alive"
+        return Finding("warn", "growth", "what the autoscaler may start is not known", remedy)
+    assert there.largest is not None
+    size = max(len(there.living), len(there.largest))
+    found = f"{len(there.living)} nodes with {there.living_gpus():g} GPUs now, at most {size} with {most:g}"
+    return Finding("ok", "growth", found)
 
 
 def token_finding() -> Finding:

@@ -256,28 +256,57 @@ def resources() -> Resources:
     )
 
 
+def gpu_nodes() -> int:
+    """Number of living nodes of the connected Ray that have GPUs."""
+    import ray
+
+    return sum(bool(node["Alive"]) and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes())
+
+
 def is_running(config: ClusterConfig) -> bool:
     """Tell whether ``connect`` would join a cluster rather than start one."""
     return _choose_address(config) != "local"
 
 
-def on_every_node(look: Callable[..., T], *arguments: object, timeout_s: float = 120.0) -> list[T | str]:
-    """Run a function in a task on each living node; where that fails, its place holds ``HOST: reason``."""
+def on_head(look: Callable[[], T], timeout_s: float = 60.0) -> T:
+    """Run a function in a task on the head node; OSError with the reason where that fails."""
+    import ray
+
+    task = ray.remote(look).options(num_cpus=0, max_retries=0, resources={"node:__internal_head__": 0.001})
+    try:
+        found: T = ray.get(task.remote(), timeout=timeout_s)
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the head does not tell: {_last_line(error)}") from error
+    return found
+
+
+def on_every_node(look: Callable[..., T], *arguments: object, timeout_s: float = 60.0, gpus: int = 0) -> list[T | str]:
+    """Run a function in a task on each living node, all at once; where that fails, its place holds ``HOST: reason``.
+
+    With ``gpus`` only nodes that have so many are asked, and the tasks get them.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(look)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    task = ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0)(look)
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0) >= gpus]
     pinned = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
     answers = [task.options(scheduling_strategy=place).remote(*arguments) for place in pinned]
+    ready = set(ray.wait(answers, num_returns=len(answers), timeout=timeout_s)[0]) if answers else set()
     found: list[T | str] = []
     for node, answer in zip(nodes, answers, strict=True):
         try:
-            found.append(ray.get(answer, timeout=timeout_s))
+            if answer not in ready:
+                raise TimeoutError(f"does not answer within {timeout_s:g} s")
+            found.append(ray.get(answer))
         except Exception as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            found.append(f"{node['NodeManagerHostname']}: {reason[:200]}")
+            found.append(f"{node['NodeManagerHostname']}: {_last_line(error)}")
     return found
+
+
+def _last_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[-1][:200] if text else type(error).__name__
 
 
 def shared_path_problem(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+from efafnet.platform import machine
 from efafnet.platform.provenance import code_version, is_job_copy, package_root
 from efafnet.platform.storage import free_bytes
 
@@ -108,7 +109,7 @@ def hardware() -> Iterator[Finding]:
     """Check processors, memory, shared memory, open files and GPUs."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     memory_gib = psutil.virtual_memory().total / GIB
     yield Finding("ok", "processors", f"{cores} of {os.cpu_count()} cores usable")
     low = memory_gib < 4
@@ -123,9 +124,13 @@ def shared_memory(place: Path = Path("/dev/shm")) -> Finding:
     """Ray keeps objects in shared memory; containers often have 64 MB of it."""
     if not place.is_dir():
         return Finding("ok", "shared memory", f"no {place}; Ray uses files instead")
-    size_gib = shutil.disk_usage(place).total / GIB
+    usage = shutil.disk_usage(place)
+    size_gib, free_gib = usage.total / GIB, usage.free / GIB
+    if size_gib >= _LOW_SHARED_GIB and free_gib < _LOW_SHARED_GIB:
+        remedy = f"end what fills it; files of programs that were killed stay behind: ls -l {place}"
+        return Finding("warn", "shared memory", f"{free_gib:.2f} GiB of {size_gib:.1f} free", remedy)
     if size_gib >= _LOW_SHARED_GIB:
-        return Finding("ok", "shared memory", f"{size_gib:.1f} GiB")
+        return Finding("ok", "shared memory", f"{free_gib:.1f} GiB of {size_gib:.1f} free")
     remedy = "start the container with --shm-size=4g or more (Kubernetes: an emptyDir of medium Memory on /dev/shm)"
     return Finding("warn", "shared memory", f"{size_gib:.2f} GiB: Ray falls back to slow files on disk", remedy)
 

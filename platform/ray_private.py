@@ -76,3 +76,17 @@ def tell_workers_their_address() -> None:
     import ray
 
     os.environ.setdefault("RAY_ADDRESS", str(ray.get_runtime_context().gcs_address))
+
+
+def kuberay_types(cluster: str, namespace: str) -> dict[str, Any] | None:
+    """The settings that KubeRay's autoscaler runs a cluster with, in the form of ``ray up``'s file.
+
+    None where the cluster does not grow. Ray has no public way to learn what its autoscaler may start. To be called on
+    the cluster's head, whose service account may read it; raises OSError where Kubernetes does not answer.
+    """
+    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
+
+    resource = node_provider.KubernetesHttpApiClient(namespace=namespace).get(f"rayclusters/{cluster}")
+    if not resource["spec"].get("enableInTreeAutoscaling"):
+        return None
+    return dict(autoscaling_config._derive_autoscaling_config_from_ray_cr(resource))

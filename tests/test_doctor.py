@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from efafnet.pipelines import doctor
+from efafnet.pipelines import doctor, fabric
 from efafnet.pipelines.doctor import DoctorConfig, node_finding, ray_finding, run_doctor
 from efafnet.platform import cluster, health, ray_private
+from efafnet.platform.capacity import Capacity
 from efafnet.platform.cluster import ClusterError, Resources
 from efafnet.platform.health import Finding
 
@@ -81,6 +82,13 @@ def test_a_containers_small_shared_memory_is_noticed(monkeypatch: pytest.MonkeyP
     found = health.shared_memory(Path("/"))
     assert found.state == state
     assert ("--shm-size" in found.remedy) == (state == "warn")
+
+
+def test_shared_memory_that_is_full_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"total": 8 * 2**30, "free": 2**28})()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    found = health.shared_memory(Path("/"))
+    assert (found.state, found.found) == ("warn", "0.25 GiB of 8.0 free")
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +197,27 @@ def test_a_cluster_is_examined_node_by_node(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(cluster, "connect", lambda _: TWO_NODES)
     monkeypatch.setattr(cluster, "on_every_node", lambda _: [report(), "n2: died"])
     monkeypatch.setattr(cluster, "token_required", lambda: False)
+    monkeypatch.setattr(cluster, "gpu_nodes", lambda: 2)
+    monkeypatch.setattr(doctor, "capacity", lambda _: Capacity([{"CPU": 4.0}], lambda: None))
+    slow = [Finding("warn", f"network, {name}", "0.1 GB/s") for name in ("gloo", "nccl")]
+    monkeypatch.setattr(fabric, "all_reduce_findings", lambda gpu_nodes: slow[:gpu_nodes])
     monkeypatch.setattr(cluster, "shared_path_problem", lambda path: f"{path} is not visible on n2; share it")
     monkeypatch.setattr(health, "node_report", report)
     monkeypatch.setattr(health, "software", lambda: iter(()))
     findings = list(doctor.examine(DoctorConfig(storage=tmp_path)))
     broken = {finding.what for finding in findings if finding.state == "fail"}
     assert broken == {"node", "token", "MLflow", "shared storage"}
+    doubtful = {finding.what for finding in findings if finding.state == "warn"}
+    assert doubtful >= {"growth", "network, gloo", "network, nccl"}
+    unmeasured = {finding.what for finding in doctor.examine(DoctorConfig(storage=tmp_path, measure=False))}
+    assert unmeasured.isdisjoint({"arithmetic", "feeding", "network, gloo"})
+
+
+def test_what_a_cluster_may_grow_to_is_told() -> None:
+    head, gpu = {"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}
+    found = doctor.growth_finding(Capacity([head, gpu], lambda: (head, gpu, gpu, gpu)))
+    assert (found.state, found.found) == ("ok", "2 nodes with 1 GPUs now, at most 4 with 3")
+    assert doctor.growth_finding(Capacity([head], lambda: None)).remedy.startswith("say worker.gpu=yes")
 
 
 def test_no_cluster_is_in_order_and_a_dead_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,8 @@ RANKS = {
     "pipelines.search": 6,
     "pipelines.study": 7,
     "pipelines.report": 8,
+    "pipelines.fabric": 8,
+    "pipelines.fitness": 8,
     "pipelines.cli": 10,
     "pipelines.__main__": 11,
 }
@@ -37,6 +39,7 @@ MODELS_MAY_IMPORT = {"torch", "torchvision", "numpy", "pydantic", "efafnet", "sa
 RAY_PLACES = {
     "platform/cluster.py": "connect",
     "platform/ray_private.py": "what Ray does not promise",
+    "platform/capacity.py": "what it may grow to",
     "pipelines/crops/work.py": "the map over images of prepare",
     "pipelines/evaluation/store_prediction.py": "the map over crops of evaluate",
     "pipelines/prediction/work.py": "the map over files of predict",
@@ -49,6 +52,7 @@ RAY_PLACES = {
     "pipelines/search/tune.py": "the launch of a search",
     "pipelines/study/runs.py": "runs side by side",
     "pipelines/doctor.py": "what is there",
+    "pipelines/fabric.py": "the network between the nodes",
     "pipelines/demo.py": "the whole road",
 }
 BARE = (

@@ -35,6 +35,8 @@ NODES = {f"node-{number}": f"10.77.0.1{number}" for number in (1, 2, 3)}
 HEAD, *WORKERS = NODES.values()
 DASHBOARD = "http://127.0.0.1:8265"
 TRACKING = f"http://{HEAD}:5000"
+ON_CPUS = ("worker.gpu=no", "worker.cpus=1", "precision=fp32")
+"""Said, for while a machine is dead nobody knows what it would bring."""
 
 pytestmark = [
     pytest.mark.skipif("MACHINES" not in os.environ, reason="needs machines: make test-nodes"),
@@ -249,7 +251,7 @@ def test_nobody_is_let_in_without_the_token(cluster: Cluster) -> None:
 
 def test_training_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
     run, steps, every = RUNS / "outlives", 1000, 50
-    settings = ["name=outlives", f"runs={RUNS}", *data, "tracking.enabled=true", "workers=2", "batch_size=16"]
+    settings = ["name=outlives", f"runs={RUNS}", *data, "tracking.enabled=true", "workers=2", "batch_size=16", *ON_CPUS]
     settings += ["epochs=1000", f"max_samples={16 * steps}", "validation.every_epochs=100", "trace=true"]
     settings += [f"checkpoint.every_steps={every}", "checkpoint.every_epochs=null", "log_every_steps=10"]
     began = time.monotonic()
@@ -286,10 +288,18 @@ def test_training_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
 
 def test_elastic_training_shrinks_and_grows_with_the_cluster(cluster: Cluster, data: list[str]) -> None:
     run, steps = RUNS / "elastic", 4000
-    settings = ["name=elastic", f"runs={RUNS}", *data, "tracking.enabled=true", "workers=2..3", "batch_size=18"]
+    settings = [
+        "name=elastic",
+        f"runs={RUNS}",
+        *data,
+        "tracking.enabled=true",
+        "workers=2..3",
+        "batch_size=18",
+        *ON_CPUS,
+    ]
     settings += ["epochs=2000", f"max_samples={18 * steps}", "validation.every_epochs=200", "trace=true"]
     settings += ["checkpoint.every_steps=50", "checkpoint.every_epochs=null", "log_every_steps=10"]
-    settings += ["worker.grow_every_s=10"]
+    settings += ["worker.grow_every_s=10", *ON_CPUS]
     job = cluster.submit("elastic", "train", "nano_test", *settings)
     until("three workers at work", lambda: job.ended() or newest_step(run) >= 100, 240)
     three = workers_of("elastic")
@@ -325,7 +335,7 @@ def recorded(run_id: str, steps: int) -> None:
 
 def test_a_search_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
     run, trials, steps = RUNS / "search", 4, 400
-    settings = ["name=search", f"runs={RUNS}", *data, "tracking.enabled=true", "workers=1", "batch_size=16"]
+    settings = ["name=search", f"runs={RUNS}", *data, "tracking.enabled=true", "workers=1", "batch_size=16", *ON_CPUS]
     settings += ["epochs=1000", f"max_samples={16 * steps}", f"search.trials={trials}"]
     settings += ["search.stop=none", "search.validations=2"]
     settings += ["checkpoint.every_steps=50", "checkpoint.every_epochs=null"]

@@ -122,13 +122,15 @@ class TestRefusals:
 
 
 def test_more_workers_than_a_lone_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efafnet.platform.capacity import Capacity
     from efafnet.platform.cluster import Resources
 
     alone = Resources("a:1", True, 1, 2.0, 0.0, (), 1.0, "")
     monkeypatch.setattr(ray_run, "connect", lambda _: alone)
+    monkeypatch.setattr(ray_run, "capacity", lambda _: Capacity([{"CPU": 2.0}], is_local=True))
     config = config_of(tmp_path, "workers=8")
-    refused(config, "workers = 8: they need 8 CPU, this machine has 2; lower workers or worker.cpus")
-    refused(config_of(tmp_path, "worker.gpu=yes", "workers=1"), "they need 1 GPU, this machine has 0")
+    refused(config, "workers = 8: this machine has room for 2 that need 1 CPU each; lower workers or worker.cpus")
+    refused(config_of(tmp_path, "worker.gpu=yes", "workers=1"), "1 GPU is needed, this machine has 0")
 
 
 def written(directory: Path) -> dict[Path, int]:

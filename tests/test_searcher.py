@@ -259,7 +259,7 @@ class Books:
 
 def tune(book: Ledger) -> tuple[Desk, StudySearch, StudyScheduler, Books]:
     books = Books()
-    desk = Desk(book, lambda its, number: halving_stops(its.curves, number, [100], 2), books)
+    desk = Desk(book, lambda its, number: halving_stops(its.curves, number, [100], 2), books, lambda: 100)
     return desk, StudySearch(desk), StudyScheduler(desk), books
 
 

@@ -58,6 +58,7 @@ def config_of(place: Path, *overrides: str, text: str = TEXT) -> StudyConfig:
     file.write_text(text)
     own = [f"data.train={place}/train", f"data.val={place}/val", f"runs={place}/runs", f"study={file}", "name=auto",
            f"tracking.uri=sqlite:///{place}/mlflow.db", "bootstrap=50"]  # fmt: skip
+    own += ["precision=fp32", "test.precision=fp32"]
     return resolve(StudyConfig, apply_overrides(load_preset("nano_test"), [*own, *overrides]))
 
 

@@ -20,9 +20,11 @@ from mlflow.entities import Run, ViewType
 from efafnet.pipelines.search.config import TuneConfig, automatic_name, paced, trial_config, with_settings
 from efafnet.pipelines.search.ledger import open_study
 from efafnet.pipelines.search.naming import describe, short_names
-from efafnet.pipelines.search.tune import _advise_grid, run_tune, slots, trial_resources, tune
+from efafnet.pipelines.search.tune import _advise_grid, run_tune, trial_resources, tune
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
+from efafnet.pipelines.training.placement import placed
+from efafnet.platform.capacity import Capacity
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.tune_spaces.reading import parse_space
@@ -45,6 +47,7 @@ def config_of(place: Path, *overrides: str, space: str = SPACE) -> TuneConfig:
     file.write_text(space)
     own = [f"data.train={place}/train", f"data.val={place}/val", f"runs={place}/runs", f"space={file}"]
     own += ["name=auto", "search.trials=3", f"tracking.uri=sqlite:///{place}/mlflow.db", "tracking.enabled=false"]
+    own += ["precision=fp32", "test.precision=fp32"]
     return resolve(TuneConfig, apply_overrides(load_preset("nano_test"), [*own, *overrides]))
 
 
@@ -165,37 +168,19 @@ def test_another_search_in_the_same_directory_is_refused(tmp_path: Path) -> None
 # ----------------------------------------------------------------------------------------------------------- resources
 
 
-def nodes(*each: tuple[float, float]) -> list[dict[str, Any]]:
-    return [{"CPU": cpus, "GPU": gpus} for cpus, gpus in each]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "there", "expected"),
-    [
-        (("workers=1",), nodes((2, 0)), 2),
-        (("workers=2",), nodes((2, 0)), 1),
-        (("workers=3",), nodes((2, 0)), 1),  # too large for the cluster: training itself says so
-        (("workers=2",), nodes((3, 0), (3, 0)), 3),
-        (("workers=1", "worker.cpus=2"), nodes((3, 0), (3, 0)), 2),  # not 6 / 2: no worker spans nodes
-        (("workers=1", "worker.cpus=2"), nodes((4, 1), (16, 4), (8, 0)), 5),
-        (("workers=2", "worker.gpu=no"), nodes((4, 1), (16, 4)), 10),
-        (("workers=0",), nodes((2, 0)), 2),
-        (("workers=1", "worker.gpus=0.25"), nodes((16, 1), (3, 1)), 7),  # four on the first GPU, three by the CPUs
-        (("workers=0", "worker.gpus=0.5"), nodes((8, 2)), 4),
-    ],
-)
-def test_as_many_trials_run_at_once_as_their_workers_fit(
-    tmp_path: Path, overrides: tuple[str, ...], there: list[dict[str, Any]], expected: int
-) -> None:
-    assert slots(config_of(tmp_path, *overrides), there) == expected
+def nodes(*each: tuple[float, float]) -> Capacity:
+    return Capacity([{"CPU": cpus, "GPU": gpus} for cpus, gpus in each])
 
 
 def test_a_trial_reserves_for_itself_only_what_it_uses_itself(tmp_path: Path) -> None:
-    assert trial_resources(config_of(tmp_path, "workers=2", "worker.gpu=no")) == {"node:__internal_head__": 0.001}
-    assert trial_resources(config_of(tmp_path, "workers=0", "worker.gpu=no")) == {"CPU": 1.0}
-    assert trial_resources(config_of(tmp_path, "workers=0", "worker.gpu=yes")) == {"CPU": 1.0, "GPU": 1.0}
+    there = nodes((2, 1))
+    assert trial_resources(placed(config_of(tmp_path, "workers=2", "worker.gpu=no"), there)) == {
+        "node:__internal_head__": 0.001
+    }
+    assert trial_resources(placed(config_of(tmp_path, "workers=0", "worker.gpu=no"), there)) == {"CPU": 1.0}
+    assert trial_resources(placed(config_of(tmp_path, "workers=0", "worker.gpu=yes"), there)) == {"CPU": 1, "GPU": 1}
     shared = config_of(tmp_path, "workers=0", "worker.gpu=yes", "worker.gpus=0.25")
-    assert trial_resources(shared) == {"CPU": 1.0, "GPU": 0.25}
+    assert trial_resources(placed(shared, there)) == {"CPU": 1.0, "GPU": 0.25}
 
 
 def test_workers_of_one_run_never_share_a_gpu(tmp_path: Path) -> None:

@@ -141,13 +141,13 @@ def _manifest(path: Path, persons: int, skeleton: Skeleton, group: int) -> Manif
 def config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
     """Settings of a run of seconds on stores ``train`` and ``val`` at ``tmp_path``, without Ray or MLflow.
 
-    In float32, so that it is the same run on every CPU.
+    In float32 on one core, so that it is the same run on every machine.
     """
     for name, persons in (("train", 40), ("val", 11)):
         if not (tmp_path / name).exists():
             write_store(tmp_path / name, persons, seed=len(name))
     paths = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs"]
-    paths += ["precision=fp32", "test.precision=fp32"]
+    paths += ["precision=fp32", "test.precision=fp32", "worker.cpus=1", "reader.threads=2"]
     return resolve(TrainConfig, apply_overrides(load_preset("nano_test"), [*paths, *overrides]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,8 +14,9 @@ from efafnet.platform.mirror import Location
 class ReaderConfig(Settings):
     """How a store is read. None of these settings changes what a sample looks like."""
 
-    threads: int = Field(default=2, ge=1)
-    """Threads that decode and warp, per training worker."""
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Threads that decode and warp, per training worker. auto: beside a GPU one per core of the worker but one, 16 at
+    most; on a CPU one for every four that compute."""
     read_threads: int = Field(default=1, ge=1)
     """Threads that read Parquet, per training worker. More help where the store is remote."""
     prefetch_batches: int = Field(default=4, ge=1)

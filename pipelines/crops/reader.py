@@ -30,11 +30,16 @@ from efafnet.pipelines.crops.geometry import Float64
 from efafnet.pipelines.crops.groups import Group, GroupReader
 from efafnet.pipelines.crops.order import Planned, SampleOrder, slice_bounds
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.platform import machine
 
 # Most bytes of crops that are shuffled together; a worker that reads alone holds up to twice as many.
 _WINDOW_BYTES = 256 * 2**20
 # Samples that one thread prepares in one go: large enough that the arithmetic in numpy does not show.
 _CHUNK = 64
+
+
+def _threads(config: ReaderConfig, *, beside_gpu: bool) -> int:
+    return machine.reading_threads(beside_gpu=beside_gpu) if config.threads == "auto" else config.threads
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class _Pipeline:
         self._pin_memory = pin_memory
         self._decoder = CropDecoder(store.manifest.encoding)
         self._groups = GroupReader(store, config.read_threads)
-        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="crops-decode")
+        self._pool = ThreadPoolExecutor(_threads(config, beside_gpu=pin_memory), thread_name_prefix="crops-decode")
         self._windows_ahead = max(1, int(2 * _WINDOW_BYTES / (window_groups * _group_bytes(store))) - 1)
         """How many windows beyond that of the oldest batch may be held."""
         self._next: Planned | None = None

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.config import ReaderConfig
+from efafnet.platform.capacity import Capacity, decide_gpu
 from efafnet.platform.cluster import ClusterConfig
 from efafnet.platform.machine import WantedPrecision
 from efafnet.platform.mirror import Location
@@ -70,6 +71,8 @@ class Crew:
     """Number of actors."""
     gpu: bool
     """Whether each has a GPU."""
+    living: int
+    """How many there is a place for now; the others come with the machines that are started for them."""
 
 
 class ActorsConfig(Settings):
@@ -97,13 +100,14 @@ class ActorsConfig(Settings):
             raise ValueError("workers.gpu=yes: this machine has no GPU that torch can use; set workers.gpu=auto")
         return torch.device("cuda" if self.gpu != "no" and torch.cuda.is_available() else "cpu")
 
-    def crew(self, cpus: float, gpus: float) -> Crew:
-        """The actors on a cluster of ``cpus`` CPU slots and ``gpus`` GPUs; ValueError as for ``device_here``."""
-        if self.gpu == "yes" and not gpus:
-            raise ValueError("workers.gpu=yes: the cluster has no GPU; set workers.gpu=auto")
-        gpu = self.gpu != "no" and gpus >= 1
-        usual = int(gpus) if gpu else max(1, int((cpus - 1) // self.cpus))
-        return Crew(self.count or usual, gpu)
+    def crew(self, there: Capacity) -> Crew:
+        """The actors on a cluster; ValueError for GPUs that can never come, or of which nobody knows."""
+        if decide_gpu(self.gpu, 1, there, "workers.gpu"):
+            count = self.count or max(1, int(there.most_gpus() or there.living_gpus()))
+            return Crew(count, True, max(1, min(count, int(there.living_gpus()))))
+        cpus = sum(shape.get("CPU", 0) for shape in there.living)
+        count = self.count or max(1, int((cpus - 1) // self.cpus))
+        return Crew(count, False, count)
 
 
 class WorkersConfig(ActorsConfig):

@@ -199,6 +199,7 @@ def work_with_ray(tasks: Sequence[Task], job: Job, actors: ActorsConfig) -> Iter
     """
     import ray
 
+    from efafnet.platform.capacity import capacity
     from efafnet.platform.cluster import connect, shared_path_problem
 
     found = connect(actors.cluster)
@@ -207,13 +208,15 @@ def work_with_ray(tasks: Sequence[Task], job: Job, actors: ActorsConfig) -> Iter
     for path in places if found.nodes > 1 else ():
         if problem := shared_path_problem(path.absolute()):
             raise OSError(f"the workers of several nodes use it: {problem}")
-    crew = actors.crew(found.cpus, found.gpus)
+    crew = actors.crew(capacity(found))
     size = min(_FILES_PER_TASK, math.ceil(len(tasks) / crew.count))
     blocks = [_block(tasks[first : first + size]) for first in range(0, len(tasks), size)]
     records = _dataset(blocks).map_batches(
         _Actor,
         fn_constructor_args=(job, actors.threads, crew.gpu),
-        compute=ray.data.ActorPoolStrategy(size=min(crew.count, len(blocks))),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(crew.living, len(blocks)), max_size=min(crew.count, len(blocks))
+        ),
         num_cpus=min(actors.cpus, found.cpus / crew.count),
         num_gpus=1 if crew.gpu else 0,
         batch_size=None,

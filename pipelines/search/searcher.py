@@ -42,8 +42,8 @@ class Bookkeeper(Protocol):
 class Desk:
     """Keeps the ledger in step with Tune: which Tune trial is which number, and how each ends."""
 
-    def __init__(self, ledger: Ledger, rule: Rule, books: Bookkeeper) -> None:
-        self.ledger, self.rule, self.books = ledger, rule, books
+    def __init__(self, ledger: Ledger, rule: Rule, books: Bookkeeper, room: Callable[[], int]) -> None:
+        self.ledger, self.rule, self.books, self.room = ledger, rule, books, room
         self.numbers: dict[str, int] = {}
         self.stopped: set[int] = set()
         self.deaths: dict[int, str] = {}
@@ -82,7 +82,9 @@ class StudySearch(Searcher):
         self.desk = desk
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Return the next trial's settings, or that there are no more."""
+        """Return the next trial's settings, None while there is no room for it, or that there are no more."""
+        if len(self.desk.ledger.live()) >= self.desk.room():
+            return None
         finished: Any = Searcher.FINISHED  # a word, although Tune's signature says dict
         return self.desk.next(trial_id) or finished
 

@@ -7,23 +7,25 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from efafnet.pipelines.search.books import STAGE, Books
 from efafnet.pipelines.search.config import TRIALS, TuneConfig, automatic_name, check_trial, trial_config
 from efafnet.pipelines.search.ledger import Ledger, open_study
 from efafnet.pipelines.search.outcome import SearchResult, conclude, show
+from efafnet.pipelines.search.placement import Room
 from efafnet.pipelines.search.searcher import Desk, Rule, StudyScheduler, StudySearch
 from efafnet.pipelines.search.stopping import halving_stops, median_stops
 from efafnet.pipelines.search.trial import PLACEMENT, TrialActor
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
+from efafnet.pipelines.training.placement import needs, placed
 from efafnet.pipelines.training.recording import open_record
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
 from efafnet.platform import console
+from efafnet.platform.capacity import capacity
 from efafnet.platform.cluster import connect
 from efafnet.platform.configuration import absolute_paths, to_yaml
 from efafnet.platform.tracking import finish_run
@@ -136,9 +138,11 @@ def _search(books: Books) -> None:
     if there.is_local:
         # Nobody drains a Ray that lives and dies with this program, and each trial's watcher is one process more.
         books.environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-    at_once = min(left, config.search.concurrency or slots(config))
-    console.note(f"{there}; {left} trials to run, {at_once} at a time")
-    _run_tune(Desk(ledger, stopping_rule(config, books.inputs), books), books, left, at_once)
+    at_most = config.search.concurrency
+    config = books.config = placed(config, capacity(there), runs=min(left, at_most or left))
+    room = Room(config, at_most)
+    console.note(f"{there}; {left} trials to run, {min(left, room())} at a time")
+    _run_tune(Desk(ledger, stopping_rule(config, books.inputs), books, room), books, left)
     _let_end(books)
     _settle(books)
 
@@ -152,7 +156,7 @@ def _quiet_tune() -> None:
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 
-def _run_tune(desk: Desk, books: Books, left: int, at_once: int) -> None:
+def _run_tune(desk: Desk, books: Books, left: int) -> None:
     from ray import tune as ray_tune
 
     config = books.config
@@ -165,7 +169,6 @@ def _run_tune(desk: Desk, books: Books, left: int, at_once: int) -> None:
             search_alg=StudySearch(desk),
             scheduler=StudyScheduler(desk),
             num_samples=left,
-            max_concurrent_trials=at_once,
             time_budget_s=config.search.time_s,
             # A trial on Ray's workers ends with its process, and one on a GPU can spoil it for the next.
             reuse_actors=config.workers == 0 and "GPU" not in resources,
@@ -244,34 +247,7 @@ def stopping_rule(config: TuneConfig, inputs: Inputs) -> Rule:
 
 
 def trial_resources(config: TrainConfig) -> dict[str, float]:
-    """What Tune reserves for a trial's own process. With Ray's workers that is nothing but a place on the head node:
-    the workers reserve for themselves, and two 1-CPU trials fit a machine with two CPUs exactly.
+    """What Tune reserves for the own process of a trial that was placed. With Ray's workers that is nothing but a place
+    on the head node: the workers reserve for themselves, and two 1-CPU trials fit a machine with two CPUs exactly.
     """
-    if config.workers > 0:
-        return {"node:__internal_head__": 0.001}
-    return {"CPU": config.worker.cpus, **({"GPU": config.worker.gpus} if _on_gpu(config) else {})}
-
-
-def slots(config: TrainConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> int:
-    """How many trials the cluster has room for at once: Tune does not know what a trial's workers need.
-
-    Args:
-        config: a trial, or the search.
-        nodes: resources of each node; asked of Ray when absent.
-    """
-    import ray
-
-    there = nodes if nodes is not None else [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = {"CPU": config.worker.cpus, **({"GPU": config.worker.gpus} if _on_gpu(config, there) else {})}
-    workers = sum(min(int(node.get(kind, 0) / need + 1e-9) for kind, need in needs.items()) for node in there)
-    return max(1, workers // max(1, config.workers))
-
-
-def _on_gpu(config: TrainConfig, nodes: Sequence[Mapping[str, Any]] | None = None) -> bool:
-    """Whether a trial's workers take GPUs, as ``training.ray_run`` decides it."""
-    import ray
-
-    if config.worker.gpu != "auto" or config.device == "cpu":
-        return config.worker.gpu == "yes"
-    there = sum(node.get("GPU", 0) for node in nodes) if nodes is not None else ray.cluster_resources().get("GPU", 0)
-    return bool(there >= max(1, config.workers) * config.worker.gpus)
+    return {"node:__internal_head__": 0.001} if config.workers > 0 else needs(config)

@@ -19,14 +19,17 @@ from efafnet.pipelines.evaluation.config import EvaluateConfig, ScoringConfig, W
 from efafnet.pipelines.evaluation.evaluate import PREDICTIONS, evaluate
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.trained import open_store
+from efafnet.pipelines.search.placement import LOOK_EVERY_S, Room
 from efafnet.pipelines.search.searcher import reason_of
 from efafnet.pipelines.search.trial import await_release, logged
-from efafnet.pipelines.search.tune import slots, trial_resources
+from efafnet.pipelines.search.tune import trial_resources
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
+from efafnet.pipelines.training.placement import placed
 from efafnet.pipelines.training.recording import fail_record
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.platform import console
+from efafnet.platform.capacity import capacity
 from efafnet.platform.cluster import connect
 from efafnet.platform.interruption import told
 from efafnet.platform.storage import read_json, sha256_bytes, sha256_file, write_text
@@ -73,8 +76,11 @@ def run_all(runs: Sequence[TrainConfig], inputs: Inputs, how: Running) -> dict[s
     there = connect(left[0].cluster, show_workers=False)  # each run has its own log
     # Nobody drains a Ray that lives and dies with this program, and each watcher is one process more.
     environment = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if there.is_local else {}
-    at_once = min(len(left), how.concurrency or slots(left[0]))
-    console.note(f"{there}; {len(runs)} runs, {len(runs) - len(left)} of them done; {at_once} at a time")
+    machines = capacity(there)
+    left = [placed(run, machines, runs=min(len(left), how.concurrency or len(left))) for run in left]
+    room = Room(left[0], how.concurrency)
+    done = len(runs) - len(left)
+    console.note(f"{there}; {len(runs)} runs, {done} of them done; {min(len(left), room())} at a time")
     jobs = [
         {
             "train": run.model_dump_json(),
@@ -104,19 +110,19 @@ def run_all(runs: Sequence[TrainConfig], inputs: Inputs, how: Running) -> dict[s
             if record is not None:
                 fail_record(record, interrupted=True)
 
-    _run_tasks(jobs, trial_resources(left[0]), at_once, how.retries, ended, stopped)
+    _run_tasks(jobs, trial_resources(left[0]), room, how.retries, ended, stopped)
     return failures
 
 
 def _run_tasks(
     jobs: Sequence[dict[str, Any]],
     resources: Mapping[str, float],
-    at_once: int,
+    room: Callable[[], int],
     retries: int,
     ended: Callable[[int, str], None],
     stopped: Callable[[KeyboardInterrupt, Sequence[int]], None],
 ) -> None:
-    """Run ``run_one`` on each job, at most ``at_once`` at a time.
+    """Run ``run_one`` on each job, as many at a time as ``room`` says.
 
     ``ended`` hears each one's number and failure, ``stopped`` the numbers of those that an interruption leaves.
     """
@@ -131,10 +137,10 @@ def _run_tasks(
     live: dict[ray.ObjectRef[str], int] = {}
     try:
         while waiting or live:
-            while waiting and len(live) < at_once:
+            while waiting and len(live) < room():
                 index, job = waiting.popleft()
                 live[task.remote(job)] = index
-            done, _ = ray.wait(list(live), num_returns=1)
+            done, _ = ray.wait(list(live), num_returns=1, timeout=LOOK_EVERY_S)
             for reference in done:
                 try:
                     failure = str(ray.get(reference))
@@ -178,7 +184,7 @@ def _predict(config: TrainConfig, result: TrainResult) -> None:
         return
     # Ray's own workers may have GPUs that this process has not.
     workers = WorkersConfig(
-        distributed=config.workers > 0, count=max(1, config.workers), cpus=config.worker.cpus, reader=config.reader
+        distributed=config.workers > 0, count=max(1, config.workers), cpus=config.worker.threads, reader=config.reader
     )
     wanted = EvaluateConfig(
         checkpoint=result.checkpoint, data=config.data.val, workers=workers, scoring=_FIGURES_ONLY, overlays=0

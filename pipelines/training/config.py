@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,10 +42,11 @@ class DataConfig(Settings):
 class WorkerConfig(Settings):
     """What each Ray worker gets. Without effect when workers is 0."""
 
-    cpus: float = Field(default=1, gt=0)
-    """CPU cores reserved per worker; also the number of threads of its arithmetic (at least 1)."""
+    cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """CPU cores reserved per worker; also the number of threads of its arithmetic (at least 1). auto: those that go
+    with its GPU, less one; without GPUs an equal part for all workers (and for all runs of a search); 16 at most."""
     gpu: Literal["auto", "yes", "no"] = "auto"
-    """One GPU per worker: auto takes them where the cluster has enough for all workers."""
+    """One GPU per worker: auto takes them where the cluster has enough for all workers, or may start them."""
     gpus: float = Field(default=1, gt=0, le=1)
     """Share of a GPU reserved per worker: with 0.5 two runs of one worker share each GPU. Whether their memory fits is
     not checked."""
@@ -61,6 +62,11 @@ class WorkerConfig(Settings):
     collective_timeout_s: float = Field(default=1800, gt=0)
     """Longest time that workers wait for each other, in seconds, before those that wait give up and the run goes on
     from the last checkpoint with new workers. Longer than any validation and any checkpoint takes."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of a worker's arithmetic; one where its cores are not decided."""
+        return 1 if self.cpus == "auto" else max(1, int(self.cpus))
 
 
 _INPUT = InputSize(height=256, width=192)

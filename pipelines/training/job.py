@@ -20,6 +20,7 @@ from efafnet.pipelines.training.execution import Execution
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.memory import DeviceMemory
 from efafnet.pipelines.training.monitor import (
+    DataWait,
     Point,
     ProgressLine,
     Trace,
@@ -57,6 +58,7 @@ class Job:
     window: Window = field(default_factory=Window)
     line: ProgressLine = field(default_factory=ProgressLine)
     execution: Execution = field(init=False)
+    data_wait: DataWait = field(default_factory=DataWait)
     memory: DeviceMemory = field(init=False)
     profiler: Profiler = field(init=False)
     rate: Rate = field(init=False)
@@ -154,7 +156,8 @@ class Job:
         if self.trace:
             self.trace.write(window, step)
         wait_s = self.reader.wait_s - window.waited_before_s
-        metrics = curve_metrics(point, window, self.inputs.skeleton.joints, self._tick(), wait_s)
+        passed_s = self._tick()
+        metrics = curve_metrics(point, window, self.inputs.skeleton.joints, passed_s, wait_s)
         metrics |= self._position("train/") | self._epoch_loss(point) | _memory(self.context.device)
         if scale is not None:
             metrics |= {"train/loss_scale": scale, "train/skipped_share": point.skipped_share}
@@ -172,6 +175,8 @@ class Job:
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:
             self.say(text + (f"  slowest: {late}" if late else ""))
+        if warning := self.data_wait.text(wait_s, passed_s):
+            self.say(warning)
 
     def _loss_scale(self) -> float | None:
         scaler = self.trainee.scaler

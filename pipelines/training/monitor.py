@@ -18,6 +18,8 @@ from efafnet.pipelines.training.step import StepLosses
 
 EXPLODED = 100.0
 """A loss this many times that of the run's first point has left the road, and what follows is lost."""
+DATA_WAIT_LIMIT, DATA_WAIT_OVER_S = 0.1, 10.0
+"""Share of the time that may pass waiting for data without a word, and the seconds it is measured over."""
 LINE_INTERVAL_S = 10.0
 """Seconds between two progress lines, so that a fast run does not flood a job's log."""
 
@@ -166,6 +168,33 @@ def curve_metrics(
     metrics.update({f"train/head_loss/{head}": value for head, value in point.by_head.items()})
     metrics.update({f"train/joint_loss/{name}": value for name, value in zip(joints, point.by_joint, strict=True)})
     return metrics
+
+
+class DataWait:
+    """Notices that the network waits for the reader, and says so once."""
+
+    def __init__(self) -> None:
+        self._windows, self._waited_s, self._passed_s, self._told = 0, 0.0, 0.0, False
+
+    def text(self, waited_s: float, passed_s: float) -> str | None:
+        """Return the warning that a window of so many seconds asks for, or None. The first one, while the reader fills
+        its queues, does not count."""
+        self._windows += 1
+        if self._told or self._windows == 1:
+            return None
+        self._waited_s, self._passed_s = self._waited_s + waited_s, self._passed_s + passed_s
+        if self._passed_s < DATA_WAIT_OVER_S:
+            return None
+        share, passed_s = self._waited_s / self._passed_s, self._passed_s
+        self._waited_s = self._passed_s = 0.0
+        self._told = share > DATA_WAIT_LIMIT
+        if not self._told:
+            return None
+        return (
+            f"warning: {share:.0%} of the last {passed_s:.0f} s went by waiting for data; where there are cores, raise "
+            "worker.cpus (and reader.threads, if that is set); else prepare with a lower max_oversampling, or put the "
+            "store on a faster disk"
+        )
 
 
 class ProgressLine:

@@ -19,11 +19,13 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GivenUpError, PlainContext, pick_device
 from efafnet.pipelines.training.faults import Failures, persevere
 from efafnet.pipelines.training.inputs import initial_network, open_inputs
+from efafnet.pipelines.training.placement import needs, placed
 from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, fork_source
 from efafnet.platform import console
+from efafnet.platform.capacity import capacity
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.cluster import Resources, connect, defaults
 from efafnet.platform.configuration import absolute_paths, to_yaml
@@ -165,12 +167,11 @@ def _wait(seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
 def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCallback]) -> loop.LoopResult:
     """Train on Ray's workers; the lines they write are shown here."""
     resources = connect(config.cluster)
-    gpu = _use_gpu(config, resources)
-    needs = {"CPU": config.worker.cpus, **({"GPU": config.worker.gpus} if gpu else {})}
-    _check_resources(config, resources, needs)
-    console.note(f"{resources}; {_workers_text(config)}, each {needs}")
+    config = placed(config, capacity(resources))
+    each = needs(config)
+    console.note(f"{resources}; {_workers_text(config)}, each {each}")
     with _followed(config.run_dir / "train.log"), defaults(_ray_train_variables(config, resources)):
-        answer = _fit(config, lambda: _trainer(config, record, callbacks, needs, watched=not resources.is_local))
+        answer = _fit(config, lambda: _trainer(config, record, callbacks, each, watched=not resources.is_local))
     return loop.LoopResult(Path(answer["checkpoint"]), answer["metrics"])
 
 
@@ -191,7 +192,7 @@ def _trainer(
     config: TrainConfig,
     record: RunRecord,
     callbacks: Sequence[UserCallback],
-    needs: Mapping[str, float],
+    each: Mapping[str, float],
     *,
     watched: bool,
 ) -> TorchTrainer:
@@ -201,19 +202,19 @@ def _trainer(
     from efafnet.pipelines.training.process_group import ClusterTorchConfig
 
     fewest, most = config.worker.fewest, config.workers
-    aside = dict(needs) if config.validation.where == "auto" else None
+    aside = dict(each) if config.validation.where == "auto" else None
     job = WorkerJob(config.model_dump_json(), asdict(record), watched, aside)
     return TorchTrainer(
         cast(Any, train_on_worker),  # the annotation forgets that it may return something
         train_loop_config=asdict(job),
         torch_config=ClusterTorchConfig(
-            backend="cpu:gloo,cuda:nccl" if "GPU" in needs else "gloo",
+            backend="cpu:gloo,cuda:nccl" if "GPU" in each else "gloo",
             timeout_s=max(1, round(config.worker.collective_timeout_s)),
         ),
         scaling_config=cast(Any, ScalingConfig)(  # annotated for the API before V2, as is RunConfig
             num_workers=most if fewest in (None, most) else (fewest, most),
-            use_gpu="GPU" in needs,
-            resources_per_worker=dict(needs),
+            use_gpu="GPU" in each,
+            resources_per_worker=dict(each),
             elastic_resize_monitor_interval_s=config.worker.grow_every_s,
         ),
         run_config=cast(Any, RunConfig)(
@@ -244,29 +245,6 @@ def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, 
 def _workers_text(config: TrainConfig) -> str:
     fewest = config.worker.fewest
     return f"{config.workers} workers" if fewest is None else f"{fewest} to {config.workers} workers"
-
-
-def _use_gpu(config: TrainConfig, resources: Resources) -> bool:
-    wanted = config.worker.gpu
-    enough = resources.gpus >= (config.worker.fewest or config.workers) * config.worker.gpus
-    return wanted == "yes" or (wanted == "auto" and config.device != "cpu" and enough)
-
-
-def _check_resources(config: TrainConfig, resources: Resources, needs: Mapping[str, float]) -> None:
-    """Refuse what a Ray on this machine alone can never run; a cluster may still grow.
-
-    Raises:
-        ValueError: more CPUs or GPUs than there are.
-    """
-    if not resources.is_local:
-        return
-    for kind, there in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        wanted = needs.get(kind, 0) * (config.worker.fewest or config.workers)
-        if wanted > there:
-            raise ValueError(
-                f"workers = {config.workers}: they need {wanted:g} {kind}, this machine has {there:g}; "
-                "lower workers or worker.cpus, or join a cluster with cluster.address=…"
-            )
 
 
 @contextmanager

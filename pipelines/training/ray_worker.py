@@ -40,7 +40,7 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     wanted = WorkerJob(**job)
     config, record = TrainConfig.model_validate_json(wanted.config), RunRecord(**wanted.record)
-    torch.set_num_threads(max(1, int(config.worker.cpus)))
+    torch.set_num_threads(config.worker.threads)
     context = RayContext(watched=wanted.watched)
     if wanted.aside is not None:
         context.aside = RayAside(wanted.config, wanted.aside, config.validation.wait_s)

@@ -69,7 +69,7 @@ def validate_weights(config_json: str, weights: Mapping[str, Tensor], step: int,
     from efafnet.pipelines.training.config import TrainConfig
 
     config = TrainConfig.model_validate_json(config_json)
-    torch.set_num_threads(max(1, int(config.worker.cpus)))
+    torch.set_num_threads(config.worker.threads)
     assert config.data.val is not None, "who validates has a store"
     store = CropStore.open(config.data.val)
     network = build_network(config.network, store.skeleton.num_joints)
