@@ -26,8 +26,6 @@ T = TypeVar("T")
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 REACH_S = 5.0
 """Seconds that the head of a cluster may take to accept a connection."""
-_LOG_LEVEL = "fatal"
-"""Of what Ray's C++ says in a program and its workers: its errors are told again in Python, its hints are not ours."""
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -191,7 +189,6 @@ def worker_env() -> dict[str, str]:
     env = {
         # Workers would otherwise change into Ray's session folder, where relative paths mean something else.
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", _LOG_LEVEL),
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
     }
     passed = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
@@ -210,7 +207,6 @@ def quiet_environment() -> None:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
-        "RAY_BACKEND_LOG_LEVEL": _LOG_LEVEL,
         # It announces that .git and .venv are left out, which .gitignore and .rayignore see to anyway.
         "RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": "",
     }.items():

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from efafnet.platform import console
 
@@ -67,16 +67,28 @@ def ending_on_signals() -> Iterator[None]:
 
 def _watch(heard: socket.socket) -> None:
     with heard:
-        while came := heard.recv(64):
-            ends = [number for number in came if number in (signal.SIGINT, signal.SIGTERM)]
-            if ends:
-                break
-        else:
+        ends = _first_end(heard)
+        if ends is None:
             return
-    time.sleep(GRACE_S)
-    text = f"\nwarning: ended {GRACE_S:g} s after the signal: something does not answer, perhaps a file system\n"
-    os.write(2, text.encode())
-    os._exit(128 + ends[0])
+        deadline, ended = time.monotonic() + GRACE_S, False
+        while not ended and (left_s := deadline - time.monotonic()) > 0:
+            heard.settimeout(left_s)
+            with suppress(TimeoutError):
+                ended = not heard.recv(64)
+    time.sleep(max(0.0, deadline - time.monotonic()))
+    if not ended:
+        text = f"\nwarning: ended {GRACE_S:g} s after the signal: something does not answer, perhaps a file system\n"
+        os.write(2, text.encode())
+    os._exit(128 + ends)
+
+
+def _first_end(heard: socket.socket) -> int | None:
+    """Wait for a signal that ends the command and return its number; None where the command ended without one."""
+    while came := heard.recv(64):
+        for number in came:
+            if number in (signal.SIGINT, signal.SIGTERM):
+                return number
+    return None
 
 
 # What a forked process hears is its own: a signal to it must not end this one.
@@ -94,18 +106,3 @@ def keeping_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def exit_as_interruption() -> Iterator[None]:
-    """Turn Ray's answer to Ctrl-C, an exit without a word, back into what it was; and give back its handler."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGINT, before)

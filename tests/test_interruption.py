@@ -15,7 +15,6 @@ from efafnet.platform import interruption
 from efafnet.platform.interruption import (
     Terminated,
     ending_on_signals,
-    exit_as_interruption,
     keeping_sigterm,
     told,
 )
@@ -91,19 +90,10 @@ with interruption.ending_on_signals():
 
 
 def test_handlers_are_put_back_after_others_took_them() -> None:
-    mine = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    mine = signal.getsignal(signal.SIGTERM)
     with keeping_sigterm():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with exit_as_interruption():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == mine
-
-
-def test_rays_exit_at_ctrl_c_is_an_interruption() -> None:
-    with pytest.raises(KeyboardInterrupt), exit_as_interruption():
-        sys.exit(0)
-    with pytest.raises(Terminated), exit_as_interruption():
-        raise Terminated
+    assert signal.getsignal(signal.SIGTERM) == mine
 
 
 def test_who_knows_where_the_work_stands_says_it_and_nobody_says_it_again(capsys: pytest.CaptureFixture[str]) -> None:

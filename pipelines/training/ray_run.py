@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from efafnet.pipelines.crops.store import tell_protection
 from efafnet.pipelines.training import loop
@@ -29,11 +30,13 @@ from efafnet.platform.capacity import capacity
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.cluster import Resources, connect, defaults
 from efafnet.platform.configuration import absolute_paths, to_yaml
-from efafnet.platform.interruption import exit_as_interruption, told
+from efafnet.platform.interruption import told
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
+
+T = TypeVar("T")
 
 
 def run_train(config: TrainConfig) -> None:
@@ -234,12 +237,25 @@ def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, 
 
     failures = Failures(config.run_dir, config.worker.max_failures, _wait)
 
-    def attempt() -> Any:
-        with exit_as_interruption():
-            return trainer().fit()
-
-    ended = persevere(attempt, (TrainingFailedError,), failures)
+    ended = persevere(lambda: _beside(trainer().fit), (TrainingFailedError,), failures)
     return cast("dict[str, Any]", ended.return_value)
+
+
+def _beside(action: Callable[[], T]) -> T:
+    """Return what ``action`` returns in a thread of its own.
+
+    In the main thread Ray Train takes Ctrl-C over, asks its controller to abort, and exits without a word.
+    """
+    outcome: Future[T] = Future()
+
+    def act() -> None:
+        try:
+            outcome.set_result(action())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=act, name="fit", daemon=True).start()
+    return outcome.result()
 
 
 def _workers_text(config: TrainConfig) -> str:
