@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from efafnet.platform import console
-from efafnet.platform.interruption import Terminated, ending_on_signals, told
+from efafnet.platform.interruption import ending_on_signals, told, was_terminated
 
 Tree = dict[str, Any]
 
@@ -135,7 +135,7 @@ def _main(words: list[str]) -> int:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
         told(stop)
-        return 143 if isinstance(stop, Terminated) else 130
+        return 143 if was_terminated(stop) else 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

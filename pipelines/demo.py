@@ -20,7 +20,7 @@ from pydantic import Field
 from efafnet.models.settings import Settings
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths
-from efafnet.platform.interruption import Terminated, told
+from efafnet.platform.interruption import told, was_terminated
 from efafnet.platform.storage import make_directory, read_json, write_json
 
 TARGET_AP = 0.55
@@ -164,7 +164,7 @@ def run_command(stage: str, command: Sequence[str]) -> None:
         try:
             code = running.wait()
         except KeyboardInterrupt as stop:
-            running.send_signal(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+            running.send_signal(signal.SIGTERM if was_terminated(stop) else signal.SIGINT)
             running.wait()
             told(stop, f"the same demo command goes on with the stage {stage}")
             raise

@@ -16,17 +16,23 @@ GRACE_S = 8.0
 """Seconds that a command has for ending in order; Slurm and Kubernetes give 30, ``ray job stop`` 3."""
 
 _TOLD = "the user was told"
+_came = threading.Event()
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived, as at the end of a batch job: stopped like by Ctrl-C, so that runs are closed properly."""
 
 
+def was_terminated(stop: KeyboardInterrupt) -> bool:
+    """Whether it was SIGTERM: where that meets a call of Ray's, Ray raises KeyboardInterrupt in its place."""
+    return isinstance(stop, Terminated) or _came.is_set()
+
+
 def told(stop: KeyboardInterrupt, standing: str = "") -> None:
     """Say once that the command was stopped, and where its work stands; whoever knows that says it first."""
     if _TOLD in getattr(stop, "__notes__", ()):
         return
-    word = "terminated" if isinstance(stop, Terminated) else "interrupted"
+    word = "terminated" if was_terminated(stop) else "interrupted"
     console.warn(f"{word}; {standing}" if standing else word)
     stop.add_note(_TOLD)
 
@@ -43,9 +49,11 @@ def ending_on_signals() -> Iterator[None]:
         yield
         return
     owner = os.getpid()
+    _came.clear()
 
     def stop(*_signal: object) -> None:
         if os.getpid() == owner:
+            _came.set()
             raise Terminated
         # Processes forked from this one keep dying of it at once.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -17,6 +17,7 @@ from efafnet.platform.interruption import (
     ending_on_signals,
     keeping_sigterm,
     told,
+    was_terminated,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,11 +57,13 @@ def test_a_read_that_never_ends_does_not_keep_a_command(tmp_path: Path, sent: si
     assert "something does not answer, perhaps a file system" in err
 
 
-def test_a_command_that_ends_by_itself_leaves_nothing_behind() -> None:
+def test_a_command_that_ends_by_itself_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "_came", threading.Event())
     handler, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
     with ending_on_signals(), pytest.raises(Terminated):
         # Not a real signal here: its watcher would end the tests.
         signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)  # type: ignore[misc,operator]
+    assert was_terminated(KeyboardInterrupt()), "Ray raises it in the place of what was raised"
     assert signal.getsignal(signal.SIGTERM) == handler
     for thread in threading.enumerate():
         if thread.name == "signals":

@@ -237,7 +237,7 @@ def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, 
 
     failures = Failures(config.run_dir, config.worker.max_failures, _wait)
 
-    ended = persevere(lambda: _beside(trainer().fit), (TrainingFailedError,), failures)
+    ended: Any = persevere(lambda: _beside(trainer().fit), (TrainingFailedError,), failures)
     return cast("dict[str, Any]", ended.return_value)
 
 
