@@ -31,6 +31,7 @@ from efafnet.pipelines import cli
 interruption.GRACE_S = 0.5
 
 def read(path):
+    time.sleep(0.2)  # until the executor knows its thread, and waits for it
     print("ready", flush=True)
     return open(path)
 
