@@ -15,12 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from efafnet.models import aligned, fasm, resampling
-from efafnet.models.heatmaps import encode
-from efafnet.models.losses import pose_loss
 from efafnet.models.network_config import network_config
 from efafnet.models.variants import SBN, Variant, variant
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.training.step import Trainee, forward, train_step
+from efafnet.pipelines.training.graph import WARM_UP, GraphedStep
+from efafnet.pipelines.training.step import Trainee, train_step
 
 Form = Literal["fam", "fsm", "resampling"]
 FORMS: tuple[Form, ...] = ("fam", "fsm", "resampling")
@@ -114,31 +113,18 @@ def _clock(call: Callable[[], object], times: int = 1) -> float:
     return (time.perf_counter() - began) / times
 
 
-def graphed_ms(trainee: Trainee, batch: Batch) -> float:
-    """Milliseconds of target, forward, loss and backward as one CUDA graph: a step in which nothing waits for Python,
-    but for the optimizer."""
+def graphed_ms(part: Part, trainee: Trainee, batch: Batch) -> float:
+    """Milliseconds of the whole step as CUDA graphs: one in which nothing waits for Python."""
+    graphed = GraphedStep(trainee)
 
-    def gradients() -> None:
-        for parameter in trainee.module.parameters():
-            if parameter.grad is not None:
-                parameter.grad.zero_()
-        target = encode(batch.joints_px, batch.visibility, trainee.input_size, trainee.heatmap)
-        loss = pose_loss(forward(trainee, batch.images), target, trainee.loss)
-        (loss.per_sample.sum() / trainee.global_batch).backward()
+    def step() -> None:
+        graphed(trainee, batch, 0, 1e-4)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            gradients()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        gradients()
-    for _ in range(3):
-        graph.replay()
-    torch.cuda.synchronize()
-    return 1000 * _clock(graph.replay, times=8)
+    with plain_forms(part.plain):
+        for _ in range(WARM_UP + 3):
+            step()
+        torch.cuda.synchronize()
+        return 1000 * _clock(step, times=8)
 
 
 class Operators(TorchDispatchMode):
