@@ -9,6 +9,7 @@ from typing import Any, Literal
 from efafnet.models.settings import Settings
 from efafnet.pipelines import fabric, fitness
 from efafnet.platform import cluster, console, health
+from efafnet.platform.addresses import BareAddress
 from efafnet.platform.capacity import Capacity, capacity
 from efafnet.platform.cluster import ClusterConfig, ClusterError, Resources
 from efafnet.platform.health import Finding
@@ -21,7 +22,7 @@ class DoctorConfig(Settings):
     ray: Literal["auto", "start", "no"] = "auto"
     """auto joins a Ray cluster if there is one and looks at its nodes; start also starts a Ray on this machine where
     there is none, to see that it works; no leaves Ray alone."""
-    tracking_uri: str | None = None
+    tracking_uri: BareAddress | None = None
     """MLflow store to look at; null for MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
     storage: Path = Path("runs")
     """Directory where runs and crop stores are to lie."""

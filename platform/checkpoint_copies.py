@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from efafnet.platform.credentials import full
 from efafnet.platform.storage import atomic_directory, write_bytes
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class CheckpointCopies:
         from pyarrow.fs import FileSystem
 
         try:
-            self._files, root = FileSystem.from_uri(address)
+            self._files, root = FileSystem.from_uri(full(address))
         except (ArrowInvalid, ArrowNotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.platform import ray_private
+from efafnet.platform.credentials import bare, leave_in_cluster
 from efafnet.platform.interruption import keeping_sigterm
 from efafnet.platform.provenance import code_version, is_checkout, package_root
 
@@ -131,6 +132,7 @@ def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str], sh
     try:
         with keeping_sigterm():
             ray.init(**options)
+        leave_in_cluster()
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ClusterError(
@@ -191,10 +193,10 @@ def worker_env() -> dict[str, str]:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
     }
-    passed = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    env |= {
-        name: os.environ[name] for name in (*passed, "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ
-    }
+    # Never passwords: what is set here is shown on the dashboard. See credentials.leave_in_cluster.
+    if (address := os.environ.get("MLFLOW_TRACKING_URI")) is not None:
+        env["MLFLOW_TRACKING_URI"] = bare(address)
+    env |= {name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ}
     commit = code_version()["git_commit"]
     return {**env, "EFAFNET_GIT_COMMIT": commit} if commit else env
 

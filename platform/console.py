@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from efafnet.platform.credentials import hidden
+
 LOG_WIDTH = 140
 """Columns assumed where no terminal tells its width (job logs, pipes)."""
 LOG_INTERVAL_S = 10.0
@@ -34,8 +36,9 @@ _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 
 
 def harmless(text: object) -> str:
-    """Return ``text`` with everything spelled out that would steer a terminal: names come from anywhere."""
-    return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    """Return ``text`` without passwords, and with everything spelled out that would steer a terminal: names come from
+    anywhere."""
+    return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), hidden(str(text)))
 
 
 def open_streams() -> None:

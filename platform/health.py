@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efafnet.platform import machine
+from efafnet.platform.credentials import bare
 from efafnet.platform.provenance import code_version, is_job_copy, package_root
 from efafnet.platform.storage import free_bytes
 
@@ -195,7 +196,7 @@ def tracking(uri: str | None, *, nodes: int = 1) -> Finding:
     from efafnet.platform.mlflow_client import mlflow_client, sqlite_file
     from efafnet.platform.tracking import TrackingError, prepare_tracking
 
-    address = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    address = bare(uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
     file = sqlite_file(address)
     if file is not None and not file.exists():
         home = file.absolute().parent

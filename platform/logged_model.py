@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efafnet.platform.credentials import full
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import TrackingError
 
@@ -111,7 +112,7 @@ def _choose_place(uri: str, run_id: str) -> None:
     """Let MLflow's global functions act on the run's store and experiment, not on the default experiment."""
     import mlflow
 
-    mlflow.set_tracking_uri(uri)
+    mlflow.set_tracking_uri(full(uri))
     mlflow.set_experiment(experiment_id=mlflow_client(uri).get_run(run_id).info.experiment_id)
 
 

@@ -17,10 +17,14 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from efafnet.platform.addresses import BareAddress
+from efafnet.platform.credentials import full
 from efafnet.platform.locks import hold
 from efafnet.platform.storage import free_bytes, write_text
 
-Location = Annotated[str, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)]
+Location = Annotated[
+    BareAddress, BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value)
+]
 """A local path, or an address such as ``s3://bucket/folder`` or ``gs://bucket/folder``."""
 
 _ORIGIN = ".origin"
@@ -48,7 +52,7 @@ def read_remote(location: str, name: str) -> bytes:
     with _refused(location, name):
         from pyarrow import fs
 
-        filesystem, root = fs.FileSystem.from_uri(location)
+        filesystem, root = fs.FileSystem.from_uri(full(location))
         with filesystem.open_input_file(f"{root}/{name}") as file:
             return bytes(file.read())
 
@@ -142,7 +146,7 @@ class Mirror:
         with _refused(self.location, name):
             from pyarrow import fs
 
-            filesystem, root = fs.FileSystem.from_uri(self.location)
+            filesystem, root = fs.FileSystem.from_uri(full(self.location))
             source = filesystem.open_input_stream(f"{root}/{name}")
         with source, target.open("wb") as file:
             while True:

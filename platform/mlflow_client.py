@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efafnet.platform import console
+from efafnet.platform.credentials import full, take_from_cluster
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +32,8 @@ def mlflow_client(uri: str, *, create: bool = False) -> MlflowClient:
             raise FileNotFoundError(f"{store} is not on this machine; several machines need a tracking server")
         # Without it every process that opens a sqlite store makes a folder ./mlruns wherever it happens to run.
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = (store.parent / "mlartifacts").as_uri()
-    return MlflowClient(uri)
+    take_from_cluster()
+    return MlflowClient(full(uri))
 
 
 def bound_waiting() -> None:

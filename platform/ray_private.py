@@ -49,6 +49,27 @@ def free_by_node() -> list[dict[str, float]]:
     return [dict(free) for free in state.available_resources_per_node().values()]
 
 
+def leave_for_workers(text: str) -> None:
+    """Keep a text in the cluster's memory for the workers of this job; unlike ``runtime_env`` it is shown nowhere."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(_job_key(), text.encode(), overwrite=True, namespace="efafnet")
+
+
+def left_for_workers() -> str | None:
+    """What the driver of this job left by ``leave_for_workers``, or None."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    found = _internal_kv_get(_job_key(), namespace="efafnet")
+    return None if found is None else bytes(found).decode()
+
+
+def _job_key() -> str:
+    import ray
+
+    return f"left-for-workers-{ray.get_runtime_context().get_job_id()}"
+
+
 def torch_backend() -> type[Any]:
     """Sets up the process group of Ray Train's workers; derived from to choose the network it uses."""
     from ray.train.torch.config import _TorchBackend

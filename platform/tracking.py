@@ -22,6 +22,8 @@ from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
 from efafnet.platform import console
+from efafnet.platform.addresses import BareAddress
+from efafnet.platform.credentials import bare
 from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_answers import NotMlflowError, is_absent, newest_steps
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
@@ -57,7 +59,7 @@ class TrackingConfig(Settings):
 
     enabled: bool = True
     """Whether the run is recorded in MLflow at all."""
-    uri: str | None = None
+    uri: BareAddress | None = None
     """Address of the store: http(s)://HOST:PORT of a tracking server, or sqlite:///PATH. Null: the environment's
     MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
     experiment: str = Field(default="efafnet", min_length=1)
@@ -125,6 +127,7 @@ def prepare_tracking(uri: str | None = None) -> str:
 
 
 def _absolute(address: str) -> str:
+    address = bare(address)
     if address.startswith(("http://", "https://")):
         return address.rstrip("/")
     file = sqlite_file(address)

@@ -50,6 +50,17 @@ def test_what_is_asked_of_a_connected_ray() -> None:
     assert gcs == ray.get_runtime_context().gcs_address
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_what_is_left_for_workers_reaches_them_and_is_shown_nowhere() -> None:
+    import ray
+
+    assert ray.get(ray.remote(ray_private.left_for_workers).remote()) is None
+    ray_private.leave_for_workers("a secret")
+    assert ray.get(ray.remote(ray_private.left_for_workers).remote()) == "a secret"
+    assert "a secret" not in ray.get_runtime_context().get_runtime_env_string()
+
+
 def test_no_other_module_uses_what_ray_keeps_private() -> None:
     """Read from the syntax tree, so that comments and texts may speak of it."""
     found = []

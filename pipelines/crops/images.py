@@ -23,6 +23,7 @@ from efafnet.pipelines.crops.decode import DECODE_FLAGS
 from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
 from efafnet.pipelines.formats.names import spellings, tails
 from efafnet.pipelines.formats.pixels import INVERSE, eight_bits, is_tiff, orientation_of, tiff_value, turned
+from efafnet.platform.credentials import full
 from efafnet.platform.mirror import is_address
 
 UInt8 = npt.NDArray[np.uint8]
@@ -66,7 +67,7 @@ class ImageFolder:
 
     def _remote(self) -> tuple[fs.FileSystem, str]:
         # Several threads may connect; any of the connections will do.
-        connected = self._connected or fs.FileSystem.from_uri(self.location)
+        connected = self._connected or fs.FileSystem.from_uri(full(self.location))
         self._connected = connected
         return connected
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.config import ReaderConfig
+from efafnet.platform.addresses import BareAddress
 from efafnet.platform.capacity import Capacity, decide_gpu
 from efafnet.platform.cluster import ClusterConfig
 from efafnet.platform.machine import WantedPrecision
@@ -158,5 +159,5 @@ class EvaluateConfig(Settings):
     """Persons in each of best.jpg and worst.jpg; 0 for no pictures."""
     mlflow: bool = False
     """Log figures and files to the MLflow run that wrote the checkpoint, under evaluation/."""
-    tracking_uri: str | None = None
+    tracking_uri: BareAddress | None = None
     """Address of the MLflow store that holds the run; none for the training's own, then MLFLOW_TRACKING_URI."""

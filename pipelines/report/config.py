@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from efafnet.models.settings import Settings
+from efafnet.platform.addresses import BareAddress
 
 
 class ReportConfig(Settings):
@@ -16,7 +17,7 @@ class ReportConfig(Settings):
     """The page; one file that needs nothing else, not even a network. An older one is replaced."""
     experiment: str = "efafnet"
     """MLflow experiment that holds the runs."""
-    uri: str | None = None
+    uri: BareAddress | None = None
     """MLflow's address; none for MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."""
     runs: tuple[str, ...] = ()
     """Names or ids of the only runs to show (searches with their trials); none for all."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
+from efafnet.platform.addresses import BareAddress
 
 
 class OptimizerConfig(Settings):
@@ -112,7 +113,7 @@ class CheckpointConfig(Settings):
     """Best validated checkpoints kept, beyond the newest."""
     asynchronous: bool = True
     """Write in the background while training goes on."""
-    copy_to: str | None = None
+    copy_to: BareAddress | None = None
     """Address that every checkpoint is copied to as well, under the run's name, on any file system pyarrow opens:
     s3://BUCKET/runs, gs://…, abfs://…, hdfs://…, file:///…. A run that lost its disk goes on from there. Null for no
     copies."""
