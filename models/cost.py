@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import astuple
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -29,6 +30,15 @@ def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSiz
     parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
     macs, paper = _operations(network.eval(), crop)
     return Cost(parameters, macs, paper, _saved_bytes(network, crop))
+
+
+@lru_cache(maxsize=8)
+def multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> int:
+    """Multiply-adds of one forward pass, as `network_cost` counts them; nothing else is, and once per process."""
+    with torch.device("meta"):
+        network = build_network(config, num_joints)
+        crop = torch.empty(1, 3, input_size.height, input_size.width)
+    return _operations(network.eval(), crop)[0]
 
 
 def _operations(network: PoseNetwork, crop: Tensor) -> tuple[int, int]:

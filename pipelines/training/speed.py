@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.nn.parallel import DistributedDataParallel
 
-from efafnet.models.cost import network_cost
+from efafnet.models.cost import multiply_adds
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.platform import machine
@@ -32,7 +32,7 @@ class Rate:
         """The rate of a run of ``config``."""
         on_gpu = context.device.type == "cuda"
         return cls(
-            6 * network_cost(config.network, num_joints, config.input).multiply_adds / 1e12,
+            6 * multiply_adds(config.network, num_joints, config.input) / 1e12,
             peak_tflops(machine.describe(context.device), precision) if on_gpu else None,
             context.world_size,
         )
