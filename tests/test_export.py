@@ -20,6 +20,7 @@ from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines import cli
 from efafnet.pipelines.crops import geometry
+from efafnet.pipelines.evaluation.config import TestOverrides
 from efafnet.pipelines.prediction import PosePredictor, export
 from efafnet.pipelines.prediction.config import ExportConfig
 from efafnet.pipelines.prediction.export import Exported, run_export
@@ -67,7 +68,9 @@ def _keypoints(run: Any, metadata: dict[str, Any], image: np.ndarray[Any, Any]) 
 
 def _agrees(run: Any, metadata: dict[str, Any], checkpoint: Path) -> None:
     image = crop_data.picture(200, 160, 3)
-    expected = PosePredictor.load(checkpoint, device="cpu")(image, BOXES)
+    # In the file's own arithmetic: an untrained network's maps are so flat that half precision moves their maxima.
+    exact = TestOverrides(precision="fp32")
+    expected = PosePredictor.load(checkpoint, device="cpu", test=exact)(image, BOXES)
     np.testing.assert_allclose(_keypoints(run, metadata, image), expected, atol=1e-3)
 
 
