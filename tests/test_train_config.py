@@ -34,6 +34,10 @@ def resolved(*overrides: str) -> TrainConfig:
             ["batch_size=64", "workers=4", "compute.micro_batch=32"],
             "compute.micro_batch=32 leaves some of workers=4 without a part of batch_size=64; make it 16 or less",
         ),
+        (
+            ["workers=2", "worker.collective_timeout_s=300"],
+            "validation.wait_s=300: all workers wait meanwhile, and give up after worker.collective_timeout_s=300",
+        ),
         (["compute.micro_batch=0"], "micro_batch is a number of crops, at least 1, or auto; got 0"),
         (["precision=fp16", "device=cpu"], "works on GPUs only"),
         (["heatmap.stride=1"], "heatmap.stride = 1: network.head=duc puts out heatmaps of stride 4"),

@@ -190,6 +190,12 @@ class TrainConfig(Settings):
                 f"worker.gpus = {self.worker.gpus:g}: two of workers={self.workers} could land on one GPU, which NCCL "
                 "refuses; use workers=1, or whole GPUs"
             )
+        limit_s = self.worker.collective_timeout_s
+        if self.workers > 1 and self.validation.where == "auto" and self.validation.wait_s >= limit_s:
+            raise ValueError(
+                f"validation.wait_s={self.validation.wait_s:g}: all workers wait meanwhile, and give up after "
+                f"worker.collective_timeout_s={limit_s:g}; make it shorter than that"
+            )
         self._check_network()
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("precision = fp16: works on GPUs only; use bf16 or fp32 on device=cpu")
