@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,6 +181,32 @@ def test_a_step_that_lost_its_group_says_nothing_about_the_run(tmp_path: Path, m
     with pytest.raises(ValueError, match="process group has not been initialized") as raised:
         ray_worker.train_on_worker(job)
     Failures(tmp_path, 1, lambda _: None).survive(WorkerGroupError("failed", {0: raised.value}))
+
+
+@pytest.mark.parametrize(("checkpoint", "told"), [(True, "step 40 saved; the same"), (False, "has no checkpoint yet")])
+def test_ctrl_c_reaches_a_run_on_rays_workers_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: bool, told: str
+) -> None:
+    """A real signal while Ray is waited for; Ray's own handler would ask its controller and exit without a word."""
+    config, endings = config_of(tmp_path), []
+    if checkpoint:
+        place(config.run_dir, 40)
+    forever = threading.Event()
+
+    class Trainer:
+        def fit(self) -> Any:
+            assert threading.current_thread() is not threading.main_thread(), "there Ray takes Ctrl-C over"
+            return forever.wait(60)
+
+    monkeypatch.setattr(ray_run, "fail_record", lambda _, interrupted: endings.append(interrupted))
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), ray_run._failure_told(config, RunRecord("a", "", {}, "")):
+        ray_run._fit(config, cast(Any, Trainer))
+    assert time.monotonic() - began < 5
+    forever.set()
+    assert f"interrupted; {'' if checkpoint else 'run nano_test '}{told}" in " ".join(capsys.readouterr().err.split())
+    assert endings == [True]
 
 
 def test_a_run_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
