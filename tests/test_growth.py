@@ -26,7 +26,10 @@ from efafnet.platform.capacity import capacity
 from efafnet.platform.cluster import ClusterConfig, connect
 from tests.training_cases import config_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("GROWING" not in os.environ, reason="starts a cluster with an autoscaler: GROWING=1"),
+]
 
 HEAD_ID = "f" * 51 + "00000"
 MOST = 2

@@ -47,7 +47,7 @@ def config_of(place: Path, *overrides: str, space: str = SPACE) -> TuneConfig:
     file.write_text(space)
     own = [f"data.train={place}/train", f"data.val={place}/val", f"runs={place}/runs", f"space={file}"]
     own += ["name=auto", "search.trials=3", f"tracking.uri=sqlite:///{place}/mlflow.db", "tracking.enabled=false"]
-    own += ["precision=fp32", "test.precision=fp32"]
+    own += ["precision=fp32", "test.precision=fp32", "worker.cpus=1"]
     return resolve(TuneConfig, apply_overrides(load_preset("nano_test"), [*own, *overrides]))
 
 
