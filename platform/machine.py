@@ -86,15 +86,15 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
     """Compute a forward pass in ``precision``, then go back to what was set before."""
     import torch
 
-    backends: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
     set_float32(precision)
     try:
         with autocast(precision, device):
             yield
     finally:
         for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+            backend.allow_tf32 = value
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
@@ -106,12 +106,13 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def set_float32(precision: Precision) -> None:
-    """Let float32 products on GPUs be TF32 or not, in this process: torch's own default differs between layers."""
+    """Let float32 products on GPUs be TF32 or not, in this process: torch's own default differs between layers.
+
+    By the flags that torch's compiler reads as well: it refuses to go on where some were set by their newer names.
+    """
     import torch
 
-    products = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = products
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def expect_constant_shapes() -> None:

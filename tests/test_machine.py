@@ -98,22 +98,22 @@ def test_who_asks_for_a_slow_precision_is_warned_and_gets_it(
 
 @pytest.fixture
 def _float32_as_before() -> Iterator[None]:
-    backends: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
     yield
     for backend, value in zip(backends, before, strict=True):
-        backend.fp32_precision = value
+        backend.allow_tf32 = value
 
 
 @pytest.mark.usefixtures("_float32_as_before")
 def test_a_forward_pass_leaves_the_processs_settings_as_they_were() -> None:
-    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     machine.set_float32("fp32")
-    assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee"), "fp32 is float32, not TF32"
+    assert (convolutions.allow_tf32, products.allow_tf32) == (False, False), "fp32 is float32, not TF32"
     with machine.arithmetic("tf32", CPU):
-        assert (convolutions.fp32_precision, products.fp32_precision) == ("tf32", "tf32")
+        assert (convolutions.allow_tf32, products.allow_tf32) == (True, True)
         assert not torch.is_autocast_enabled("cpu")
-    assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
+    assert (convolutions.allow_tf32, products.allow_tf32) == (False, False)
     with machine.arithmetic("bf16", CPU):
         assert torch.get_autocast_dtype("cpu") == torch.bfloat16
         assert torch.is_autocast_enabled("cpu")

@@ -33,11 +33,11 @@ class Group(PlainContext):
 
 @pytest.fixture(autouse=True)
 def _settings_of_the_process() -> Iterator[None]:
-    backends: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before, benchmark = [backend.fp32_precision for backend in backends], torch.backends.cudnn.benchmark
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before, benchmark = [backend.allow_tf32 for backend in backends], torch.backends.cudnn.benchmark
     yield
     for backend, value in zip(backends, before, strict=True):
-        backend.fp32_precision = value
+        backend.allow_tf32 = value
     torch.backends.cudnn.benchmark = benchmark
 
 
@@ -95,8 +95,8 @@ def test_workers_compute_as_the_least_able_of_them(
 
 
 def test_float32_is_tf32_only_where_that_is_said(tmp_path: Path) -> None:
-    for precision, expected in (("fp32", "ieee"), ("tf32", "tf32")):
+    for precision, expected in (("fp32", False), ("tf32", True)):
         settle_precision(TrainConfig.model_validate({"runs": tmp_path, "precision": precision}), CPU)
-        assert torch.backends.cudnn.conv.fp32_precision == expected  # type: ignore[attr-defined]
-        assert torch.backends.cuda.matmul.fp32_precision == expected
+        assert torch.backends.cudnn.allow_tf32 is expected
+        assert torch.backends.cuda.matmul.allow_tf32 is expected
         assert torch.backends.cudnn.benchmark

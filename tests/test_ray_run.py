@@ -75,7 +75,7 @@ class TestRefusals:
     def test_augmentation_beyond_what_the_store_was_prepared_for(self, tmp_path: Path) -> None:
         refused(
             config_of(tmp_path, "augmentation.rotation_deg=60", "workers=2"),
-            r"data.train = .*rotation_deg is 60, envelope.rotation_deg 40",
+            r"data.train = .*rotation_deg is 60, envelope.rotation_deg 45",
         )
 
     def test_the_weights_of_another_network(self, tmp_path: Path) -> None:

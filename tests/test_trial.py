@@ -19,7 +19,7 @@ from efafnet.pipelines.search import trial as trial_module
 from efafnet.pipelines.search.placement import PlacementNote, release
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES
 from efafnet.pipelines.search.trial import Figure, TrialActor, TrialRun, Watch
-from efafnet.pipelines.training import loop
+from efafnet.pipelines.training import execution
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.rundir import RunDirectory
 from tests.training_cases import config_of
@@ -107,9 +107,10 @@ def test_memory_that_runs_out_is_the_trials_failure(tmp_path: Path, monkeypatch:
     def greedy(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(loop, "train_step", greedy)
+    monkeypatch.setattr(execution, "train_step", greedy)
     (told,) = results(TrialRun(job(config_of(tmp_path))))
-    assert told[FAILURE] == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert told[FAILURE].startswith("ConfigurationError: the CPU cannot hold a training step of a single crop")
+    assert "(CUDA out of memory. Tried to allocate 2.00 GiB)" in told[FAILURE]
 
 
 def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
