@@ -219,7 +219,8 @@ def _from_annotation(annotation: Annotation, least_px: float) -> _Chosen:
         # Usual (43 % of COCO's persons), so no fault of the source: it does not count towards the limit.
         return reject("no_joints", "no joint is annotated", persons=0)
     if width <= 0 or height <= 0:
-        return reject("box_invalid", f"box width and height must be positive; got {width:g} x {height:g}")
+        flat = "; least_box_px=PIXELS widens it" if min(width, height) == 0 else ""
+        return reject("box_invalid", f"box width and height must be positive; got {width:g} x {height:g}{flat}")
     if area <= 0:
         return reject("area_invalid", f"area must be positive; got {area:g}")
     person = WantedPerson(

@@ -157,7 +157,8 @@ def detections(results: Sequence[Mapping[str, Any]], truth: Truth, *, area_from_
     found = parse_results(results, truth.skeleton, truth.category_ids or (truth.category_id,), boxed=area_from_box)
     image = index_of_images(found.image_id, truth, "results entry")
     # What diverged is as wrong at 1e100 px as at 1e308, whose square is no number.
-    joints = np.clip(found.keypoints[:, :, :2], -_FAR_PX, _FAR_PX)
+    joints = np.ascontiguousarray(found.keypoints[:, :, :2])
+    np.clip(joints, -_FAR_PX, _FAR_PX, out=joints)
     boxes = None if found.box_xywh_px is None else np.clip(found.box_xywh_px, -_FAR_PX, _FAR_PX)
     return Detections(image=image, joints_px=joints, scores=found.score, area_px2=_areas(joints, boxes))
 

@@ -27,13 +27,13 @@ REMEDIES = {
     "annotation_invalid": "mend these fields",
     "duplicate_annotation_id": "number the annotations",
     "unknown_image": "give the annotations and the list of images that belong together",
-    "box_invalid": "boxes are x, y, width, height in pixels, both sides above 0; least_box_px=PIXELS widens "
-    "those of tools that draw them around the joints",
+    "box_invalid": "boxes are x, y, width, height in pixels, both sides above 0",
     "keypoints_invalid": "keypoints are x, y, v for every joint, v being 0, 1 or 2",
     "area_invalid": "write areas above 0, or none at all: then 0.53 of the box is taken",
     "detection_invalid": "detections are objects with image_id, bbox and score",
     "no_joints": "annotate joints, or give a detector's boxes with detections=",
     "image_missing": "give the folder that file_name is relative to",
+    "image_outside": "copy the images into the folder, or allow it with outside_images=true",
     "image_size_differs": "annotate the images that are there, or give those that were annotated",
     "box_outside_image": "boxes are x, y, width, height in pixels of the image",
 }

@@ -40,7 +40,8 @@ def parse_results(
     or a value that is no finite number.
     """
     problems: list[str] = []
-    rows = [row if isinstance(row, Mapping) else {} for row in entries]
+    # Asking a plain type first: that of a mapping takes ten times as long.
+    rows = [row if type(row) is dict or isinstance(row, Mapping) else {} for row in entries]
     image_ids = [_image_id(row.get("image_id")) for row in rows]
     scores = [_score(row.get("score")) for row in rows]
     keypoints, sound = number_rows([row.get("keypoints") for row in rows], 3 * skeleton.num_joints)
@@ -48,12 +49,13 @@ def parse_results(
     odd = ~sound if sound_boxes is None else ~(sound & sound_boxes)
     for n in np.flatnonzero(odd).tolist():
         _repair(n, rows[n], keypoints, boxes)
-    for n, (row, image_id, score) in enumerate(zip(rows, image_ids, scores, strict=True)):
-        found = row.get("category_id")
-        if image_id is None or score is None or odd[n] or found not in categories:
-            problem = _problem(row, skeleton, categories, boxed=boxed)
-            if problem:
-                problems.append(f"results entry {n}: {problem}")
+    named = [row.get("category_id") in categories for row in rows]
+    columns = (image_ids, scores, named, (~odd).tolist())
+    for n, (image_id, score, is_named, is_plain) in enumerate(zip(*columns, strict=True)):
+        if is_named and is_plain and image_id is not None and score is not None:
+            continue
+        if problem := _problem(rows[n], skeleton, categories, boxed=boxed):
+            problems.append(f"results entry {n}: {problem}")
     if problems:
         more = f"; and {len(problems) - EXAMPLES} more of {len(rows)}" if len(problems) > EXAMPLES else ""
         raise ValueError("; ".join(problems[:EXAMPLES]) + more)
