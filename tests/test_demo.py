@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from efafnet.pipelines import cli, demo
-from efafnet.pipelines.demo import DemoConfig, DemoError, run_demo, stages_of, verdict
+from efafnet.pipelines.demo import Clock, DemoConfig, DemoError, run_demo, stages_of, verdict
 from efafnet.platform.configuration import apply_overrides, resolve
+from efafnet.platform.machine import cores
 
 NAMES = ["synth", "prepare", "train", "evaluate", "tune", "report"]
 
 
-def commands(config: DemoConfig) -> list[tuple[str, ...]]:
-    return [command for stage in stages_of(config) for command in stage.commands]
+def commands(config: DemoConfig, clock: Clock) -> list[tuple[str, ...]]:
+    return [command for stage in stages_of(config) for command in stage.commands(clock)]
 
 
 def settings(command: Sequence[str]) -> Any:
@@ -31,8 +32,10 @@ def settings(command: Sequence[str]) -> Any:
 @pytest.mark.parametrize("size", ["full", "small"])
 def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Path, size: Any) -> None:
     config = DemoConfig(out=tmp_path / "out", size=size, seed=3)
+    Machine(config.out)("train", ("train",))
     assert [stage.name for stage in stages_of(config)] == NAMES
-    synth, train_store, val_store, train, evaluate, tune, report = map(settings, commands(config))
+    synth, train_store, val_store, train, evaluate, tune, report = map(settings, commands(config, Clock(480, 50)))
+    assert synth.people == "clear"
     assert synth.seed == train.seed == tune.seed == tune.search.seed == 3
     assert str(train_store.out) == train.data.train == tune.data.train
     assert str(val_store.out) == train.data.val == tune.data.val == evaluate.data
@@ -43,6 +46,8 @@ def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Pat
     assert tune.search.trials == (6 if size == "full" else 3)
     assert tune.search.stop == "asha"
     assert tune.max_samples is not None
+    # The small size counts samples; the full one takes what the clock leaves: 480 - 50 - 35 - 85 - 12 - 35 seconds.
+    assert (train.max_samples, train.max_time_s) == ((None, 263) if size == "full" else (960, None))
     assert tune.init == train.run_dir
     assert train.tracking.uri == tune.tracking.uri == report.uri == f"sqlite:///{tmp_path}/out/mlflow.db"
     assert train.tracking.experiment == tune.tracking.experiment == report.experiment
@@ -53,12 +58,15 @@ class Machine:
 
     def __init__(self, out: Path, ap: float = 0.6) -> None:
         self.out, self.ap, self.broken = out, ap, ""
+        self.error: BaseException = DemoError("the stage train ended with exit code 2")
         self.ran: list[str] = []
+        self.commands: list[list[str]] = []
 
     def __call__(self, stage: str, command: Sequence[str]) -> None:
         self.ran.append(command[0])
+        self.commands.append(list(command))
         if stage == self.broken:
-            raise DemoError(f"the stage {stage} ended with exit code 2")
+            raise self.error
         figures = {"ap": self.ap, "ap_50": 0.9, "ap_75": 0.7, "ar": 0.65, "samples": 6400.0, "elapsed_s": 40.0}
         found = {"trials": {"complete": 3, "stopped early": 5, "failed": 0}, "best_trial": 4, "best_value": 0.4,
                  "best_name": "lr=0.01"}  # fmt: skip
@@ -67,6 +75,7 @@ class Machine:
             self.write(f"people/annotations/{split}.json", people)
             self.write(f"crops/{split}/manifest.json", {"counts": {"persons": 6}, "rejects": {"no_joints": 1}})
         self.write("runs/efafnet/result.json", {"metrics": figures})
+        self.write("runs/efafnet/run.json", {"identity": {"precision": "fp32"}})
         self.write("evaluation/metrics.json", {"figures": figures})
         self.write("runs/search/result.json", found)
 
@@ -90,33 +99,60 @@ def test_it_ends_with_what_happened(machine: Machine, capsys: pytest.CaptureFixt
     for words in (
         "train: 7 people in 3 pictures",
         "val: 6 persons, left out: 1 no_joints",
-        "AP 0.600 after 6400 samples (160/s with validation)",
+        "AP 0.600 after 6400 samples: 160/s with validation, in fp32",
+        f"on {cores()} cores (",
         "AP 0.600, AP50 0.900, AP75 0.700, AR 0.650",
         "3 complete, 5 stopped early; best: trial 4, AP 0.400, lr=0.01",
-        "validation AP 0.600 on 6 people that training never saw (target 0.55)",
+        "validation AP 0.600 on 6 people that training never saw, after 6,400 samples",
+        "EFAFNet without FASM",
+        f"{machine.out}/evaluation/best.jpg",
         f"mlflow ui --backend-store-uri sqlite:///{machine.out}/mlflow.db",
         f"{machine.out}/report.html",
     ):
         assert words in told.replace("\n", " ")
 
 
-def test_it_goes_on_at_the_stage_that_was_interrupted(machine: Machine) -> None:
+def test_it_goes_on_at_the_stage_that_was_interrupted(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.broken = "train"
-    with pytest.raises(DemoError, match="the stage train ended with exit code 2"):
-        run_demo(DemoConfig(out=machine.out))
+    again = f"efafnet demo {machine.out} minutes=9"
+    with pytest.raises(DemoError, match=rf"the stage train ended with exit code 2\. To go on there: {again}$"):
+        run_demo(DemoConfig(out=machine.out, minutes=9))
     assert machine.ran == ["synth", "prepare", "prepare", "train"]
-    machine.ran, machine.broken = [], ""
-    run_demo(DemoConfig(out=machine.out))
-    assert machine.ran == ["train", "evaluate", "tune", "report"]
+    machine.ran, machine.error = [], KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(DemoConfig(out=machine.out, minutes=9))
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"interrupted; to go on with stage 3 of 6, train: {again}" in said
+    machine.broken = ""
+    run_demo(DemoConfig(out=machine.out, minutes=9))
+    assert machine.ran == ["train", "train", "evaluate", "tune", "report"]
+    # The same command to the letter, for a run is resumed by its own settings: the clock is not asked again.
+    trained = [command for command in machine.commands if command[0] == "train"]
+    assert len(trained) == 3
+    assert trained[0] == trained[1] == trained[2]
     machine.ran = []
-    run_demo(DemoConfig(out=machine.out))
+    run_demo(DemoConfig(out=machine.out, minutes=9))
     assert machine.ran == []
+
+
+def test_the_clock_gives_training_what_the_other_stages_leave() -> None:
+    # 480 s less what is spent, the 35 + 85 + 12 s of the later stages and 35 s around the loop.
+    assert Clock(480, 45).training_s == 480 - 45 - 132 - 35
+    # In twice the time the later stages may take twice as long too.
+    assert Clock(960, 45).training_s == 960 - 45 - 264 - 35
+    assert Clock(480, 470).training_s == 60
+    # 480 - 350 - 12 - 50 = 68 s at 300 samples/s for six trials, half of which are stopped half-way.
+    assert Clock(480, 350).trial_samples(300) == 4500
+    assert Clock(480, 350).trial_samples(5000) == 8000
+    assert Clock(480, 475).trial_samples(300) == 800
 
 
 def test_another_demo_or_anything_else_in_the_directory_is_refused(machine: Machine, tmp_path: Path) -> None:
     run_demo(DemoConfig(out=machine.out))
     with pytest.raises(ValueError, match="holds a demo with"):
         run_demo(DemoConfig(out=machine.out, seed=1))
+    with pytest.raises(ValueError, match="holds a demo with"):
+        run_demo(DemoConfig(out=machine.out, minutes=20))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     with pytest.raises(ValueError, match="exists and holds no demo"):
@@ -124,15 +160,24 @@ def test_another_demo_or_anything_else_in_the_directory_is_refused(machine: Mach
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
-def test_a_network_below_the_target_is_called_that() -> None:
-    assert "BELOW the target of 0.55" in verdict("full", 0.549, 800)
-    assert "(target 0.55)" in verdict("full", 0.55, 800)
-    assert "BELOW" not in verdict("small", 0.01, 20)
-    assert "trains for seconds" in verdict("small", 0.01, 20)
+def test_it_says_what_it_reached_and_what_more_brings() -> None:
+    told = verdict("full", 0.412, 554, 61000)
+    assert told.startswith("validation AP 0.412 on 554 people that training never saw, after 61,000 samples")
+    for samples, ap in demo.MEASURED:
+        assert f"{ap:.2f} after {samples:,}" in told
+    assert "EFAFNet without FASM" in told
+    assert "trains for seconds" in verdict("small", 0.01, 20, 960)
+
+
+def test_a_demo_of_another_version_is_not_gone_on_with(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_demo(DemoConfig(out=machine.out))
+    monkeypatch.setattr(demo, "drawing_digest", lambda: "other")
+    with pytest.raises(ValueError, match="of another version; name another directory, or remove it"):
+        run_demo(DemoConfig(out=machine.out))
 
 
 def test_a_failing_command_stops_the_demo(tmp_path: Path) -> None:
-    with pytest.raises(DemoError, match=r"the stage report ended with exit code 2.*goes on from here"):
+    with pytest.raises(DemoError, match="the stage report ended with exit code 2"):
         demo.run_command("report", ("report", f"uri=sqlite:///{tmp_path}/mlflow.db", "experiment=none"))
 
 

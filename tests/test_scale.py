@@ -39,9 +39,9 @@ def test_a_row_keeps_its_switches_and_takes_the_bases_encoder() -> None:
     paper = VARIANTS["sbn_r50_fam"].network
     assert isinstance(paper, NetworkConfig)
     assert network == paper.model_copy(update={"encoder": "nano", "base_width": 8})
-    assert (settings["input"], settings["heatmap.sigma_px"], settings["loss.kind"]) == ("96x64", 1.0, "mse")
+    assert (settings["input"], settings["heatmap.sigma_px"], settings["loss.kind"]) == ("96x64", 0.75, "mse")
     large = row_settings(VARIANTS["efafnet_r152_384x288"], nano)
-    assert (large["heatmap.sigma_px"], large["loss.kind"], large["loss.hard_joints"]) == (1.5, "ohkm", 8)
+    assert (large["heatmap.sigma_px"], large["loss.kind"], large["loss.hard_joints"]) == (1.125, "ohkm", 8)
 
 
 def test_other_networks_get_a_quarter_of_their_width_like_nano() -> None:
@@ -66,4 +66,4 @@ def test_the_scale_is_said() -> None:
     note = scale_note([VARIANTS["sbn_r50_256x192"], VARIANTS["sbn_r50_384x288"]], base("study_nano"))
     assert "NOT the paper's" in note
     assert "256x192 as 96x64, 384x288 as 128x96" in note
-    assert "2 as 1, 3 as 1.5" in note
+    assert "2 as 0.75, 3 as 1.125" in note

@@ -30,6 +30,7 @@ from efafnet.pipelines.synth.dataset import SPLITS, SynthConfig, run_synth
 from efafnet.pipelines.synth.kinds import KINDS, People
 from efafnet.pipelines.synth.scene import draw_scene
 from efafnet.pipelines.synth.textures import bank
+from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, resolve
 from efafnet.platform.storage import OutputExistsError, UnwritableError
 
@@ -367,7 +368,7 @@ def test_settings_that_do_not_change_the_pictures_are_not_in_the_files(made: Pat
     info = json.loads((made / "annotations" / "train.json").read_text())["info"]
     settings = info["settings"]
     assert (settings["seed"], settings["people"]) == (3, "coco")
-    assert info["drawing"] == dataset.drawing_digest()
+    assert info["drawing"] == drawing_digest()
     assert not {"out", "workers", "overwrite"} & set(settings)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import multiprocessing
 import os
@@ -13,8 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from functools import cache
-from importlib import resources
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +25,7 @@ from efafnet.pipelines.synth.coco import ImageRecord, coco_document, describe_pe
 from efafnet.pipelines.synth.kinds import KINDS, People
 from efafnet.pipelines.synth.scene import Recipe, draw_scene
 from efafnet.pipelines.synth.textures import bank
+from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform import console
 from efafnet.platform.storage import OutputExistsError, atomic_directory, check_output, sha256_json, write_text
 
@@ -142,16 +140,6 @@ class SynthConfig(Settings):
             given |= self.people_per_image.model_dump()
         kind = replace(KINDS[self.people], **{name: value for name, value in given.items() if value is not None})
         return Recipe(self.image_size.width, self.image_size.height, kind)
-
-
-@cache
-def drawing_digest() -> str:
-    """Return 16 hexadecimal digits over the code that draws: sets with another one hold other pictures."""
-    total = hashlib.sha256()
-    for file in sorted(resources.files("efafnet.pipelines.synth").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            total.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()[:16]
 
 
 class Task(NamedTuple):

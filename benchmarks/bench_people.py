@@ -1,0 +1,152 @@
+"""What synthetic people are like, and what they teach: their shares beside real ones, and AP on real photographs.
+
+    python -m benchmarks.bench_people shares --annotations person_keypoints_val2017.json
+    python -m benchmarks.bench_people photographs --annotations FILE --images FOLDER --samples 100000
+    python -m benchmarks.bench_people step
+
+shares: people of each kind are drawn and counted; with --annotations, a COCO file of real ones stands beside them.
+photographs: a nano network (preset synth_nano, one process) is trained on drawn people alone, and measured on unseen
+ones of its kind and, by annotated boxes, on the real persons. This is the judge of every decision about the drawing.
+step: samples per second of processor time of that network's training step, by its parts, arithmetic and batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks.bench_step import CPU_MODES, measure
+from efafnet.models.network_config import NetworkConfig
+from efafnet.models.settings import InputSize
+from efafnet.models.variants import variant
+from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
+from efafnet.pipelines.evaluation.config import EvaluateConfig
+from efafnet.pipelines.evaluation.evaluate import run_evaluate
+from efafnet.pipelines.synth.census import census, crowd_shares, records_of
+from efafnet.pipelines.synth.dataset import SynthConfig, run_synth
+from efafnet.pipelines.synth.kinds import People
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.ray_run import train
+from efafnet.platform import console
+from efafnet.platform.configuration import apply_overrides, load_preset, resolve
+
+ENVELOPE = Envelope(inputs=(InputSize(height=96, width=64),))
+
+
+def draw(folder: Path, kind: People, seed: int, train: int, val: int) -> Path:
+    """Draw a set."""
+    out = folder / f"{kind}-{seed}"
+    images = {"train": train, "val": val}
+    run_synth(SynthConfig.model_validate({"out": out, "people": kind, "seed": seed, "images": images}))
+    return out
+
+
+def cut(folder: Path, name: str, annotations: Path, images: Path) -> Path:
+    """Prepare a store."""
+    out = folder / name
+    run_prepare(PrepareConfig(annotations=annotations, images=images, out=out, envelope=ENVELOPE, engine="process"))
+    return out
+
+
+def shares(given: argparse.Namespace, folder: Path) -> None:
+    """Print what the people of each kind are like."""
+    found = {}
+    for kind in given.kinds:
+        file = draw(folder, kind, given.seed, given.pictures, 0) / "annotations" / "train.json"
+        found[kind] = records_of(json.loads(file.read_text()))
+    if given.annotations is not None:
+        found[given.annotations.name] = records_of(json.loads(given.annotations.read_text()))
+    columns = [census(records) for records in found.values()]
+    rows = [[name, *(f"{column[name]:.3g}" for column in columns)] for name in columns[0]]
+    rows.append(["pictures by fifths of the crowd index", *(_fifths(crowd_shares(r)) for r in found.values())])
+    console.table(["share or median", *found], rows)
+
+
+def _fifths(values: list[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def photographs(given: argparse.Namespace, folder: Path) -> None:
+    """Train on each kind and print AP on unseen people of the kind, and on real persons."""
+    if given.annotations is None or given.images is None:
+        raise SystemExit("photographs needs --annotations and --images of real persons")
+    real = cut(folder, "real", given.annotations, given.images)
+    rows = []
+    for kind in given.kinds:
+        drawn = draw(folder, kind, given.seed, given.pictures, 400)
+        fresh = draw(folder, kind, given.seed + 1, 0, 400)
+        learn = cut(folder, f"{kind}-train", drawn / "annotations/train.json", drawn / "images/train")
+        unseen = cut(folder, f"{kind}-val", fresh / "annotations/val.json", fresh / "images/val")
+        words = [
+            f"name={kind}", f"runs={folder}/runs", f"data.train={learn}", "workers=0", "epochs=1000",
+            f"max_samples={given.samples}", "tracking.enabled=false", f"seed={given.seed}", *given.settings,
+        ]  # fmt: skip
+        config = resolve(TrainConfig, apply_overrides(load_preset("synth_nano"), words))
+        train(config)
+        rows.append(
+            [kind, f"{given.samples:,}", *(measured(folder, config.run_dir, store) for store in (unseen, real))]
+        )
+    console.table(["trained on", "samples", "AP, unseen people of the kind", "AP, the photographs"], rows)
+
+
+def measured(folder: Path, run: Path, store: Path) -> str:
+    """AP of a run's network on a store, with its 95 % interval."""
+    words = {"checkpoint": run, "data": store, "output": folder / "evaluation", "overwrite": True}
+    config = EvaluateConfig.model_validate({**words, "workers": {"distributed": False}})
+    scored = run_evaluate(config).scored
+    interval = scored.intervals["ap"]
+    return f"{scored.figures['ap']:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def step(given: argparse.Namespace, folder: Path) -> None:  # noqa: ARG001 (draws nothing)
+    """Print samples per second of processor time of one thread."""
+    torch.set_num_threads(1)
+    nano = replace(variant("efafnet_r50_256x192"), input=InputSize(height=96, width=64))
+    networks = {
+        "FFM and DUC": NetworkConfig(encoder="nano", fam="none", fsm="none"),
+        "EFAFNet": NetworkConfig(encoder="nano"),
+    }
+    rows = [replace(nano, name=name, network=network) for name, network in networks.items()]
+    told = []
+    for count in (16, 32, 64):
+        for mode in CPU_MODES:
+            told += [[count, *line[:5]] for line in measure(rows, mode, count, given.steps, torch.device("cpu"))]
+    columns = ["batch", "network", "arithmetic", "step (ms)", "times the first", "samples/s"]
+    console.table(columns, told, title="96x64, width 16, one thread, processor time")
+
+
+WHAT: dict[str, Callable[[argparse.Namespace, Path], None]] = {
+    "shares": shares, "photographs": photographs, "step": step,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=[*WHAT], nargs="?", default="shares")
+    parser.add_argument("--kinds", nargs="+", choices=get_args(People), default=list(get_args(People)))
+    parser.add_argument("--pictures", type=int, default=800, help="pictures of each kind")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the people and of the training")
+    parser.add_argument("--annotations", type=Path, help="COCO-style annotations of real persons")
+    parser.add_argument("--images", type=Path, help="their images")
+    parser.add_argument("--samples", type=int, default=100_000, help="samples to train on")
+    parser.add_argument("--settings", nargs="+", default=[], help="further settings of the training: optimizer.lr=5e-3")
+    parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="efafnet-bench-") as folder:
+        WHAT[given.what](given, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
