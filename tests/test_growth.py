@@ -107,7 +107,15 @@ def _settings(address: str) -> dict[str, Any]:
         "upscaling_speed": 100.0,
         "idle_timeout_minutes": 5.0,
         # By its module: under its name Ray looks for defaults in a file that its wheel leaves out.
-        "provider": {"type": "external", "module": PROVIDER, "launch_multiple": True, "gcs_address": address},
+        "provider": {
+            "type": "external",
+            "module": PROVIDER,
+            "launch_multiple": True,
+            "gcs_address": address,
+            # They run as they are: nothing to install through SSH.
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 2}, "node_config": {}, "max_workers": 0},
