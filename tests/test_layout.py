@@ -61,6 +61,7 @@ BARE = (
     "efafnet.pipelines.crops.reader",
     "efafnet.pipelines.crops.store",
     "efafnet.pipelines.evaluation.inference",
+    "efafnet.pipelines.prediction.persons",
     "efafnet.pipelines.prediction.predictor",
     "efafnet.pipelines.training.config",
     "efafnet.pipelines.training.loop",

@@ -154,7 +154,7 @@ def results_of_columns(
     triplets = np.concatenate([np.asarray(joints_px, np.float64), np.asarray(joint_scores)[..., None]], axis=2)
     results: list[dict[str, Any]] = []
     for members in _by_first_appearance(image_id):
-        kept = members[_kept(joints_px[members], scores[members], area_px2[members], sigmas, test)]
+        kept = members[kept_persons(joints_px[members], scores[members], area_px2[members], sigmas, test)]
         for i in kept:
             keypoints = triplets[i].reshape(-1).tolist()
             results.append(_result(int(image_id[i]), keypoints, float(scores[i])))
@@ -169,19 +169,20 @@ def _result(image_id: int, keypoints: list[float], score: float) -> dict[str, An
     return {"image_id": image_id, "category_id": PERSON_CATEGORY, "keypoints": keypoints, "score": score}
 
 
-def _kept(
+def kept_persons(
     joints_px: NDArray[np.floating],
     scores: NDArray[np.floating],
     area_px2: NDArray[np.floating],
     sigmas: Sequence[float],
     test: TestConfig,
-) -> NDArray[np.intp] | list[int]:
+) -> NDArray[np.intp]:
+    """Which of one image's N persons remain when duplicates are suppressed as ``test`` says, by falling score."""
     if test.nms == "none":
         return descending(scores)
     similarity = oks_among(joints_px, area_px2, sigmas)
     if test.nms == "oks":
-        return oks_nms(similarity, scores, test.nms_threshold)
-    return soft_oks_nms(similarity, scores, test.nms_threshold)[0]
+        return np.asarray(oks_nms(similarity, scores, test.nms_threshold), np.intp)
+    return np.asarray(soft_oks_nms(similarity, scores, test.nms_threshold)[0], np.intp)
 
 
 def _by_first_appearance(image_id: NDArray[np.int64]) -> list[NDArray[np.intp]]:

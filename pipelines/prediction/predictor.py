@@ -98,7 +98,7 @@ class PosePredictor:
         self, image_rgb: NDArray[np.uint8], boxes_xywh: ArrayLike
     ) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """What the network sees of boxes (N, 4): crops uint8 (N, 3, H, W), affines (N, 2, 3) to image pixels."""
-        _check_image(image_rgb)
+        check_image(image_rgb)
         boxes = _checked_boxes(boxes_xywh)
         size, trained = self.trained.input_size, self.trained
         to_image = geometry.view_of_boxes(boxes, size, trained.padding, udp=trained.udp)
@@ -158,7 +158,8 @@ def skeleton_of_checkpoint(checkpoint: Path, wanted: str = "auto") -> Skeleton:
     )
 
 
-def _check_image(image: Any) -> None:
+def check_image(image: Any) -> None:
+    """Raise ValueError for what is not uint8 (h, w, 3)."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return
     found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
