@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import model_validator
 
 from efafnet.models.settings import Settings
+
+Side = Literal["left", "right", "middle"]
 
 
 class Skeleton(Settings):
@@ -47,6 +50,14 @@ class Skeleton(Settings):
     def num_joints(self) -> int:
         """K, the number of joints."""
         return len(self.joints)
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Side of the body each joint belongs to, told by its name."""
+        found: list[Side] = [_side_of(name) for name in self.joints]
+        for left, right in pairs_by_name(self.joints):
+            found[left], found[right] = "left", "right"
+        return tuple(found)
 
     @property
     def sided_without_partner(self) -> tuple[str, ...]:
@@ -115,6 +126,11 @@ def _mirrored_letters(words: tuple[str, ...]) -> list[tuple[str, ...]]:
         for changed in (right + word.removeprefix(left), word.removesuffix(left) + right)
         if changed not in (right + word, word + right)
     ]
+
+
+def _side_of(joint: str) -> Side:
+    words = _words(joint)
+    return "left" if {"left", "l"} & set(words) else "right" if {"right", "r"} & set(words) else "middle"
 
 
 def looks_sided(joint: str) -> bool:

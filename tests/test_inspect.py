@@ -14,6 +14,7 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.inspect import contact_sheet, run_inspect
 from efafnet.pipelines.crops.prepare import run_prepare
+from efafnet.pipelines.drawing.poses import LEFT
 from tests import crop_data
 
 
@@ -29,9 +30,9 @@ def test_a_store_is_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "6 (6 with persons to crop)" in said
     assert "image_missing" in said
     assert "digests agree" in said
-    sheet = crop_data.read_picture(tmp_path / "store-sheet.png")
-    # Five samples of 384x288 side by side.
-    assert sheet.shape == (384, 5 * 288, 3)
+    sheet = crop_data.read_picture(tmp_path / "store-sheet.jpg")
+    # Five samples of 384x288 side by side, with captions of 40 pixels, 14 between, and a header of 74.
+    assert sheet.shape == (74 + 384 + 40 + 14, 14 + 5 * (288 + 14), 3)
     run_inspect(InspectConfig(store=store.path, crops=5, augmented=True, sheet=tmp_path / "other.png"))
     assert not np.array_equal(sheet, crop_data.read_picture(tmp_path / "other.png"))
 
@@ -88,8 +89,10 @@ def test_joints_are_drawn_where_they_are() -> None:
         input_to_image=torch.zeros((3, 2, 3), dtype=torch.float64),
     )
     sheet = contact_sheet(batch, COCO_17, columns=2)
-    assert sheet.shape == (2 * 192, 2 * 64, 3)
-    assert sheet[32, 32].tolist() == [80, 200, 255]
-    assert sheet[32, 64 + 32].tolist() == [0, 0, 0]
-    assert sheet[32, 64 + 32 - 3].any()
-    assert not sheet[192 + 20 : 192 + 60, 10:60].any()
+    # Two rows of 192 pixels and 40 of captions; a legend is wider than two persons of 64 pixels.
+    assert sheet.shape == (74 + 2 * (192 + 40 + 14), 880, 3)
+    first, second, third = (sheet[74 + y :, 14 + x :][:192, :64] for y, x in ((0, 0), (0, 78), (246, 0)))
+    assert tuple(first[32, 32]) == LEFT, "a left joint has the colour it has in every other picture"
+    assert second[32, 32].max() < 60
+    assert np.abs(second[32, 32 - 3].astype(int) - LEFT).max() < 24
+    assert not third.any()

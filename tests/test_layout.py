@@ -19,6 +19,7 @@ RANKS = {
     "platform": 1,
     "tune_spaces": 2,
     "pipelines.formats": 2,
+    "pipelines.drawing": 2,
     "pipelines.synth": 3,
     "pipelines.crops": 3,
     "pipelines.evaluation": 4,

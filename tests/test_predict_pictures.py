@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from efafnet.models.skeleton import COCO_17
-from efafnet.pipelines.evaluation.overlays import RIGHT
+from efafnet.pipelines.drawing.poses import RIGHT
 from efafnet.pipelines.prediction import pictures
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results
 from efafnet.pipelines.prediction.sources import Frame, Source, find_sources, read_video

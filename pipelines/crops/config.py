@@ -34,7 +34,8 @@ class InspectConfig(Settings):
     store: Location
     """Directory of the crop store, or its address: s3://…, gs://…."""
     sheet: Path | None = None
-    """PNG file for the contact sheet; by default STORE-sheet.png beside the store (here, for one with an address)."""
+    """File for the contact sheet, .jpg or .png; by default STORE-sheet.jpg beside the store (here, for one with an
+    address)."""
     crops: int = Field(default=24, ge=0)
     """Persons on the contact sheet, drawn at random; 0 for none."""
     augmented: bool = False

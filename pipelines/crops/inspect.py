@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
@@ -17,13 +16,14 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, REJECTS, CropStore
+from efafnet.pipelines.drawing.poses import Picture, Strength, draw_person, encoded
+from efafnet.pipelines.drawing.sheets import Cell
+from efafnet.pipelines.drawing.sheets import contact_sheet as sheet_of
+from efafnet.pipelines.drawing.text import HIDDEN, SIDES
 from efafnet.pipelines.formats.plausibility import Persons, odd_persons, odd_skeleton
 from efafnet.platform import console, storage
 from efafnet.platform.mirror import is_address
 
-UInt8 = npt.NDArray[np.uint8]
-
-_LEFT, _RIGHT, _MIDDLE = (80, 200, 255), (255, 120, 80), (120, 255, 120)
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 
 
@@ -143,53 +143,43 @@ def _draw(config: InspectConfig, store: CropStore) -> None:
     )
     wanted = shown if config.augmented else shown.without_variation()
     batch = read_rows(store, rows.tolist(), input_size=envelope.inputs[0], augmentation=wanted, seed=config.seed)
-    sheet = contact_sheet(batch, store.skeleton)
+    people = store.columns(["file_name", "person_id"])
+    names = [f"{people['file_name'][row]}, person {people['person_id'][row]}" for row in rows.tolist()]
+    kind = "augmented" if config.augmented else "as they are"
+    title = f"{count} of {store.num_persons} persons of {store.location}, {kind}"
     path = config.sheet or _sheet_beside(config.store)
     storage.check_output_file(path, overwrite=True)
-    done, data = cv2.imencode(".png", sheet[:, :, ::-1])
-    assert done
-    storage.write_bytes(path, data.tobytes())
+    storage.write_bytes(path, encoded(contact_sheet(batch, store.skeleton, names, title=title), path.suffix))
     console.say(f"contact sheet of {count} persons: {path}")
 
 
 def _sheet_beside(store: str) -> Path:
     if is_address(store):
-        return Path(f"{store.rstrip('/').rpartition('/')[2]}-sheet.png")
+        return Path(f"{store.rstrip('/').rpartition('/')[2]}-sheet.jpg")
     path = Path(store).absolute()
-    return path.parent / f"{path.name}-sheet.png"
+    return path.parent / f"{path.name}-sheet.jpg"
 
 
-def contact_sheet(batch: Batch, skeleton: Skeleton, columns: int = 8) -> UInt8:
-    """Picture (h, w, 3) uint8 RGB of all samples with their joints and row numbers, ``columns`` side by side."""
+def contact_sheet(
+    batch: Batch, skeleton: Skeleton, names: Sequence[str] = (), *, title: str = "", columns: int = 8
+) -> Picture:
+    """Picture (h, w, 3) uint8 RGB of all samples with their joints, row numbers and file ``names``."""
+    told = names or [""] * len(batch)
     cells = [
-        _cell(image, joints, visibility, skeleton, int(row))
-        for image, joints, visibility, row in zip(
-            batch.images.numpy(), batch.joints_px.numpy(), batch.visibility.numpy(), batch.rows, strict=True
+        Cell(
+            (_drawn(image, joints, visibility, skeleton),),
+            caption=f"row {row}",
+            detail=" ".join(filter(None, [name, f"{np.count_nonzero(visibility)} joints"])),
         )
-    ]
-    blank = np.zeros_like(cells[0])
-    cells += [blank] * (-len(cells) % min(columns, len(cells)))
-    width = min(columns, len(cells))
-    lines = [np.concatenate(cells[first : first + width], axis=1) for first in range(0, len(cells), width)]
-    return np.concatenate(lines, axis=0)
+        for image, joints, visibility, row, name in zip(
+            batch.images.numpy(), batch.joints_px.numpy(), batch.visibility.numpy(), batch.rows.tolist(), told,
+            strict=True,
+        )
+    ]  # fmt: skip
+    return sheet_of(cells, title, (*SIDES, *HIDDEN), columns)
 
 
-def _cell(image: UInt8, joints: npt.NDArray[np.float32], visibility: UInt8, skeleton: Skeleton, row: int) -> UInt8:
-    """One sample (3, H, W) as a picture (H, W, 3): limbs, filled visible and hollow hidden joints."""
-    picture = np.ascontiguousarray(image.transpose(1, 2, 0))
-    size = max(1, picture.shape[0] // 96)
-    points = [(round(float(x)), round(float(y))) for x, y in np.clip(joints, -1e4, 1e4)]
-    for a, b in skeleton.limbs:
-        if visibility[a] and visibility[b]:
-            cv2.line(picture, points[a], points[b], _MIDDLE, 1, cv2.LINE_AA)
-    for joint, point in enumerate(points):
-        if visibility[joint]:
-            thickness = cv2.FILLED if visibility[joint] == 2 else 1
-            cv2.circle(picture, point, size + 1, _colour(skeleton.joints[joint]), thickness, cv2.LINE_AA)
-    cv2.putText(picture, str(row), (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
-    picture[-1:], picture[:, -1:] = 255, 255
-    return picture
-
-
-def _colour(joint: str) -> Sequence[int]:
-    return _LEFT if joint.startswith("left") else _RIGHT if joint.startswith("right") else _MIDDLE
+def _drawn(image: Picture, joints: npt.NDArray[np.float32], visibility: Picture, skeleton: Skeleton) -> Picture:
+    """One sample (3, H, W) as a picture (H, W, 3): visible joints filled, hidden ones hollow."""
+    seen: list[Strength] = [("absent", "unsure", "sure")[v] for v in visibility.tolist()]
+    return draw_person(image.transpose(1, 2, 0), joints, seen, skeleton)

@@ -16,20 +16,13 @@ from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.groups import group_from_table
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.drawing.poses import Picture, Strength, draw_box, draw_mistakes, draw_person, write_picture
+from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
+from efafnet.pipelines.drawing.text import COMPARED
 from efafnet.pipelines.evaluation.columns import Truth
 from efafnet.pipelines.evaluation.errors_taxonomy import NEAR_FROM, similarity_to
 from efafnet.pipelines.evaluation.matching import pairs_of
 from efafnet.pipelines.evaluation.oks import oks_of_pairs
-from efafnet.pipelines.evaluation.overlays import (
-    Cell,
-    Picture,
-    Strength,
-    contact_sheet,
-    draw_box,
-    draw_mistakes,
-    draw_person,
-    write_picture,
-)
 from efafnet.pipelines.evaluation.predictions import Predictions
 
 _HEIGHT_PX = 320
@@ -82,19 +75,16 @@ def write_galleries(
     """
     oks, person = oks_of_persons(predictions, truth, annotated_boxes=has_annotated_boxes(store))
     ranked = _best_of_each(oks, person)
-    # One joint is soon found: the best are looked for among persons that show at least half of theirs.
+    # One joint is soon found, and one that is missed teaches little: persons that show at least half of theirs.
     whole = ranked[(truth.visibility[person[ranked]] > 0).mean(axis=1) >= 0.5]
-    pools = {"best": (whole if len(whole) else ranked)[::-1], "worst": ranked}
+    pool = whole if len(whole) else ranked
+    names = store.columns(["file_name"])["file_name"]
     written = []
-    for name, pool in pools.items():
-        chosen = pool[:count]
-        if not len(chosen):
-            continue
+    for name, chosen in (("best", pool[::-1][:count]), ("worst", pool[:count])) if len(pool) else ():
         cells = [
             Cell(
-                prediction=prediction,
-                annotation=annotation,
-                caption=f"OKS {oks[n]:.3f}",
+                (prediction, annotation),
+                caption=f"OKS {oks[n]:.3f}   {names[int(predictions.rows[n])]}",
                 detail=f"image {predictions.image_id[n]}, person {predictions.person_id[n]}",
             )
             for n, (prediction, annotation) in zip(
@@ -103,7 +93,8 @@ def write_galleries(
                 strict=True,
             )
         ]
-        write_picture(contact_sheet(cells, _title(name, len(cells), len(pool), len(ranked))), folder / f"{name}.jpg")
+        title = _title(name, len(cells), len(pool), len(ranked))
+        write_picture(contact_sheet(cells, title, COMPARED), folder / f"{name}.jpg")
         written.append(folder / f"{name}.jpg")
     return written
 

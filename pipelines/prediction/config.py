@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,6 +66,12 @@ class PredictConfig(Settings):
     """Of a video every so many frames one is predicted and shown."""
     pictures: bool = True
     """Whether the persons are drawn into copies of the images and videos."""
+    labels: tuple[Literal["id", "score", "joints"], ...] = ("id", "score")
+    """What is written at the persons drawn: id (of a track, else the place among the image's results), score, joints
+    (their names, at persons of at least 180 pixels). `[]` for nothing."""
+    picture_scale: Annotated[int, Field(ge=1, le=8)] | Literal["auto"] = "auto"
+    """How many times drawn images are enlarged: auto up to 4 times, where a quarter of the persons is smaller than 96
+    pixels. Videos keep their size with auto."""
     skip_unreadable: bool = False
     """Leave out files that cannot be read, with a warning, instead of stopping at the first."""
     engine: Literal["process", "ray"] = "process"

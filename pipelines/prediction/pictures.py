@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.evaluation.overlays import Picture, Strength, draw_box, draw_person, write_picture
+from efafnet.pipelines.drawing.persons import Label, Pose, draw_poses
+from efafnet.pipelines.drawing.poses import Picture, write_picture
+from efafnet.pipelines.drawing.text import SIDES, UNSURE, with_footer
 from efafnet.pipelines.prediction.sources import Frame, Source
 from efafnet.platform import console
 
@@ -20,22 +21,38 @@ _VIDEO_KINDS = ((".mp4", "mp4v"), (".avi", "MJPG"))
 
 
 def draw_results(
-    image_rgb: Picture, results: Sequence[Mapping[str, Any]], skeleton: Skeleton, sure_from: float
+    image_rgb: Picture,
+    results: Sequence[Mapping[str, Any]],
+    skeleton: Skeleton,
+    sure_from: float,
+    *,
+    labels: Sequence[Label] = (),
+    scale: int | Literal["auto"] = 1,
 ) -> Picture:
-    """A copy of an image with the persons of its COCO results, the best on top; joints below ``sure_from`` hollow."""
-    drawn = image_rgb
-    for result in sorted(results, key=lambda entry: float(entry["score"])):
-        left, top, width, height = result["bbox"]
-        keypoints: NDArray[np.float64] = np.array(result["keypoints"], np.float64).reshape(-1, 3)
-        strength: list[Strength] = ["sure" if score >= sure_from else "unsure" for score in keypoints[:, 2]]
-        drawn = draw_box(drawn, np.array([[left, top], [left + width, top + height]]))
-        drawn = draw_person(drawn, keypoints[:, :2], strength, skeleton, guesses=True, unit=_unit(width, height))
-    return drawn
+    """A copy of an image with the persons of its COCO results; see :func:`draw_poses`.
+
+    A person's id is its track's, or its place among the results.
+    """
+    poses = []
+    for number, result in enumerate(results):
+        keypoints = np.array(result["keypoints"], np.float64).reshape(-1, 3)
+        poses.append(
+            Pose(
+                keypoints[:, :2],
+                keypoints[:, 2],
+                box_xywh_px=np.array(result["bbox"], np.float64),
+                score=float(result["score"]),
+                identity=int(result.get("track_id", number)),
+            )
+        )
+    return draw_poses(image_rgb, poses, skeleton, sure_from=sure_from, labels=labels, scale=scale)
 
 
-def _unit(width: float, height: float) -> float:
-    """Thickness of lines for a person of that size: so that who is far away is not painted over."""
-    return float(np.clip(max(width, height) / 200, 0.6, 4.0))
+def explained(picture: Picture, frame: Frame, persons: int) -> Picture:
+    """A copy with a strip below: the file's name, a frame's number and time, the number of persons, the legend."""
+    place = f", frame {frame.number}, {frame.time_s:.2f} s" if frame.source.is_video else ""
+    people = "1 person" if persons == 1 else f"{persons} persons"
+    return with_footer(picture, f"{frame.source.path.name}{place}: {people}", (*SIDES, *UNSURE))
 
 
 class Pictures:

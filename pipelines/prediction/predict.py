@@ -99,6 +99,8 @@ def _job(config: PredictConfig, file: BoxFile | None, folder: Path) -> Job:
         frame_step=config.frame_step,
         skip_unreadable=config.skip_unreadable,
         pictures=folder / PICTURES if config.pictures else None,
+        labels=config.labels,
+        picture_scale=config.picture_scale,
     )
 
 

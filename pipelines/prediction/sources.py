@@ -52,6 +52,8 @@ class Frame:
     """Place in its video, from 0; 0 for an image."""
     pixels: NDArray[np.uint8]
     """uint8 (h, w, 3) RGB."""
+    time_s: float = 0.0
+    """Seconds from its video's first frame to when it is shown."""
 
 
 def find_sources(inputs: Sequence[Path], *, skip_unreadable: bool = False) -> list[Source]:

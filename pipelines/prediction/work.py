@@ -20,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 
 from efafnet.pipelines.crops.geometry import BoxRule
+from efafnet.pipelines.drawing.persons import Label
+from efafnet.pipelines.drawing.poses import Picture
 from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.detector import PersonDetector
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
-from efafnet.pipelines.prediction.pictures import Pictures, draw_results
+from efafnet.pipelines.prediction.pictures import Pictures, draw_results, explained
 from efafnet.pipelines.prediction.predictor import PosePredictor
 from efafnet.pipelines.prediction.sources import Frame, Source, UnreadableError, read_image, read_video
 from efafnet.platform import console
@@ -55,6 +57,8 @@ class Job:
     skip_unreadable: bool
     pictures: Path | None
     """Folder of the drawn pictures; None for none."""
+    labels: tuple[Label, ...] = ()
+    picture_scale: int | Literal["auto"] = 1
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,23 @@ class Worker:
             for view, keypoints in self._predicted(self._views(tasks)):
                 record = self._record(view, keypoints)
                 if pictures is not None:
-                    drawn = draw_results(view.frame.pixels, record.results, self.predictor.skeleton, self._sure_from)
-                    pictures.write(view.frame, drawn, view.name)
+                    pictures.write(view.frame, self._drawn(view.frame, record), view.name)
                 yield record
         finally:
             if pictures is not None:
                 pictures.close()
+
+    def _drawn(self, frame: Frame, record: Record) -> Picture:
+        scale = self.job.picture_scale
+        drawn = draw_results(
+            frame.pixels,
+            record.results,
+            self.predictor.skeleton,
+            self._sure_from,
+            labels=self.job.labels,
+            scale=1 if scale == "auto" and frame.source.is_video else scale,
+        )
+        return explained(drawn, frame, len(record.results))
 
     @property
     def _sure_from(self) -> float:

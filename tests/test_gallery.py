@@ -1,7 +1,8 @@
-"""Drawn poses: what is where, in which colour, and who is among the best and the worst."""
+"""The best and the worst persons of an evaluation: who is among them, and what is shown of them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,105 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 from efafnet.models.settings import InputSize
-from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
+from efafnet.pipelines.drawing.text import Legend
 from efafnet.pipelines.evaluation.columns import Truth, truth
 from efafnet.pipelines.evaluation.gallery import NOBODY, oks_of_persons, persons_in_view, write_galleries
-from efafnet.pipelines.evaluation.overlays import (
-    LEFT,
-    MIDDLE,
-    RIGHT,
-    WRONG,
-    Cell,
-    Colour,
-    Strength,
-    contact_sheet,
-    draw_box,
-    draw_mistakes,
-    draw_person,
-    side_colours,
-    write_picture,
-)
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from tests import crop_data
-
-NOSE, LEFT_WRIST, RIGHT_WRIST = 0, 9, 10
-LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
-
-
-def _grey() -> NDArray[np.uint8]:
-    return np.full((256, 192, 3), 128, np.uint8)
-
-
-def _strength(**chosen: Strength) -> list[Strength]:
-    return [chosen.get(name, "absent") for name in COCO_17.joints]
-
-
-def _places(**chosen: tuple[float, float]) -> NDArray[np.float64]:
-    return np.array([chosen.get(name, (-500.0, -500.0)) for name in COCO_17.joints])
-
-
-def _near(picture: NDArray[np.uint8], x: int, y: int, colour: Colour, tolerance: int = 12) -> bool:
-    return bool(np.abs(picture[y, x].astype(int) - colour).max() < tolerance)
-
-
-def test_sides_have_their_colours() -> None:
-    colours = side_colours(COCO_17)
-    assert (colours[LEFT_WRIST], colours[RIGHT_WRIST], colours[NOSE]) == (LEFT, RIGHT, MIDDLE)
-
-
-def test_joints_are_filled_where_sure_hollow_where_unsure_and_left_out_where_absent() -> None:
-    places = _places(left_wrist=(40, 50), right_wrist=(100, 50), nose=(150, 50))
-    drawn = draw_person(_grey(), places, _strength(left_wrist="sure", right_wrist="unsure"), COCO_17)
-    assert _near(drawn, 40, 50, LEFT)
-    assert drawn[50, 100].max() < 60
-    assert _near(drawn, 103, 50, RIGHT, tolerance=24)
-    assert _near(drawn, 150, 50, (128, 128, 128))
-
-
-def test_a_limb_joins_present_joints_only_and_has_the_colour_of_its_side() -> None:
-    places = _places(left_shoulder=(60, 60), right_shoulder=(140, 60), left_elbow=(60, 140), right_elbow=(140, 140))
-    there = {"left_shoulder": "sure", "right_shoulder": "sure", "left_elbow": "sure"}
-    drawn = draw_person(_grey(), places, _strength(**there), COCO_17)  # type: ignore[arg-type]
-    assert _near(drawn, 60, 100, LEFT)
-    assert _near(drawn, 100, 60, MIDDLE)
-    assert _near(drawn, 140, 100, (128, 128, 128))
-
-
-def test_the_picture_given_stays_as_it_was() -> None:
-    picture = _grey()
-    draw_person(picture, _places(nose=(50, 50)), _strength(nose="sure"), COCO_17)
-    draw_box(picture, np.array([[10.0, 10.0], [50.0, 50.0]]))
-    assert (picture == 128).all()
-
-
-def test_positions_outside_the_picture_or_without_a_number_do_no_harm() -> None:
-    places = _places(nose=(1e9, -1e9), left_eye=(np.nan, np.nan), right_eye=(50, 50))
-    drawn = draw_person(_grey(), places, ["sure"] * 17, COCO_17)
-    assert _near(drawn, 50, 50, RIGHT)
-
-
-def test_a_mistake_points_to_where_the_joint_should_be() -> None:
-    predicted, true = _places(nose=(40, 40)), _places(nose=(140, 40))
-    wrong = np.zeros(17, bool)
-    assert np.array_equal(draw_mistakes(_grey(), predicted, true, wrong), _grey())
-    wrong[NOSE] = True
-    drawn = draw_mistakes(_grey(), predicted, true, wrong)
-    assert _near(drawn, 90, 40, WRONG, tolerance=60)
-    assert _near(drawn, 142, 42, WRONG, tolerance=60)
-
-
-def test_a_sheet_holds_every_person(tmp_path: Path) -> None:
-    cells = [Cell(_grey() * 0, _grey() * 0 + 200, f"OKS {n}", "detail") for n in range(5)]
-    sheet = contact_sheet(cells, "title", columns=3)
-    dark = (sheet.max(axis=2) == 0).sum()
-    assert dark == pytest.approx(5 * 256 * 192, rel=0.01)
-    assert (sheet == 200).all(axis=2).sum() >= 5 * 256 * 192
-    for name in ("sheet.png", "sheet.jpg"):
-        write_picture(sheet, tmp_path / name)
-        read = cv2.imread(str(tmp_path / name))
-        assert read is not None
-        assert read.shape == sheet.shape
 
 
 def _store(tmp_path: Path) -> tuple[CropStore, Truth]:
@@ -164,10 +73,12 @@ def test_the_best_and_the_worst_are_sorted_by_oks(tmp_path: Path, monkeypatch: p
     store, reference = _store(tmp_path)
     found = _predicted(store, reference, np.linspace(0.0, 0.2, 12))
     captions: list[list[str]] = []
+    named: list[str] = []
 
-    def sheet(cells: list[Cell], title: str) -> NDArray[np.uint8]:
+    def sheet(cells: list[Cell], title: str, legend: Legend) -> NDArray[np.uint8]:
         captions.append([title, *(c.detail for c in cells)])
-        return contact_sheet(cells, title)
+        named.extend(c.caption for c in cells)
+        return contact_sheet(cells, title, legend)
 
     monkeypatch.setattr(gallery, "contact_sheet", sheet)
     written = write_galleries(
@@ -178,3 +89,30 @@ def test_the_best_and_the_worst_are_sorted_by_oks(tmp_path: Path, monkeypatch: p
     persons = [f"image {i}, person {p}" for i, p in zip(found.image_id, found.person_id, strict=True)]
     assert captions[0] == ["best 3 of 12 persons", *persons[:3]]
     assert captions[1] == ["worst 3 of 12 persons", *persons[:-4:-1]]
+    files = store.columns(["file_name"])["file_name"].to_pylist()
+    assert [caption.rsplit(maxsplit=1)[1] for caption in named] == [*files[:3], *files[:-4:-1]]
+
+
+def test_persons_of_few_joints_are_among_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efafnet.pipelines.evaluation import gallery
+
+    store, reference = _store(tmp_path)
+    found = _predicted(store, reference, np.linspace(0.0, 0.2, 12))
+    # The worst person keeps 8 of its 17 joints: it teaches less than the next one, which keeps 9.
+    people = [int(np.flatnonzero(reference.annotation_id == i)[0]) for i in found.person_id.tolist()]
+    visibility = np.where(np.arange(17) < 17, 2, reference.visibility).astype(reference.visibility.dtype)
+    visibility[people[-1], 8:] = 0
+    visibility[people[-2], 9:] = 0
+    titles: list[list[str]] = []
+
+    def sheet(cells: list[Cell], title: str, legend: Legend) -> NDArray[np.uint8]:
+        titles.append([title, cells[0].detail])
+        return contact_sheet(cells, title, legend)
+
+    monkeypatch.setattr(gallery, "contact_sheet", sheet)
+    write_galleries(
+        tmp_path, store, found, replace(reference, visibility=visibility),
+        count=3, input_size=InputSize(height=256, width=192), padding=1.25, sure_from=0.2,
+    )  # fmt: skip
+    assert titles[1][0] == "worst 3 of 11 persons with at least half of the joints annotated (12 in all)"
+    assert titles[1][1] == f"image {found.image_id[-2]}, person {found.person_id[-2]}"

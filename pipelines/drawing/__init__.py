@@ -1,0 +1,1 @@
+"""Every picture of a pose: the same colours, marks and legend, whoever draws it."""
