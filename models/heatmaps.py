@@ -219,7 +219,7 @@ def _dark_udp(heatmaps: Tensor, scores: Tensor, peak: Tensor, sigma: float) -> T
 
     Source: mmpose's ``refine_keypoints_dark_udp``, which is UDP's own; the mixed derivative is theirs too.
     """
-    logs = _smoothed(heatmaps, scores, sigma).clamp(1e-3, 50).log()
+    logs = _smoothed(heatmaps, scores, sigma).clamp(1e-3, 50.0).log()
     v = {offset: value.double() for offset, value in _neighbours(logs, peak, 1).items()}
     gx, gy = 0.5 * (v[1, 0] - v[-1, 0]), 0.5 * (v[0, 1] - v[0, -1])
     xx = v[1, 0] - 2 * v[0, 0] + v[-1, 0] + _EPSILON

@@ -54,8 +54,8 @@ COMMANDS = (
         "Turn images and annotations into a crop store.",
     ),
     Command(
-        "inspect", f"{_HERE}.crops.inspect", "InspectConfig", "run_inspect", ("store",),
-        "Show what a crop store holds and draw some of its persons.",
+        "inspect", f"{_HERE}.inspection", "InspectConfig", "run_inspect", ("store",),
+        "Show what a crop store holds and draw some of its persons, or what an exported network is.",
         config_module=f"{_HERE}.crops.config",
     ),
     Command(

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from efafnet.models import fsm_fused
-from efafnet.models.constants import constant
+from efafnet.models.constants import made_once
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.variants import Variant
 from efafnet.pipelines.crops.batch import Batch
@@ -158,7 +158,7 @@ def stand_in_gpu(*, kernels: bool = True) -> Iterator[StandInGpu]:
         with calls:
             return engine(*args, **kwargs)
 
-    constant.cache_clear()
+    made_once.cache_clear()
     try:
         with (
             mock.patch.object(fsm_fused, "works", return_value=kernels),
@@ -169,7 +169,7 @@ def stand_in_gpu(*, kernels: bool = True) -> Iterator[StandInGpu]:
             yield gpu
     finally:
         # Constants made inside have no values either.
-        constant.cache_clear()
+        made_once.cache_clear()
 
 
 def network_on(device: torch.device, row: Variant, num_joints: int = 17) -> PoseNetwork:

@@ -32,7 +32,7 @@ class InspectConfig(Settings):
     """Which store to look at, and how."""
 
     store: Location
-    """Directory of the crop store, or its address: s3://…, gs://…."""
+    """Directory of the crop store, or its address: s3://…, gs://…; or an exported network's file, .onnx or .pt2."""
     sheet: Path | None = None
     """File for the contact sheet, .jpg or .png; by default STORE-sheet.jpg beside the store (here, for one with an
     address)."""

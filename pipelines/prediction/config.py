@@ -109,5 +109,16 @@ class ExportConfig(Settings):
     """Which weights of the checkpoint: best takes the moving average where one was kept."""
     skeleton: str = "auto"
     """Joints of the network: auto by the checkpoint, else a known name, a YAML file or a crop store that has them."""
-    tolerance: float = Field(default=1e-4, gt=0)
-    """Largest difference from PyTorch's heatmaps, relative to their largest value, that the file may show."""
+    output: Literal["heatmaps", "joints"] = "heatmaps"
+    """What the file gives: heatmaps, or decoded joints in pixels of the crop and their scores."""
+    decoding: Literal["argmax", "quarter", "dark", "udp"] | None = None
+    """From heatmap to joint, inside the file or as its metadata say; none as trained."""
+    flip_test: bool = False
+    """Average with the mirrored crop inside the file (twice the computation)."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Arithmetic of the network; crops come in as uint8 and results as float32 either way."""
+    opset: int | None = Field(default=None, ge=18)
+    """Version of ONNX's operators, for a runtime that is older; none for the exporter's own."""
+    tolerance: float | None = Field(default=None, gt=0)
+    """Largest difference from PyTorch in fp32, relative to the largest heatmap value, that the file may show; none for
+    1e-4, with precision=fp16 for 2e-2."""
