@@ -73,7 +73,7 @@ def samples_per_s(config: TrainConfig) -> float:
         # A new process, as Ray's worker is one: what is done once for each process counts for both.
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             metrics = pool.submit(bare_run, config).result()
-    return metrics["samples"] / metrics["elapsed_s"]
+    return metrics["last/samples"] / metrics["elapsed_s"]
 
 
 def bare_run(config: TrainConfig) -> dict[str, float]:

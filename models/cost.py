@@ -27,18 +27,27 @@ def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSiz
     with torch.device("meta"):
         network = build_network(config, num_joints)
         crop = torch.empty(1, 3, input_size.height, input_size.width)
-    parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
     macs, paper = _operations(network.eval(), crop)
-    return Cost(parameters, macs, paper, _saved_bytes(network, crop))
+    return Cost(_parameters(network), macs, paper, _saved_bytes(network, crop))
 
 
 @lru_cache(maxsize=8)
-def multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> int:
-    """Multiply-adds of one forward pass, as `network_cost` counts them; nothing else is, and once per process."""
+def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one forward pass, as `network_cost` counts them; once per process."""
     with torch.device("meta"):
         network = build_network(config, num_joints)
         crop = torch.empty(1, 3, input_size.height, input_size.width)
-    return _operations(network.eval(), crop)[0]
+    return _parameters(network), _operations(network.eval(), crop)[0]
+
+
+def multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> int:
+    """Multiply-adds of one forward pass, as `network_cost` counts them; nothing else is, and once per process."""
+    return parameters_and_multiply_adds(config, num_joints, input_size)[1]
+
+
+def _parameters(network: PoseNetwork) -> int:
+    """Weights and biases without the auxiliary heads, which exist in training only."""
+    return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
 
 
 def _operations(network: PoseNetwork, crop: Tensor) -> tuple[int, int]:

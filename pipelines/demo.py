@@ -252,15 +252,15 @@ def _final(out: Path) -> dict[str, float]:
 
 
 def _speed(figures: dict[str, float]) -> float:
-    return figures["samples"] / figures["elapsed_s"]
+    return figures["last/samples"] / figures["elapsed_s"]
 
 
 def _training(out: Path) -> str:
     figures = _final(out)
     precision = read_json(out / "runs" / "efafnet" / "run.json")["identity"]["precision"]
     return (
-        f"AP {figures['ap']:.3f} after {figures['samples']:.0f} samples: {_speed(figures):.0f}/s with validation, in "
-        f"{precision}"
+        f"AP {figures['ap']:.3f} after {figures['last/samples']:.0f} samples: {_speed(figures):.0f}/s with validation, "
+        f"in {precision}"
     )
 
 
@@ -287,7 +287,7 @@ def tell(config: DemoConfig, done: Sequence[dict[str, Any]]) -> None:
     console.table(["stage", "time", "result"], rows, title=f"the demo in {out}")
     metrics = read_json(out / "evaluation" / "metrics.json")
     persons = read_json(_store(out, "val") / "manifest.json")["counts"]["persons"]
-    console.say(verdict(config.size, metrics["figures"]["ap"], persons, _final(out)["samples"]))
+    console.say(verdict(config.size, metrics["figures"]["ap"], persons, _final(out)["last/samples"]))
     console.say(f"pictures:  {out}/evaluation/best.jpg, worst.jpg, errors.png; the people: {out}/people/images/val")
     console.say(f"report:    {out}/report.html")
     console.say(f"best trial as a preset:  efafnet train {out}/runs/search/best.yaml")

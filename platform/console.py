@@ -161,6 +161,27 @@ def progress(
         yield _LineProgress(description, total, unit, done)
 
 
+@contextmanager
+def live_line(description: str) -> Iterator[Callable[[float, float, str], None] | None]:
+    """Draw a bar with newest figures below everything else; yields ``draw(done, total, text)``.
+
+    None where no terminal can draw it anew. Whatever is printed meanwhile appears above it.
+    """
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(harmless(description), total=None, text="")
+        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=harmless(text))
+
+
 class _LineProgress:
     """Progress as occasional log lines."""
 

@@ -56,7 +56,7 @@ def untimed(points: list[dict[str, float]]) -> list[dict[str, float]]:
 def ended(config: TrainConfig, context: Quiet) -> dict[str, object]:
     result = run(config, context)
     kept = sorted(path.name for path in (config.run_dir / "checkpoints").iterdir())
-    figures = {key: value for key, value in result.metrics.items() if key not in ("seconds", "elapsed_s")}
+    figures = {key: value for key, value in result.metrics.items() if not key.endswith(("seconds", "elapsed_s"))}
     return {
         "figures": figures,
         "chosen": result.checkpoint.name,

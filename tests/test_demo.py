@@ -67,7 +67,7 @@ class Machine:
         self.commands.append(list(command))
         if stage == self.broken:
             raise self.error
-        figures = {"ap": self.ap, "ap_50": 0.9, "ap_75": 0.7, "ar": 0.65, "samples": 6400.0, "elapsed_s": 40.0}
+        figures = {"ap": self.ap, "ap_50": 0.9, "ap_75": 0.7, "ar": 0.65, "last/samples": 6400.0, "elapsed_s": 40.0}
         found = {"trials": {"complete": 3, "stopped early": 5, "failed": 0}, "best_trial": 4, "best_value": 0.4,
                  "best_name": "lr=0.01"}  # fmt: skip
         for split in ("train", "val"):

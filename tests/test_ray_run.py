@@ -189,7 +189,7 @@ def test_a_run_whose_store_is_away_ends_and_catches_up_where_it_is_then(
     monkeypatch.setattr(Tracker, "close", lambda self, timeout_s=20.0: honest(self, min(timeout_s, 1.0)))
     (tmp_path / "second.db").rename(tmp_path / "moved.db")
     result = train(tracked("second.db"))
-    assert result.metrics["samples"] == 240
+    assert result.metrics["last/samples"] == 240
     assert "records did not reach MLflow" in capsys.readouterr().err
     assert not (tmp_path / "second.db").exists(), "no empty store is made in its place"
     monkeypatch.setattr(Tracker, "close", honest)
@@ -200,7 +200,7 @@ def test_a_run_whose_store_is_away_ends_and_catches_up_where_it_is_then(
     assert sorted(curve) == [5, 10, 15, 20, 25, 30]
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["final/ap"] == result.metrics["ap"]
+    assert run.data.metrics["best/ap"] == result.metrics["ap"]
     assert not list(config.run_dir.glob("unlogged*"))
 
 
@@ -298,7 +298,7 @@ def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> N
         result = train(config)
         log = (config.run_dir / "train.log").read_text()
         assert log.count("s beside training)") == (2 if where == "auto" else 0)
-        figures = {key: value for key, value in result.metrics.items() if key not in ("seconds", "elapsed_s")}
+        figures = {key: value for key, value in result.metrics.items() if not key.endswith(("seconds", "elapsed_s"))}
         told = re.findall(r"validation at step \d+: .*ar [\d.]+", log)
         found[where] = figures, result.checkpoint.name, told, trace_of(config)
     assert found["auto"] == found["inline"]

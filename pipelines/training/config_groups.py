@@ -135,8 +135,8 @@ class ValidationConfig(Settings):
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many validations in a row without a new best figure; none to train to the end."""
     overlays: int = Field(default=8, ge=0)
-    """Best and worst persons drawn at each validation, of each as many, beside a plot of the errors; 0 for no
-    pictures."""
+    """Best and worst persons drawn at each validation, of each as many, beside a plot of the errors and the figures'
+    intervals (metrics.json); 0 for none of these."""
     where: Literal["auto", "inline"] = "auto"
     """inline: all workers stop and share the persons. auto: beside training, in a Ray task of its own, where the
     cluster has room for one more worker; its figures count from the next validation on. Searches validate inline."""

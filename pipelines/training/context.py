@@ -61,6 +61,18 @@ class Aside(Protocol):
         """Wait for the figures of what was started last; None, and a warning, where that failed."""
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands, for people who look at it."""
+
+    step: int
+    """Completed steps."""
+    steps: int
+    """Those of the whole run."""
+    text: str
+    """Newest figures."""
+
+
 class GivenUpError(RuntimeError):
     """Whoever supervises the run has given it up; it ended between two steps."""
 
@@ -75,6 +87,9 @@ class PlainContext:
 
     aside: Aside | None = None
     """Validates beside training; none where validations stop it."""
+
+    live: Callable[[Standing], None] | None = None
+    """Shows where the run stands in a line that is drawn anew each time; none where no terminal can."""
 
     def __init__(
         self,

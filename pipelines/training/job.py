@@ -15,10 +15,10 @@ from efafnet.models.network import PoseNetwork
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.reader import TrainReader
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import Aside, PlainContext
+from efafnet.pipelines.training.context import Aside, PlainContext, Standing
 from efafnet.pipelines.training.execution import Execution
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.memory import DeviceMemory
+from efafnet.pipelines.training.memory import DeviceMemory, peak_memory
 from efafnet.pipelines.training.monitor import (
     DataWait,
     Point,
@@ -26,6 +26,8 @@ from efafnet.pipelines.training.monitor import (
     Trace,
     Window,
     curve_metrics,
+    outcome_of,
+    standing_text,
     summarise,
     validation_text,
 )
@@ -62,6 +64,8 @@ class Job:
     memory: DeviceMemory = field(init=False)
     profiler: Profiler = field(init=False)
     rate: Rate = field(init=False)
+    newest: str = ""
+    """Figures of the newest point of the curves, for the line that is drawn anew."""
     told: int = 0
     """Step of the validation that was shown last."""
     beside: int = 0
@@ -104,6 +108,7 @@ class Job:
         """Note one step as done."""
         self.window.add(batch, losses, rate, self.config.batch_size)
         self.progress.step += 1
+        self._show()
 
     @property
     def ended(self) -> bool:
@@ -158,10 +163,10 @@ class Job:
         wait_s = self.reader.wait_s - window.waited_before_s
         passed_s = self._tick()
         metrics = curve_metrics(point, window, self.inputs.skeleton.joints, passed_s, wait_s)
-        metrics |= self._position("train/") | self._epoch_loss(point) | _memory(self.context.device)
+        metrics |= self._position("train/") | self._epoch_loss(point) | peak_memory(self.context.device)
         if scale is not None:
             metrics |= {"train/loss_scale": scale, "train/skipped_share": point.skipped_share}
-        metrics |= self.rate.metrics(metrics["speed/samples_per_s"])
+        metrics |= self.rate.metrics(metrics["speed/samples_per_s"]) | {"speed/elapsed_s": self.progress.elapsed_s}
         own = WorkerTime(computing_ms(self.trainee.exchange), metrics["speed/data_wait_share"])
         figures, late = slowest(self.context, own)
         metrics |= figures
@@ -172,11 +177,17 @@ class Job:
         self._replan()
         self._listen()
         self._peek()
+        self.newest = standing_text(self.progress, self.plan, metrics, self._metric)
+        self._show()
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:
-            self.say(text + (f"  slowest: {late}" if late else ""))
+            self.say(text + (f"  slowest: {late}" if late else ""), passing=True)
         if warning := self.data_wait.text(wait_s, passed_s):
             self.say(warning)
+
+    def _show(self) -> None:
+        if self.context.live is not None and self.context.rank == 0:
+            self.context.live(Standing(self.progress.step, self.plan.steps, self.newest))
 
     def _loss_scale(self) -> float | None:
         scaler = self.trainee.scaler
@@ -299,17 +310,8 @@ class Job:
             self.save(final=True)
 
     def outcome(self) -> dict[str, float]:
-        """Figures of the best validation (if any), its step and epoch, and what the whole run came to and took."""
-        progress = self.progress
-        step = progress.best_step or progress.step
-        return {
-            **progress.best,
-            "step": float(step),
-            "epoch": self.plan.epoch(step),
-            "samples": float(progress.step * self.config.batch_size),
-            "train_loss": progress.train_loss,
-            "elapsed_s": progress.elapsed_s,
-        }
+        """How the run ended (``outcome_of``)."""
+        return outcome_of(self.progress, self.plan, self.config.batch_size)
 
     def close(self) -> None:
         """Stop the reader's threads and finish writing."""
@@ -370,12 +372,14 @@ class Job:
         latest = self.config.run_dir / "latest"
         return f"the last good checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
 
-    def say(self, text: str) -> None:
-        """Add a line to the run's log and show it (rank 0). A full disk costs the line."""
+    def say(self, text: str, *, passing: bool = False) -> None:
+        """Add a line to the run's log and show it (rank 0), unless it is ``passing`` and a live line says the same. A
+        full disk costs the line."""
         if self.context.rank == 0:
             with suppress(OSError), (self.config.run_dir / "train.log").open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
-            self.context.say(text)
+            if not (passing and self.context.live):
+                self.context.say(text)
 
 
 def plan_of(config: TrainConfig, inputs: Inputs) -> Plan:
@@ -386,9 +390,3 @@ def plan_of(config: TrainConfig, inputs: Inputs) -> Plan:
         global_batch=config.batch_size,
         max_samples=config.max_samples,
     )
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    if device.type != "cuda":
-        return {}
-    return {"system/gpu_memory_peak_gib": torch.cuda.max_memory_allocated(device) / 2**30}

@@ -21,8 +21,7 @@ class LoopResult:
     checkpoint: Path
     """The best validated checkpoint, or the last one where nothing was validated."""
     metrics: dict[str, float]
-    """That checkpoint's validation figures, ``step`` and ``epoch``; the whole run's ``samples``, ``train_loss`` (last
-    point of the curve) and ``elapsed_s``."""
+    """As ``monitor.outcome_of`` names them: the checkpoint's figures, those of the run's end apart."""
 
 
 def run(config: TrainConfig, context: PlainContext) -> LoopResult:

@@ -26,6 +26,13 @@ class MemoryRanOutError(RuntimeError):
     """A worker's memory ran out while others waited for its gradients. The next life of the run holds less at once."""
 
 
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The most that tensors have taken of a GPU so far, in GiB; nothing for a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {"system/gpu_memory_peak_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+
+
 @dataclass
 class DeviceMemory:
     """Takes steps in parts that the device holds, and finds out how large these may be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ EXPLODED = 100.0
 """A loss this many times that of the run's first point has left the road, and what follows is lost."""
 DATA_WAIT_LIMIT, DATA_WAIT_OVER_S = 0.1, 10.0
 """Share of the time that may pass waiting for data without a word, and the seconds it is measured over."""
+PASSING = "epoch "
+"""How the lines begin that say where a run is."""
 LINE_INTERVAL_S = 10.0
 """Seconds between two progress lines, so that a fast run does not flood a job's log."""
 
@@ -212,10 +215,43 @@ class ProgressLine:
         done, total = plan.epoch(progress.step), plan.epoch(plan.steps)
         remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
         return (
-            f"epoch {done:.2f}/{total:.2f}  step {progress.step}/{plan.steps}  loss {metrics['train/loss']:.6f}  "
+            f"{PASSING}{done:.2f}/{total:.2f}  step {progress.step}/{plan.steps}  loss {metrics['train/loss']:.6f}  "
             f"lr {metrics['train/lr']:.2e}  {_speed(metrics)}  "
             f"data wait {metrics['speed/data_wait_share']:.1%}  ETA {clock(remaining_s)}"
         )
+
+
+def standing_text(progress: Progress, plan: Plan, metrics: Mapping[str, float], metric: str) -> str:
+    """The newest figures for a line that is drawn anew: loss, the figure that counts so far, speed, memory, time left.
+
+    ``metric`` names the figure by which validations are compared.
+    """
+    parts = [f"loss {metrics['train/loss']:.5f}"]
+    if progress.best_step is not None:
+        newest = progress.validation.get(metric, progress.best[metric])
+        parts.append(f"{metric.upper()} {newest:.3f} (best {progress.best[metric]:.3f})")
+    memory_gib = metrics.get("system/gpu_memory_peak_gib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
+    return "  ".join([*parts, _speed(metrics), f"{memory_gib:.1f} GiB", f"ETA {clock(remaining_s)}"])
+
+
+def outcome_of(progress: Progress, plan: Plan, global_batch: int) -> dict[str, float]:
+    """How a run ended: figures of its best checkpoint under plain names, those of its end under ``last/``.
+
+    ``step``, ``epoch`` and ``samples`` are those of the checkpoint to use, ``last/…`` those of the whole run, with the
+    last validation and ``last/train_loss``, the newest point of the curve; ``elapsed_s`` is the whole run's.
+    """
+
+    def position(step: int) -> dict[str, float]:
+        return {"step": float(step), "epoch": plan.epoch(step), "samples": float(step * global_batch)}
+
+    last = {**progress.validation, **position(progress.step), "train_loss": progress.train_loss}
+    return {
+        **progress.best,
+        **position(progress.best_step or progress.step),
+        "elapsed_s": progress.elapsed_s,
+        **{f"last/{name}": value for name, value in last.items()},
+    }
 
 
 def _speed(metrics: Mapping[str, float]) -> str:

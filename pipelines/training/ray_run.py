@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from efafnet.pipelines.crops.store import tell_protection
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import GivenUpError, PlainContext, pick_device
+from efafnet.pipelines.training.context import GivenUpError, PlainContext, Standing, pick_device
 from efafnet.pipelines.training.faults import Failures, persevere
-from efafnet.pipelines.training.inputs import initial_network, open_inputs
+from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
+from efafnet.pipelines.training.introduction import conclude, introduce
+from efafnet.pipelines.training.monitor import PASSING
 from efafnet.pipelines.training.placement import needs, placed
-from efafnet.pipelines.training.ray_worker import WorkerJob, train_on_worker
+from efafnet.pipelines.training.ray_worker import STANDING, WorkerJob, read_standing, train_on_worker
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, fork_source
@@ -37,17 +39,14 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 T = TypeVar("T")
+Live = Callable[[Standing], None]
+"""Draws where a run stands."""
 
 
 def run_train(config: TrainConfig) -> None:
     """Train and show how it ended."""
-    result = train(config)
-    if result.resumed:
-        console.say(f"run {result.run_dir} had ended before; remove it or choose another name=… to train again")
-    console.say(f"checkpoint: {result.checkpoint}")
-    if result.mlflow_run_id:
-        console.say(f"MLflow run: {result.mlflow_run_id}")
-    console.table(["figure", "value"], [(key, f"{value:.6g}") for key, value in sorted(result.metrics.items())])
+    result = train(config, begin=introduce)
+    conclude(config, result, RunDirectory(result.run_dir).known())
 
 
 def train(
@@ -57,6 +56,7 @@ def train(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     given_up: Callable[[], bool] = lambda: False,
+    begin: Callable[[TrainConfig, Inputs, RunRecord], None] | None = None,
 ) -> TrainResult:
     """Train a run to its end, from wherever it stands; a run that has ended is returned as it is.
 
@@ -66,6 +66,8 @@ def train(
         parent_run_id: MLflow run of the search that this run is a trial of.
         tags: further tags of the MLflow run.
         given_up: asked before each step of a run in this process; true ends it there.
+        begin: told of the run before anything is computed; None where nobody sits before it, and then no line is drawn
+            anew either.
 
     Raises:
         ValueError: settings, stores and run directory do not fit together, or training diverged.
@@ -76,15 +78,7 @@ def train(
         # Who supervises runs counts on each figure at its step, and gives the room beside them to other runs.
         inline = config.validation.model_copy(update={"where": "inline"})
         config = config.model_copy(update={"validation": inline})
-    inputs = open_inputs(config)
-    for store in inputs.stores:
-        tell_protection(store)
-    if config.starts_from_weights:
-        initial_network(config, inputs.skeleton)  # to refuse foreign weights before workers start
-    if config.fork is not None:
-        fork_source(config.fork, config.batch_size)
-    for name in config.schedule.ignored():
-        console.warn(f"schedule.{name} has no effect on schedule.kind={config.schedule.kind}")
+    inputs = _checked_inputs(config)
     directory = RunDirectory(config.run_dir)
     with directory.locked():
         copies = _copies(config)
@@ -102,12 +96,31 @@ def train(
         directory.record(record, to_yaml(config))
         if copies is not None:
             copies.push_file(directory.path / "run.json")
-        with _failure_told(config, record):
-            outcome = _here(config, record, given_up) if config.workers == 0 else _on_ray(config, record, callbacks)
+        if begin is not None:
+            begin(config, inputs, record)
+        with _failure_told(config, record), _live(config, watched=begin is not None) as live:
+            if config.workers == 0:
+                outcome = _here(config, record, given_up, live)
+            else:
+                outcome = _on_ray(config, record, callbacks, live)
         result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
         close_record(config, inputs, record, result)
         directory.finish(result)
         return result
+
+
+def _checked_inputs(config: TrainConfig) -> Inputs:
+    """The stores, after everything that can be refused before workers start."""
+    inputs = open_inputs(config)
+    for store in inputs.stores:
+        tell_protection(store)
+    if config.starts_from_weights:
+        initial_network(config, inputs.skeleton)  # to refuse foreign weights
+    if config.fork is not None:
+        fork_source(config.fork, config.batch_size)
+    for name in config.schedule.ignored():
+        console.warn(f"schedule.{name} has no effect on schedule.kind={config.schedule.kind}")
+    return inputs
 
 
 def _copies(config: TrainConfig) -> CheckpointCopies | None:
@@ -145,9 +158,21 @@ def _standing(config: TrainConfig) -> str:
     return f"step {int(steps[-1].name.removeprefix('step-'))} saved; the same command goes on from there"
 
 
-def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool]) -> loop.LoopResult:
+@contextmanager
+def _live(config: TrainConfig, *, watched: bool) -> Iterator[Live | None]:
+    """A line of the terminal that says where the run stands; none without a terminal, or without people before it."""
+    if not watched:
+        yield None
+        return
+    with console.live_line(config.name) as draw:
+        yield None if draw is None else lambda at: draw(at.step, at.steps, at.text)
+
+
+def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool], live: Live | None) -> loop.LoopResult:
     def attempt() -> loop.LoopResult:
-        with recorded(config, record, PlainContext(pick_device(config.device), given_up=given_up)) as context:
+        plain = PlainContext(pick_device(config.device), given_up=given_up)
+        plain.live = live
+        with recorded(config, record, plain) as context:
             return loop.run(config, context)
 
     # A process that dies cannot try again, and what is no error of the system deserves its traceback.
@@ -167,14 +192,23 @@ def _wait(seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
 # ---- on Ray
 
 
-def _on_ray(config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCallback]) -> loop.LoopResult:
+def _on_ray(
+    config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCallback], live: Live | None
+) -> loop.LoopResult:
     """Train on Ray's workers; the lines they write are shown here."""
     resources = connect(config.cluster)
     config = placed(config, capacity(resources))
     each = needs(config)
     console.note(f"{resources}; {_workers_text(config)}, each {each}")
-    with _followed(config.run_dir / "train.log"), defaults(_ray_train_variables(config, resources)):
-        answer = _fit(config, lambda: _trainer(config, record, callbacks, each, watched=not resources.is_local))
+    job = WorkerJob(
+        config=config.model_dump_json(),
+        record=asdict(record),
+        watched=not resources.is_local,
+        aside=dict(each) if config.validation.where == "auto" else None,
+        live=live is not None,
+    )
+    with _followed(config.run_dir, live), defaults(_ray_train_variables(config, resources)):
+        answer = _fit(config, lambda: _trainer(config, job, callbacks, each))
     return loop.LoopResult(Path(answer["checkpoint"]), answer["metrics"])
 
 
@@ -192,12 +226,7 @@ def _ray_train_variables(config: TrainConfig, resources: Resources) -> dict[str,
 
 
 def _trainer(
-    config: TrainConfig,
-    record: RunRecord,
-    callbacks: Sequence[UserCallback],
-    each: Mapping[str, float],
-    *,
-    watched: bool,
+    config: TrainConfig, job: WorkerJob, callbacks: Sequence[UserCallback], each: Mapping[str, float]
 ) -> TorchTrainer:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -205,8 +234,6 @@ def _trainer(
     from efafnet.pipelines.training.process_group import ClusterTorchConfig
 
     fewest, most = config.worker.fewest, config.workers
-    aside = dict(each) if config.validation.where == "auto" else None
-    job = WorkerJob(config.model_dump_json(), asdict(record), watched, aside)
     return TorchTrainer(
         cast(Any, train_on_worker),  # the annotation forgets that it may return something
         train_loop_config=asdict(job),
@@ -264,23 +291,26 @@ def _workers_text(config: TrainConfig) -> str:
 
 
 @contextmanager
-def _followed(log: Path) -> Iterator[None]:
-    """Show the lines that are appended to ``log`` meanwhile."""
-    done = threading.Event()
+def _followed(run_dir: Path, live: Live | None) -> Iterator[None]:
+    """Show what the workers write meanwhile: the lines of the run's log, and where they stand if someone looks."""
+    log, done = run_dir / "train.log", threading.Event()
     start = log.stat().st_size if log.exists() else 0
-    thread = threading.Thread(target=_follow, args=(log, start, done), name="follow", daemon=True)
+    thread = threading.Thread(target=_follow, args=(log, start, done, live), name="follow", daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
+        (run_dir / STANDING).unlink(missing_ok=True)
 
 
-def _follow(log: Path, position: int, done: threading.Event) -> None:
+def _follow(log: Path, position: int, done: threading.Event, live: Live | None) -> None:
     last = False
     while not last:
         last = done.wait(0.5)
+        if live is not None and (standing := read_standing(log.parent)) is not None:
+            live(standing)
         if not log.exists():
             continue
         with log.open("rb") as file:
@@ -288,4 +318,5 @@ def _follow(log: Path, position: int, done: threading.Event) -> None:
             whole, newline, _ = file.read().rpartition(b"\n")
         position += len(whole) + len(newline)
         for line in whole.decode("utf-8", errors="replace").splitlines():
-            console.note(line)
+            if live is None or not line.startswith(PASSING):
+                console.note(line)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +15,16 @@ from torch import Tensor
 
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import GroupContext
+from efafnet.pipelines.training.context import GroupContext, Standing
 from efafnet.pipelines.training.recording import recorded
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.pipelines.training.validation import validate_weights
 from efafnet.platform import console, ray_private
+from efafnet.platform.storage import read_json, write_json
+
+STANDING = "standing.json"
+"""File in the run's directory: where it stands, for who looks at it."""
+_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class WorkerJob:
     """Whether Ray watches for nodes that announce their end."""
     aside: dict[str, float] | None
     """What a validation beside training needs, as Ray names it; None for validating on the workers."""
+    live: bool = False
+    """Whether the starting process draws where the run stands, and wants to know it more often than the log says."""
 
 
 def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -44,9 +54,35 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     context = RayContext(watched=wanted.watched)
     if wanted.aside is not None:
         context.aside = RayAside(wanted.config, wanted.aside, config.validation.wait_s)
+    if wanted.live:
+        context.live = StandingFile(config.run_dir)
     with recorded(config, record, context):
         result = loop.run(config, context)
     return {"checkpoint": str(result.checkpoint), "metrics": result.metrics}
+
+
+class StandingFile:
+    """Writes where the run stands to a file beside its log, at most once in ``_EVERY_S`` seconds. Never raises."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = run_dir / STANDING
+        self._next_s = 0.0
+
+    def __call__(self, standing: Standing) -> None:
+        """Write it, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now < self._next_s:
+            return
+        self._next_s = now + _EVERY_S
+        with suppress(OSError):
+            write_json(self._file, asdict(standing))
+
+
+def read_standing(run_dir: Path) -> Standing | None:
+    """What the workers of a run wrote last, if it can be read."""
+    with suppress(OSError, ValueError, TypeError):
+        return Standing(**read_json(run_dir / STANDING))
+    return None
 
 
 class RayContext(GroupContext):

@@ -128,8 +128,11 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
             files.log_artifact(config.run_dir / name)
     if config.tracking.log_checkpoint:
         files.log_artifact(result.checkpoint, "checkpoints")
-    numbers = {f"final/{key}": value for key, value in result.metrics.items() if key not in ("step", "seconds")}
-    files.log_metrics(numbers, int(result.metrics["step"]))
+    # The curves end with the last step; what counts may lie before it, and gets columns of its own.
+    left_out = ("step", "epoch", "samples", "seconds", "elapsed_s")
+    best = {f"best/{k}": v for k, v in result.metrics.items() if k not in left_out and not k.startswith("last/")}
+    if inputs.val is not None:
+        files.log_metrics(best | {"best/epoch": result.metrics["epoch"]}, int(result.metrics["step"]))
     files.close(timeout_s=30)
     tracking.quietly(lambda: log_checkpoints(uri, run_id, _validated_checkpoints(config)), "logging the checkpoints")
     if config.tracking.log_network:

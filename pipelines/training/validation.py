@@ -23,10 +23,13 @@ from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import val_reader
 from efafnet.platform import console
 from efafnet.platform.checkpoint import restore_weights
-from efafnet.platform.storage import atomic_directory
+from efafnet.platform.storage import atomic_directory, write_json
 
 if TYPE_CHECKING:
     from efafnet.pipelines.training.config import TrainConfig
+
+SCORES = "metrics.json"
+"""Figures, their intervals and the mistakes of a validation, beside its pictures."""
 
 
 def validate(
@@ -117,7 +120,8 @@ def score(config: TrainConfig, store: CropStore, predictions: Predictions) -> Sc
     )
     if by_person:
         return score_persons(results, reference.truth, reference.head_size_px)
-    scoring = ScoringConfig(bootstrap=0, errors=config.validation.overlays > 0)
+    # What people look at: intervals and mistakes cost seconds, and go with the pictures.
+    scoring = ScoringConfig() if config.validation.overlays else ScoringConfig(bootstrap=0, errors=False)
     return score_results(results, reference.truth, scoring, crowd=reference.format == "crowdpose")
 
 
@@ -125,6 +129,7 @@ def _draw(config: TrainConfig, store: CropStore, predictions: Predictions, score
     """Draw; a full disk costs the pictures and not the run."""
     try:
         with atomic_directory(folder, overwrite=True) as fresh:
+            write_json(fresh / SCORES, scored.to_json())
             write_picture(scored, fresh / "errors.png", f"{config.name}, {folder.name}")
             write_galleries(
                 fresh,

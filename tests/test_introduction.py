@@ -1,0 +1,150 @@
+"""What a run says of itself before its first step and at its end."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from efafnet.pipelines.training.context import Standing
+from efafnet.pipelines.training.inputs import open_inputs
+from efafnet.pipelines.training.introduction import conclude, introduce, network_name, next_commands
+from efafnet.pipelines.training.monitor import outcome_of, standing_text
+from efafnet.pipelines.training.ray_worker import STANDING, StandingFile, read_standing
+from efafnet.pipelines.training.rundir import RunRecord, TrainResult
+from efafnet.pipelines.training.schedule import plan_run
+from efafnet.pipelines.training.state import Progress
+from efafnet.platform import console
+from tests.training_cases import config_of
+
+RECORD = RunRecord("nano_test", "", {}, "")
+
+
+def introduced(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    config = config_of(tmp_path, *overrides)
+    introduce(config, open_inputs(config), RECORD)
+    return capsys.readouterr().err
+
+
+def test_a_run_says_what_it_is_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = introduced(tmp_path, capsys, "epochs=3", "batch_size=12", "workers=5")
+    digest = json.loads((tmp_path / "train" / "manifest.json").read_text())["digest"][:12]
+    assert f"run nano_test in {tmp_path}/runs/nano_test\n" in text
+    assert f"train: 40 persons of 40 images, digest {digest}, {tmp_path}/train" in text
+    assert "val: 11 persons of 11 images" in text
+    # 3 x 40 persons in steps of 12 are 10 steps; 12 crops for five workers are two or three each.
+    assert "10 steps of 12 crops: 3 epochs; validated every 2 epochs and at the end" in text
+    assert "5 of Ray, 2 or 3 crops of each batch to each" in text
+    assert "(one each epoch)" in text
+    assert "warning" not in text
+
+
+def test_length_in_whole_steps_and_under_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # 3 x 40 / 16 = 7.5, so 8 steps of 16: 128 samples, 3.2 epochs.
+    text = introduced(tmp_path, capsys, "epochs=3", "batch_size=16")
+    assert "8 steps of 16 crops: 3.2 epochs (3, and the last step is a whole one)" in text
+    text = introduced(tmp_path, capsys, "epochs=3", "batch_size=16", "max_samples=33")
+    assert "3 steps of 16 crops: 1.2 epochs (max_samples; epochs=3 would be 8 steps)" in text
+
+
+def test_a_run_without_validation_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "warning: no data.val: nothing is validated" in introduced(tmp_path, capsys, "data.val=null")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (["network={encoder: resnet50}"], "efafnet-r50"),
+        (["network={encoder: resnet101, fam: none, fsm: none, ffm: false, head: deconvolution}"], "sbn-r101"),
+        (["network={kind: hrnet, width: 48}"], "hrnet-w48"),
+        (["network={kind: hourglass, stacks: 2}"], "hourglass2"),
+    ],
+)
+def test_networks_are_named_after_what_they_are(tmp_path: Path, settings: list[str], name: str) -> None:
+    assert network_name(config_of(tmp_path, *settings).network) == name
+
+
+PROGRESS = Progress(
+    step=108,
+    elapsed_s=444.0,
+    train_loss=0.25,
+    validation={"ap": 0.5},
+    last_validation=108,
+    best={"ap": 0.6},
+    best_step=81,
+)
+PLAN = plan_run(epochs=20, samples=86, global_batch=16)
+
+
+def test_best_and_last_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The best of a run at step 81, its end at step 108: 1,296 and 1,728 samples of a store of 86 persons."""
+    figures = outcome_of(PROGRESS, PLAN, 16)
+    assert figures == {
+        "ap": 0.6, "step": 81, "epoch": pytest.approx(81 * 16 / 86), "samples": 1296, "elapsed_s": 444,
+        "last/ap": 0.5, "last/step": 108, "last/epoch": pytest.approx(108 * 16 / 86), "last/samples": 1728,
+        "last/train_loss": 0.25,
+    }  # fmt: skip
+    config = config_of(tmp_path)
+    folder = config.run_dir / "validation" / "step-00000081"
+    folder.mkdir(parents=True)
+    interval = {"low": 0.55, "high": 0.65, "std": 0.02, "approximate": False}
+    (folder / "metrics.json").write_text(json.dumps({"intervals": {"ap": interval}}))
+    result = TrainResult(config.run_dir, config.run_dir / "checkpoints" / "step-00000081", figures, None)
+    conclude(config, result, RECORD)
+    text = capsys.readouterr().out
+    assert "best: step 81, epoch 15.07" in text
+    row = next(line for line in text.splitlines() if line.startswith("│ ap "))
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["ap", "0.6000", "0.5500 to 0.6500"]
+    assert "last: step 108, epoch 20.09, ap 0.5000, loss 0.250000, 1,728 samples in 7:24" in text
+    assert f"pictures: {folder}" in text
+    assert f"next: efafnet evaluate {config.run_dir} {tmp_path}/val" in text
+
+
+def test_the_commands_that_follow_are_commands(tmp_path: Path) -> None:
+    from efafnet.pipelines import cli
+
+    config = config_of(tmp_path)
+    result = TrainResult(config.run_dir, config.run_dir / "best", {"step": 1.0}, None)
+    for line in next_commands(config, result):
+        program, name, *words = line.split()
+        assert program == "efafnet"
+        assert cli.main([name, *words, "--print-config"]) == 0
+
+
+def test_the_line_that_is_drawn_anew(tmp_path: Path) -> None:
+    metrics = {"train/loss": 0.5, "speed/samples_per_s": 80.0, "speed/mfu": 0.31, "system/gpu_memory_peak_gib": 12.5}
+    progress = Progress(step=54, elapsed_s=30.0, validation={"ap": 0.5}, best={"ap": 0.6}, best_step=27)
+    text = standing_text(progress, PLAN, metrics, "ap")
+    # 54 of 108 steps took 30 s: as long again.
+    assert text == "loss 0.50000  AP 0.500 (best 0.600)  80 samples/s  MFU 31.0%  12.5 GiB  ETA 0:30"
+    assert read_standing(tmp_path) is None
+    write = StandingFile(tmp_path)
+    write(Standing(54, 108, text))
+    write(Standing(55, 108, text))  # within the same second
+    assert read_standing(tmp_path) == Standing(54, 108, text)
+    (tmp_path / STANDING).write_text("torn")
+    assert read_standing(tmp_path) is None
+
+
+def test_a_terminal_gets_a_bar_and_a_file_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    with console.live_line("run") as draw:
+        assert draw is None
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with console.live_line("run") as draw:
+        assert draw is not None
+        draw(54, 108, "loss 0.5")
+        console.note("a line above")
+    shown = screen.getvalue()
+    assert "a line above\n" in shown
+    assert "54/108" in shown
+    assert "loss 0.5" in shown
