@@ -24,7 +24,7 @@ from efafnet.pipelines.training import ray_run, ray_worker
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.ray_run import run_train, train
 from efafnet.pipelines.training.ray_worker import RayAside
-from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, RunRecord, TrainResult, difference
+from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, TrainResult, difference
 from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.tracking import Tracker
@@ -402,5 +402,6 @@ def test_a_users_error_in_a_worker_is_one_error_and_not_retried(tmp_path: Path) 
     (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"row 17: .* cannot be decoded"):
         train(config)
-    again = RunRecord(**json.loads((config.run_dir / "run.json").read_text()))
+    again = RunDirectory(config.run_dir).known()
+    assert again is not None
     assert again.name == "nano_test"
