@@ -6,8 +6,11 @@ import functools
 import hashlib
 import os
 import platform as machine
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,11 @@ from typing import Any
 import efafnet
 
 PACKAGES = ("torch", "torchvision", "ray", "mlflow", "optuna", "pyarrow", "numpy", "opencv-python-headless", "pydantic")
+COMMAND_TAG = "efafnet.command"
+"""MLflow tag of a run: the command that began it."""
 _FOLDERS = ("models", "platform", "tune_spaces", "pipelines")
+_MAX_COMMAND_CHARS = 2000
+_SECRET = re.compile(r"://[^/\s]*@")  # name and password of an address
 _SUFFIXES = (".py", ".yaml", ".html", ".css")
 
 
@@ -55,6 +62,17 @@ def code_version() -> dict[str, Any]:
         "git_commit": commit or os.environ.get("EFAFNET_GIT_COMMIT"),
         "git_dirty": dirty,
     }
+
+
+def command_line(words: Sequence[str]) -> str | None:
+    """Return the command that ``words`` (``sys.argv``) are, to be typed again, without passwords in addresses; None in
+    a process of Ray, which nobody typed, and for a command that has no words."""
+    if not words or not words[0] or Path(words[0]).name == "default_worker.py":
+        return None
+    program = Path(words[0])
+    module = program.name == "__main__.py" and program.parent.name == "pipelines"
+    told = [_SECRET.sub("://", word) for word in words[1:]]
+    return shlex.join(["efafnet" if module else program.name, *told])[:_MAX_COMMAND_CHARS]
 
 
 def source_digest(root: Path) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -27,7 +28,7 @@ from efafnet.platform.credentials import bare
 from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_answers import NotMlflowError, is_absent, newest_steps
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
-from efafnet.platform.provenance import code_version, is_job_copy
+from efafnet.platform.provenance import COMMAND_TAG, code_version, command_line, is_job_copy
 from efafnet.platform.tracker import Tracker, Unlogged
 
 if TYPE_CHECKING:
@@ -320,6 +321,7 @@ def _context_tags() -> dict[str, str]:
         "code.version": str(code["version"]),
         "code.digest": str(code["source_digest"]),
         "code.git_dirty": str(code["git_dirty"]).lower(),
+        COMMAND_TAG: command_line(sys.argv) or "",
     }
     return {key: value for key, value in tags.items() if value}
 

@@ -65,3 +65,19 @@ def test_the_environment_is_described() -> None:
     assert found["memory_gib"] > 0
     assert found["processor"]
     assert "no-such-package" not in provenance.package_versions(("torch", "no-such-package"))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["/venv/bin/efafnet", "train", "name=a b"], "efafnet train 'name=a b'"),
+        (["/src/pipelines/__main__.py", "demo"], "efafnet demo"),
+        (["my_script.py", "--x"], "my_script.py --x"),
+        (["efafnet", "train", "tracking.uri=https://me:s3cr@t@host/x"], "efafnet train tracking.uri=https://host/x"),
+        (["/ray/_private/workers/default_worker.py", "--node-ip=1"], None),
+        ([""], None),
+        ([], None),
+    ],
+)
+def test_a_command_is_told_as_it_can_be_typed_again(words: list[str], command: str | None) -> None:
+    assert provenance.command_line(words) == command

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import re
 import time
 from dataclasses import asdict
@@ -15,10 +18,12 @@ import pytest
 from mlflow.entities import Metric
 
 from efafnet.pipelines.report.config import ReportConfig
-from efafnet.pipelines.report.data import ReportError, RunData, differing, load_runs
-from efafnet.pipelines.report.figures import run_charts, study_charts
+from efafnet.pipelines.report.curves import MOST_POINTS, by_settings, run_charts, thinned
+from efafnet.pipelines.report.data import ReportError, RunData, axes_of, differing, load_runs
+from efafnet.pipelines.report.figures import study_charts
+from efafnet.pipelines.report.forest import forest
 from efafnet.pipelines.report.report import remarks, run_report
-from efafnet.pipelines.report.tables import duration, grouped, run_table, setting_text
+from efafnet.pipelines.report.tables import duration, grouped, origin_table, run_table, setting_text
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json, study_to_json
 from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet
 from efafnet.platform.mlflow_client import mlflow_client
@@ -55,6 +60,7 @@ class Store:
         now = int(time.time() * 1000)
         points = [Metric("val/ap", value, now, 10 * (i + 1)) for i, value in enumerate(curve)]
         points += [Metric("train/epoch", i + 1.0, now, 10 * (i + 1)) for i in range(len(curve))]
+        points += [Metric("train/samples", 640.0 * (i + 1), now, 10 * (i + 1)) for i in range(len(curve))]
         points += [Metric("train/loss", 1 / (i + 1), now, 10 * (i + 1)) for i in range(len(curve))]
         self.client.log_batch(run_id, metrics=points)
         finish_run(self.uri, run_id, status)
@@ -108,7 +114,13 @@ def test_runs_are_read_with_their_curves_over_epochs(store: Store) -> None:
     (run,) = store.runs()
     assert (run.name, run.status, run.stage, run.datasets) == ("one", "FINISHED", "train", {"validation": "d1"})
     assert (run.figure, run.best_figure) == (0.3, 0.4)
-    assert run.against_epochs("val/ap") == [(1.0, 0.1), (2.0, 0.4), (3.0, 0.3)]
+    assert run.against("val/ap", "epochs") == [(1.0, 0.1), (2.0, 0.4), (3.0, 0.3)]
+    assert run.against("val/ap", "steps") == [(10.0, 0.1), (20.0, 0.4), (30.0, 0.3)]
+    assert run.against("val/ap", "samples") == [(640.0, 0.1), (1280.0, 0.4), (1920.0, 0.3)]
+    assert run.against("val/ap", "minutes") is None
+    assert axes_of([run], "val/ap") == ["epochs", "steps", "samples"]
+    run.curves["speed/elapsed_s"] = [(10.0, 30.0), (20.0, 90.0), (30.0, 120.0)]
+    assert run.against("val/ap", "minutes") == [(0.5, 0.1), (1.5, 0.4), (2.0, 0.3)]
     assert run.duration_s is not None
 
 
@@ -215,12 +227,14 @@ def test_the_table_is_ranked_and_marks_the_best_complete_run(store: Store) -> No
 def test_remarks_say_what_does_not_compare(store: Store) -> None:
     store.run("one", [0.50])
     store.run("two", [0.52], seed=1)
-    assert any("seed to seed by up to 0.020" in text for text in remarks(store.runs()))
+    # One pair .02 apart: its standard deviation is .02 / sqrt 2, and t is 12.706 at one degree of freedom.
+    assert any("deviation of 0.0141 (1 df, pooled). Two single runs less than 0.254 apart" in text
+               for text in remarks(store.runs()))  # fmt: skip
     store.run("other", [0.7], data="d2", optimizer={"lr": 0.5})
     store.run("broken", [], status="FAILED")
     told = remarks(store.runs())
     assert any("2 different data sets" in text for text in told)
-    assert any("Failed: broken" in text for text in told)
+    assert any(re.match(r"Failed: broken \([0-9a-f]{8}\)\.", text) for text in told)
 
 
 def test_runs_of_one_seed_each_are_said_to_prove_nothing(store: Store) -> None:
@@ -249,10 +263,11 @@ def test_a_comparison_across_protocols_says_so_on_the_page_and_under_the_table(
 
 def test_charts_of_a_search_cover_all_trials_also_those_without_some_setting() -> None:
     charts = {chart.title: chart for chart in study_charts(study_of(*STUDY), {2: "lr=0.003"})}
-    assert all(chart.figure is not None for chart in charts.values())
+    assert [title for title, chart in charts.items() if chart.figure is None] == ["What mattered"]  # four complete
     lines = charts["Trials over their budget"].figure.data  # type: ignore[union-attr]
     assert [line.name for line in lines] == ["#2", "#0", "#4", "#3", "#1"]
     assert list(lines[-1].marker.symbol) == ["x"]
+    assert [line.showlegend for line in lines] == [True, True, True, True, False]
     axes = charts["Settings together"].figure.data[0].dimensions  # type: ignore[union-attr]
     assert [axis.label for axis in axes] == ["lr", "kind", "hard_joints", "AP"]
     assert list(axes[0]["values"]) == pytest.approx([-3, -2, np.log10(3e-3), np.log10(5e-3), np.log10(6e-3)])
@@ -262,12 +277,69 @@ def test_charts_of_a_search_cover_all_trials_also_those_without_some_setting() -
     assert axes[2].ticktext[0] == "none"
 
 
+def test_runs_that_differ_in_their_seed_alone_are_one_line_in_a_band(store: Store) -> None:
+    store.run("small-s0", [0.1, 0.2, 0.4])
+    store.run("small-s1", [0.2, 0.4, 0.5], seed=1)
+    store.run("other", [0.3], optimizer={"lr": 0.5})
+    store.run("small-s2", [0.9], seed=2, status="FAILED")
+    assert [[run.name for run in group.runs] for group in by_settings(store.runs())] == [
+        ["small-s0", "small-s1"], ["other"], ["small-s2"]
+    ]  # fmt: skip
+    chart = run_charts(store.runs())[0]
+    drawing = chart.drawing()
+    assert drawing is not None
+    lines = {trace.get("name", "band"): place for place, trace in enumerate(drawing["data"])}
+    assert set(lines) == {"small (2 seeds)", "other", "small-s2", "band"}
+    mean, band = drawing["data"][lines["small (2 seeds)"]], drawing["data"][lines["band"]]
+    assert mean["y"] == pytest.approx([0.15, 0.3, 0.45])
+    assert band["y"] == pytest.approx([0.2, 0.4, 0.5, 0.4, 0.2, 0.1])  # the highest onward, the lowest back
+    assert list(drawing["axes"]) == ["epoch", "optimizer step", "training samples seen"]
+    assert drawing["axes"]["optimizer step"][lines["band"]] == [10, 20, 30, 30, 20, 10]
+    assert drawing["axes"]["training samples seen"][lines["other"]] == [640]
+
+
+def test_the_same_seed_twice_is_no_repetition(store: Store) -> None:
+    store.run("one", [0.1])
+    store.run("again", [0.2])
+    assert [len(group.runs) for group in by_settings(store.runs())] == [1, 1]
+
+
+def test_long_curves_are_thinned_and_keep_their_end() -> None:
+    steps = [float(step) for step in range(1, 1001)]
+    assert len(thinned(steps)) <= MOST_POINTS
+    assert thinned(steps)[-1] == 1000
+    assert thinned(steps[:MOST_POINTS]) == steps[:MOST_POINTS]
+    assert thinned([]) == []
+
+
+def test_a_study_is_drawn_with_intervals_and_a_dot_for_each_seed() -> None:
+    span = {"low": 0.5, "high": 2.5}
+    rows = [
+        {"name": "a", "figures": {"0": 50.0, "1": 51.0}, "difference": None},
+        {"name": "b <i>", "figures": {"0": 51.0, "1": 53.0, "2": 60.0},
+         "difference": {"value": 1.5, "span": span, "distinguishable": True}},
+        {"name": "c", "figures": {"0": 49.0}, "difference": {"value": -1.0, "span": None, "distinguishable": False}},
+    ]  # fmt: skip
+    content = {"rows": rows, "baseline": "a", "confidence": 0.9, "metric": "ap"}
+    drawing = forest(content).drawing()
+    assert drawing is not None
+    first, second, told, not_told = drawing["data"]
+    assert (first["x"], first["customdata"], first["y"]) == ([1.0, 2.0], ["0", "1"], ["b &lt;i>"] * 2)
+    assert second["x"] == [-1.0]
+    assert (told["name"], told["x"], told["error_x"]["array"], told["error_x"]["arrayminus"]) == (
+        "told apart", [1.5], [1.0], [1.0]
+    )  # fmt: skip
+    assert (not_told["x"], not_told["error_x"]["array"]) == ([-1.0], [0.0])
+    assert "90 % interval" in forest(content).note
+    assert forest(content | {"rows": rows[:1]}).drawing() is None
+
+
 def test_too_few_trials_give_a_sentence_instead_of_a_chart() -> None:
     charts = {chart.title: chart for chart in study_charts(study_of(*STUDY[:1]), {})}
     assert charts["What mattered"].figure is None
     assert "Too few" in charts["What mattered"].note
     assert charts["Settings together"].figure is None
-    assert charts["What mattered"].html() == ""
+    assert charts["What mattered"].drawing() is None
 
 
 def test_equal_figures_give_no_importance_and_no_crash() -> None:
@@ -286,6 +358,13 @@ def test_more_runs_than_colours_are_grey_and_leave_the_legend(store: Store) -> N
 
 
 # --------------------------------------------------------------------------------------------------------------- page
+
+
+def unpacked(page: str, part: str) -> str:
+    """What a page's script unpacks."""
+    found = re.search(rf'<script type="text/plain" id="{part}">([^<]+)</script>', page)
+    assert found is not None
+    return gzip.decompress(base64.b64decode(found[1])).decode()
 
 
 def whole(store: Store) -> Path:
@@ -312,24 +391,29 @@ def test_a_studys_table_is_shown_with_its_intervals(store: Store) -> None:
     store.run("a, seed 0", [0.4], parent=parent, tags={"efafnet.stage": "repeat"})
     out = store.place / "page.html"
     run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
-    assert "1 runs so far. The study has not yet put its table into MLflow." in out.read_text()
+    assert "1 run so far. The study has not yet put its table into MLflow." in out.read_text()
     sheet = Sheet("mine: rows", (("row", "what"), ("diff.", "minus a")), (("a", "baseline"), ("b", "+1.5")), ("<so>",))
     store.client.log_dict(parent, {"sheet": asdict(sheet)}, SHEET_FILE)
     run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
-    body = re.sub(r"<script>.*?</script>", "", out.read_text(), flags=re.DOTALL)
+    body = re.sub(r"<script.*?</script>", "", out.read_text(), flags=re.DOTALL)
     assert "mine: rows" in body
     assert "&lt;so&gt;" in body
-    assert '<th title="minus a"' in body
+    assert '<th scope="col" class="number"><button type="button" title="minus a">diff.</button></th>' in body
+    assert '<th scope="col"><button type="button" title="what">row</button></th>' in body
     assert '<td class="number" data-sort="1.5">+1.5</td>' in body
 
 
 def test_the_page_holds_everything_and_needs_no_network(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     page = whole(store).read_text()
-    body = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", body)
+    body = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"""src=["'](?!data:)""", body)
+    assert not re.search(r"""<(?!a )[^>]*href=""", body)  # an anchor is followed when clicked, and only then
     assert "@import" not in body
-    assert page.count("<script>/**\n* plotly.js") == 1
-    assert body.count("data:image/jpeg;base64,") == 1
+    assert unpacked(page, "plotly").startswith("/**\n* plotly.js")
+    charts = json.loads(unpacked(page, "content"))["charts"]
+    assert sum(drawing is not None for section in charts for drawing in section) == body.count('class="plot"')
+    assert len(page) < 2_500_000
+    assert body.count("data:image/webp;base64,") == 1
     assert "&lt;script&gt;alert(1)" in body
     assert "0.512" in body
     assert "6 trials: 4 complete, 1 stopped early, 1 failed." in body
@@ -341,11 +425,40 @@ def test_the_page_holds_everything_and_needs_no_network(store: Store, capsys: py
     assert "0.500" in told
 
 
-def test_wide_pictures_are_reduced_in_the_page(store: Store) -> None:
-    import base64
+def test_every_run_says_where_it_comes_from(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/efafnet", "train", "name=my run"])
+    parent = store.run("find", [], tags={"efafnet.stage": "search"})
+    monkeypatch.setattr("sys.argv", ["/x/ray/_private/workers/default_worker.py", "--node=1"])
+    store.run("#0", [0.2], parent=parent, tags={"efafnet.stage": "trial", "mlflow.source.git.commit": "0123456789",
+                                                 "code.git_dirty": "true", "env.host": "n1"})  # fmt: skip
+    runs = store.runs()
+    rows = origin_table(runs, "http://here:1").rows
+    assert [row.cells[1].link for row in rows] == [
+        f"http://here:1/#/experiments/{run.experiment_id}/runs/{run.run_id}" for run in runs
+    ]
+    assert [row.cells[5].text for row in rows] == ["efafnet train 'name=my run'"] * 2
+    assert [cell.text for cell in rows[1].cells[3:5]] == ["n1", "01234567+"]
+    out = store.place / "page.html"
+    run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
+    assert (
+        f'href="http://127.0.0.1:5000/#/experiments/{runs[0].experiment_id}/runs/{runs[0].run_id}"' in out.read_text()
+    )
+    assert f"mlflow ui --backend-store-uri {store.uri} --port 5000" in out.read_text()
 
-    found = re.search(r"data:image/jpeg;base64,([^\"]+)", whole(store).read_text())
+
+def test_two_runs_settings_can_be_compared_on_the_page(store: Store) -> None:
+    store.run("one", [0.1])
+    store.run("two", [0.2], optimizer={"lr": 0.5}, loss={"kind": "ohkm", "hard_joints": 8})
+    out = store.place / "page.html"
+    run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
+    (settings,) = json.loads(unpacked(out.read_text(), "content"))["settings"]
+    assert settings["keys"] == ["optimizer.lr", "loss.kind", "loss.hard_joints"]
+    assert settings["values"] == [["0.001", "mse", ""], ["0.5", "ohkm", "8"]]
+
+
+def test_wide_pictures_are_reduced_in_the_page(store: Store) -> None:
+    found = re.search(r"data:image/webp;base64,([^\"]+)", whole(store).read_text())
     assert found is not None
     image = cv2.imdecode(np.frombuffer(base64.b64decode(found[1]), np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
-    assert image.shape == (63, 1400, 3)
+    assert image.shape == (54, 1200, 3)

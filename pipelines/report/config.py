@@ -24,6 +24,10 @@ class ReportConfig(Settings):
     limit: int = Field(default=200, ge=1)
     """Most runs shown; the newest are kept."""
     pictures: int = Field(default=4, ge=0)
-    """Pictures of best and worst persons embedded per evaluated run."""
+    """Pictures of best and worst persons embedded per evaluated run, the best runs first, as long as the page stays
+    below 2.5 MB."""
     title: str = "efafnet runs"
     """Heading of the page."""
+    ui: str | None = None
+    """Address of MLflow's pages, http://HOST:PORT, that the runs' links lead to; none for the tracking server's own, or
+    for a file http://127.0.0.1:5000, where `mlflow ui` shows it."""

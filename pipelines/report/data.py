@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 FIGURES = ("val/ap", "val/pckh")
 """What runs are compared by: the first that a run has."""
-CURVES = (*FIGURES, "train/loss", "train/lr", "train/epoch")
+CURVES = (*FIGURES, "train/loss", "train/lr", "train/epoch", "train/samples", "speed/elapsed_s")
 """Metrics whose whole history is read."""
 INCIDENTAL = (
-    "name", "runs", "tracking.", "checkpoint.", "reader.", "worker", "device", "log_every_steps", "trace", "data.",
+    "name", "runs", "tracking", "checkpoint", "reader", "worker", "workers", "device", "log_every_steps", "trace",
+    "data", "cost",
 )  # fmt: skip
-"""Settings that do not change a run's figures, by the start of their keys: never among those that differ."""
+"""Settings, or groups of them, that do not change a run's figures: never among those that differ."""
+Axis = Literal["epochs", "steps", "samples", "minutes"]
+"""What a curve may be drawn over; minutes are those of training, over all restarts."""
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
@@ -52,6 +55,12 @@ class RunData:
     """Settings that a search gave this trial; None for runs that are no trials."""
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """Points (step, value) of the metrics in ``CURVES``, ascending."""
+    experiment_id: str = ""
+
+    @property
+    def named(self) -> str:
+        """The name with the start of the id: names repeat."""
+        return f"{self.name} ({self.run_id[:8]})"
 
     @property
     def short_name(self) -> str:
@@ -83,13 +92,27 @@ class RunData:
         }
         return {key.split("/")[1]: value for key, value in marks.items()}
 
-    def against_epochs(self, metric: str) -> list[tuple[float, float]]:
-        """A curve over epochs where the run recorded them, else over steps."""
-        points = self.curves.get(metric, [])
-        epochs = dict(self.curves.get("train/epoch", []))
-        if not epochs or any(step not in epochs for step, _ in points):
-            return points
-        return [(epochs[step], value) for step, value in points]
+    def positions(self, axis: Axis) -> dict[float, float] | None:
+        """Where each step of the training curve stands on an axis; None where the run did not record that."""
+        if axis == "steps":
+            return {step: step for points in self.curves.values() for step, _ in points}
+        key, scale = {"epochs": ("train/epoch", 1.0), "samples": ("train/samples", 1.0),
+                      "minutes": ("speed/elapsed_s", 1 / 60)}[axis]  # fmt: skip
+        points = self.curves.get(key)
+        return {step: value * scale for step, value in points} if points else None
+
+    def against(self, metric: str, axis: Axis) -> list[tuple[float, float]] | None:
+        """A curve over an axis; None where some of its points have no place on it."""
+        points, places = self.curves.get(metric, []), self.positions(axis)
+        if places is None or any(step not in places for step, _ in points):
+            return None
+        return [(places[step], value) for step, value in points]
+
+
+def axes_of(runs: Sequence[RunData], metric: str) -> list[Axis]:
+    """The axes that the metric's curves of all runs can be drawn over."""
+    drawn = [run for run in runs if run.curves.get(metric)]
+    return [axis for axis in get_args(Axis) if all(run.against(metric, axis) is not None for run in drawn)]
 
 
 def load_runs(
@@ -167,6 +190,7 @@ def _read(client: MlflowClient, run: Run) -> RunData:
         if "efafnet.trial_settings" in run.data.tags
         else None,
         curves=curves,
+        experiment_id=run.info.experiment_id,
     )
 
 
@@ -176,7 +200,7 @@ def differing(runs: Sequence[RunData]) -> list[str]:
     return [
         key
         for key in keys
-        if not key.startswith(INCIDENTAL) and len({run.setting(key) for run in runs if run.params}) > 1
+        if key.partition(".")[0] not in INCIDENTAL and len({run.setting(key) for run in runs if run.params}) > 1
     ]
 
 

@@ -1,25 +1,27 @@
-"""The charts of the report: curves of the runs, and Optuna's own views of a search."""
+"""What a chart of the report is, and Optuna's own views of a search."""
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
 from optuna.trial import TrialState
 
-from efafnet.pipelines.report.data import RunData
 from efafnet.pipelines.search.naming import short_names
 from efafnet.pipelines.search.pareto import COST, both_objectives
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a5195", "#3f4a5a", "#b8860b", "#8c564b")
-"""Colours that most colour-blind readers can tell apart (after Okabe and Ito)."""
-GREY = "#c3c9d2"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f68ad", "#6b7f99", "#b8860b", "#a0665a")
+"""Colours that most colour-blind readers can tell apart (after Okabe and Ito), on white and on black."""
+GREY = "#a9b2be"
 _HEIGHT_PX = 380
+ENOUGH_FOR_IMPORTANCE = 10
+"""Complete trials below which shares of importance would say more of chance than of the settings."""
 
 
 @dataclass(frozen=True)
@@ -30,83 +32,37 @@ class Chart:
     note: str
     figure: go.Figure | None
     """None where the note says why there is no chart."""
+    axes: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    """Titles of the x axes to choose from, each with the x of every trace; the first is drawn. Empty for no choice."""
 
-    def html(self) -> str:
-        """The chart as a fragment that needs plotly.js on the page."""
+    def drawing(self) -> dict[str, Any] | None:
+        """What the page's script draws, as plain JSON values; None where there is no chart."""
         if self.figure is None:
-            return ""
-        config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
-        return str(self.figure.to_html(full_html=False, include_plotlyjs=False, config=config, default_width="100%"))
+            return None
+        content = json.loads(self.figure.to_json())
+        return {"data": content["data"], "layout": content["layout"], "axes": dict(self.axes)}
 
 
 def styled(figure: go.Figure, x: str = "", y: str = "", height: int = _HEIGHT_PX) -> go.Figure:
     """The page's look."""
+    figure.layout.template = None  # the page has one of its own, in light and dark
     figure.update_layout(
-        template="plotly_white",
         title=None,
         autosize=True,
         width=None,
         height=height,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "font": {"size": 11}, "y": -0.18, "yanchor": "top"},
+        colorway=PALETTE,
+        legend={"orientation": "h", "font": {"size": 11}, "yref": "container", "y": 0, "yanchor": "bottom"},
         hoverlabel={"namelength": -1},
     )
-    figure.update_yaxes(exponentformat="none", separatethousands=True)
+    figure.update_yaxes(exponentformat="none", separatethousands=True, automargin=True)
+    figure.update_xaxes(exponentformat="none", automargin=True)
     if x:
         figure.update_xaxes(title_text=x)
     if y:
         figure.update_yaxes(title_text=y)
     return figure
-
-
-def curves(runs: Sequence[RunData], colours: dict[str, str], metric: str, y: str, *, log: bool = False) -> go.Figure:
-    """One line per run over epochs; runs without a colour of their own are grey and have no legend."""
-    figure = go.Figure()
-    for run in sorted(runs, key=lambda each: each.run_id in colours):
-        points = run.against_epochs(metric)
-        if not points:
-            continue
-        colour = colours.get(run.run_id)
-        figure.add_trace(
-            go.Scatter(
-                x=[x for x, _ in points],
-                y=[value for _, value in points],
-                name=run.short_name,
-                mode="lines+markers" if len(points) <= 40 else "lines",
-                line={"color": colour or GREY, "width": 2 if colour else 1},
-                marker={"size": 5},
-                showlegend=colour is not None,
-                hovertemplate=f"{y} %{{y:.4g}} at epoch %{{x:.2f}}<extra>{run.name}</extra>",
-            )
-        )
-    styled(figure, "epoch", y)
-    if log:
-        figure.update_yaxes(type="log")
-    return figure
-
-
-def colour_of(runs: Sequence[RunData]) -> dict[str, str]:
-    """A colour for each of the best runs, as many as there are colours."""
-    ranked = sorted(runs, key=lambda run: run.figure if run.figure is not None else -1, reverse=True)
-    return {run.run_id: colour for run, colour in zip(ranked, PALETTE, strict=False)}
-
-
-def run_charts(runs: Sequence[RunData]) -> list[Chart]:
-    """Validation and training curves of the runs that have any."""
-    colours = colour_of(runs)
-    more = " The ten best are coloured, the others grey." if len(runs) > len(PALETTE) else ""
-    wanted = [
-        ("Validation AP", "val/ap", "AP", False, f"OKS AP on the validation persons.{more}"),
-        ("Validation PCKh", "val/pckh", "PCKh", False, f"PCKh@0.5 on the validation persons.{more}"),
-        ("Training loss", "train/loss", "loss", True, "What was minimised; losses of different kinds do not compare."),
-        ("Learning rate", "train/lr", "learning rate", False, "As it was in force."),
-    ]
-    return [
-        Chart(title, note, curves(runs, colours, metric, y, log=log))
-        for title, metric, y, log, note in wanted
-        if any(run.curves.get(metric) for run in runs)
-    ]
 
 
 def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
@@ -123,11 +79,11 @@ def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
         _view("Search history", "Each point is a trial that ran to its end; the line is the best so far.",
               lambda: view.plot_optimization_history(study, target_name="AP"), bool(complete)),
         Chart("Trials over their budget",
-              f"AP at each validation, by training samples. {_stopped(pruned)}",
+              f"AP at each validation, by training samples. {_coloured(len(complete))}{_stopped(pruned)}",
               _intermediate(study, names)),
         _view("What mattered", "Share of the variance in AP that each setting explains, among complete trials. "
-              "With few trials this is a hint, not a finding.",
-              lambda: view.plot_param_importances(study), len(complete) >= 4),
+              "It is estimated from a few trials: a hint, not a finding.",
+              lambda: _importances(study), len(complete) >= ENOUGH_FOR_IMPORTANCE),
         _view("Settings against AP", "Each panel shows one setting; darker points are later trials.",
               lambda: view.plot_slice(study, target_name="AP"), len(complete) >= 2),
     ]  # fmt: skip
@@ -144,6 +100,15 @@ def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
         _parallel(study) if len(study.trials) >= 2 else None,
     )
     return [*charts, parallel]
+
+
+def _importances(study: optuna.Study) -> go.Figure:
+    """Optuna's bars, without its titles of the axes: the page has said what they are."""
+    return optuna.visualization.plot_param_importances(study).update_layout(xaxis_title=None, yaxis_title=None)
+
+
+def _coloured(complete: int) -> str:
+    return "The ten best are coloured. " if complete > len(PALETTE) else ""
 
 
 def _stopped(count: int) -> str:
@@ -182,6 +147,7 @@ def _intermediate(study: optuna.Study, names: dict[int, str]) -> go.Figure:
                 x=[samples for samples, _ in points],
                 y=[value for _, value in points],
                 name=f"#{number}",
+                showlegend=trial.number in colours,
                 mode="lines+markers",
                 line={"color": colours.get(trial.number, GREY), "width": 2 if ended else 1.5},
                 marker={"symbol": ["circle"] * (len(points) - 1) + ["circle" if ended else "x"], "size": 7},

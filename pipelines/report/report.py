@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
+import math
 import os
+import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING
+
+from scipy import stats
 
 from efafnet.pipelines.crops.protocols import NONE_NAMED, PROTOCOL_TAG, compared
 from efafnet.pipelines.report.config import ReportConfig
 from efafnet.pipelines.report.data import RunData, differing, load_runs
-from efafnet.pipelines.report.sections import Section, run_section, search_section, study_section
+from efafnet.pipelines.report.sections import Album, Section, run_section, search_section, study_section
 from efafnet.pipelines.report.tables import (
     Grouped,
     duration,
@@ -49,25 +57,48 @@ def run_report(config: ReportConfig) -> None:
 def render(config: ReportConfig, uri: str, client: MlflowClient, runs: Sequence[RunData]) -> str:
     """The page's whole text."""
     import jinja2
-    import markupsafe
     from plotly.offline import get_plotlyjs
 
-    groups = grouped(runs)
+    groups, ui = grouped(runs), ui_of(config, uri)
     sections: list[Section] = []
     if groups.plain:
-        sections.append(run_section(client, groups.plain, config.pictures))
-    sections += [study_section(client, study, repeats) for study, repeats in groups.studies]
-    sections += [search_section(client, search, trials) for search, trials in groups.searches]
+        sections.append(run_section(groups.plain, ui, Album(client, config.pictures, len(runs))))
+    sections += [study_section(client, study, repeats, ui) for study, repeats in groups.studies]
+    sections += [search_section(client, search, trials, ui) for search, trials in groups.searches]
+    content = {
+        "charts": [[chart.drawing for chart in section.charts] for section in sections],
+        "settings": [asdict(section.settings) if section.settings else None for section in sections],
+    }
     template = (resources.files("efafnet.pipelines.report") / "page.html").read_text()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=config.title,
         subtitle=f"{config.experiment} at {uri}, written {time.strftime('%Y-%m-%d %H:%M')}",
+        links=_links(uri, ui),
         headline=_headline(groups),
         remarks=remarks(runs),
         sections=sections,
-        plotly_js=markupsafe.Markup(get_plotlyjs()),
+        plotly_js=packed(get_plotlyjs()),
+        content=packed(json.dumps(content)),
     )
+
+
+def packed(text: str) -> str:
+    """A text as base64 of its gzip, which every browser since 2023 unpacks by itself."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def ui_of(config: ReportConfig, uri: str) -> str:
+    """Address of MLflow's pages, without a slash at the end."""
+    own = uri if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    return (config.ui or own).rstrip("/")
+
+
+def _links(uri: str, ui: str) -> str:
+    """How the runs' links are made to work, where that takes something."""
+    if not uri.startswith("sqlite:") or not ui.startswith("http://127.0.0.1"):
+        return ""
+    return f"The runs' links open once this runs: mlflow ui --backend-store-uri {uri} --port {ui.rpartition(':')[2]}"
 
 
 def _headline(groups: Grouped) -> list[tuple[str, str]]:
@@ -75,13 +106,18 @@ def _headline(groups: Grouped) -> list[tuple[str, str]]:
     repeats = [run for _, each in groups.studies for run in each]
     every = [*groups.plain, *trials, *repeats]
     best = max((run for run in every if run.figure is not None), key=lambda r: r.figure or 0, default=None)
-    facts = [("training runs", str(len(groups.plain))), ("searches", str(len(groups.searches)))]
-    facts.append(("trials", str(len(trials))))
+    facts = [_counted(len(groups.plain), "training run"), _counted(len(groups.searches), "search", "searches")]
+    facts.append(_counted(len(trials), "trial"))
     if groups.studies:
-        facts += [("studies", str(len(groups.studies))), ("runs in studies", str(len(repeats)))]
+        facts += [_counted(len(groups.studies), "study", "studies")]
+        facts += [_counted(len(repeats), "run in studies", "runs in studies")]
     if best is not None:
         facts.insert(0, (f"best validation AP: {best.name}", figure_text(best.figure)))
     return [*facts, ("of training, all runs added up", duration(sum(run.duration_s or 0 for run in every)))]
+
+
+def _counted(count: int, one: str, many: str = "") -> tuple[str, str]:
+    return (one if count == 1 else many or f"{one}s"), str(count)
 
 
 def remarks(runs: Sequence[RunData]) -> list[str]:
@@ -98,7 +134,7 @@ def remarks(runs: Sequence[RunData]) -> list[str]:
         told.append(f"The runs were made by {len(versions)} versions of the code.")
     if (protocols := _protocols(runs)) is not None:
         told.append(protocols)
-    failed = [run.name for run in runs if run.status == "FAILED"]
+    failed = [run.named for run in runs if run.status == "FAILED"]
     if failed:
         told.append(f"Failed: {', '.join(failed[:8])}{' …' if len(failed) > 8 else ''}.")
     if trained:
@@ -122,10 +158,14 @@ def _noise(runs: Sequence[RunData]) -> str:
     repeated = [figures for figures in groups.values() if len(figures) > 1]
     if not repeated:
         return "Every setting was run once: small differences in AP may be luck, and nothing here can tell how small."
-    spread = max(max(figures) - min(figures) for figures in repeated)
+    df = sum(len(figures) - 1 for figures in repeated)
+    spread = math.sqrt(sum((len(each) - 1) * statistics.variance(each) for each in repeated) / df)
+    limit = float(stats.t.ppf(0.975, df)) * math.sqrt(2) * spread
+    few = "; with so few repetitions that is itself hardly known" if df < 4 else ""
     return (
-        f"Settings that were run with more than one seed: {len(repeated)}. Their AP differs from seed to seed by up to "
-        f"{spread:.3f}; differences of that size say nothing."
+        f"Settings that were run with more than one seed: {len(repeated)}. Their AP scatters from seed to seed with a "
+        f"standard deviation of {spread:.4f} ({df} df, pooled). Two single runs less than {limit:.3f} apart are not "
+        f"told apart at 95 %{few}."
     )
 
 

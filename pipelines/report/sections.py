@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import markupsafe
-
-from efafnet.pipelines.report.data import RunData, load_json, pictures
-from efafnet.pipelines.report.figures import Chart, run_charts, study_charts
-from efafnet.pipelines.report.tables import Cell, Column, Row, Table, run_table
+from efafnet.pipelines.report.curves import run_charts
+from efafnet.pipelines.report.data import RunData, differing, load_json, pictures
+from efafnet.pipelines.report.figures import Chart, study_charts
+from efafnet.pipelines.report.forest import forest
+from efafnet.pipelines.report.tables import Cell, Column, Row, Table, origin_table, run_table
 from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json
 from efafnet.pipelines.study.sheet import SHEET_FILE
@@ -19,9 +19,12 @@ from efafnet.pipelines.study.sheet import SHEET_FILE
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-MAX_PICTURE_PX = 1400
+MAX_PICTURE_PX = 1200
 """Longest side of an embedded picture; larger ones are reduced."""
-_WIDE = {"Settings together", "What mattered", "Settings against AP"}
+MAX_PAGE_BYTES = 2_500_000
+_PACKED_PLOTLY_BYTES, _BYTES_PER_RUN, _FRAME_BYTES = 1_960_000, 2_000, 40_000
+"""What a page's parts take, measured; pictures get what is left."""
+_WIDE = {"Settings together", "What mattered", "Settings against AP", "Differences from the baseline"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,14 @@ class Drawn:
 
     title: str
     note: str
-    html: markupsafe.Markup
+    drawing: dict[str, Any] | None
+    """What the script draws; None where the note says why there is nothing."""
     wide: bool
+
+    @property
+    def axes(self) -> list[str]:
+        """What the x axis may be."""
+        return list(self.drawing["axes"]) if self.drawing else []
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,17 @@ class Picture:
 
     source: str
     caption: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The settings that are not the same in all runs of a section, for comparing any two of them."""
+
+    names: list[str]
+    """Of the runs."""
+    keys: list[str]
+    values: list[list[str]]
+    """Of each run, in the order of ``keys``; empty for what a run does not have."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +74,59 @@ class Section:
     code_title: str = ""
     charts: list[Drawn] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    runs: Table | None = None
+    """The runs behind ``table``, where that one's rows are something else."""
+    origin: Table | None = None
+    settings: Compared | None = None
 
 
-def run_section(client: MlflowClient, runs: Sequence[RunData], limit: int) -> Section:
-    """The trainings that stand alone."""
-    shown = [
-        Picture(_embedded(content), f"{run.name}: {path.removeprefix('evaluation/')}")
-        for run in runs
-        for path, content in pictures(client, run.run_id, limit)
-    ]
-    text = "Only settings that differ between the runs are listed. Click a heading to sort; hover for the full key."
-    return Section("Training runs", "runs", [text], run_table(runs), charts=_drawn(run_charts(runs)), pictures=shown)
+def settings_of(runs: Sequence[RunData]) -> Compared | None:
+    """What two runs can be compared by; None where there are no two, or nothing differs."""
+    keys = differing(runs)
+    if len(runs) < 2 or not keys:
+        return None
+    return Compared([run.named for run in runs], keys, [[run.setting(key) or "" for key in keys] for run in runs])
 
 
-def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunData]) -> Section:
+class Album:
+    """Embeds pictures as long as there is room on the page.
+
+    Args:
+        client: of the tracking store.
+        limit: most pictures of each run.
+        runs: number of all runs on the page.
+    """
+
+    def __init__(self, client: MlflowClient, limit: int, runs: int) -> None:
+        self._client = client
+        self._limit = limit
+        self._left_bytes = MAX_PAGE_BYTES - _PACKED_PLOTLY_BYTES - _FRAME_BYTES - _BYTES_PER_RUN * runs
+
+    def of(self, run: RunData) -> Iterator[Picture]:
+        """The pictures of a run's evaluations that fit."""
+        for path, content in pictures(self._client, run.run_id, self._limit):
+            source = _embedded(content)
+            if source and len(source) <= self._left_bytes:
+                self._left_bytes -= len(source)
+                yield Picture(source, f"{run.name}: {path.removeprefix('evaluation/')}")
+
+
+def run_section(runs: Sequence[RunData], ui: str, album: Album) -> Section:
+    """The trainings that stand alone; the pictures of the best come first."""
+    ranked = sorted(runs, key=lambda run: -1.0 if run.figure is None else run.figure, reverse=True)
+    return Section(
+        "Training runs",
+        "runs",
+        ["Only settings that differ between the runs are listed. A heading sorts the table by its column."],
+        run_table(runs),
+        charts=_drawn(run_charts(runs)),
+        pictures=[picture for run in ranked for picture in album.of(run)],
+        origin=origin_table(runs, ui),
+        settings=settings_of(runs),
+    )
+
+
+def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunData], ui: str) -> Section:
     """A search and its trials."""
     content = load_json(client, search.run_id, STUDY_FILE)
     texts = [_summary(content, trials)]
@@ -85,19 +144,28 @@ def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunDa
         if best
         else "",
         _drawn([*charts, *[chart for chart in run_charts(trials) if chart.title != "Validation AP" or not charts]]),
+        origin=origin_table([search, *trials], ui),
+        settings=settings_of(trials),
     )
 
 
-def study_section(client: MlflowClient, study: RunData, repeats: Sequence[RunData]) -> Section:
-    """A study: the table that compares its rows, or its runs as long as there is none."""
+def study_section(client: MlflowClient, study: RunData, repeats: Sequence[RunData], ui: str) -> Section:
+    """A study: the table and the picture that compare its rows, and its runs."""
     content, anchor = load_json(client, study.run_id, SHEET_FILE), f"study-{study.run_id[:8]}"
+    title = f"Study {study.name}"
+    runs = run_table(repeats) if repeats else None
+    charts, origin = _drawn(run_charts(repeats)), origin_table([study, *repeats], ui)
+    differences = settings_of(repeats)
     if content is None:
-        told = [f"{len(repeats)} runs so far. The study has not yet put its table into MLflow."]
-        return Section(f"Study {study.name}", anchor, told, run_table(repeats) if repeats else None)
+        count = f"{len(repeats)} {'run' if len(repeats) == 1 else 'runs'}"
+        told = [f"{count} so far. The study has not yet put its table into MLflow."]
+        return Section(title, anchor, told, runs, charts=charts, origin=origin, settings=differences)
     sheet = content["sheet"]
     rows = [Row([_cell(text) for text in row], best=False) for row in sheet["rows"]]
     table = Table([Column(name, about) for name, about in sheet["columns"]], rows)
-    return Section(f"Study {study.name}", anchor, [sheet["title"], *sheet["texts"]], table)
+    texts = [sheet["title"], *sheet["texts"]]
+    charts = [*_drawn([forest(content)] if "rows" in content else []), *charts]
+    return Section(title, anchor, texts, table, charts=charts, runs=runs, origin=origin, settings=differences)
 
 
 def _cell(text: str) -> Cell:
@@ -123,7 +191,7 @@ def _names(content: dict[str, Any]) -> dict[int, str]:
 
 
 def _drawn(charts: Sequence[Chart]) -> list[Drawn]:
-    return [Drawn(c.title, c.note, markupsafe.Markup(c.html()), c.title in _WIDE) for c in charts]
+    return [Drawn(c.title, c.note, c.drawing(), c.title in _WIDE) for c in charts]
 
 
 def _embedded(content: bytes) -> str:
@@ -137,5 +205,5 @@ def _embedded(content: bytes) -> str:
     scale = MAX_PICTURE_PX / max(image.shape[:2])
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode()
+    _, encoded = cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 80])
+    return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efafnet.pipelines.report.data import RunData, differing
 from efafnet.pipelines.search.naming import short_names, short_value
+from efafnet.platform.provenance import COMMAND_TAG
 
 MAX_SETTINGS = 16
 """Columns of differing settings; unrelated runs differ in dozens, which no one reads."""
@@ -15,7 +17,7 @@ MAX_SETTINGS = 16
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading and what the mouse tells about it."""
+    """A column's heading and what it means."""
 
     name: str
     help: str
@@ -29,6 +31,8 @@ class Cell:
     order: str = ""
     kind: str = ""
     title: str = ""
+    link: str = ""
+    """Address that the text leads to."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table that can be sorted by clicking a heading."""
+    """A table that can be sorted by its headings."""
 
     columns: list[Column]
     rows: list[Row]
+
+    def numeric(self, index: int) -> bool:
+        """Whether a column holds numbers, which stand to the right."""
+        return any("number" in row.cells[index].kind for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,50 @@ def run_table(runs: Sequence[RunData]) -> Table:
 def figure_name(runs: Sequence[RunData]) -> str:
     """What the runs are compared by."""
     return "PCKh" if any("val/pckh" in run.metrics and "val/ap" not in run.metrics for run in runs) else "AP"
+
+
+def origin_table(runs: Sequence[RunData], ui: str) -> Table:
+    """Where each run comes from: its id, its code, its command and where it lies.
+
+    Args:
+        runs: in the order of their start.
+        ui: address of MLflow's pages, which the ids lead to.
+    """
+    columns = [
+        Column("run", "its name in MLflow"),
+        Column("id", "start of its id in MLflow, and the way there"),
+        Column("started", "local time of the machine that wrote this page"),
+        Column("host", "machine of the first worker"),
+        Column("commit", "of the code; + where files were changed since. Without git, the digest of the files"),
+        Column("command", "as it was typed; of a trial or a study's run, the command of the whole"),
+        Column("directory", "of its checkpoints, settings and log"),
+    ]
+    commands = {run.run_id: run.tags.get(COMMAND_TAG, "") for run in runs}
+    rows = [
+        Row([
+            Cell(run.short_name, run.name, "", run.name),
+            Cell(run.run_id[:8], run.run_id, "", run.run_id, _address(run, ui)),
+            Cell(time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started_ms / 1000)), str(run.started_ms)),
+            Cell(run.tags.get("env.host", "")),
+            Cell(_commit(run), "", "", run.tags.get("mlflow.source.git.commit", "")),
+            Cell(commands[run.run_id] or commands.get(run.parent_id or "", ""), "", "code"),
+            Cell(run.tags.get("efafnet.run_dir", ""), "", "code"),
+        ], best=False)
+        for run in runs
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def _address(run: RunData, ui: str) -> str:
+    """Where MLflow shows a run."""
+    return f"{ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+
+def _commit(run: RunData) -> str:
+    commit = run.tags.get("mlflow.source.git.commit", "")
+    if not commit:
+        return f"files {run.tags['code.digest'][:8]}" if "code.digest" in run.tags else ""
+    return commit[:8] + ("+" if run.tags.get("code.git_dirty") == "true" else "")
 
 
 def _figures(run: RunData, stores: Sequence[str]) -> list[Cell]:
