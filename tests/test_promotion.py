@@ -8,7 +8,16 @@ import pytest
 
 from efafnet.pipelines.search.config import TuneConfig
 from efafnet.pipelines.search.outcome import RankedTrial
-from efafnet.pipelines.study.promotion import AS_GIVEN, finals_config, finals_study, middle_samples, run_promoted
+from efafnet.pipelines.study.promotion import (
+    AS_GIVEN,
+    conclusion,
+    finals_config,
+    finals_study,
+    middle_samples,
+    run_promoted,
+    winner_of,
+)
+from efafnet.pipelines.study.statistics import Measured, compare
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
@@ -70,6 +79,24 @@ def test_finalists_meet_the_settings_as_given_on_seeds_the_search_has_not_seen(t
     finals = finals_config(config, 120)
     assert (finals.seed, finals.seeds, finals.max_samples, finals.concurrency) == (5, 2, 120, 3)
     assert finals.run_dir == tmp_path / "runs/mine/finals"
+
+
+def test_one_lucky_run_wins_nothing() -> None:
+    lucky = Measured("trial 0002", {1: 58.0})
+    found = compare([Measured(AS_GIVEN, {1: 50.0, 2: 51.0, 3: 52.0}), lucky], AS_GIVEN)
+    winner = winner_of(found.rows, 3)
+    assert winner.name == AS_GIVEN
+    told = "\n".join(conclusion(found, winner))
+    assert "cannot win, for too few of their runs ended: trial 0002 (1)" in told
+    assert "the search found nothing that did better than the settings as given" in told
+
+
+def test_what_is_said_of_a_winner_without_a_baseline_is_true() -> None:
+    found = compare([Measured("trial 0002", {1: 58.0, 2: 57.0})], AS_GIVEN)
+    told = "\n".join(conclusion(found, winner_of(found.rows, 3)))
+    assert "winner: trial 0002, 57.5 over 2 new seeds" in told
+    assert "no run of the settings as given ended" in told
+    assert "found nothing" not in told
 
 
 @pytest.mark.slow

@@ -183,7 +183,9 @@ def test_the_table_sets_the_papers_column_beside_the_measured_one() -> None:
     ]  # fmt: skip
     assert cell(made, "slow", "told apart") == "yes"
     assert cell(made, "quick again", "told apart") == "no"
-    assert cell(made, "quick again", "more seeds") == "beyond"  # a difference of nothing
+    assert cell(made, "quick again", "more seeds").endswith(" or more")  # a difference of nothing
+    assert cell(made, "quick again", "better").startswith("0.50 (")
+    assert cell(made, "quick again", "sd") == "2.65"  # of 50, 51, 55: sqrt(14 / 2)
     assert cell(made, "quick", "diff.") == "baseline"
     assert (cell(made, "another's", "measured"), cell(made, "another's", "diff.")) == ("not run", "")
     told = "\n".join(made.texts)
@@ -209,9 +211,25 @@ def test_without_a_baseline_nothing_is_compared() -> None:
 
 def test_a_table_of_single_runs_claims_nothing() -> None:
     made, _ = sheet({"quick": [50.0], "slow": [70.0]})
-    assert [cell(made, "slow", name) for name in ("±", "diff.", "p", "told apart")] == ["?", "+20.0", "?", "?"]
+    assert [cell(made, "slow", name) for name in ("±", "sd", "diff.", "p", "told apart", "better")] == [
+        "?", "?", "+20.0", "?", "?", "?",
+    ]  # fmt: skip
     assert any("one run per row: nothing here tells a difference from luck" in text for text in made.texts)
     assert not any("told apart from" in text for text in made.texts)
+
+
+def test_a_row_that_scatters_unlike_the_others_is_said_so() -> None:
+    quiet = {str(row): [row + 0.1 * ((row * seed) % 3) for seed in range(4)] for row in range(1, 5)}
+    figures = {"0": [0.0] * 4, **quiet, "wild": [10.0, -6.0, 8.0, -4.0]}
+    text = "about: x\nbaseline: '0'\nrows:\n" + "".join(f"  - {{name: '{name}'}}\n" for name in figures)
+    plans = [Plan(row, None, None, "") for row in parse_study(text, "x.yaml", {}).rows]
+    measured = [Measured(name, dict(enumerate(values))) for name, values in figures.items()]
+    made = sheet_of("x", plans, compare(measured, "0", resolve=0.5), [], {})
+    assert cell(made, "wild", "told apart") == "no, by own seeds"
+    assert cell(made, "4", "told apart") == "yes"
+    told = "\n".join(made.texts)
+    assert "scatter more than the others, and are left out of the pool: wild" in told
+    assert "a true difference of 0.5 points would stand out in this table every second time with" in told
 
 
 # ----------------------------------------------------------------------------------------------------- a whole study

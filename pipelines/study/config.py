@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from efafnet.models.known_costs import Cost
     from efafnet.pipelines.training.inputs import Inputs
 
-_STUDY_ONLY = ("study", "seeds", "concurrency", "retries", "confidence", "bootstrap", "keep")
+_STUDY_ONLY = ("study", "seeds", "concurrency", "retries", "confidence", "scatter", "resolve", "bootstrap", "keep")
 
 
 class StudyConfig(TrainConfig):
@@ -42,6 +42,12 @@ class StudyConfig(TrainConfig):
     ``worker.max_failures`` times besides."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Of the intervals, and of all that the table claims together."""
+    scatter: Literal["auto", "equal", "own"] = "auto"
+    """Whether rows are taken to scatter alike. equal: one spread from all rows, which sees most. own: each difference
+    is judged by the seeds of its own two rows, which is right however rows scatter, and wants five seeds or more. auto:
+    equal, except for rows and differences that are found to scatter more than the others."""
+    resolve: float | None = Field(default=None, gt=0)
+    """A difference in percent points: the table says how many seeds would show it."""
     bootstrap: int = Field(default=1000, ge=0)
     """Resamplings of the validation images; 0 for intervals by seeds alone."""
     keep: Literal["none", "all"] = "none"

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efafnet.pipelines.evaluation.bootstrap import FIGURES, resample
+from efafnet.pipelines.evaluation.bootstrap import FIGURES, effective_images, resample
 from efafnet.pipelines.evaluation.columns import detections
 from efafnet.pipelines.evaluation.matching import match
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.study.runs import figure_of, has_images, is_done, predictions_of
-from efafnet.pipelines.study.statistics import Measured
+from efafnet.pipelines.study.statistics import PERCENT, Measured
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
-
-PERCENT = 100.0
-"""Figures are compared in percent, as papers print them."""
 
 
 def measure(
@@ -45,15 +43,17 @@ def measure(
         Measured(
             name,
             {seed: PERCENT * figure_of(run, metric) for (row, seed), run in done.items() if row == name},
-            {seed: each for (row, seed), each in draws.items() if row == name},
+            {seed: each for (row, seed), (each, _) in draws.items() if row == name},
+            min((images for _, images in draws.values()), default=math.inf),
         )
         for name in rows
     ]
 
 
-def _draws(run: TrainConfig, inputs: Inputs, metric: str, replicates: int) -> NDArray[np.float64]:
-    """The run's figure on each draw, percent; the same draws for every run of the same store."""
+def _draws(run: TrainConfig, inputs: Inputs, metric: str, replicates: int) -> tuple[NDArray[np.float64], float]:
+    """The run's figure on each draw, percent, the same draws for every run of the same store; and how many images of
+    equally many persons would say as much."""
     assert inputs.val is not None, "runs are measured on a validation store"
     truth = reference_of(inputs.val.path, inputs.val.digest).truth
     table = match(truth, detections(predictions_of(run), truth))
-    return PERCENT * resample(table, replicates=replicates)[:, FIGURES.index(metric)]
+    return PERCENT * resample(table, replicates=replicates)[:, FIGURES.index(metric)], effective_images(table)

@@ -19,7 +19,7 @@ from efafnet.pipelines.search.outcome import RankedTrial, SearchResult
 from efafnet.pipelines.search.tune import run_tune
 from efafnet.pipelines.study.config import StudyConfig, row_config
 from efafnet.pipelines.study.runs import Running, figure_of, run_all
-from efafnet.pipelines.study.statistics import Standing, rank_correlation
+from efafnet.pipelines.study.statistics import Comparison, Standing, rank_correlation
 from efafnet.pipelines.study.study import StudyResult, compare_rows
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
@@ -85,12 +85,19 @@ def promote(config: TuneConfig, found: SearchResult) -> Promotion:
     if not finals.found.rows:
         reason = next(iter(finals.failures.values()), "")
         raise ValueError(f"every run of the finals failed: {reason}; its logs are in {finals.directory}/runs")
-    winner = max(finals.found.rows, key=lambda row: row.mean)
+    winner = winner_of(finals.found.rows, config.promote.repeats)
     preset = found.directory / WINNER
     settings = resolve(TrainConfig, _winners_tree(config, found, winner))
     head = f"# {winner.name}, the winner of the search {config.name} over {winner.runs} new seeds, in full.\n"
     write_text(preset, head + to_yaml(settings))
     return Promotion(finals, winner, preset)
+
+
+def winner_of(rows: Sequence[Standing], repeats: int) -> Standing:
+    """The row with the highest mean among those that have all their ``repeats``, or among those with most runs where
+    none has: the luckiest of few runs is no winner."""
+    full = min(repeats, max(row.runs for row in rows))
+    return max((row for row in rows if row.runs >= full), key=lambda row: row.mean)
 
 
 def middle_samples(config: TuneConfig, inputs: Inputs) -> int:
@@ -182,16 +189,29 @@ def _winners_tree(config: TuneConfig, found: SearchResult, winner: Standing) -> 
 
 def show(promotion: Promotion) -> None:
     """Print the finals and what follows from them."""
-    finals, winner = promotion.finals, promotion.winner
-    finals.sheet.show()
-    others = len(finals.found.rows) - 1
-    console.say(
-        f"winner: {winner.name}, {winner.mean:.1f} over {winner.runs} new seeds. As the largest of {others + 1} means "
-        "it is still a little too good; its full run has a seed of its own"
-    )
-    difference = winner.difference
-    if difference is None:
-        console.say("the search found nothing that did better than the settings as given")
-    elif not difference.distinguishable:
-        console.say(f"it is NOT told apart from the settings as given ({difference.value:+.1f}): this may be luck")
+    promotion.finals.sheet.show()
+    for sentence in conclusion(promotion.finals.found, promotion.winner):
+        console.say(sentence)
     console.say(f"train it in full: efafnet train {promotion.preset}")
+
+
+def conclusion(found: Comparison, winner: Standing) -> list[str]:
+    """What the finals say, and what they do not."""
+    given = next((row for row in found.rows if row.name == AS_GIVEN), None)
+    told = [
+        f"winner: {winner.name}, {winner.mean:.1f} over {winner.runs} new seeds. As the largest of {len(found.rows)} "
+        "means it is still a little too good; its full run has a seed of its own"
+    ]
+    short = [f"{row.name} ({row.runs})" for row in found.rows if row.runs < winner.runs]
+    if short:
+        told.append(f"cannot win, for too few of their runs ended: {', '.join(short)}")
+    difference = winner.difference
+    if winner.name == AS_GIVEN:
+        told.append("the search found nothing that did better than the settings as given")
+    elif given is None:
+        told.append("no run of the settings as given ended: whether the winner is better than they are is not known")
+    elif difference is None or difference.p_holm is None:
+        told.append("too few seeds in common with the settings as given to tell whether it is better than they are")
+    elif not difference.distinguishable:
+        told.append(f"it is NOT told apart from the settings as given ({difference.value:+.1f}): this may be luck")
+    return told

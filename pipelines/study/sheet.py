@@ -7,15 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efafnet.pipelines.study.config import Plan
-from efafnet.pipelines.study.statistics import (
-    MOST_RUNS,
-    Comparison,
-    Difference,
-    Measured,
-    Span,
-    Standing,
-    rank_correlation,
-)
+from efafnet.pipelines.study.statistics import Comparison, Difference, Measured, Standing, rank_correlation
+from efafnet.pipelines.study.uncertainty import MOST_RUNS, RANGE, Chance, Runs, Span
 from efafnet.platform import console
 
 SHEET_FILE = "study/result.json"
@@ -84,16 +77,27 @@ def _columns(found: Comparison) -> tuple[tuple[str, str], ...]:
         ("paper", "the paper's figure, percent"),
         ("measured", "mean over seeds, percent"),
         ("±", f"half the {mass} interval of that mean by seeds, on these validation images"),
+        ("sd", "standard deviation of the row's own runs"),
         ("runs", "runs that ended"),
         ("paper diff.", "the paper's figure minus its figure of the baseline"),
         ("diff.", f"measured, minus {found.baseline}, seed by seed"),
         (f"{mass} of diff.", "interval of the difference by seeds and images together, this difference alone"),
         ("p", "probability of so large a difference between equal settings, by Holm's correction for the whole table"),
-        ("told apart", f"whether p is below {1 - found.confidence:.2g}"),
+        (
+            "told apart",
+            f"whether p is below {1 - found.confidence:.2g}; by own seeds: the difference scatters unlike the others, "
+            "so the seeds of its two rows alone judge it",
+        ),
+        (
+            "better",
+            f"probability that a run of the row beats the baseline's with the same seed, and its {mass} interval; .5 "
+            "for no difference, .75 for one that matters (Bouthillier et al. 2021)",
+        ),
         (
             "more seeds",
-            "further seeds after which a true difference of this size would stand out every second time; beyond: the "
-            f"draw of the validation images hides it however many there are, or more than {MOST_RUNS}",
+            "further seeds after which the true difference would stand out every second time, between the largest and "
+            f"the smallest that it may be ({100 * RANGE:g} %); or more: it may be nothing, or the draw of the "
+            f"validation images hides it however many there are; beyond: more than {MOST_RUNS}",
         ),
         ("M params", "parameters in millions, without auxiliary heads; in brackets the paper's"),
         ("GMAC", "multiply-adds of one crop in 10^9"),
@@ -106,9 +110,11 @@ def _row(plan: Plan, standing: Standing | None, paper_base: float | None, baseli
     known = f" ({plan.row.paper_params_m:g})" if plan.row.paper_params_m is not None else ""
     cost = ["", ""] if plan.cost is None else [f"{plan.cost.params_m:.3g}{known}", f"{plan.cost.gmac:.3g}"]
     if standing is None:
-        measured = ["not run" if plan.why else "failed", "", "0"]
+        measured = ["not run" if plan.why else "failed", "", "", "0"]
     else:
-        measured = [f"{standing.mean:.1f}", f"{standing.span.half:.1f}" if standing.span else "?", str(standing.runs)]
+        spread = "?" if standing.std is None else f"{standing.std:.2f}"
+        half = f"{standing.span.half:.1f}" if standing.span else "?"
+        measured = [f"{standing.mean:.1f}", half, spread, str(standing.runs)]
     is_base = plan.row.name == baseline
     difference = standing.difference if standing else None
     return [
@@ -116,19 +122,24 @@ def _row(plan: Plan, standing: Standing | None, paper_base: float | None, baseli
         "" if paper is None else f"{paper:.1f}",
         *measured,
         "" if gain is None or is_base else f"{gain:+.1f}",
-        *(["baseline", "", "", "", ""] if is_base else _judgement(difference)),
+        *(["baseline", *[""] * 5] if is_base else _judgement(difference)),
         *cost,
     ]
 
 
 def _judgement(difference: Difference | None) -> list[str]:
     if difference is None:
-        return [""] * 5
+        return [""] * 6
     if difference.p_holm is None:
-        return [f"{difference.value:+.1f}", "?", "?", "?", "?"]
-    more = {None: "beyond", 0: ""}.get(difference.further_runs, str(difference.further_runs))
+        return [f"{difference.value:+.1f}", *["?"] * 5]
     p = f"{difference.p_holm:.3f}" if difference.p_holm >= 0.001 else "< 0.001"
-    return [f"{difference.value:+.1f}", ends(difference.span), p, "yes" if difference.distinguishable else "no", more]
+    apart = ("yes" if difference.distinguishable else "no") + ", by own seeds" * difference.own_seeds
+    more = "" if difference.further_runs is None else str(difference.further_runs)
+    return [f"{difference.value:+.1f}", ends(difference.span), p, apart, _chance(difference.better), more]
+
+
+def _chance(better: Chance | None) -> str:
+    return "?" if better is None else f"{better.value:.2f} ({better.span.low:.2f} to {better.span.high:.2f})"
 
 
 def ends(span: Span | None) -> str:
@@ -142,10 +153,34 @@ def _noise(found: Comparison) -> list[str]:
         return ["one run per row: nothing here tells a difference from luck; give seeds=3 or more"]
     text = f"seeds of one row lie apart by {noise.within:.2f} points (standard deviation, {noise.within_df} df)"
     if noise.residual_df == 0:
-        return [f"{text}; one row alone, or no seed in common, leaves nothing to compare"]
-    return [
+        return [f"{text}; rows share too few seeds for a spread of their differences: give the same seeds to all"]
+    texts = [
         f"{text}; the difference of two single runs with the same seed scatters by {noise.of_pair:.2f} "
         f"({noise.residual_df} df, pooled over the rows)"
+    ]
+    return [*texts, *_unlike(found), *_resolved(found)]
+
+
+def _unlike(found: Comparison) -> list[str]:
+    """Say which rows do not scatter as the others do."""
+    noisy = found.noise.noisy if found.noise is not None else ()
+    own = [row.name for row in found.rows if row.difference is not None and row.difference.own_seeds]
+    texts = []
+    if noisy:
+        texts.append(f"scatter more than the others, and are left out of the pool: {', '.join(noisy)}")
+    if own:
+        texts.append(f"judged by the seeds of its two rows alone: the difference of {', '.join(own)}")
+    return texts
+
+
+def _resolved(found: Comparison) -> list[str]:
+    if found.resolved is None:
+        return []
+    points, seeds, span = found.resolved
+    middle = f"more than {MOST_RUNS}" if seeds is None else str(seeds)
+    return [
+        f"a true difference of {points:g} points would stand out in this table every second time with {middle} seeds "
+        f"in all ({span}, since the spread is itself known from a few runs)"
     ]
 
 
@@ -192,6 +227,11 @@ def to_json(
         "baseline": found.baseline,
         "confidence": found.confidence,
         "noise": None if found.noise is None else asdict(found.noise),
+        "resolved": None if found.resolved is None else _resolved_json(*found.resolved),
         "rows": rows,
         "sheet": asdict(sheet),
     }
+
+
+def _resolved_json(points: float, seeds: int | None, span: Runs) -> dict[str, Any]:
+    return {"points": points, "seeds": seeds, "range": asdict(span)}

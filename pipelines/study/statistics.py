@@ -1,18 +1,23 @@
 """What repeated runs say: which settings differ, how far the figures would move, how many more runs it would take.
 
 Every setting is run with the same seeds, which give the same order of samples and the same augmentation. A seed's runs
-are therefore a block, as in a randomised block design, and a setting's difference from the baseline is taken seed by
-seed. Two things move it: the seed (measured by what is left of the figures when each row's and each seed's own level
-are taken out) and the draw of validation images (measured by bootstrap, the same draws for all runs). Both variances
-are added. What the two share, the interaction of seed and image, is counted twice: the intervals are a little too wide.
+are therefore a block, and a figure is taken to be its row's level plus its seed's plus what is left (``additive``). Two
+things move a difference: the seed (measured by what is left) and the draw of validation images (measured by bootstrap,
+the same draws for all runs). Both variances are added. What the two share, the interaction of seed and image, is
+counted twice: the intervals are a little too wide.
 
 The residual spread is pooled over the rows, because three seeds alone say next to nothing about the spread of one
-difference. With two rows this is exactly the paired t test; with more it supposes that the rows scatter alike.
+difference. With two rows this is exactly the paired t test; with more it supposes that the rows scatter alike. So what
+scatters unlike the others is looked for: a row that does is left out of the pool, and a difference that moves from seed
+to seed more than the pool allows is judged by its own seeds, by the paired t test of those two rows (as Welch's test
+judges two groups by their own spreads). Few seeds cannot show a difference in scatter surely: how often intervals hold
+and claims are false then is measured by ``python -m benchmarks.bench_statistics``, and ``scatter="own"`` judges every
+difference by its own seeds, which is right however rows scatter and sees less.
+
 Differences from the baseline are many at once: Holm's correction keeps the chance of ANY false claim below 1 minus the
 confidence.
 
-Sources: Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks" (2021); Holm (1979);
-Satterthwaite (1946) for the degrees of freedom of a sum of variances.
+Sources: Bouthillier et al., "Accounting for Variance in Machine Learning Benchmarks" (2021); Holm (1979); Welch (1947).
 
 Legend: M rows (settings), S seeds, B bootstrap draws of the images.
 """
@@ -22,13 +27,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-MOST_RUNS = 10_000
-"""Where the count of runs needed gives up."""
+from efafnet.pipelines.evaluation.bootstrap import interval
+from efafnet.pipelines.study.additive import Fit, fit
+from efafnet.pipelines.study.uncertainty import Chance, Runs, Scatter, Span, t_quantile
+
+PERCENT = 100.0
+"""Figures are compared in percent, as papers print them."""
+NOISY_ROW = 0.05
+"""Probability with which a table whose rows scatter alike loses a row from its pool."""
+NOISY_DIFFERENCE = 0.1
+"""Probability with which a difference in such a table is judged by its own seeds alone."""
+_MANY = 1e9
+"""Images beyond which their number no longer matters."""
+
+Judging = Literal["auto", "equal", "own"]
 
 
 @dataclass(frozen=True)
@@ -37,23 +55,12 @@ class Measured:
 
     name: str
     by_seed: Mapping[int, float]
-    """The validation figure of each seed's run."""
+    """The validation figure of each seed's run, percent."""
     draws: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     """float64 (B,) per seed: the figure on each bootstrap draw of the images; the same draws for all rows and seeds.
     Empty where there is no bootstrap."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A confidence interval."""
-
-    low: float
-    high: float
-
-    @property
-    def half(self) -> float:
-        """Half its width."""
-        return (self.high - self.low) / 2
+    images: float = math.inf
+    """Effective number of images that are drawn from (``evaluation.bootstrap.effective_images``)."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +68,14 @@ class Noise:
     """How far runs lie apart that differ in nothing but the seed; standard deviations of single runs."""
 
     within: float
-    """Between seeds of one row, pooled over the rows."""
+    """Between seeds of one row, pooled over the rows that scatter alike."""
     within_df: int
     residual: float
     """The same after each seed's common effect on all rows is taken out: what pairing leaves."""
     residual_df: int
-    """0 where it cannot be known: fewer than two rows or two seeds."""
+    """0 where it cannot be known: fewer than two rows or two seeds that hang together."""
+    noisy: tuple[str, ...] = ()
+    """Rows that scatter more than the others, and are left out of both."""
 
     @property
     def of_pair(self) -> float:
@@ -82,7 +91,7 @@ class Difference:
     pairs: int
     """Seeds that both have."""
     span: Span | None
-    """Interval by seeds and images together, of this difference alone; None with fewer than two pairs."""
+    """Interval by seeds and images together, of this difference alone; None where the spread is not known."""
     by_seeds: Span | None
     """Interval by seeds alone: on these very validation images."""
     by_images: Span | None
@@ -91,13 +100,17 @@ class Difference:
     """Standard error by the draw of the images; 0 without bootstrap."""
     p: float | None
     """Two-sided probability of so large a difference between equal settings, of this difference alone."""
+    own_seeds: bool = False
+    """Whether it is judged by its own seeds' scatter, and not by all rows'."""
+    better: Chance | None = None
+    """Probability that a run of the row beats the baseline's run with the same seed."""
     p_holm: float | None = None
-    """The same, corrected for the number of differences in the table."""
+    """The same as ``p``, corrected for the number of differences in the table."""
     distinguishable: bool = False
     """Whether ``p_holm`` is below 1 minus the confidence."""
-    further_runs: int | None = None
-    """Further seeds, for the row and the baseline alike, after which a true difference of this size would stand out
-    in every second repetition; 0 where it does already, None where no number of seeds is enough."""
+    further_runs: Runs | None = None
+    """Further seeds, for the row and the baseline alike, after which the true difference would stand out in every
+    second repetition; None where it does already."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +120,14 @@ class Standing:
     name: str
     mean: float
     runs: int
+    std: float | None
+    """Standard deviation of its own runs; None for a single one."""
     span: Span | None
     """Confidence interval of the mean over seeds, on these validation images."""
     by_images: Span | None
     """Interval of the mean by bootstrap over images, for these runs."""
     difference: Difference | None
-    """From the baseline; None for the baseline itself, or without a seed in common."""
+    """From the baseline; None for the baseline itself, or where no chain of shared seeds leads to it."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,9 @@ class Comparison:
     """None where no row has two runs."""
     rows: tuple[Standing, ...]
     """Those with at least one run, in the given order."""
+    resolved: tuple[float, int | None, Runs] | None = None
+    """A difference in percent that was asked for, the seeds in all after which it would stand out in this table every
+    second time, and the range of them that the spread's own uncertainty leaves."""
 
     @property
     def distinguishable(self) -> list[Standing]:
@@ -132,118 +150,162 @@ class Comparison:
         return [row for row in self.rows if row.difference is not None and row.difference.distinguishable]
 
 
-def compare(rows: Sequence[Measured], baseline: str, *, confidence: float = 0.95) -> Comparison:
+def compare(
+    rows: Sequence[Measured],
+    baseline: str,
+    *,
+    confidence: float = 0.95,
+    scatter: Judging = "auto",
+    resolve: float | None = None,
+) -> Comparison:
     """Compare each row with the baseline.
 
     Args:
         rows: measured rows, among them the baseline; those without runs are left out.
         baseline: its name.
         confidence: of the intervals, and of all claims of the table together.
+        scatter: whether rows are taken to scatter alike: equal, own (never: each difference by its own seeds), auto.
+        resolve: a difference, percent, whose number of seeds is asked for.
     """
-    present = [row for row in rows if row.by_seed]
-    noise = noise_of(present)
-    base = next((row for row in present if row.name == baseline), None)
+    present = {row.name: row for row in rows if row.by_seed}
+    pool = _pool(present, scatter)
+    noise = _noise(present, pool)
+    judge = _Judge(present, pool, confidence, scatter)
+    base = present.get(baseline)
     plain = {
-        row.name: _difference(row, base, noise, confidence)
-        for row in present
-        if base is not None and row is not base and row.by_seed.keys() & base.by_seed.keys()
+        name: found
+        for name, row in present.items()
+        if base is not None and row is not base and (found := judge.difference(row, base)) is not None
     }
-    judged = _judged(plain, noise, confidence)
-    standings = [_standing(row, noise, confidence, judged.get(row.name)) for row in present]
-    return Comparison(baseline, confidence, noise, tuple(standings))
+    judged = _judged(plain, judge, confidence, baseline)
+    standings = [_standing(row, noise, confidence, judged.get(name), scatter) for name, row in present.items()]
+    resolved = None if resolve is None else _resolved(resolve, judged, noise, pool, confidence)
+    return Comparison(baseline, confidence, noise, tuple(standings), resolved)
 
 
-def noise_of(rows: Sequence[Measured]) -> Noise | None:
-    """The spread between seeds; None where no row has two runs. Rows that lack a seed count for ``within`` only."""
-    repeated = [np.array(list(row.by_seed.values())) for row in rows if len(row.by_seed) > 1]
-    if not repeated:
+def _pool(rows: Mapping[str, Measured], scatter: Judging) -> Fit:
+    """The additive model of the rows that scatter alike: the noisiest is left out while it scatters beyond them."""
+    table = {name: row.by_seed for name, row in rows.items()}
+    pool = fit(table)
+    while scatter == "auto" and (noisy := pool.noisiest(NOISY_ROW)) is not None:
+        pool = fit(table, [name for name in pool.names if name != noisy])
+    return pool
+
+
+def _noise(rows: Mapping[str, Measured], pool: Fit) -> Noise | None:
+    """The spread between seeds; None where no row has two runs."""
+    alike = [np.array(list(rows[name].by_seed.values())) for name in pool.names if len(rows[name].by_seed) > 1]
+    noisy = tuple(name for name in rows if name not in pool.names)
+    if not alike:
         return None
-    within_df = sum(len(values) - 1 for values in repeated)
-    within = math.sqrt(sum(float(((values - values.mean()) ** 2).sum()) for values in repeated) / within_df)
-    seeds = sorted({seed for row in rows for seed in row.by_seed})
-    complete = np.array([[row.by_seed[seed] for seed in seeds] for row in rows if len(row.by_seed) == len(seeds)])
-    residual, residual_df = block_residual(complete) if len(complete) else (0.0, 0)
-    return Noise(within, within_df, residual, residual_df)
-
-
-def block_residual(figures: NDArray[np.float64]) -> tuple[float, int]:
-    """Standard deviation of what is left of ``figures`` (M, S) after row means and seed means, and its degrees of
-    freedom (M - 1)(S - 1); (0, 0) where there are none."""
-    rows, seeds = figures.shape
-    df = (rows - 1) * (seeds - 1)
-    if df == 0:
-        return 0.0, 0
-    left = figures - figures.mean(axis=1, keepdims=True) - figures.mean(axis=0, keepdims=True) + figures.mean()
-    return math.sqrt(float((left**2).sum()) / df), df
+    df = sum(len(values) - 1 for values in alike)
+    within = math.sqrt(sum(float(((values - values.mean()) ** 2).sum()) for values in alike) / df)
+    return Noise(within, df, pool.residual, pool.df, noisy)
 
 
 # ---- one difference
 
 
 @dataclass(frozen=True)
-class _Scatter:
-    """The uncertainty of a difference of means over seeds."""
+class _Estimate:
+    """A difference of means, and what moves it."""
 
+    value: float
+    weights: Mapping[tuple[str, int], float]
+    """How much of each run's figure it is made of."""
     single: float
     """Standard deviation of one seed's difference."""
     df: int
-    """Its degrees of freedom."""
-    images: float
-    """Standard error by the draw of the images; 0 without bootstrap."""
-
-    def error(self, pairs: int) -> tuple[float, float]:
-        """Standard error of the mean over ``pairs`` seeds, and its degrees of freedom (Satterthwaite)."""
-        seeds = self.single**2 / pairs
-        both = seeds + self.images**2
-        if both == 0:
-            return 0.0, float(self.df)
-        return math.sqrt(both), both**2 / (seeds**2 / self.df) if seeds else math.inf
-
-    def p(self, value: float, pairs: int) -> float:
-        """Two-sided probability of a difference of at least ``value`` where there is none."""
-        error, df = self.error(pairs)
-        if error == 0:
-            return 1.0 if value == 0 else 0.0
-        return float(2 * stats.t.sf(abs(value) / error, df))
-
-    def span(self, value: float, pairs: int, confidence: float) -> Span:
-        """Confidence interval around ``value``."""
-        error, df = self.error(pairs)
-        reach = float(stats.t.ppf((1 + confidence) / 2, df)) * error
-        return Span(value - reach, value + reach)
+    pairs: float
+    """Seeds that a mean of pairs would need for the same certainty; their number in a whole table."""
+    own_seeds: bool
 
 
-def _difference(row: Measured, base: Measured, noise: Noise | None, confidence: float) -> Difference:
-    seeds = sorted(row.by_seed.keys() & base.by_seed.keys())
-    value = float(np.mean([row.by_seed[seed] - base.by_seed[seed] for seed in seeds]))
-    mine, theirs = _mean_draws(row, seeds), _mean_draws(base, seeds)
-    change = mine - theirs if mine is not None and theirs is not None else None
-    images = None if change is None else _percentiles(change, confidence)
-    image_error = 0.0 if change is None else float(change.std(ddof=1))
-    if noise is None or noise.residual_df == 0:
-        return Difference(value, len(seeds), None, None, images, image_error, None)
-    by_seeds = _Scatter(noise.of_pair, noise.residual_df, 0.0)
-    both = _Scatter(noise.of_pair, noise.residual_df, image_error)
-    return Difference(
-        value=value,
-        pairs=len(seeds),
-        span=both.span(value, len(seeds), confidence),
-        by_seeds=by_seeds.span(value, len(seeds), confidence),
-        by_images=images,
-        image_error=image_error,
-        p=both.p(value, len(seeds)),
-    )
+@dataclass(frozen=True)
+class _Judge:
+    """Takes differences and judges each."""
+
+    rows: Mapping[str, Measured]
+    pool: Fit
+    confidence: float
+    scatter: Judging
+
+    def difference(self, row: Measured, base: Measured) -> Difference | None:
+        """The row minus the baseline; None where nothing connects them."""
+        pairs = sorted(row.by_seed.keys() & base.by_seed.keys())
+        estimate = self._estimate(row, base, pairs)
+        if estimate is None:
+            return None
+        change = self._change(estimate.weights)
+        moved = self.scatter_of(estimate, change, row.images)
+        images = None
+        if change is not None:
+            found = interval(estimate.value, change, min(row.images, _MANY), confidence=self.confidence, share=False)
+            images = Span(found.low, found.high)
+        plain = Difference(estimate.value, len(pairs), None, None, images, moved.image_error, None)
+        if estimate.df == 0:
+            return plain
+        value, count = estimate.value, estimate.pairs
+        return replace(
+            plain,
+            span=moved.span(value, count, self.confidence),
+            by_seeds=replace(moved, image_error=0.0).span(value, count, self.confidence),
+            p=moved.p(value, count),
+            own_seeds=estimate.own_seeds,
+            better=moved.chance(value, count, self.confidence),
+        )
+
+    def further(self, row: Measured, base: Measured, level: float) -> Runs | None:
+        """Further seeds until the difference of two rows passes ``level``."""
+        pairs = sorted(row.by_seed.keys() & base.by_seed.keys())
+        estimate = self._estimate(row, base, pairs)
+        if estimate is None or estimate.df == 0:
+            return None
+        moved = self.scatter_of(estimate, self._change(estimate.weights), row.images)
+        return moved.further(estimate.value, estimate.pairs, level)
+
+    def scatter_of(self, estimate: _Estimate, change: NDArray[np.float64] | None, images: float) -> Scatter:
+        """What moves a difference, whose ``change`` (B,) is its value on each draw of the images."""
+        if change is None:
+            return Scatter(estimate.single, estimate.df)
+        few = min(max(images, 2.0), _MANY)  # a variance of n images is too small by n - 1 over n
+        error = float(change.std(ddof=1)) * math.sqrt(few / (few - 1))
+        return Scatter(estimate.single, estimate.df, error, images)
+
+    def _estimate(self, row: Measured, base: Measured, pairs: Sequence[int]) -> _Estimate | None:
+        steps = np.array([row.by_seed[seed] - base.by_seed[seed] for seed in pairs])
+        variance = float(steps.var(ddof=1)) if len(pairs) > 1 else 0.0
+        own = self.scatter == "own" or not {row.name, base.name} <= set(self.pool.names)
+        if not own and self.scatter == "auto" and len(pairs) > 1:
+            own = self.pool.unlike(row.name, base.name, variance, NOISY_DIFFERENCE)
+        if not own:
+            found = self.pool.difference(row.name, base.name)
+            if found is None:
+                return None
+            value, square, weights = found
+            return _Estimate(value, weights, math.sqrt(2) * self.pool.residual, self.pool.df, 2 / square, False)
+        if not pairs:
+            return None
+        weights = {(each.name, seed): sign / len(pairs) for each, sign in ((row, 1), (base, -1)) for seed in pairs}
+        single = math.sqrt(variance)
+        return _Estimate(float(np.mean(steps)), weights, single, len(pairs) - 1, len(pairs), True)
+
+    def _change(self, weights: Mapping[tuple[str, int], float]) -> NDArray[np.float64] | None:
+        """A difference on each draw of the images, (B,); None unless all its runs have them."""
+        if any(seed not in self.rows[name].draws for name, seed in weights):
+            return None
+        total = sum(weight * self.rows[name].draws[seed] for (name, seed), weight in weights.items())
+        return np.asarray(total)
 
 
-def _judged(plain: Mapping[str, Difference], noise: Noise | None, confidence: float) -> dict[str, Difference]:
+def _judged(plain: Mapping[str, Difference], judge: _Judge, confidence: float, baseline: str) -> dict[str, Difference]:
     """The same differences, judged together."""
     tested = {name: each.p for name, each in plain.items() if each.p is not None}
     adjusted, levels = holm(list(tested.values()), 1 - confidence)
     judged = dict(plain)
     for name, p_holm, level in zip(tested, adjusted, levels, strict=True):
-        assert noise is not None, "a probability comes from a spread"
         clear = p_holm < 1 - confidence
-        more = 0 if clear else further_runs(plain[name], noise, level)
+        more = None if clear else judge.further(judge.rows[name], judge.rows[baseline], level)
         judged[name] = replace(plain[name], p_holm=p_holm, distinguishable=clear, further_runs=more)
     return judged
 
@@ -261,50 +323,39 @@ def holm(p: Sequence[float], alpha: float) -> tuple[list[float], list[float]]:
     return adjusted, levels
 
 
-def further_runs(difference: Difference, noise: Noise, level: float) -> int | None:
-    """Further seeds until a true difference of this size would pass ``level`` in every second repetition.
-
-    With the same spread and the same images; about (2 s / difference)^2 runs in all where images matter little, s the
-    standard deviation of one seed's difference. None where the images alone forbid it, or beyond ``MOST_RUNS``.
-    """
-    df_per_seed = noise.residual_df / max(1, difference.pairs - 1)
-
-    def enough(runs: int) -> bool:
-        df = max(1, round(df_per_seed * (runs - 1)))
-        return _Scatter(noise.of_pair, df, difference.image_error).p(difference.value, runs) <= level
-
-    low, high = difference.pairs, MOST_RUNS
-    if not enough(high):
+def _resolved(
+    points: float, judged: Mapping[str, Difference], noise: Noise | None, pool: Fit, confidence: float
+) -> tuple[float, int | None, Runs] | None:
+    """Seeds for a difference of ``points``, against the strictest level that Holm's correction asks of this table."""
+    if noise is None or noise.residual_df == 0 or noise.residual == 0:
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high - difference.pairs
+    errors = [each.image_error for each in judged.values()]
+    moved = Scatter(noise.of_pair, noise.residual_df, float(np.median(errors)) if errors else 0.0)
+    level = (1 - confidence) / max(1, len(judged))
+    return (points, *moved.resolving(points, float(len(pool.seeds)), level))
 
 
-def _standing(row: Measured, noise: Noise | None, confidence: float, difference: Difference | None) -> Standing:
-    values = list(row.by_seed.values())
-    mean = float(np.mean(values))
+def _standing(
+    row: Measured, noise: Noise | None, confidence: float, difference: Difference | None, scatter: Judging
+) -> Standing:
+    values = np.array(list(row.by_seed.values()))
+    mean, count = float(np.mean(values)), len(values)
+    std = float(values.std(ddof=1)) if count > 1 else None
+    spread: tuple[float, int] | None = None
+    if scatter == "own" or noise is None or row.name in noise.noisy:
+        spread = None if std is None else (std, count - 1)
+    else:
+        spread = noise.within, noise.within_df
     span = None
-    if noise is not None:
-        reach = float(stats.t.ppf((1 + confidence) / 2, noise.within_df)) * noise.within / math.sqrt(len(values))
+    if spread is not None:
+        reach = t_quantile(spread[1], (1 + confidence) / 2) * spread[0] / math.sqrt(count)
         span = Span(mean - reach, mean + reach)
-    draws = _mean_draws(row, sorted(row.by_seed))
-    images = None if draws is None else _percentiles(draws, confidence)
-    return Standing(row.name, mean, len(values), span, images, difference)
-
-
-def _mean_draws(row: Measured, seeds: Sequence[int]) -> NDArray[np.float64] | None:
-    """Mean over ``seeds`` of the figure on each draw, (B,); None unless all have them."""
-    if not seeds or any(seed not in row.draws for seed in seeds):
-        return None
-    mean: NDArray[np.float64] = np.mean([row.draws[seed] for seed in seeds], axis=0)
-    return mean
-
-
-def _percentiles(draws: NDArray[np.float64], confidence: float) -> Span:
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Span(float(low), float(high))
+    images = None
+    if all(seed in row.draws for seed in row.by_seed):
+        shares = np.mean(list(row.draws.values()), axis=0) / PERCENT
+        found = interval(mean / PERCENT, shares, min(row.images, _MANY), confidence=confidence, share=True)
+        images = Span(PERCENT * found.low, PERCENT * found.high)
+    return Standing(row.name, mean, count, std, span, images, difference)
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:

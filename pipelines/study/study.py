@@ -131,7 +131,9 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
     failures = run_all(list(runs.values()), inputs, how)
     names = [plan.row.name for plan in plans]
     measured = measure(names, runs, inputs, metric=metric, bootstrap=config.bootstrap)
-    found = compare(measured, rows.baseline, confidence=config.confidence)
+    found = compare(
+        measured, rows.baseline, confidence=config.confidence, scatter=config.scatter, resolve=config.resolve
+    )
     told = circumstances(config, inputs, plans, seeds, metric, precisions_of(runs.values()))
     sheet = sheet_of(f"{rows.name}: {rows.about}", plans, found, told, failures)
     facts = {"study": rows.name, "about": rows.about, "seeds": list(seeds), "metric": metric, "measured_on": told,
