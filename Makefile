@@ -24,11 +24,10 @@ lint: $(INSTALLED)
 	$(RUN) ruff format --check
 	$(RUN) mypy
 
-# Fast tests first: most mistakes show within a minute or two. Of the slow ones, those that start Ray come one by one.
+# Fast tests first: most mistakes show within a minute or two. Each process of the slow ones has a Ray of its own.
 test: lint
 	$(RUN) pytest -m 'not slow' -n auto --durations=10
-	$(RUN) pytest -m 'slow and no_ray' -n auto --durations=5
-	$(RUN) pytest -m 'slow and not no_ray' --durations=15
+	$(RUN) pytest -m slow -n auto --dist worksteal --durations=15
 
 # A cluster of machines pretended on this one, of which one dies. Needs root, and about twenty minutes.
 test-nodes: $(INSTALLED)
