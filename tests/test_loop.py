@@ -236,3 +236,21 @@ def _losses(value: float) -> StepLosses:
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_every_point_is_a_checkpoint_while_workers_are_about_to_join(tmp_path: Path) -> None:
+    """They start from the newest: what was done after it is done twice."""
+
+    class Joined(Quiet):
+        points = 0
+
+        def growing(self) -> bool:
+            self.points += 1
+            return 2 <= self.points <= 3
+
+    context = Joined()
+    settings = ("epochs=6", "data.val=null", "checkpoint={every_epochs: null, every_steps: 100, keep_last: 9}")
+    result = run(config_of(tmp_path, *settings), context)
+    written = sorted(int(path.name[5:]) for path in result.checkpoint.parent.glob("step-*"))
+    assert context.curves.steps("train/loss") == [5, 10, 15, 20, 25, 30]
+    assert written == [10, 15, 30]

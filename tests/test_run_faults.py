@@ -169,13 +169,13 @@ def test_a_step_that_lost_its_group_says_nothing_about_the_run(tmp_path: Path, m
     config = config_of(tmp_path)
     config.run_dir.mkdir(parents=True)
     record = asdict(RunRecord("a", "", {}, ""))
-    job = asdict(ray_worker.WorkerJob(config.model_dump_json(), record, watched=False, aside=None))
+    job = asdict(ray_worker.WorkerJob(config.model_dump_json(), record, watched=False, each={"CPU": 1}, aside=False))
 
     def run(_: TrainConfig, context: PlainContext) -> None:
         torch.distributed.destroy_process_group()
         context.agree(1)
 
-    monkeypatch.setattr(ray_worker, "RayContext", lambda watched: GroupContext())  # noqa: ARG005 (its name is given)
+    monkeypatch.setattr(ray_worker, "RayContext", lambda **_: GroupContext())
     monkeypatch.setattr(loop, "run", run)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     with pytest.raises(ValueError, match="process group has not been initialized") as raised:

@@ -140,6 +140,10 @@ class PlainContext:
         """Whether a machine under this run has announced its end. All workers call this together."""
         return False
 
+    def growing(self) -> bool:
+        """Whether the run will soon be started anew with more workers. All workers call this together."""
+        return False
+
     def say(self, line: str) -> None:
         """Show one line to the user."""
         console.note(line)

@@ -72,6 +72,8 @@ class Job:
     """Step of the validation that was started beside training last."""
     ending: bool = False
     """Whether a machine under this run has announced its end: every point of the curves becomes a checkpoint."""
+    growing: bool = False
+    """Whether workers will join soon, and start from the newest checkpoint: the same, so that little is done twice."""
     ticked_s: float = field(default_factory=lambda: time.monotonic())
     """When ``progress.elapsed_s`` was last brought up to date."""
 
@@ -141,8 +143,8 @@ class Job:
 
     @property
     def _hurries(self) -> bool:
-        """Whether a checkpoint falls here because the machine may be gone before the next regular one."""
-        return self.ending and self._regular
+        """Whether a checkpoint falls here because these workers may be gone before the next regular one."""
+        return (self.ending or self.growing) and self._regular
 
     def _due(self, every_epochs: float | None) -> bool:
         return every_epochs is not None and due(self.progress.step, every_epochs * self.plan.steps_per_epoch)
@@ -352,7 +354,8 @@ class Job:
         self.plan = self.plan.shortened(progress.planned_steps)
 
     def _listen(self) -> None:
-        """Hear whether a machine under this run is about to be taken away."""
+        """Hear whether a machine under this run is about to be taken away, or others are about to join it."""
+        self.growing = self.context.growing()
         if not self.ending and self.context.ending():
             self.ending = True
             self.say(f"a node will be taken away: from step {self.progress.step} on every point is a checkpoint")

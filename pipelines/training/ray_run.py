@@ -204,7 +204,8 @@ def _on_ray(
         config=config.model_dump_json(),
         record=asdict(record),
         watched=not resources.is_local,
-        aside=dict(each) if config.validation.where == "auto" else None,
+        each=dict(each),
+        aside=config.validation.where == "auto",
         live=live is not None,
     )
     with _followed(config.run_dir, live), defaults(_ray_train_variables(config, resources)):

@@ -37,8 +37,10 @@ class WorkerJob:
     """The run, a ``RunRecord``."""
     watched: bool
     """Whether Ray watches for nodes that announce their end."""
-    aside: dict[str, float] | None
-    """What a validation beside training needs, as Ray names it; None for validating on the workers."""
+    each: dict[str, float]
+    """What each worker reserves, as Ray names it."""
+    aside: bool
+    """Whether validations run beside training, with as much again; otherwise on the workers."""
     live: bool = False
     """Whether the starting process draws where the run stands, and wants to know it more often than the log says."""
 
@@ -51,9 +53,9 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     wanted = WorkerJob(**job)
     config, record = TrainConfig.model_validate_json(wanted.config), RunRecord(**wanted.record)
     torch.set_num_threads(config.worker.threads)
-    context = RayContext(watched=wanted.watched)
-    if wanted.aside is not None:
-        context.aside = RayAside(wanted.config, wanted.aside, config.validation.wait_s)
+    context = RayContext(watched=wanted.watched, workers=config.workers, each=wanted.each)
+    if wanted.aside:
+        context.aside = RayAside(wanted.config, wanted.each, config.validation.wait_s)
     if wanted.live:
         context.live = StandingFile(config.run_dir)
     with recorded(config, record, context):
@@ -86,9 +88,15 @@ def read_standing(run_dir: Path) -> Standing | None:
 
 
 class RayContext(GroupContext):
-    """One of Ray Train's workers."""
+    """One of Ray Train's workers.
 
-    def __init__(self, *, watched: bool) -> None:
+    Args:
+        watched: whether Ray watches for nodes that announce their end.
+        workers: how many workers the run wants; an elastic one may have fewer.
+        each: what each of them reserves, as Ray names it.
+    """
+
+    def __init__(self, *, watched: bool, workers: int, each: Mapping[str, float]) -> None:
         import ray.train.torch
 
         ray_private.report_logger().setLevel(logging.WARNING)
@@ -97,6 +105,8 @@ class RayContext(GroupContext):
             torch.cuda.set_device(device)
         super().__init__(device)
         self._watched = watched
+        self._workers = workers
+        self._each = each
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Report to Ray Train, and through its callbacks to a search. A barrier: all workers meet here."""
@@ -110,8 +120,26 @@ class RayContext(GroupContext):
 
         return self._watched and ray.train.get_preemption_info() is not None
 
+    def growing(self) -> bool:
+        """Whether an elastic run with fewer workers than it wants could have another, for which Ray will soon start it
+        anew from its newest checkpoint. Rank 0 asks the cluster; all workers call this together."""
+        if self.world_size >= self._workers:
+            return False
+        return self.agree(self.rank == 0 and _has_room(self._each))
+
     def say(self, line: str) -> None:
         """Say nothing: the starting process shows what the loop writes to the run's log."""
+
+
+def _has_room(needs: Mapping[str, float]) -> bool:
+    """Whether one node of the cluster has all of this free; a cluster that does not say has no room."""
+    import ray
+
+    try:
+        nodes = ray_private.free_by_node()
+    except ray.exceptions.RayError:
+        return False
+    return any(all(free.get(name, 0) >= amount for name, amount in needs.items()) for free in nodes)
 
 
 class RayAside:
@@ -131,14 +159,8 @@ class RayAside:
         self._reference: Any = None
 
     def has_room(self) -> bool:
-        """Whether a node of the cluster has room for it at present; a cluster that does not say has none."""
-        import ray
-
-        try:
-            nodes = ray_private.free_by_node()
-        except ray.exceptions.RayError:
-            return False
-        return any(all(free.get(name, 0) >= amount for name, amount in self._needs.items()) for free in nodes)
+        """Whether a node of the cluster has room for it at present."""
+        return _has_room(self._needs)
 
     def start(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Begin with the network after ``step`` steps. A task whose node dies is not tried again: there may be no room
