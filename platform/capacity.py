@@ -81,10 +81,10 @@ def capacity(there: Resources) -> Capacity:
 
 
 @lru_cache(maxsize=4)
-def _autoscaler(address: str) -> dict[str, Any] | None:  # noqa: ARG001 (another cluster has another one)
+def _autoscaler(address: str) -> dict[str, Any] | None:
     """The settings of the connected cluster's autoscaler, asked for once; None where none runs, empty where unknown."""
     try:
-        return on_head(node_types)
+        return on_head(node_types, address)
     except OSError as error:
         console.warn(f"what the cluster may grow to is not known: {error}")
         return {}
@@ -112,8 +112,9 @@ def grown(living: tuple[Shape, ...], config: Mapping[str, Any] | None) -> tuple[
     return living if len(living) >= len(heads) + len(workers) else None
 
 
-def node_types() -> dict[str, Any] | None:
-    """The settings of the autoscaler that runs on this machine, the head; None where none does.
+def node_types(address: str) -> dict[str, Any] | None:
+    """The settings of the autoscaler that serves the cluster at ``address`` (its GCS) from this machine, the head; None
+    where none does.
 
     ``ray up`` and ``ray start --autoscaling-config`` run it with a file, KubeRay in a container beside this one with
     the cluster's resource. Raises OSError where there is one whose settings cannot be read.
@@ -122,11 +123,11 @@ def node_types() -> dict[str, Any] | None:
     import yaml
 
     for process in psutil.process_iter(["cmdline"]):
-        for word in process.info["cmdline"] or ():
-            option, _, file = str(word).partition("=")
-            if option == "--autoscaling-config" and file:
-                found: dict[str, Any] = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
-                return found
+        options = dict(str(word).partition("=")[::2] for word in process.info["cmdline"] or ())
+        file = options.get("--autoscaling-config")
+        if file and options.get("--gcs-address") == address:  # another Ray of this machine may have one, too
+            found: dict[str, Any] = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+            return found
     name = os.environ.get("RAY_CLUSTER_NAME")
     return _kuberay_types(name) if name and "KUBERNETES_SERVICE_HOST" in os.environ else None
 

@@ -266,13 +266,13 @@ def is_running(config: ClusterConfig) -> bool:
     return _choose_address(config) != "local"
 
 
-def on_head(look: Callable[[], T], timeout_s: float = 60.0) -> T:
+def on_head(look: Callable[..., T], *arguments: object, timeout_s: float = 60.0) -> T:
     """Run a function in a task on the head node; OSError with the reason where that fails."""
     import ray
 
     task = ray.remote(look).options(num_cpus=0, max_retries=0, resources={"node:__internal_head__": 0.001})
     try:
-        found: T = ray.get(task.remote(), timeout=timeout_s)
+        found: T = ray.get(task.remote(*arguments), timeout=timeout_s)
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the head does not tell: {_last_line(error)}") from error
     return found

@@ -62,19 +62,19 @@ class Process:
 def test_the_autoscaler_is_found_by_the_file_it_runs_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bootstrap.yaml"
     file.write_text(yaml.safe_dump(AWS))
-    others = [Process("python", "raylet"), Process("python", "monitor.py", "--gcs-address=1")]
+    others = [Process("python", "raylet"), Process("python", "monitor.py", "--gcs-address=1:6379")]
     monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
     monkeypatch.setattr("psutil.process_iter", lambda _: others)
-    assert node_types() is None, "ray start --head without one"
-    monkeypatch.setattr(
-        "psutil.process_iter", lambda _: [*others, Process("monitor.py", f"--autoscaling-config={file}")]
-    )
-    found = node_types()
+    assert node_types("1:6379") is None, "ray start --head without one"
+    served = Process("monitor.py", "--gcs-address=2:6379", f"--autoscaling-config={file}")
+    monkeypatch.setattr("psutil.process_iter", lambda _: [*others, served])
+    assert node_types("1:6379") is None, "that is another cluster's"
+    found = node_types("2:6379")
     assert found is not None
     assert found["available_node_types"]["gpu"]["max_workers"] == 4
     file.unlink()
     with pytest.raises(OSError, match="No such file"):
-        node_types()
+        node_types("2:6379")
 
 
 def test_kuberays_cluster_is_read_from_its_resource(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,20 +97,20 @@ def test_kuberays_cluster_is_read_from_its_resource(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RAY_CLUSTER_NAME", "efafnet")
     monkeypatch.setenv("RAY_CLUSTER_NAMESPACE", "here")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    config = node_types()
+    config = node_types("1:6379")
     assert asked == [("here", "rayclusters/efafnet")]
     group = resource["spec"]["workerGroupSpecs"][0]
     most = grown((ON_HEAD,), config)
     assert most is not None
     assert Capacity(most).living_gpus() == group["maxReplicas"] > 0
     resource["spec"]["enableInTreeAutoscaling"] = False
-    assert node_types() is None, "a cluster of fixed size"
+    assert node_types("1:6379") is None, "a cluster of fixed size"
 
 
 def test_a_head_that_does_not_answer_leaves_it_unknown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(_: object) -> None:
+    def refuse(*_: object) -> None:
         raise OSError("the head does not tell: busy")
 
     monkeypatch.setattr(capacity_module, "on_head", refuse)
