@@ -123,8 +123,24 @@ def test_a_video_frame_by_frame(place: Path, tmp_path: Path) -> None:
     assert [(i["id"], i["frame"], i["time_s"]) for i in done.images] == [(0, 0, 0.0), (2, 2, 0.2), (4, 4, 0.4)]
     assert [r["image_id"] for r in done.results] == [0, 2, 4]
     assert {tuple(r["bbox"]) for r in done.results} == {(0.0, 0.0, 128.0, 96.0)}
+    assert {r["track_id"] for r in done.results} == {1}
+    assert (tmp_path / "out" / "people.csv").read_text().splitlines()[1].startswith("walk.avi,1,3,0,4,0.0,0.4,")
     [drawn] = find_sources([tmp_path / "out" / "pictures" / "walk.mp4"])
     assert (drawn.fps, len(list(read_video(drawn, 1)))) == (5.0, 3)
+
+
+def test_a_cut_video_is_told_and_its_frames_are_kept(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = prediction_cases.write_video(tmp_path / "walk.avi", frames=20)
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    done = _predict(place, tmp_path / "out", video, boxes="whole_image", tracking={"enabled": False})
+    assert 5 < done.num_images == len(done.images) < 15
+    assert not any("track_id" in result for result in done.results)
+    assert not (tmp_path / "out" / "people.csv").exists()
+    [remark] = _read(tmp_path / "out" / "images.json")["info"]["remarks"]
+    assert f"read {done.num_images} of 20 frames" in remark
+    assert "the file may be cut" in " ".join(capsys.readouterr().err.split())
 
 
 def test_images_and_videos_together_have_ids_of_their_own(place: Path, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from efafnet.pipelines.prediction import sources
 from efafnet.pipelines.prediction.sources import (
     Source,
     UnreadableError,
+    content_of,
     find_sources,
     read_image,
     read_video,
@@ -33,10 +35,10 @@ def test_folders_give_their_images_by_name_and_files_themselves(tmp_path: Path) 
     _write(folder / ".hidden.jpg")
     _write(folder / "inside" / "d.jpg")
     alone = _write(tmp_path / "z.bmp")
-    sources = find_sources([alone, folder, folder / "a.jpg"])
-    assert [source.path.name for source in sources] == ["z.bmp", "a.jpg", "b.PNG", "c.webp"]
-    assert [source.index for source in sources] == [0, 1, 2, 3]
-    assert not any(source.is_video for source in sources)
+    found = find_sources([alone, folder, folder / "a.jpg"])
+    assert [source.path.name for source in found] == ["z.bmp", "a.jpg", "b.PNG", "c.webp"]
+    assert [source.index for source in found] == [0, 1, 2, 3]
+    assert not any(source.is_video for source in found)
 
 
 def test_what_is_not_there_or_holds_no_images(tmp_path: Path) -> None:
@@ -116,3 +118,117 @@ def test_a_video_without_pictures(tmp_path: Path) -> None:
     writer.release()
     with pytest.raises(UnreadableError, match=r"empty\.avi (cannot be opened|holds no picture)"):
         list(read_video(Source(0, path, is_video=True, frames=0, fps=10.0), 1))
+
+
+# ---- what a file is, its bytes say
+
+
+def _gif(path: Path, durations_ms: list[int]) -> Path:
+    pictures = [Image.fromarray(crop_data.picture(40, 30, seed)) for seed in range(len(durations_ms))]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations_ms)
+    return path
+
+
+def test_a_video_is_told_by_its_bytes_whatever_its_ending(tmp_path: Path) -> None:
+    data = prediction_cases.write_video(tmp_path / "walk.avi", frames=3).read_bytes()
+    for name in ("noext", "walk.bin", "walk.jpg", "walk.mp4"):
+        (tmp_path / name).write_bytes(data)
+        [source] = find_sources([tmp_path / name])
+        assert (source.is_video, source.frames) == (True, 3), name
+    (tmp_path / "photo.mp4").write_bytes(_write(tmp_path / "a.png").read_bytes())
+    [source] = find_sources([tmp_path / "photo.mp4"])
+    assert not source.is_video
+    assert read_image(source, upright=False).pixels.shape == (30, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("head", "content"),
+    [
+        (b"\xff\xd8\xff\xe0", "image"),
+        (b"RIFF\x10\0\0\0WEBP", "image"),
+        (b"\0\0\0\x1cftypavif", "image"),
+        (b"RIFF\x10\0\0\0AVI LIST", "video"),
+        (b"\0\0\0\x1cftyp3gp4", "video"),
+        (b"\x1a\x45\xdf\xa3" + bytes(60), "video"),
+        (b"FLV\x01\x05", "video"),
+        ((b"G" + bytes(187)) * 4, "video"),
+        (bytes(4) + (b"G" + bytes(191)) * 4, "video"),
+        (b"GG and no more", "unknown"),
+        (b"", "unknown"),
+    ],
+)
+def test_first_bytes(tmp_path: Path, head: bytes, content: str) -> None:
+    (tmp_path / "file").write_bytes(head)
+    assert content_of(tmp_path / "file") == content
+
+
+def test_an_animation_is_a_video_with_the_times_of_its_pictures(tmp_path: Path) -> None:
+    [source] = find_sources([_gif(tmp_path / "anim.gif", [100, 300, 500, 200])])
+    assert source.is_video
+    frames = list(read_video(source, 1))
+    assert [frame.time_s for frame in frames] == pytest.approx([0.0, 0.1, 0.4, 0.9])
+    assert [frame.time_s for frame in read_video(source, 2)] == pytest.approx([0.0, 0.4])
+    assert not any(frame.remark for frame in frames)
+    [still] = find_sources([_gif(tmp_path / "still.gif", [100])])
+    assert not still.is_video
+
+
+def test_of_other_animations_the_first_picture_is_used_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [Image.fromarray(crop_data.picture(40, 30, seed)) for seed in range(3)]
+    pictures[0].save(tmp_path / "anim.png", save_all=True, append_images=pictures[1:])
+    [source] = find_sources([tmp_path / "anim.png"])
+    assert np.array_equal(read_image(source, upright=False).pixels, crop_data.picture(40, 30, 0))
+    assert "anim.png holds several pictures: only the first is used" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_neither_is_said(tmp_path: Path) -> None:
+    (tmp_path / "notes.dat").write_bytes(b"words and more words" * 100)
+    [source] = find_sources([tmp_path / "notes.dat"])
+    with pytest.raises(UnreadableError, match=r"notes\.dat cannot be decoded .*, and it opens as no video either"):
+        read_image(source, upright=False)
+
+
+# ---- what a video promises and what it holds
+
+
+def test_a_cut_video_is_read_as_far_as_it_goes_and_that_is_said(tmp_path: Path) -> None:
+    path = prediction_cases.write_video(tmp_path / "walk.avi", frames=20)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    [source] = find_sources([path])
+    assert source.frames == 20
+    frames = list(read_video(source, 1))
+    assert 5 < len(frames) < 15
+    assert not any(frame.remark for frame in frames[:-1])
+    seconds = len(frames) / 10
+    assert frames[-1].remark == (
+        f"video {path}: read {len(frames)} of 20 frames, until {seconds:.1f} of 2.0 s: the file may be cut"
+    )
+    assert list(read_video(source, 4))[-1].remark == frames[-1].remark, "frames that are passed over count as well"
+
+
+@pytest.mark.parametrize(
+    ("promised", "read", "until_s", "undecodable", "told"),
+    [
+        # FFmpeg takes fields for frames: half as many, over the whole time.
+        (119, 60, 4.72, 0, ""),
+        (100, 99, 3.96, 0, ""),
+        (100, 50, 2.0, 0, "read 50 of 100 frames, until 2.0 of 4.0 s: the file may be cut"),
+        (0, 50, 2.0, 0, ""),
+        (100, 100, 4.0, 3, "3 frames cannot be decoded and are left out"),
+    ],
+)
+def test_time_decides_where_numbers_are_guesses(
+    tmp_path: Path, promised: int, read: int, until_s: float, undecodable: int, told: str
+) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes((b"G" + bytes(187)) * 4)
+    found = sources._damage(Source(0, path, is_video=True, frames=promised, fps=25.0), read, until_s, undecodable)
+    assert found == (f"video {path}: {told}" if told else "")
+
+
+def test_an_index_that_names_more_frames_than_are_read_is_told(tmp_path: Path) -> None:
+    path = prediction_cases.write_video(tmp_path / "a.avi", frames=2)
+    found = sources._damage(Source(0, path, is_video=True, frames=100, fps=25.0), 60, 4.0, 0)
+    assert found.endswith("read 60 of 100 frames: the others are damaged")

@@ -85,6 +85,8 @@ def draw_poses(
 ) -> Picture:
     """A copy of an image with all persons, the best on top; joints scored below ``sure_from`` are hollow.
 
+    Joints scored 0 or less are left out.
+
     ``scale`` enlarges the picture that many times before it is drawn on, auto as far as small persons need it. Lines
     and letters follow the size of each person.
     """
@@ -99,13 +101,20 @@ def draw_poses(
         pose = poses[n]
         if pose.box_xywh_px is not None:
             paint_box(drawn, _enlarged(_corners(pose.box_xywh_px), factor), _colour(pose.identity))
-        strength: list[Strength] = ["sure" if sure else "unsure" for sure in (pose.joint_scores >= sure_from).tolist()]
         joints = _enlarged(pose.joints_px, factor)
-        paint_person(drawn, joints, strength, skeleton, guesses=True, unit=line_unit(factor * sizes[n]))
+        paint_person(
+            drawn, joints, _strengths(pose, sure_from), skeleton, guesses=True, unit=line_unit(factor * sizes[n])
+        )
     taken: list[Rectangle] = []
     for n in reversed(order):
         _paint_labels(drawn, poses[n], skeleton, labels, factor, sure_from, taken)
     return drawn
+
+
+def _strengths(pose: Pose, sure_from: float) -> list[Strength]:
+    """A joint scored 0 or less was not found, and its place means nothing."""
+    scores = pose.joint_scores.tolist()
+    return ["absent" if score <= 0 else "sure" if score >= sure_from else "unsure" for score in scores]
 
 
 def _corners(box_xywh_px: NDArray[np.floating]) -> NDArray[np.floating]:

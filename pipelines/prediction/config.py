@@ -28,6 +28,24 @@ class DetectorConfig(Settings):
     """Confidence below which a detection is no person. For measuring AP take 0.05."""
 
 
+class TrackingConfig(Settings):
+    """Who is who from frame to frame of a video."""
+
+    enabled: bool = True
+    """Whether the persons of videos get a track_id, and the output a table of them."""
+    least_similarity: float = Field(default=0.25, gt=0, le=1)
+    """Mean of OKS and IoU with its last place from which on a person is taken for the same one."""
+    longest_gap_s: float = Field(default=1.0, gt=0)
+    """Seconds a person may be out of sight and keep its id."""
+    smooth: bool = False
+    """Whether joints are smoothed along tracks by a One-Euro filter, which looks at no later frame: less trembling, a
+    little lag. Do not measure AP with it."""
+    least_cutoff_hz: float = Field(default=1.5, gt=0)
+    """Cut-off frequency at rest, in Hz: the lower, the less joints tremble."""
+    cutoff_per_speed: float = Field(default=10.0, ge=0)
+    """How much the cut-off rises with speed, in Hz per person's size a second: the higher, the less joints lag."""
+
+
 class PredictConfig(Settings):
     """Predict the joints of the persons in images and videos."""
 
@@ -64,6 +82,7 @@ class PredictConfig(Settings):
     refer to the stored pixels. Joints are in pixels of the image as it was looked at."""
     frame_step: int = Field(default=1, ge=1)
     """Of a video every so many frames one is predicted and shown."""
+    tracking: TrackingConfig = TrackingConfig()
     pictures: bool = True
     """Whether the persons are drawn into copies of the images and videos."""
     labels: tuple[Literal["id", "score", "joints"], ...] = ("id", "score")
@@ -73,7 +92,8 @@ class PredictConfig(Settings):
     """How many times drawn images are enlarged: auto up to 4 times, where a quarter of the persons is smaller than 96
     pixels. Videos keep their size with auto."""
     skip_unreadable: bool = False
-    """Leave out files that cannot be read, with a warning, instead of stopping at the first."""
+    """Leave out files that cannot be read, with a warning, instead of stopping at the first. A video that ends early is
+    predicted as far as it goes, with a warning, either way."""
     engine: Literal["process", "ray"] = "process"
     """process works in this process; ray shares out the files among all workers of the cluster, a video as a whole."""
     workers: ActorsConfig = ActorsConfig()

@@ -26,12 +26,12 @@ def draw_results(
     skeleton: Skeleton,
     sure_from: float,
     *,
-    labels: Sequence[Label] = (),
+    labels: Sequence[Label] = ("id", "score"),
     scale: int | Literal["auto"] = 1,
 ) -> Picture:
     """A copy of an image with the persons of its COCO results; see :func:`draw_poses`.
 
-    A person's id is its track's, or its place among the results.
+    A person's id is its track's, its own, or its place among the results.
     """
     poses = []
     for number, result in enumerate(results):
@@ -42,7 +42,7 @@ def draw_results(
                 keypoints[:, 2],
                 box_xywh_px=np.array(result["bbox"], np.float64),
                 score=float(result["score"]),
-                identity=int(result.get("track_id", number)),
+                identity=int(result.get("track_id", result.get("id", number))),
             )
         )
     return draw_poses(image_rgb, poses, skeleton, sure_from=sure_from, labels=labels, scale=scale)

@@ -16,28 +16,44 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 from efafnet.pipelines.prediction.config import PredictConfig
+from efafnet.pipelines.prediction.people import People
 from efafnet.pipelines.prediction.person_boxes import BoxFile, Key, Placed, numbers_of_names, place, read_box_file
 from efafnet.pipelines.prediction.sources import Source, find_sources
-from efafnet.pipelines.prediction.work import Job, Record, Task, Worker, work_with_ray
+from efafnet.pipelines.prediction.spool import JsonList, Record, Spool
+from efafnet.pipelines.prediction.work import Job, Task, Worker, work_with_ray
 from efafnet.platform import console
 from efafnet.platform.provenance import code_version
-from efafnet.platform.storage import atomic_directory, check_output, write_json, write_text
+from efafnet.platform.storage import atomic_directory, check_output, write_text
 
 PREDICTIONS = "predictions.json"
 IMAGES = "images.json"
 PICTURES = "pictures"
+PEOPLE = "people.csv"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What came out."""
+    """What came out: counts here, the rest in files, however much it is."""
 
-    results: list[dict[str, Any]]
-    """COCO results with `bbox`, by image, persons by falling score."""
-    images: list[dict[str, Any]]
-    """id, file_name, width, height of every picture; frame and time_s of a video's."""
+    output: Path
+    num_images: int
+    num_persons: int
+    people: People
+    """The tracks of videos."""
     skeleton: Skeleton
     seconds: float
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """COCO results with `bbox`, by image, persons by falling score; read from the file."""
+        found: list[dict[str, Any]] = json.loads((self.output / PREDICTIONS).read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """id, file_name, width, height of every picture; frame and time_s of a video's; read from the file."""
+        found: list[dict[str, Any]] = json.loads((self.output / IMAGES).read_text(encoding="utf-8"))["images"]
+        return found
 
 
 def run_predict(config: PredictConfig) -> Prediction:
@@ -52,7 +68,6 @@ def run_predict(config: PredictConfig) -> Prediction:
     placed = Placed(ids=numbers_of_names(sources) or {}) if file is None else place(file, sources)
     with atomic_directory(config.output, overwrite=config.overwrite) as folder:
         done = _predict(config, sources, placed, file, folder)
-        _write(folder, config, done)
     _tell(config, sources, done)
     return done
 
@@ -73,15 +88,19 @@ def _predict(
         job.pictures.mkdir()
     tasks = _tasks(sources, placed)
     began = time.monotonic()
-    records = worker(tasks) if config.engine == "process" else work_with_ray(tasks, job, config.workers)
-    gathered = sorted(_counted(records, sources, config), key=lambda record: (record.source, record.frame))
-    seconds = time.monotonic() - began
-    category = PERSON_CATEGORY if file is None else file.category_id
-    results, images = [], []
-    for record, image_id in zip(gathered, _ids(gathered, sources, placed), strict=True):
-        images.append(_image(record, image_id, sources[record.source]))
-        results += [{**entry, "image_id": image_id, "category_id": category} for entry in record.results]
-    return Prediction(results, images, worker.predictor.skeleton, seconds)
+    people = People()
+    with Spool(folder / ".records") as spool:
+        records = worker(tasks) if config.engine == "process" else work_with_ray(tasks, job, config.workers)
+        for record in _counted(records, sources, config):
+            spool.add(record)
+        seconds = time.monotonic() - began
+        numbered = _numbered(spool, sources, placed)
+        category = _category(worker.predictor.skeleton, PERSON_CATEGORY if file is None else file.category_id)
+        info = {"settings": config.model_dump(mode="json"), "code": code_version(), "seconds": seconds}
+        images, persons = _write(folder, numbered, sources, category, info, people)
+    if len(people):
+        write_text(folder / PEOPLE, people.csv())
+    return Prediction(config.output, images, persons, people, worker.predictor.skeleton, seconds)
 
 
 def _job(config: PredictConfig, file: BoxFile | None, folder: Path) -> Job:
@@ -98,6 +117,7 @@ def _job(config: PredictConfig, file: BoxFile | None, folder: Path) -> Job:
         upright=upright,
         frame_step=config.frame_step,
         skip_unreadable=config.skip_unreadable,
+        tracking=config.tracking,
         pictures=folder / PICTURES if config.pictures else None,
         labels=config.labels,
         picture_scale=config.picture_scale,
@@ -128,14 +148,14 @@ def _counted(records: Iterable[Record], sources: Sequence[Source], config: Predi
             yield record
 
 
-def _ids(records: Sequence[Record], sources: Sequence[Source], placed: Placed) -> Iterator[int]:
-    """Id of each picture: the one it is known by, else the next free number; of a video alone, its frames' numbers."""
+def _numbered(records: Iterable[Record], sources: Sequence[Source], placed: Placed) -> Iterator[tuple[Record, int]]:
+    """Each picture with its id: the one it is known by, else the next free number; of a video alone, its frame's."""
     known: dict[Key, int] = placed.ids
     alone = len(sources) == 1 and sources[0].is_video and not placed.listed
     fresh = count(placed.free_from)
     for record in records:
         found = record.frame if alone else known.get((record.source, record.frame))
-        yield next(fresh) if found is None else found
+        yield record, next(fresh) if found is None else found
 
 
 def _image(record: Record, image_id: int, source: Source) -> dict[str, Any]:
@@ -146,29 +166,52 @@ def _image(record: Record, image_id: int, source: Source) -> dict[str, Any]:
         "height": record.height,
         "path": str(source.path),
     }
-    return {**entry, "frame": record.frame, "time_s": record.frame / source.fps} if source.is_video else entry
+    return {**entry, "frame": record.frame, "time_s": round(record.time_s, 6)} if source.is_video else entry
 
 
-def _write(folder: Path, config: PredictConfig, done: Prediction) -> None:
-    # On one line, as evaluation writes them: indented, the joints of a video would take millions.
-    write_text(folder / PREDICTIONS, json.dumps(done.results, separators=(",", ":")) + "\n")
-    category = {
-        "id": done.results[0]["category_id"] if done.results else PERSON_CATEGORY,
+def _category(skeleton: Skeleton, category_id: int) -> dict[str, Any]:
+    return {
+        "id": category_id,
         "name": "person",
-        "keypoints": list(done.skeleton.joints),
-        "skeleton": [[a + 1, b + 1] for a, b in done.skeleton.limbs],
-        "sigmas": list(done.skeleton.sigmas),
-        "flip_pairs": [list(pair) for pair in done.skeleton.flip_pairs],
+        "keypoints": list(skeleton.joints),
+        "skeleton": [[a + 1, b + 1] for a, b in skeleton.limbs],
+        "sigmas": list(skeleton.sigmas),
+        "flip_pairs": [list(pair) for pair in skeleton.flip_pairs],
     }
-    info = {"settings": config.model_dump(mode="json"), "code": code_version(), "seconds": done.seconds}
-    # COCO's layout without annotations: pycocotools reads it, and the predictions as its results.
-    write_json(folder / IMAGES, {"info": info, "images": done.images, "annotations": [], "categories": [category]})
+
+
+def _write(
+    folder: Path,
+    numbered: Iterable[tuple[Record, int]],
+    sources: Sequence[Source],
+    category: dict[str, Any],
+    info: dict[str, Any],
+    people: People,
+) -> tuple[int, int]:
+    """Write predictions and images, a picture at a time; the numbers of pictures and of persons."""
+    persons, remarks = 0, []
+    with JsonList(folder / PREDICTIONS) as results, JsonList(folder / IMAGES, "images") as images:
+        for record, image_id in numbered:
+            source = sources[record.source]
+            images.add(_image(record, image_id, source))
+            people.add(record, source.path.name)
+            for entry in record.results:
+                results.add({**entry, "image_id": image_id, "category_id": category["id"]})
+            persons += len(record.results)
+            if record.remark:
+                remarks.append(record.remark)
+                console.warn(record.remark)
+        # COCO's layout without annotations: pycocotools reads it, and the predictions as its results.
+        images.rest = {"info": {**info, "remarks": remarks}, "annotations": [], "categories": [category]}
+    return images.count, persons
 
 
 def _tell(config: PredictConfig, sources: Sequence[Source], done: Prediction) -> None:
-    pictures, persons = len(done.images), len(done.results)
+    pictures, persons = done.num_images, done.num_persons
     if not persons:
         console.warn("no person was found in any picture")
+    if len(done.people):
+        done.people.tell(str(config.output / PEOPLE))
     rate = pictures / done.seconds if done.seconds > 0 else 0.0
     console.say(f"{persons} persons in {pictures} pictures of {len(sources)} files; files in {config.output}")
     console.note(f"{done.seconds:.1f} s ({rate:.3g} pictures/s)")

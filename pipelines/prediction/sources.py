@@ -1,22 +1,46 @@
-"""What is predicted: images, the images of folders, the frames of videos, each decoded once."""
+"""What is predicted: images, the images of folders, the frames of videos, each decoded once.
+
+What a file is, its first bytes say; its ending counts where they say nothing.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image, read_regular
+from efafnet.pipelines.formats.pixels import is_animated
 from efafnet.platform import console
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv",
+    ".ogv",
+)  # fmt: skip
+
+Content = Literal["image", "animation", "video", "unknown"]
+
+_HEAD_BYTES = 1024
+_IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+# EBML (Matroska, WebM), Flash, ASF (WMV), Ogg, MPEG program and video streams.
+_VIDEO_STARTS = (
+    b"\x1a\x45\xdf\xa3", b"FLV\x01", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"OggS", b"\0\0\x01\xba", b"\0\0\x01\xb3",
+)  # fmt: skip
+_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
+"""Images in the boxes that MP4 made of QuickTime."""
+# A transport stream begins every packet of 188 bytes (192 with a time stamp before it) with this one.
+_SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
+
+# What a header says and what was read may differ by this much without anything being missing.
+_SLACK_FRAMES, _SLACK = 2, 0.02
 
 # FFmpeg's own words on a file that is no video go to standard error past every logger. Read at the first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -40,7 +64,7 @@ class Source:
     frames: int
     """Pictures in it: 1 for an image; for a video what its header says, 0 where it says nothing."""
     fps: float = 0.0
-    """Frames per second of a video."""
+    """Frames per second of a video, on average."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,8 @@ class Frame:
     """uint8 (h, w, 3) RGB."""
     time_s: float = 0.0
     """Seconds from its video's first frame to when it is shown."""
+    remark: str = ""
+    """What is wrong with its video, told with the last frame."""
 
 
 def find_sources(inputs: Sequence[Path], *, skip_unreadable: bool = False) -> list[Source]:
@@ -91,41 +117,131 @@ def _files(given: Path) -> list[Path]:
 
 
 def _source(index: int, path: Path) -> Source:
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        return Source(index, path, is_video=False, frames=1)
-    video = _open(path)
-    frames, fps = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
+    content = content_of(path)
+    if content == "unknown" and path.suffix.lower() not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+        # FFmpeg knows more kinds than are listed here; what it does not open is refused when it is read as an image.
+        content = "video" if _opens(path) else "image"
+    if content == "unknown":
+        content = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
+    if content == "video" or (content == "animation" and _opens(path)):
+        video = _open(path)
+        frames, fps = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
+        video.release()
+        return Source(index, path, is_video=True, frames=max(0, int(frames)), fps=fps if fps > 0 else _DEFAULT_FPS)
+    return Source(index, path, is_video=False, frames=1)
+
+
+def content_of(path: Path) -> Content:
+    """What the bytes of a file say it is. A file that cannot be read is unknown: its reader says why."""
+    try:
+        head = _head(path)
+    except OSError:
+        return "unknown"
+    if head.startswith(b"GIF8"):
+        return "animation" if is_animated(path.read_bytes()) else "image"
+    if head.startswith(_IMAGE_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return "image"
+    if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
+        return "image"
+    streams = any(head[first::step][:4] == bytes([_SYNC] * 4) for first, step in _PACKETS)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] == b"RIFF" or streams:
+        return "video"
+    return "video" if head.startswith(_VIDEO_STARTS) else "unknown"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)
+
+
+def _opens(path: Path) -> bool:
+    """Whether FFmpeg finds moving pictures in a file."""
+    if not path.is_file():
+        return False
+    try:
+        video = _open(path)
+    except UnreadableError:
+        return False
+    frames = video.get(cv2.CAP_PROP_FRAME_COUNT)
     video.release()
-    return Source(index, path, is_video=True, frames=max(0, int(frames)), fps=fps if fps > 0 else _DEFAULT_FPS)
+    return frames > 1
 
 
 def read_image(source: Source, *, upright: bool) -> Frame:
     """The picture of an image file: as stored, or turned ``upright`` as its orientation tag says."""
     try:
-        image = decode_image(read_regular(source.path), upright=upright)
+        data = read_regular(source.path)
+        if is_animated(data):
+            console.warn(
+                f"{source.path} holds several pictures: only the first is used; convert it to a video for all of them"
+            )
+        image = decode_image(data, upright=upright)
     except ImageProblemError as problem:
-        raise UnreadableError(f"image {source.path} {problem.detail}; mend it, or leave it out") from problem
+        what = "" if source.path.suffix.lower() in IMAGE_SUFFIXES else ", and it opens as no video either"
+        raise UnreadableError(f"image {source.path} {problem.detail}{what}; mend it, or leave it out") from problem
     except OSError as error:
         raise UnreadableError(f"image {source.path} cannot be read ({error.strerror}); leave it out") from error
     return Frame(source, 0, np.ascontiguousarray(image[:, :, ::-1]))
 
 
 def read_video(source: Source, step: int) -> Iterator[Frame]:
-    """Every ``step``-th frame of a video, one at a time, upright as players show it."""
+    """Every ``step``-th frame of a video, one at a time, upright as players show it, with the time it is shown.
+
+    The last one carries a remark where the file ends before its header says, or frames in it cannot be decoded. Raises
+    UnreadableError where there is no frame at all.
+    """
     video = _open(source.path)
+    ready: Frame | None = None
+    number, undecodable, time_s, first_s = 0, 0, 0.0, 0.0
     try:
+        # Frames between are passed over without converting them.
         for number in count():
-            # Frames between are passed over without converting them.
             if not video.grab():
                 break
-            if number % step == 0:
-                readable, image = video.retrieve()
-                if readable:
-                    yield Frame(source, number, np.ascontiguousarray(image[:, :, ::-1], np.uint8))
+            shown_s = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            first_s = shown_s if number == 0 else first_s
+            # Where a container tells no times they follow from the rate.
+            time_s = shown_s - first_s if number == 0 or shown_s - first_s > time_s else time_s + 1 / source.fps
+            if number % step:
+                continue
+            readable, image = video.retrieve()
+            if not readable:
+                undecodable += 1
+                continue
+            if ready is not None:
+                yield ready
+            ready = Frame(source, number, np.ascontiguousarray(image[:, :, ::-1], np.uint8), time_s)
     finally:
         video.release()
-    if number == 0:
+    if ready is None:
         raise UnreadableError(f"video {source.path} holds no picture that can be decoded; convert it to H.264 in MP4")
+    yield replace(ready, remark=_damage(source, number, time_s + 1 / source.fps, undecodable))
+
+
+def _damage(source: Source, read: int, until_s: float, undecodable: int) -> str:
+    """What is missing of a video of which ``read`` frames were read, the last one shown ``until_s``; empty for nothing.
+
+    Many containers tell no number of frames, and FFmpeg takes duration times rate for it, wrong by half for some. So it
+    is the time that is compared; the number only where an index holds it.
+    """
+    told = []
+    promised_s, missing = source.frames / source.fps, source.frames - read
+    if missing > max(_SLACK_FRAMES, _SLACK * source.frames):
+        if promised_s - until_s > max(_SLACK_FRAMES / source.fps, _SLACK * promised_s):
+            told.append(
+                f"read {read} of {source.frames} frames, until {until_s:.1f} of {promised_s:.1f} s: the file may be cut"
+            )
+        elif _is_indexed(source.path):
+            told.append(f"read {read} of {source.frames} frames: the others are damaged")
+    if undecodable:
+        told.append(f"{undecodable} frames cannot be decoded and are left out")
+    return f"video {source.path}: {'; '.join(told)}" if told else ""
+
+
+def _is_indexed(path: Path) -> bool:
+    """Whether the container has an index of its frames: MP4 and its kin, AVI."""
+    head = _head(path)
+    return head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] == b"RIFF"
 
 
 def _open(path: Path) -> cv2.VideoCapture:

@@ -1,5 +1,8 @@
 """From files to records: decode once, find the persons, predict them in batches, draw; here or by Ray Data.
 
+Decoding, finding persons, predicting them, and drawing are four stages that work side by side, each a little ahead of
+the next. What a video takes of memory does not depend on its length.
+
 With Ray Data a row is a file (a video is one row), a block of rows is one task of an actor that loaded the network
 once, and what comes back are records: the drawn pictures are written by the actors.
 """
@@ -9,10 +12,12 @@ from __future__ import annotations
 import logging
 import math
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,19 +29,28 @@ from efafnet.pipelines.drawing.persons import Label
 from efafnet.pipelines.drawing.poses import Picture
 from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
-from efafnet.pipelines.prediction.config import DetectorConfig
+from efafnet.pipelines.prediction.config import DetectorConfig, TrackingConfig
 from efafnet.pipelines.prediction.detector import PersonDetector
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results, explained
 from efafnet.pipelines.prediction.predictor import PosePredictor
 from efafnet.pipelines.prediction.sources import Frame, Source, UnreadableError, read_image, read_video
-from efafnet.platform import console
+from efafnet.pipelines.prediction.spool import Record
+from efafnet.pipelines.prediction.stages import ahead
+from efafnet.pipelines.prediction.tracking import Tracker
+from efafnet.platform import console, machine
 
 if TYPE_CHECKING:
     import ray.data
 
 _HELD_BYTES = 2**28
 """Decoded pictures that may wait for their batch to fill."""
+_FRAMES_AHEAD = 2
+"""Pictures decoded in advance, and as many with their persons found."""
+_VIEWS_AHEAD = 32
+"""Predicted pictures that may wait to be drawn."""
+_RECORDS_TOGETHER = 64
+"""Records that a Ray worker hands over at a time."""
 _FILES_PER_TASK = 32
 """Most files of one Ray task: a batch of persons is filled from the files of one task."""
 
@@ -55,6 +69,7 @@ class Job:
     upright: bool
     frame_step: int
     skip_unreadable: bool
+    tracking: TrackingConfig
     pictures: Path | None
     """Folder of the drawn pictures; None for none."""
     labels: tuple[Label, ...] = ()
@@ -73,23 +88,11 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Record:
-    """What became of one picture."""
-
-    source: int
-    frame: int
-    width: int
-    height: int
-    results: list[dict[str, Any]]
-    """COCO results with ``bbox``; their image id is still 0."""
-
-
-@dataclass(frozen=True)
 class _View:
     """A picture whose persons wait to be predicted."""
 
     frame: Frame
-    name: str
+    task: Task
     boxes: Boxes
     crops: NDArray[np.uint8]
     to_image: NDArray[np.float64]
@@ -105,20 +108,32 @@ class Worker:
             job.checkpoint, weights=job.weights, skeleton=job.skeleton, test=job.test, device=device
         )
         self._detector = PersonDetector(job.detector, device) if job.boxes_from == "detector" else None
+        # Both networks compute at once: neither may change the arithmetic under the other.
+        machine.set_float32(machine.precision_for(self.predictor.trained.test.precision, device))
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Record]:
         """Records of every picture of ``tasks``, in order.
 
         Raises UnreadableError for a file that cannot be read, unless the job skips those.
         """
+        frames = ahead(self._frames(tasks), _FRAMES_AHEAD)
+        predicted = ahead(self._predicted(ahead(self._views(frames), _FRAMES_AHEAD)), _VIEWS_AHEAD)
         pictures = None if self.job.pictures is None else Pictures(self.job.pictures, self.job.frame_step)
+        tracker, video = None, -1
         try:
-            for view, keypoints in self._predicted(self._views(tasks)):
+            for view, keypoints in predicted:
+                frame = view.frame
+                if frame.source.is_video and self.job.tracking.enabled and frame.source.index != video:
+                    tracker = Tracker(self.predictor.skeleton.sigmas, self.job.tracking, self._sure_from)
+                    video = frame.source.index
                 record = self._record(view, keypoints)
+                if tracker is not None and frame.source.index == video:
+                    record = replace(record, results=tracker(record.results, frame.time_s))
                 if pictures is not None:
-                    pictures.write(view.frame, self._drawn(view.frame, record), view.name)
+                    pictures.write(frame, self._drawn(frame, record), view.task.name)
                 yield record
         finally:
+            predicted.close()
             if pictures is not None:
                 pictures.close()
 
@@ -138,21 +153,23 @@ class Worker:
     def _sure_from(self) -> float:
         return self.predictor.trained.test.joint_score_threshold
 
-    def _views(self, tasks: Iterable[Task]) -> Iterator[_View]:
+    def _frames(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Frame]]:
         for task in tasks:
             try:
-                for frame in self._frames(task.source):
-                    boxes = self._boxes(task, frame)
-                    yield _View(frame, task.name, boxes, *self.predictor.crops(frame.pixels, boxes.xywh_px))
+                if task.source.is_video:
+                    yield from ((task, frame) for frame in read_video(task.source, self.job.frame_step))
+                else:
+                    yield task, read_image(task.source, upright=self.job.upright)
             except UnreadableError as error:
                 if not self.job.skip_unreadable:
                     raise UnreadableError(f"{error}, for all such with skip_unreadable=true") from error
                 console.warn(error)
 
-    def _frames(self, source: Source) -> Iterator[Frame]:
-        if source.is_video:
-            return read_video(source, self.job.frame_step)
-        return iter([read_image(source, upright=self.job.upright)])
+    def _views(self, frames: Generator[tuple[Task, Frame]]) -> Iterator[_View]:
+        with closing(frames):
+            for task, frame in frames:
+                boxes = self._boxes(task, frame)
+                yield _View(frame, task, boxes, *self.predictor.crops(frame.pixels, boxes.xywh_px))
 
     def _boxes(self, task: Task, frame: Frame) -> Boxes:
         height, width = frame.pixels.shape[:2]
@@ -162,18 +179,19 @@ class Worker:
             return self._detector(frame.pixels)
         return task.boxes.get(frame.number, Boxes.of([])).cut(width, height, self.job.box_rule)
 
-    def _predicted(self, views: Iterator[_View]) -> Iterator[tuple[_View, NDArray[np.float64]]]:
+    def _predicted(self, views: Generator[_View]) -> Iterator[tuple[_View, NDArray[np.float64]]]:
         """Views with their keypoints (N, K, 3): as many together as fill a batch, or the memory set aside for it."""
         waiting: list[_View] = []
         persons = held = 0
-        for view in views:
-            waiting.append(view)
-            persons += len(view.crops)
-            held += view.frame.pixels.nbytes
-            if persons >= self.predictor.trained.test.batch_size or held >= _HELD_BYTES:
-                yield from self._together(waiting)
-                waiting, persons, held = [], 0, 0
-        yield from self._together(waiting)
+        with closing(views):
+            for view in views:
+                waiting.append(view)
+                persons += len(view.crops)
+                held += view.frame.pixels.nbytes
+                if persons >= self.predictor.trained.test.batch_size or held >= _HELD_BYTES:
+                    yield from self._together(waiting)
+                    waiting, persons, held = [], 0, 0
+            yield from self._together(waiting)
 
     def _together(self, views: Sequence[_View]) -> Iterator[tuple[_View, NDArray[np.float64]]]:
         if not views:
@@ -203,8 +221,9 @@ class Worker:
             test=trained.test,
             with_box=True,
         )
-        height, width = view.frame.pixels.shape[:2]
-        return Record(view.frame.source.index, view.frame.number, width, height, results)
+        frame = view.frame
+        height, width = frame.pixels.shape[:2]
+        return Record(frame.source.index, frame.number, width, height, results, frame.time_s, frame.remark)
 
 
 def work_with_ray(tasks: Sequence[Task], job: Job, actors: ActorsConfig) -> Iterator[Record]:
@@ -268,12 +287,15 @@ class _Actor:
         torch.set_num_threads(threads)
         self._worker = Worker(job, torch.device("cuda" if gpu else "cpu"))
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of tasks -> rows of records."""
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """Rows of tasks -> rows of records, a few at a time."""
         tasks = [pickle.loads(content) for content in table["task"].to_pylist()]
-        records: list[Record | str] = []
+        told = self._told(tasks)
+        while records := list(islice(told, _RECORDS_TOGETHER)):
+            yield pa.table({"record": pa.array([pickle.dumps(record) for record in records], pa.large_binary())})
+
+    def _told(self, tasks: Sequence[Task]) -> Iterator[Record | str]:
         try:
-            records.extend(self._worker(tasks))
+            yield from self._worker(tasks)
         except (ValueError, OSError) as error:
-            records.append(str(error))
-        return pa.table({"record": pa.array([pickle.dumps(record) for record in records], pa.large_binary())})
+            yield str(error)
