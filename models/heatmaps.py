@@ -57,7 +57,7 @@ class Decoded:
     """(N, K) float32, the height of each heatmap's maximum."""
 
 
-def _stride(input_size: InputSize, size: tuple[int, int], encoding: str) -> tuple[float, float]:
+def stride_px(input_size: InputSize, size: tuple[int, int], encoding: str) -> tuple[float, float]:
     """Input pixels per heatmap pixel along x and y, for a heatmap of `size` (h, w)."""
     h, w = size
     if encoding == "udp":
@@ -75,7 +75,7 @@ def encode(joints_px: Tensor, visibility: Tensor, input_size: InputSize, config:
         config: how the Gaussians are drawn.
     """
     h, w = input_size.height // config.stride, input_size.width // config.stride
-    stride = constant(_stride(input_size, (h, w), config.encoding), torch.float32, joints_px.device)
+    stride = constant(stride_px(input_size, (h, w), config.encoding), torch.float32, joints_px.device)
     labelled = visibility > 0
     exact = torch.where(labelled[..., None], joints_px.float() / stride, torch.zeros_like(stride))
     # Rounding as the peers do, int(x + 0.5): towards zero, which differs from floor just outside the left edge.
@@ -122,7 +122,7 @@ def decode(heatmaps: Tensor, input_size: InputSize, config: HeatmapConfig) -> De
     else:
         position = peak.float()
     position = torch.where((scores > 0)[..., None], position, torch.zeros_like(position))
-    stride = constant(_stride(input_size, (h, w), config.encoding), torch.float32, heatmaps.device)
+    stride = constant(stride_px(input_size, (h, w), config.encoding), torch.float32, heatmaps.device)
     return Decoded(position * stride, scores)
 
 

@@ -74,6 +74,11 @@ COMMANDS = (
         config_module=f"{_HERE}.prediction.config", takes_many=True, options=("output",),
     ),
     Command(
+        "serve", f"{_HERE}.serving.serve", "ServeConfig", "run_serve", ("models",),
+        "Answer requests for the joints of persons over HTTP, with a page to try it.",
+        config_module=f"{_HERE}.serving.config", takes_many=True,
+    ),
+    Command(
         "export", f"{_HERE}.prediction.export", "ExportConfig", "run_export", ("checkpoint", "out"),
         "Write a network for other programs: ONNX or torch.export, checked against PyTorch.",
         config_module=f"{_HERE}.prediction.config",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from efafnet.pipelines.serving.config import ServeConfig
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
 from tests.deploy_cases import DEPLOY, INSTALLED_FROM, ROOT, folders, oldest_python, pins
@@ -45,6 +46,15 @@ def templates() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def containers(template: dict[str, Any]) -> list[dict[str, Any]]:
     return [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
+
+
+def test_serving_is_reached_at_the_head_of_the_standing_cluster() -> None:
+    [service] = (found for found in of_kind("Service") if found["metadata"]["name"] == "efafnet-serve")
+    [cluster] = of_kind("RayCluster")
+    assert service["spec"]["selector"] == {
+        "ray.io/cluster": cluster["metadata"]["name"], "ray.io/node-type": "head"
+    }  # fmt: skip
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == [ServeConfig(models=("run",)).port]
 
 
 def test_the_job_runs_on_a_cluster_like_the_standing_one(ray_cluster: dict[str, Any]) -> None:
@@ -106,7 +116,7 @@ def test_pods_have_no_more_rights_than_they_need() -> None:
 def test_all_pods_share_the_image_the_store_and_the_tracking_server() -> None:
     [claim] = of_kind("PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    [service] = of_kind("Service")
+    [service] = (found for found in of_kind("Service") if found["metadata"]["name"] == "mlflow")
     address = f"http://{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     for name, template in templates():
         [volume] = template["spec"]["volumes"]
@@ -148,7 +158,7 @@ def test_mlflow_is_one_server_that_keeps_its_store_and_answers_to_its_names() ->
     assert "serve-artifacts" in options
     assert options["backend-store-uri"] == "sqlite:////mnt/efafnet/mlflow/mlflow.db"
     assert options["artifacts-destination"] == "/mnt/efafnet/mlflow/artifacts"
-    [service] = of_kind("Service")
+    [service] = (found for found in of_kind("Service") if found["metadata"]["name"] == "mlflow")
     assert f"{service['metadata']['name']}:*" in options["allowed-hosts"].split(",")
     assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"] == service["spec"]["selector"]
     assert server["ports"] == [{"containerPort": int(options["port"]), "name": "http"}]
@@ -161,7 +171,7 @@ def test_the_image_has_the_pinned_ray_and_all_of_the_project(ray_cluster: dict[s
     [base] = re.findall(r"^FROM rayproject/ray:(\d+\.\d+\.\d+)-py(\d)(\d+)-gpu$", text, re.MULTILINE)
     assert base[0] == pins()["ray"] == ray_cluster["rayVersion"]
     assert (int(base[1]), int(base[2])) >= oldest_python()
-    assert "-c /tmp/efafnet/constraints.txt /tmp/efafnet" in text
+    assert "-c /tmp/efafnet/constraints.txt '/tmp/efafnet[serve]'" in text
     copied: set[str] = set()
     for line in re.findall(r"^COPY --chown=\S+ (.+)$", text, re.MULTILINE):
         *sources, target = line.split()

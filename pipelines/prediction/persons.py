@@ -7,7 +7,7 @@ of the first pixel at 0.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -94,7 +94,7 @@ class Persons:
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """A picture whose persons wait for the network."""
 
     image_rgb: NDArray[np.uint8]
@@ -170,7 +170,7 @@ class Predictor:
         Raises:
             ValueError: what is no image or no box (naming it), or NaN out of the network.
         """
-        [found] = self._together([self._view(image, boxes_xywh, box_scores)])
+        [found] = self.together([self.view(image, boxes_xywh, box_scores)])
         return found
 
     def stream(
@@ -185,20 +185,20 @@ class Predictor:
         Raises:
             ValueError: as :meth:`persons`, naming the image's place; fewer or more boxes than images.
         """
-        waiting: list[_View] = []
+        waiting: list[View] = []
         for view in self._views(images, boxes_xywh):
             waiting.append(view)
             held = sum(one.image_rgb.nbytes for one in waiting)
             if sum(len(one.crops) for one in waiting) >= self._batch_size or held >= _HELD_BYTES:
-                yield from self._together(waiting)
+                yield from self.together(waiting)
                 waiting = []
-        yield from self._together(waiting)
+        yield from self.together(waiting)
 
     @property
     def _batch_size(self) -> int:
         return self.pose.trained.test.batch_size
 
-    def _views(self, images: Iterable[ImageLike], boxes_xywh: Iterable[ArrayLike | None] | None) -> Iterator[_View]:
+    def _views(self, images: Iterable[ImageLike], boxes_xywh: Iterable[ArrayLike | None] | None) -> Iterator[View]:
         absent: Any = object()
         pairs: Iterable[tuple[Any, Any]] = ((image, None) for image in images)
         if boxes_xywh is not None:
@@ -208,11 +208,12 @@ class Predictor:
                 more, fewer = ("boxes", "images") if image is absent else ("images", "boxes")
                 raise ValueError(f"there are more {more} than {fewer}: the {fewer} end after {number}")
             try:
-                yield self._view(image, boxes)
+                yield self.view(image, boxes)
             except ValueError as error:
                 raise ValueError(f"image {number}: {error}") from error
 
-    def _view(self, image: Any, boxes_xywh: ArrayLike | None, box_scores: ArrayLike | None = None) -> _View:
+    def view(self, image: Any, boxes_xywh: ArrayLike | None, box_scores: ArrayLike | None = None) -> View:
+        """What :meth:`together` predicts of one image; arguments and errors as of :meth:`persons`."""
         image_rgb = pixels_of(image)
         if boxes_xywh is not None:
             boxes = _given(boxes_xywh, box_scores)
@@ -220,9 +221,10 @@ class Predictor:
             boxes = self.detector(image_rgb)
         else:
             boxes = whole_image(image_rgb.shape[1], image_rgb.shape[0])
-        return _View(image_rgb, boxes, boxes_xywh is None, *self.pose.crops(image_rgb, boxes.xywh_px))
+        return View(image_rgb, boxes, boxes_xywh is None, *self.pose.crops(image_rgb, boxes.xywh_px))
 
-    def _together(self, views: list[_View]) -> Iterator[Persons]:
+    def together(self, views: Sequence[View]) -> Iterator[Persons]:
+        """The persons of each view, all in common passes; ValueError for NaN out of the network."""
         if not views:
             return
         keypoints = self.pose.predict_crops(
@@ -232,7 +234,7 @@ class Predictor:
         for view, own in zip(views, np.split(keypoints, ends[:-1]), strict=True):
             yield self._persons(view, own)
 
-    def _persons(self, view: _View, keypoints: NDArray[np.float64]) -> Persons:
+    def _persons(self, view: View, keypoints: NDArray[np.float64]) -> Persons:
         trained = self.pose.trained
         joint_scores = keypoints[:, :, 2].astype(np.float32)
         sure_from = trained.test.joint_score_threshold

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from efafnet.models.heatmaps import stride_px
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import SKELETONS, Skeleton
 from efafnet.pipelines.crops import geometry
@@ -23,7 +24,7 @@ from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.sources import named_skeleton
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
-from efafnet.pipelines.evaluation.inference import placed, predict_batch
+from efafnet.pipelines.evaluation.inference import placed, predict_batch, predict_heatmaps
 from efafnet.pipelines.evaluation.trained import Trained, find_checkpoint, load_trained
 from efafnet.platform import machine
 from efafnet.platform.checkpoint import config_of, read_meta
@@ -113,6 +114,27 @@ class PosePredictor:
             joints_px, scores = self._predict(crops[chosen], to_image[chosen])
             parts.append(np.concatenate([joints_px, scores[..., None].astype(np.float64)], axis=2))
         return np.concatenate(parts)
+
+    def heatmaps(self, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """What the joints are read from: heatmaps float32 (N, K, h, w) of crops (N, 3, H, W), flip test included.
+
+        Also the affine float64 (2, 3) from pixels of a heatmap to input pixels.
+        """
+        trained, step = self.trained, self.trained.test.batch_size
+        parts = [
+            predict_heatmaps(
+                self._network,
+                torch.from_numpy(crops[first : first + step]).to(self.device),
+                skeleton=self.skeleton,
+                heatmap=trained.heatmap,
+                flip_test=trained.test.flip_test,
+                precision=self._precision,
+            )
+            for first in range(0, len(crops), step)
+        ]
+        found = torch.cat(parts).cpu().numpy()
+        x, y = stride_px(trained.input_size, found.shape[2:], trained.heatmap.encoding)
+        return found, np.array([[x, 0, 0], [0, y, 0]], np.float64)
 
     def _predict(
         self, crops: NDArray[np.uint8], to_image: NDArray[np.float64]

@@ -1,0 +1,118 @@
+"""What is asked and answered: the schemas of the HTTP interface, and what travels between its processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+Box = tuple[float, float, float, float]
+"""Left, top, width, height in image pixels."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, checked as far as is possible without decoding the image."""
+
+    image: bytes
+    model: str
+    boxes: tuple[Box, ...] | None
+    """Boxes in pixels of the upright image; None where persons are to be found."""
+    with_heatmaps: bool = False
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request that cannot be answered, as a value: an exception would cross processes as a wall of text."""
+
+    status: int
+    """HTTP status."""
+    reason: str
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+
+class Keypoint(_Message):
+    """One joint of a person."""
+
+    joint: str
+    x: float
+    """Pixels of the upright image, to the right; the centre of the first pixel is 0."""
+    y: float
+    """Pixels of the upright image, down."""
+    score: float
+    """Height of the heatmap's peak, about 0 to 1; at 0 or less the joint was not found."""
+
+
+class Heatmaps(_Message):
+    """Where the network looks for each joint of a person."""
+
+    png_base64: str
+    """Grey PNG: the heatmaps of all joints below each other, 0 to 255 for 0 to 1."""
+    width: int
+    """Width of one heatmap, pixels."""
+    height: int
+    """Height of one heatmap, pixels."""
+    to_image: tuple[tuple[float, float, float], tuple[float, float, float]]
+    """Affine from pixels of a heatmap to pixels of the image."""
+
+
+class Person(_Message):
+    """A person with its joints."""
+
+    box_xywh: Box
+    """Left, top, width, height in pixels of the upright image."""
+    box_score: float
+    """The detector's confidence; 1 for boxes that were given."""
+    score: float
+    """Box score times the mean of the sure joints' scores, as in COCO results."""
+    keypoints: list[Keypoint]
+    heatmaps: Heatmaps | None = None
+
+
+class Persons(_Message):
+    """The persons of one image, in the order of their boxes."""
+
+    model: str
+    skeleton: str
+    width: int
+    """Width of the upright image, pixels."""
+    height: int
+    """Height of the upright image, pixels."""
+    boxes_from: str
+    """request, detector or whole_image."""
+    persons: list[Person]
+
+
+class Model(_Message):
+    """A network that answers."""
+
+    name: str
+    """What ``model=`` takes."""
+    skeleton: str
+    joints: list[str]
+    limbs: list[tuple[int, int]]
+    flip_pairs: list[tuple[int, int]]
+    input: str
+    """Height x width of the network's input, pixels."""
+    network: str
+    parameters: int
+    step: int | None
+    """Optimizer steps it was trained for."""
+
+
+class Models(_Message):
+    """All that answer; the first is the default."""
+
+    models: list[Model]
+    finds_persons: bool
+    """Whether a detector looks for persons where a request gives no boxes."""
+
+
+class Problem(_Message):
+    """Why a request was refused."""
+
+    error: str
+    """One line: what is wrong, and what would be right."""

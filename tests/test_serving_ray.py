@@ -1,0 +1,96 @@
+"""Serving on Ray Serve: batches, figures, and a replica that is killed under load loses no request."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from efafnet.pipelines.serving.api import Rules
+from efafnet.pipelines.serving.config import ServeConfig
+from efafnet.pipelines.serving.models import find_models
+from efafnet.pipelines.serving.room import Room
+from efafnet.pipelines.serving.serve import recipe_of, start
+from tests import crop_data, prediction_cases
+from tests.serving_cases import ask
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("ray.serve", reason="Ray Serve is an extra: pip install -e '.[serve]'")
+REPLICAS = 2
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[str]:  # noqa: ARG001 (one Ray)
+    from ray import serve
+
+    run: Path = tmp_path_factory.mktemp("serve") / "run"
+    prediction_cases.checkpoint(run / "best")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"models": [str(run)], "port": port, "workers": {"count": REPLICAS, "cpus": 0.5, "gpu": "no"}}
+    config = ServeConfig.model_validate({**settings, "batching": {"requests": 4, "wait_ms": 5}})
+    recipe = recipe_of(config, find_models(config.models))
+    rules = Rules(tuple(Room(recipe, torch.device("cpu")).models()), config.limits, False, None)
+    start(config, recipe, rules)
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def _replicas() -> list[str]:
+    import ray
+
+    named = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in named if "#predictor#" in actor["name"]]
+
+
+def test_a_replica_that_dies_under_load_loses_no_request(address: str) -> None:
+    import ray
+
+    done, data = cv2.imencode(".png", crop_data.picture(200, 160, 3))
+    assert done
+    boxes = [[10, 20, 50, 90], [100, 30, 60, 40]]
+    request = f"{address}/v1/persons?boxes={json.dumps(boxes).replace(' ', '')}"
+    status, expected = ask(request, data.tobytes())
+    assert status == 200
+    assert [person["box_xywh"] for person in expected["persons"]] == boxes
+    before = _replicas()
+    assert len(before) == REPLICAS
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, request, data.tobytes()) for _ in range(120)]
+        while sum(answer.done() for answer in answers) < 20:
+            time.sleep(0.01)
+        ray.kill(ray.get_actor(before[0], namespace="serve"))
+        found = [answer.result() for answer in answers]
+    assert [status for status, _ in found] == [200] * 120
+    assert all(
+        one["score"] == pytest.approx(other["score"], abs=1e-3)
+        for _, answer in found
+        for one, other in zip(answer["persons"], expected["persons"], strict=True)
+    )
+    deadline = time.monotonic() + 60
+    while len(set(_replicas()) - {before[0]}) < REPLICAS:
+        assert time.monotonic() < deadline, "no replica was started in place of the one that died"
+        time.sleep(0.2)
+
+
+def test_figures_tell_of_the_requests(address: str) -> None:
+    deadline = time.monotonic() + 40
+    while True:
+        status, text = ask(f"{address}/metrics")
+        assert status == 200
+        counted = [
+            line for line in text.splitlines() if line.startswith("ray_efafnet_requests") and 'status="200"' in line
+        ]
+        if counted and sum(float(line.rsplit(" ", 1)[1]) for line in counted) >= 121:
+            break
+        assert time.monotonic() < deadline, text[-2000:]
+        time.sleep(1)
+    assert 'model="run"' in counted[0]
