@@ -93,6 +93,25 @@ def test_a_restart_draws_the_same(tmp_path: Path) -> None:
     assert searched(tmp_path / "a", weighed=True) == searched(tmp_path / "b", weighed=True, restart_at=15)
 
 
+def test_what_an_earlier_search_found_is_known_to_the_draws_that_weigh(tmp_path: Path) -> None:
+    """Eight trials are known, as many as are drawn at random: the first own trial is drawn from what they tell."""
+    searched(tmp_path / "old", weighed=False)
+
+    def first(name: str, cost: float | None) -> tuple[int, int]:
+        (tmp_path / name).mkdir()
+        ledger = Ledger(tmp_path / name / "study.db", "s", WIDTHS, trials=9, sampler="tpe", seed=3, startup=8,
+                        weighed=True)  # fmt: skip
+        ledger.learn_from(open_study(tmp_path / "old/study.db"), lambda _: cost)
+        assignment = ledger.next()
+        assert assignment is not None
+        known = [trial for trial in ledger.study.trials if COST in trial.user_attrs]
+        return len(known), assignment.settings["network.base_width"]
+
+    assert first("without", None)[0] == 0
+    assert first("with", 5.0)[0] == 30
+    assert first("without2", None)[1] != first("with2", 5.0)[1]
+
+
 def test_stopping_by_the_figure_alone_is_refused() -> None:
     tree = load_preset("nano_test") | {"space": "x", "data": {"val": "x"}, "search": {"against": "gmac"}}
     with pytest.raises(ConfigurationError, match=r"search\.stop=asha would stop cheap networks"):

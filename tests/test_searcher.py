@@ -19,7 +19,15 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from efafnet.pipelines.search.ledger import Assignment, Ledger, State, make_sampler
+from efafnet.pipelines.search.ledger import (
+    Assignment,
+    Ledger,
+    State,
+    Terms,
+    check_terms,
+    make_sampler,
+    open_study,
+)
 from efafnet.pipelines.search.searcher import (
     FAILURE,
     METRIC,
@@ -172,15 +180,112 @@ def test_an_earlier_study_teaches_what_fits_and_is_not_counted(tmp_path: Path) -
         old.finish(assigned.number, "complete" if assigned.number else "pruned")
     old.next()
     book = ledger(tmp_path)
-    assert book.learn_from(old.study, "old") == 3
-    assert book.learn_from(old.study, "old") == 0
+    assert book.learn_from(old.study) == 3
+    assert book.learn_from(old.study) == 0
     assert (book.remaining(), len(book.own()), len(book.study.trials)) == (4, 0, 3)
     other = space(SPACE.replace("1e-2", "2e-2"))
     (tmp_path / "other").mkdir()
-    assert ledger(tmp_path / "other", space=other).learn_from(old.study, "old") == 0
+    assert ledger(tmp_path / "other", space=other).learn_from(old.study) == 0
     narrower = space("search:\n  loss.kind: {choice: [mse]}\n  seed: {int: [0, 1]}\n")
     (tmp_path / "narrower").mkdir()
-    assert ledger(tmp_path / "narrower", space=narrower).learn_from(old.study, "old") == 0
+    assert ledger(tmp_path / "narrower", space=narrower).learn_from(old.study) == 0
+
+
+def test_a_study_is_known_by_itself_and_not_by_where_it_lies(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    finish_one(ledger(tmp_path / "old"), 0.3)
+    book = ledger(tmp_path / "new")
+    assert book.learn_from(open_study(tmp_path / "old/study.db")) == 1
+    (tmp_path / "old").rename(tmp_path / "moved")
+    assert book.learn_from(open_study(tmp_path / "moved/study.db")) == 0
+    # What was itself taken over is not handed on: it may come back under another name.
+    (tmp_path / "third").mkdir()
+    assert ledger(tmp_path / "third").learn_from(book.study) == 0
+
+
+def finish_one(book: Ledger, figure: float) -> int:
+    """Run the next trial to its end, without any figure if it is NaN."""
+    assigned = book.next()
+    assert assigned is not None
+    if not math.isnan(figure):
+        book.report(assigned.number, 100, figure)
+    book.finish(assigned.number, "failed" if math.isnan(figure) else "complete")
+    return assigned.number
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (Terms("pckh", "coco, 17 joints", 160), r"search\.learn_from=.*: its metric is ap, this search's pckh"),
+        (Terms("ap", "mpii, 16 joints", 160), r"its skeleton is coco, 17 joints, this search's mpii, 16 joints"),
+    ],
+)
+def test_figures_of_another_kind_are_not_learnt_from(tmp_path: Path, own: Terms, message: str) -> None:
+    book = ledger(tmp_path)
+    book.set_terms(Terms("ap", "coco, 17 joints", 160), "none")
+    earlier = open_study(tmp_path / "study.db")
+    with pytest.raises(ValueError, match=message):
+        check_terms(earlier, own, tmp_path)
+
+
+def test_another_budget_or_an_unknown_one_is_told(tmp_path: Path) -> None:
+    book, own = ledger(tmp_path), Terms("ap", "coco, 17 joints", 320)
+    assert "does not say what its figures are of; make sure that they are ap" in check_terms(book.study, own, tmp_path)
+    book.set_terms(Terms("ap", "coco, 17 joints", 160), "none")
+    assert "its figures are lower for that alone" in check_terms(book.study, own, tmp_path)
+    assert check_terms(book.study, Terms("ap", "coco, 17 joints", 160), tmp_path) == ""
+
+
+def test_the_best_of_signed_figures_is_the_largest(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    for figure in (-0.5, 0.0, -1.0):
+        finish_one(book, figure)
+    best = book.best()
+    assert best is not None
+    assert (best.number, best.value) == (1, 0.0)
+
+
+@pytest.mark.parametrize("figure", [math.nan, math.inf])
+def test_a_figure_that_is_no_number_is_refused_and_nothing_is_written(tmp_path: Path, figure: float) -> None:
+    book = ledger(tmp_path)
+    book.next()
+    with pytest.raises(ValueError, match="the validation figure after 100 samples is"):
+        book.report(0, 100, figure)
+    assert book.curves == {0: {}}
+    assert ledger(tmp_path).study.trials[0].intermediate_values == {}
+
+
+def test_a_study_that_holds_such_a_figure_from_before_goes_on(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    book.next()
+    book._live[0].report(math.nan, 100)
+    book = ledger(tmp_path)
+    assert book.curves == {0: {}}
+    assert book.next() is not None
+    assert book.finish(0, "complete")[0] == "failed"
+
+
+def test_failed_trials_are_tried_again_where_asked_and_do_not_count_twice(tmp_path: Path) -> None:
+    book = ledger(tmp_path, trials=3)
+    failed = finish_one(book, math.nan)
+    finish_one(book, 0.5)
+    finish_one(book, 0.25)
+    assert (book.remaining(), book.next()) == (0, None)
+    book = ledger(tmp_path, trials=3)
+    assert book.retry_failed() == 1
+    assert book.retry_failed() == 0  # it is queued
+    assert (book.remaining(), book.over()) == (1, 2)
+    again = book.next()
+    assert again is not None
+    assert (again.number, again.attempt) == (3, 1)
+    assert again.settings == book.study.trials[failed].user_attrs["settings"]
+    assert book.next() is None
+    book.finish(3, "failed", "OSError: the disk is full")
+    book = ledger(tmp_path, trials=3)
+    assert book.retry_failed() == 1  # it failed once more
+    assert finish_one(book, 0.75) == 4
+    assert (book.remaining(), book.over()) == (0, 3)
 
 
 def test_samplers_made_anew_for_each_trial_still_learn() -> None:
@@ -300,6 +405,53 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(tmp_path: Path) 
     reasons = [each.user_attrs["reason"] for each in search.desk.ledger.study.trials]
     assert reasons == ["DivergedError: the loss", "RuntimeError: node lost", "its process died"]
     assert search.suggest("d") == {"number": 3}
+
+
+def test_a_trial_whose_figure_is_no_number_fails_with_that(tmp_path: Path) -> None:
+    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    search.suggest("a")
+    assert scheduler.on_trial_result(None, trial("a"), result(100, 0.5)) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial("a"), result(200, math.nan)) == "STOP"
+    search.on_trial_complete("a", result(200, math.nan))
+    assert books.told[-1] == ("ended", 0, "failed", "the validation figure after 200 samples is nan")
+    (one,) = search.desk.ledger.study.trials
+    assert (one.state, one.intermediate_values) == (TrialState.FAIL, {100: 0.5})
+
+
+def failing(search: StudySearch, *reasons: str) -> None:
+    """Begin a trial for each reason, then let each fail with its own."""
+    for reason in reasons:
+        assert isinstance(search.suggest(reason), dict)
+    for reason in reasons:
+        search.on_trial_complete(reason, {FAILURE: reason})
+
+
+def test_three_failures_alike_and_no_figure_end_the_search(tmp_path: Path) -> None:
+    desk, search, scheduler, _ = tune(ledger(tmp_path, trials=9))
+    failing(search, "OSError: trials/0000 is full", "ValueError: other", "OSError: trials/0001 is full")
+    assert desk.broken == ""
+    search.suggest("x")
+    failing(search, "OSError: trials/0004 is full")
+    assert desk.broken == "OSError: trials/0004 is full"
+    assert search.suggest("y") is None  # x still runs
+    scheduler.on_trial_result(None, trial("x"), result(50, 0.5))
+    assert desk.broken == ""  # it can be done: what failed failed for itself
+    assert isinstance(search.suggest("y"), dict)
+
+
+def test_a_search_that_was_ended_by_failures_tries_again_when_it_is_given_again(tmp_path: Path) -> None:
+    _, search, _, _ = tune(ledger(tmp_path, trials=9))
+    failing(search, "OSError: full 1", "OSError: full 2", "OSError: full 3")
+    assert search.suggest("x") is FINISHED
+    desk, search, _, _ = tune(ledger(tmp_path, trials=9))
+    assert desk.broken == ""
+    assert isinstance(search.suggest("x"), dict)
+
+
+def test_settings_that_diverge_do_not_end_a_search(tmp_path: Path) -> None:
+    desk, search, _, _ = tune(ledger(tmp_path, trials=9))
+    failing(search, *(f"DivergedError: training diverged at step {step}" for step in range(4)))
+    assert desk.broken == ""
 
 
 def test_a_trial_whose_process_died_goes_on_and_is_judged_by_how_it_ends(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ import pytest
 from mlflow.entities import Run, ViewType
 
 from efafnet.pipelines.search.config import TuneConfig, automatic_name, paced, trial_config, with_settings
-from efafnet.pipelines.search.ledger import open_study
+from efafnet.pipelines.search.ledger import open_study, study_identity
 from efafnet.pipelines.search.naming import describe, short_names
 from efafnet.pipelines.search.tune import _advise_grid, run_tune, trial_resources, tune
+from efafnet.pipelines.study.promotion import run_promoted
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.placement import placed
@@ -277,12 +278,40 @@ def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Pa
     study = open_study(config.run_dir / "study.db")
     known = [trial for trial in study.trials if "imported_from" in trial.user_attrs]
     own = [trial for trial in study.trials if trial not in known]
-    assert [trial.user_attrs["imported_from"] for trial in known] == [f"{first.directory}#{n}" for n in range(3)]
+    origin = study_identity(open_study(first.directory / "study.db"))
+    assert [trial.user_attrs["imported_from"] for trial in known] == [f"{origin}#{n}" for n in range(3)]
     assert own[0].params == {"optimizer.lr": 0.005, "loss.kind": "mse"}
     assert {trial.state.name for trial in own} <= {"COMPLETE", "PRUNED"}
     assert own[0].user_attrs["died"]
     assert list(own[0].intermediate_values) == [240 * n for n in range(1, 9)]  # the first cannot be stopped
     assert "resuming at step" in (checkpoints.parent / "train.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_search_whose_time_is_up_leaves_its_trials_to_be_continued(tmp_path: Path) -> None:
+    """A second is over before 100 epochs are; without a complete trial the exit code says so."""
+    common = ("search.trials=1", "workers=0", "name=timed", "epochs=100")
+    assert run_promoted(config_of(tmp_path, "search.time_s=1", *common)) == 1
+    file = tmp_path / "runs/timed/study.db"
+    assert [trial.state.name for trial in open_study(file).trials] == ["RUNNING"]
+    assert run_promoted(config_of(tmp_path, *common)) == 0
+    (trial,) = open_study(file).trials
+    assert (trial.state.name, trial.user_attrs["attempts"]) == ("COMPLETE", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_search_without_a_complete_trial_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing can be written where the trials' directory should be: all fail alike, and not all are tried."""
+    config = config_of(tmp_path, "search.trials=9", "workers=0", "name=broken", "search.concurrency=1")
+    (tmp_path / "runs/broken/trials").mkdir(parents=True)
+    for number in range(9):
+        (tmp_path / f"runs/broken/trials/{number:04d}").write_text("not a directory")
+    assert run_promoted(config) == 1
+    assert "trials failed for the same reason and none showed a figure" in " ".join(capsys.readouterr().err.split())
+    states = [trial.state.name for trial in open_study(tmp_path / "runs/broken/study.db").trials]
+    assert states == ["FAIL"] * 3
 
 
 def kill_trial(checkpoints: Path) -> None:

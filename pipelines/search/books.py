@@ -102,8 +102,7 @@ class Books:
         figure = f"{self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples" if curve else ""
         word = {"complete": "complete", "pruned": "stopped early", "failed": "FAILED"}[state]
         told = ", ".join(part for part in (figure, reason) if part)
-        over = sum(trial.state.is_finished() for trial in self.ledger.own())
-        console.note(f"trial {number} {word} ({over}/{self.ledger.trials}): {told}")
+        console.note(f"trial {number} {word} ({self.ledger.over()}/{self.ledger.trials}): {told}")
         self._mlflow.submit(self._end_in_mlflow, number, state, reason, dict(curve))
         self.tell_study()
         self.tidy()
@@ -152,12 +151,19 @@ class Books:
         interrupted = isinstance(error, KeyboardInterrupt)
         live = self.ledger.live()
         if isinstance(error, KeyboardInterrupt):
-            over = sum(trial.state.is_finished() for trial in self.ledger.own())
-            told(error, f"{over} of {self.ledger.trials} trials over, {len(live)} running; the same command continues "
-                        f"search {self.config.name}")  # fmt: skip
+            told(error, f"{self.ledger.over()} of {self.ledger.trials} trials over, {len(live)} running; the same "
+                        f"command continues search {self.config.name}")  # fmt: skip
         for record in (*map(self._run_of, live), self.record):
             if record is not None:
                 fail_record(record, interrupted=interrupted)
+
+    def leave(self) -> int:
+        """Say in MLflow that the trials that still run stopped, to be continued; returns how many they are."""
+        live = self.ledger.live()
+        for record in map(self._run_of, live):
+            if record is not None:
+                fail_record(record, interrupted=True)
+        return len(live)
 
     def close(self) -> None:
         """Wait until MLflow has been told everything."""

@@ -23,7 +23,7 @@ Against = Literal["none", "gmac", "latency_ms"]
 TRIALS = 20
 """Trials of a search that does not say how many."""
 _TUNE_ONLY = ("space", "search", "promote")
-_MAY_CHANGE = {"trials", "concurrency", "retries", "time_s", "keep", "learn_from"}
+_MAY_CHANGE = {"trials", "concurrency", "retries", "retry_failed", "time_s", "keep", "learn_from"}
 
 
 class SearchConfig(Settings):
@@ -56,8 +56,12 @@ class SearchConfig(Settings):
     retries: int = Field(default=2, ge=0)
     """Times that a trial whose process died (a node was lost) starts again from its checkpoint. Its workers are
     replaced ``worker.max_failures`` times besides."""
+    retry_failed: bool = False
+    """Whether trials that had failed when the command is given are tried once more, from their beginning; they do not
+    count as trials then."""
     time_s: float | None = Field(default=None, gt=0)
-    """Seconds after which no more trials start and the running ones end; none for no limit."""
+    """Seconds of this command after which no more trials start; those that run are left as Ctrl-C leaves them, and the
+    same command goes on with them. None for no limit."""
     keep: Literal["best", "all"] = "best"
     """Whose checkpoints stay: the best complete trial's, or all. A search leaves hundreds of megabytes otherwise."""
     learn_from: Path | None = None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,30 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from efafnet.pipelines.search.config import Sampler
-from efafnet.pipelines.search.pareto import both_objectives
+from efafnet.pipelines.search.pareto import COST, both_objectives
 from efafnet.pipelines.search.study_db import StudyFileError, open_storage, readable
 from efafnet.tune_spaces.space import Settings, Space, grid, parameters, suggest
 
 State = Literal["complete", "pruned", "failed"]
 IMPORTED = "imported_from"
-"""Attribute of trials that were taken over from another study."""
+"""Attribute of trials that were taken over from another study: which study, and which trial of it."""
+RETRY_OF = "retry_of"
+"""Attribute of a trial that tries a failed one again: that one's number."""
+TERMS = "terms"
+"""Attribute of a study: what its figures are figures of (``Terms``)."""
+COST_UNIT = "cost_unit"
+"""Attribute of a study: what its trials' costs are, as ``search.against`` names it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What makes the figures of two searches comparable."""
+
+    metric: str
+    skeleton: str
+    """Name of the skeleton and its number of joints."""
+    samples: int
+    """Training samples of a trial of the base settings."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,45 @@ def open_study(path: Path) -> optuna.Study:
     if study is None:
         raise StudyFileError(f"{path} holds {len(names)} studies; a search's file holds one")
     return study
+
+
+def study_identity(study: optuna.Study) -> str:
+    """What tells a study from all others, wherever its file lies: its name and when its first trial began."""
+    began = min((trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start),
+                default=None)  # fmt: skip
+    return f"{study.study_name}@{began.isoformat() if began else 'empty'}"
+
+
+def check_terms(earlier: optuna.Study, own: Terms, source: Path) -> str:
+    """Compare what the figures of an earlier search are with ``own``; returns what is to be said, or nothing.
+
+    Raises:
+        ValueError: its figures are of another kind and would mislead.
+    """
+    told = earlier.user_attrs.get(TERMS)
+    if told is None:
+        return f"{source} does not say what its figures are of; make sure that they are {own.metric} on {own.skeleton}"
+    terms = Terms(**told)
+    for what, its, ours in (("metric", terms.metric, own.metric), ("skeleton", terms.skeleton, own.skeleton)):
+        if its != ours:
+            raise ValueError(
+                f"search.learn_from={source}: its {what} is {its}, this search's {ours}; figures of two kinds cannot "
+                "be compared, so leave it out"
+            )
+    if terms.samples != own.samples:
+        return (
+            f"trials of {source} trained on {terms.samples} samples, those of this search train on {own.samples}: its "
+            f"figures are {'lower' if terms.samples < own.samples else 'higher'} for that alone"
+        )
+    return ""
+
+
+def _finite(curve: Mapping[int, float]) -> dict[int, float]:
+    return {samples: value for samples, value in curve.items() if math.isfinite(value)}
+
+
+def _all_finite(trial: FrozenTrial) -> bool:
+    return all(map(math.isfinite, (*trial.values, *trial.intermediate_values.values())))
 
 
 def make_sampler(kind: Sampler, seed: int, asked: int, startup: int) -> optuna.samplers.BaseSampler:
@@ -109,7 +165,7 @@ class Ledger:
             )
             self._live: dict[int, Trial] = {}
             self._interrupted = [trial for trial in self.own() if trial.state == TrialState.RUNNING]
-            self.curves = {trial.number: dict(trial.intermediate_values) for trial in self.own()}
+            self.curves = {trial.number: _finite(trial.intermediate_values) for trial in self.own()}
 
     # ---- what there is
 
@@ -121,14 +177,27 @@ class Ledger:
             if trial.state != TrialState.WAITING and IMPORTED not in trial.user_attrs
         ]
 
+    def counted(self) -> list[FrozenTrial]:
+        """The trials of this search that count towards ``trials``: all but failed ones that are tried again."""
+        again = {trial.user_attrs.get(RETRY_OF) for trial in self.study.get_trials(deepcopy=False)}
+        return [trial for trial in self.own() if trial.number not in again]
+
+    def over(self) -> int:
+        """How many trials that count have ended."""
+        return sum(trial.state.is_finished() for trial in self.counted())
+
     def remaining(self) -> int:
         """Trials that still have to run to their end, interrupted ones included."""
-        return max(0, self.trials - sum(trial.state.is_finished() for trial in self.own()))
+        return max(0, self.trials - self.over())
 
     def best(self) -> FrozenTrial | None:
         """The complete trial with the largest figure."""
         complete = [trial for trial in self.own() if trial.state == TrialState.COMPLETE]
-        return max(complete, key=lambda trial: trial.value or -math.inf, default=None)
+        return max(complete, key=lambda trial: -math.inf if trial.value is None else trial.value, default=None)
+
+    def any_success(self) -> bool:
+        """Whether any trial has shown a figure: then its failures are its settings', and not the machine's."""
+        return any(self.curves.values())
 
     # ---- before the search
 
@@ -142,20 +211,41 @@ class Ledger:
         for _, settings in self.space.start:
             self.study.enqueue_trial(parameters(self.space, settings), skip_if_exists=True)
 
-    def learn_from(self, earlier: optuna.Study, label: str) -> int:
+    def retry_failed(self) -> int:
+        """Queue the settings of every failed trial once more; returns how many.
+
+        A trial that has ended is never opened again: the retry is a trial of its own and takes the failed one's place.
+        """
+        failed = [trial for trial in self.counted() if trial.state == TrialState.FAIL]
+        for trial in failed:
+            self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+        return len(failed)
+
+    def learn_from(self, earlier: optuna.Study, cost: Callable[[FrozenTrial], float | None] | None = None) -> int:
         """Take over the finished trials of an earlier study that fit this space; returns how many.
 
-        Trials that searched the same keys count, whatever else their study fixed; ``label`` names it.
+        Trials that searched the same keys count, whatever else their study fixed. ``cost`` gives what a trial's
+        network costs, where this search weighs it.
         """
         known = {t.user_attrs[IMPORTED] for t in self.study.get_trials(deepcopy=False) if IMPORTED in t.user_attrs}
-        taken = 0
+        origin, taken = study_identity(earlier), 0
         for trial in earlier.get_trials(deepcopy=True, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-            mark = f"{label}#{trial.number}"
-            if mark not in known and trial.values and self._fits(trial):
+            mark = f"{origin}#{trial.number}"
+            of_its_own = IMPORTED not in trial.user_attrs
+            if of_its_own and mark not in known and trial.values and _all_finite(trial) and self._fits(trial):
                 trial.user_attrs[IMPORTED] = mark
+                trial.user_attrs.pop(RETRY_OF, None)
+                trial.user_attrs.pop(COST, None)
+                if cost is not None and (told := cost(trial)) is not None:
+                    trial.user_attrs[COST] = told
                 self.study.add_trial(trial)
                 taken += 1
         return taken
+
+    def set_terms(self, terms: Terms, cost_unit: str) -> None:
+        """Write down what the figures and costs of this search are, for searches that learn from it."""
+        self.study.set_user_attr(TERMS, asdict(terms))
+        self.study.set_user_attr(COST_UNIT, cost_unit)
 
     def _fits(self, trial: FrozenTrial) -> bool:
         """Whether this space could have drawn the trial: the same parameters over the same ranges."""
@@ -175,7 +265,7 @@ class Ledger:
         if self._interrupted:
             frozen = self._interrupted.pop(0)
             return self._hand_out(self._trial(frozen))
-        if len(self.own()) >= self.trials:
+        if len(self.counted()) >= self.trials:
             return None
         self._set_sampler(asked=len(self.own()))
         if self._weighed:
@@ -185,7 +275,8 @@ class Ledger:
     def _enqueue_weighed(self) -> None:
         """Queue what a sampler draws that knows figure and cost, unless something is queued already."""
         if self._sampler == "tpe" and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            trial = both_objectives(self.own(), self.study.sampler).ask()
+            known = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+            trial = both_objectives(known, self.study.sampler).ask()
             suggest(self.space, trial)
             self.study.enqueue_trial(trial.params)
 
@@ -213,7 +304,13 @@ class Ledger:
 
     def report(self, number: int, samples: int, value: float) -> bool:
         """Record a validation figure; returns whether it is a new one. One that is there already stays: a resumed trial
-        repeats its last epochs."""
+        repeats its last epochs.
+
+        Raises:
+            ValueError: the figure is not a finite number, which no study takes.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"the validation figure after {samples} samples is {value}")
         if samples in self.curves[number]:
             return False
         self._live[number].report(value, samples)

@@ -6,6 +6,8 @@ sampler), loses the last figure, leaves RUNNING trials behind a kill and keeps i
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -21,6 +23,9 @@ SAMPLES = "samples_seen"
 """Name under which it reports how many samples it has trained on."""
 FAILURE = "failure"
 """Name under which its last result says why it failed."""
+
+SAME_REASON = 3
+"""Trials that fail alike, while none has shown a figure, after which no more are begun."""
 
 Rule = Callable[[Ledger, int], bool]
 """Tells from the ledger whether a trial is to be stopped at its newest figure."""
@@ -48,10 +53,24 @@ class Desk:
         self.stopped: set[int] = set()
         self.deaths: dict[int, str] = {}
         """Why the process of a trial died last."""
+        self.refused: dict[int, str] = {}
+        """Why a trial that was stopped has failed: its figure is none."""
+        self._alike: Counter[str] = Counter()
+        self._last_reason = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave nothing to Tune's pickles: the study is the state, and open files do not travel."""
         return {}
+
+    @property
+    def broken(self) -> str:
+        """Why no more trials are begun: they fail alike, and none has shown a figure; nothing while all is well.
+
+        Only what failed in this process counts, so that the same command tries again once the cause is mended. A
+        training that diverged says something about its settings, and others may do better.
+        """
+        alike = bool(self._alike) and max(self._alike.values()) >= SAME_REASON
+        return self._last_reason if alike and not self.ledger.any_success() else ""
 
     def next(self, trial_id: str) -> dict[str, Any] | None:
         """Settings of the next trial; None when there is none."""
@@ -71,6 +90,10 @@ class Desk:
     def close(self, number: int, state: State, reason: str) -> None:
         """End a trial everywhere."""
         state, reason = self.ledger.finish(number, state, reason)
+        if state == "failed" and not reason.startswith("DivergedError"):
+            # Without the digits: paths, ports and numbers of trials differ where the cause is one.
+            self._alike[kind := re.sub(r"\d+", "#", reason)] += 1
+            self._last_reason = reason if self._alike[kind] >= SAME_REASON else self._last_reason
         self.books.ended(number, state, reason)
 
 
@@ -83,9 +106,11 @@ class StudySearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial's settings, None while there is no room for it, or that there are no more."""
+        finished: Any = Searcher.FINISHED  # a word, although Tune's signature says dict
+        if self.desk.broken:
+            return None if self.desk.ledger.live() else finished  # one that runs may yet show a figure
         if len(self.desk.ledger.live()) >= self.desk.room():
             return None
-        finished: Any = Searcher.FINISHED  # a word, although Tune's signature says dict
         return self.desk.next(trial_id) or finished
 
     def on_trial_complete(
@@ -96,7 +121,7 @@ class StudySearch(Searcher):
     ) -> None:
         """Close a trial: complete, stopped early, or failed."""
         desk, number = self.desk, self.desk.numbers[trial_id]
-        told = (result or {}).get(FAILURE)
+        told = (result or {}).get(FAILURE) or desk.refused.get(number)
         if error or told:
             desk.close(number, "failed", told or desk.deaths.get(number, "its process died"))
         else:
@@ -120,7 +145,11 @@ class StudyScheduler(FIFOScheduler):
         """Decide whether the trial goes on."""
         desk, number = self.desk, self.desk.numbers[trial.trial_id]
         # A trial whose process died tells its figures again: they have been judged.
-        new = desk.ledger.report(number, int(result[SAMPLES]), float(result[METRIC]))
+        try:
+            new = desk.ledger.report(number, int(result[SAMPLES]), float(result[METRIC]))
+        except ValueError as error:
+            desk.refused[number] = str(error)
+            return TrialScheduler.STOP
         if new and desk.rule(desk.ledger, number):
             desk.stopped.add(number)
             return TrialScheduler.STOP

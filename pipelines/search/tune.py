@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
 from efafnet.pipelines.search.books import STAGE, Books
 from efafnet.pipelines.search.config import TRIALS, TuneConfig, automatic_name, check_trial, trial_config
-from efafnet.pipelines.search.ledger import Ledger, open_study
+from efafnet.pipelines.search.ledger import COST_UNIT, Ledger, Terms, check_terms, open_study
 from efafnet.pipelines.search.outcome import SearchResult, conclude, show
+from efafnet.pipelines.search.pareto import COST, cost_of
 from efafnet.pipelines.search.placement import Room
-from efafnet.pipelines.search.searcher import Desk, Rule, StudyScheduler, StudySearch
+from efafnet.pipelines.search.searcher import SAME_REASON, Desk, Rule, StudyScheduler, StudySearch
 from efafnet.pipelines.search.stopping import halving_stops, median_stops
 from efafnet.pipelines.search.trial import PLACEMENT, TrialActor
 from efafnet.pipelines.training.config import TrainConfig
@@ -72,7 +75,7 @@ def tune(
         record = directory.claim(identity, config.told())
         record = open_record(config, inputs, record, parent_run_id=None, tags={STAGE: "search"})
         directory.record(record, to_yaml(config))
-        books = Books(config, inputs, space, _open_ledger(config, space), record)
+        books = Books(config, inputs, space, _open_ledger(config, inputs, space), record)
         if books.ledger.own():
             books.reconcile()
         try:
@@ -89,7 +92,7 @@ def tune(
         return result
 
 
-def _open_ledger(config: TuneConfig, space: Space) -> Ledger:
+def _open_ledger(config: TuneConfig, inputs: Inputs, space: Space) -> Ledger:
     search = config.search
     points = len(grid(space)) if search.sampler == "grid" else TRIALS
     if search.sampler == "grid" and (search.trials or points) < points:
@@ -110,10 +113,34 @@ def _open_ledger(config: TuneConfig, space: Space) -> Ledger:
     else:
         _advise_grid(space, ledger.trials, search.sampler)
     ledger.enqueue_start()
-    if search.learn_from is not None:
-        known = ledger.learn_from(open_study(search.learn_from / STUDY), str(search.learn_from))
-        console.note(f"{known} trials of {search.learn_from} are known from the start")
+    if search.retry_failed and (again := ledger.retry_failed()):
+        console.note(f"{again} failed trials are tried again")
+    _learn(config, inputs, ledger)
     return ledger
+
+
+def _learn(config: TuneConfig, inputs: Inputs, ledger: Ledger) -> None:
+    """Take over what an earlier search found, where its figures are of the same kind."""
+    joints, against, source = inputs.skeleton.num_joints, config.search.against, config.search.learn_from
+    own = Terms(
+        config.validation.metric or inputs.metric,
+        f"{inputs.skeleton.name}, {joints} joints",
+        config.plan(inputs).steps * config.batch_size,
+    )
+    if source is not None:
+        earlier = open_study(source / STUDY)
+        if doubt := check_terms(earlier, own, source):
+            console.warn(doubt)
+
+        def cost(trial: FrozenTrial) -> float | None:
+            if against == "latency_ms" and earlier.user_attrs.get(COST_UNIT) == against:
+                return trial.user_attrs.get(COST)  # as it was measured there
+            settings = trial.user_attrs.get("settings")
+            return None if settings is None else cost_of(trial_config(config, settings, 0, Path("/")), joints, against)
+
+        known = ledger.learn_from(earlier, cost if against != "none" else None)
+        console.note(f"{known} trials of {source} are known from the start")
+    ledger.set_terms(own, against)
 
 
 def _advise_grid(space: Space, trials: int, sampler: str) -> None:
@@ -142,9 +169,16 @@ def _search(books: Books) -> None:
     config = books.config = placed(config, capacity(there), runs=min(left, at_most or left))
     room = Room(config, at_most)
     console.note(f"{there}; {left} trials to run, {min(left, room())} at a time")
-    _run_tune(Desk(ledger, stopping_rule(config, books.inputs), books, room), books, left)
+    desk = Desk(ledger, stopping_rule(config, books.inputs), books, room)
+    _run_tune(desk, books, left)
     _let_end(books)
-    _settle(books)
+    if desk.broken:
+        console.warn(
+            f"{SAME_REASON} trials failed for the same reason and none showed a figure, so no more were begun: "
+            f"{desk.broken}; mend it and give the same command again, with search.retry_failed=true for those too"
+        )
+    elif ledger.live():
+        _leave(books)
 
 
 def _quiet_tune() -> None:
@@ -222,18 +256,18 @@ def _let_end(books: Books) -> None:
             time.sleep(0.1)
 
 
-def _settle(books: Books) -> None:
-    """Close what still runs because the time was up; leave what an interruption left, to be continued."""
-    ledger, live = books.ledger, books.ledger.live()
-    if not live:
-        return
+def _leave(books: Books) -> None:
+    """Leave what still runs when the time was up, or what an interruption left, to be continued.
+
+    Nobody has judged those trials: what they reached is in their checkpoints, and the study knows them as running.
+    """
     if books.config.search.time_s is None:
         raise KeyboardInterrupt
-    for number in live:
-        state, reason = ledger.finish(
-            number, "pruned" if ledger.curves[number] else "failed", "the search's time was up"
-        )
-        books.ended(number, state, reason)
+    live = books.leave()
+    console.note(
+        f"search.time_s={books.config.search.time_s:g} is over: {books.ledger.over()} of {books.ledger.trials} trials "
+        f"over, {live} left where they stand; the same command goes on with them"
+    )
 
 
 def stopping_rule(config: TuneConfig, inputs: Inputs) -> Rule:

@@ -49,14 +49,16 @@ class Promotion:
 
 
 def run_promoted(config: TuneConfig) -> int:
-    """Search, show what was found, and promote the best of it where asked; 1 where runs failed."""
+    """Search, show what was found, and promote the best of it where asked; 1 where no trial or not every run of the
+    finals ran to its end."""
     config = absolute_paths(config)
     found = run_tune(config)
+    if not found.ranking:
+        if config.promote.finalists:
+            console.warn("no trial ran to its end: there is nothing to promote")
+        return 1
     if config.promote.finalists == 0:
         return 0
-    if not found.ranking:
-        console.warn("no trial ran to its end: there is nothing to promote")
-        return 1
     promotion = promote(config.model_copy(update={"name": found.directory.name}), found)
     show(promotion)
     if config.promote.full:
