@@ -1,36 +1,41 @@
 """What a search costs beyond its training, and what a learning search saves.
 
     python -m benchmarks.bench_search trials [--trials 100]       # overhead per trial, and what grows over many trials
-    python -m benchmarks.bench_search searchers --table DIR       # random, TPE and TPE with ASHA to the same AP50
+    python -m benchmarks.bench_search searchers --curves CSV      # each way to search to the same figure
+    python -m benchmarks.bench_search searchers --table DIR       # the same on a small table that it trains first
 
-``trials`` runs a real search of tiny trials on a Ray of its own. ``searchers`` trains every setting of a lattice once
-(``--table`` keeps the runs, and goes on where it stopped) and then lets the project's own ledger and stopping rule
-search that table many times: all figures are those of real runs, only the waiting is left out.
+``trials`` runs a real search of tiny trials on a Ray of its own. ``searchers`` lets the project's own ledger and rules
+search a table of real runs many times: all figures are those of real runs, only the waiting is left out. The table is
+a CSV of curves (``read_table``), or one of 36 settings that is trained once (``--table`` keeps the runs, and goes on
+where it stopped).
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import heapq
-import json
 import math
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from efafnet.pipelines.search.config import Sampler, TuneConfig, paced, trial_config
-from efafnet.pipelines.search.ledger import Ledger, open_study
-from efafnet.pipelines.search.stopping import halving_stops, rungs
+from efafnet.pipelines.search.config import SearchConfig, TuneConfig, paced, trial_config
+from efafnet.pipelines.search.ledger import Assignment, Ledger, State, open_study
+from efafnet.pipelines.search.searcher import Desk
+from efafnet.pipelines.search.stopping import rungs
 from efafnet.pipelines.search.trial import Watch
-from efafnet.pipelines.search.tune import tune
+from efafnet.pipelines.search.tune import rule_of, tune
 from efafnet.pipelines.study.people import synthetic_people
+from efafnet.pipelines.study.statistics import rank_correlation
 from efafnet.pipelines.synth.dataset import SplitCounts
 from efafnet.pipelines.training.config import DataConfig, TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
@@ -169,42 +174,103 @@ def _spread(looks: list[Look], rows: int = 11) -> list[Look]:
 RATES = tuple(1e-3 * 10 ** (step / 3) for step in range(6))
 """1e-3 to 4.6e-2, three to a decade."""
 SIGMAS = (0.75, 1.0, 1.5)
-LOSSES: tuple[Settings, ...] = ({"loss.kind": "mse"}, {"loss.kind": "ohkm", "loss.hard_joints": 8})
-SPACE = f"""\
-about: rate, width of the target, loss
-search:
-  optimizer.lr: {{float: [{RATES[0]}, {RATES[-1]}], log: true}}
-  heatmap.sigma_px: {{choice: [0.75, 1.0, 1.5]}}
-  loss.kind: {{choice: {{mse: {{}}, ohkm: {{loss.hard_joints: 8}}}}}}
-"""
+LOSSES: dict[str, Settings] = {"mse": {"loss.kind": "mse"}, "ohkm8": {"loss.kind": "ohkm", "loss.hard_joints": 8}}
 VALIDATIONS = 4
-Table = dict[str, dict[int, float]]
-"""Validation figure by samples seen, by setting."""
-SEARCHERS: dict[str, tuple[Sampler, bool]] = {
-    "random": ("random", False),
-    "TPE": ("tpe", False),
-    "random, ASHA": ("random", True),
-    "TPE, ASHA": ("tpe", True),
+BATCH = 20
+"""Trials of a search; where all must wait for the last, that many more are given to it whenever it is over."""
+MOST = 200
+"""Trials after which a search is given up as not having reached its target."""
+ARMS: dict[str, dict[str, Any]] = {
+    "random": {"sampler": "random", "stop": "none"},
+    "TPE": {"sampler": "tpe", "stop": "none"},
+    "GP": {"sampler": "gp", "stop": "none"},
+    "random, ASHA stopping": {"sampler": "random", "stop": "asha"},
+    "TPE, ASHA stopping": {"sampler": "tpe", "stop": "asha"},
+    "TPE, ASHA promoting": {"sampler": "tpe", "stop": "asha", "promotes": True},
+    "random, constant": {"sampler": "random", "stop": "constant"},
+    "TPE, constant": {"sampler": "tpe", "stop": "constant"},
+    "GP, constant": {"sampler": "gp", "stop": "constant"},
 }
+"""Settings of ``search`` by the name of the way to search."""
 
 
-def key(settings: Mapping[str, Any]) -> str:
-    """The nearest setting of the lattice, as text."""
-    rate = min(RATES, key=lambda each: abs(math.log(each / settings["optimizer.lr"])))
-    rest = {name: value for name, value in sorted(settings.items()) if name != "optimizer.lr"}
-    return json.dumps({"optimizer.lr": round(rate, 6), **rest}, sort_keys=True)
+@dataclass(frozen=True)
+class Table:
+    """Real runs, one for every combination of their settings, that a search can be replayed on."""
+
+    curves: Mapping[tuple[str, ...], Mapping[int, float]]
+    """Validation figure by samples seen, by the settings' values in the order of ``columns``."""
+    columns: Mapping[str, tuple[str, ...]]
+    """The values of each setting; numbers ascending."""
+
+    @property
+    def budget(self) -> int:
+        """Samples of a full run."""
+        return max(max(curve) for curve in self.curves.values())
+
+    def finals(self) -> list[float]:
+        """Figures of the full runs, best first."""
+        return sorted((curve[max(curve)] for curve in self.curves.values()), reverse=True)
+
+    def space(self) -> Space:
+        """A space that draws from the lattice itself: places among ordered numbers, and choices of the rest."""
+        lines = []
+        for name, values in self.columns.items():
+            places = f"{{int: [0, {len(values) - 1}]}}"
+            lines.append(f"  {name}: {places if _are_numbers(values) else '{choice: [' + ', '.join(values) + ']}'}")
+        return parse_space("search:\n" + "\n".join(lines) + "\n", "the table's columns")
+
+    def curve(self, settings: Mapping[str, Any]) -> Mapping[int, float]:
+        """The run with the settings that ``space`` drew."""
+        return self.curves[
+            tuple(
+                values[settings[name]] if _are_numbers(values) else str(settings[name])
+                for name, values in self.columns.items()
+            )
+        ]
 
 
-def lattice() -> Iterator[Settings]:
-    """Every setting that is trained."""
-    for rate in RATES:
-        for sigma in SIGMAS:
-            for loss in LOSSES:
-                yield {"optimizer.lr": rate, "heatmap.sigma_px": sigma, **loss}
+def _are_numbers(values: tuple[str, ...]) -> bool:
+    try:
+        return len(values) > 1 and all(math.isfinite(float(value)) for value in values)
+    except ValueError:
+        return False
 
 
-def train_table(place: Path, samples: int, data: DataConfig | None) -> Table:
-    """Train what is missing of the table, one run after the other in this process."""
+def read_table(file: Path) -> Table:
+    """Read curves: a header, a column for each setting, then ``samples`` and ``figure``; a row for each validation.
+
+    Raises:
+        ValueError: other columns, or a combination of values that has no run.
+    """
+    with file.open(newline="", encoding="utf-8") as text:
+        header, *rows = csv.reader(text)
+    if header[-2:] != ["samples", "figure"]:
+        raise ValueError(f"{file}: the last two columns are {header[-2:]}; they must be samples and figure")
+    curves: dict[tuple[str, ...], dict[int, float]] = {}
+    for row in rows:
+        curves.setdefault(tuple(row[:-2]), {})[int(row[-2])] = float(row[-1])
+    columns = {}
+    for place, name in enumerate(header[:-2]):
+        values = tuple(dict.fromkeys(settings[place] for settings in curves))
+        columns[name] = tuple(sorted(values, key=float)) if _are_numbers(values) else values
+    if missing := set(product(*columns.values())) - set(curves):
+        raise ValueError(f"{file}: {len(missing)} combinations have no run, among them {min(missing)}; the table must "
+                         "hold every one, so make one column of settings that hang together")  # fmt: skip
+    return Table(curves, columns)
+
+
+def write_table(file: Path, names: list[str], curves: Mapping[tuple[str, ...], Mapping[int, float]]) -> None:
+    """Write curves as ``read_table`` reads them."""
+    with file.open("w", newline="", encoding="utf-8") as text:
+        out = csv.writer(text, lineterminator="\n")
+        out.writerow([*names, "samples", "figure"])
+        for settings, curve in curves.items():
+            out.writerows([*settings, samples, f"{value:.5f}"] for samples, value in sorted(curve.items()))
+
+
+def train_table(place: Path, samples: int, data: DataConfig | None) -> Path:
+    """Train what is missing of a small table, one run after the other in this process; returns its file."""
     from efafnet.pipelines.training.ray_run import train
 
     changes = [f"runs={place}", "workers=0", "network.base_width=8", "input=64x64", "batch_size=16", "space=ohkm",
@@ -213,78 +279,122 @@ def train_table(place: Path, samples: int, data: DataConfig | None) -> Table:
     base = apply_overrides(load_preset("synth_nano"), changes)
     data = data or synthetic_people(resolve(TrainConfig, {k: v for k, v in base.items() if k != "space"}))
     config = resolve(TuneConfig, base | {"data": data.model_dump(mode="json")})
-    inputs, table = open_inputs(config), Table()
-    for number, settings in enumerate(lattice()):
+    inputs = open_inputs(config)
+    curves: dict[tuple[str, ...], dict[int, float]] = {}
+    for number, (rate, sigma, loss) in enumerate(product(RATES, SIGMAS, LOSSES)):
         file = place / f"{number:04d}.json"
         if not file.exists():
+            settings = {"optimizer.lr": rate, "heatmap.sigma_px": sigma, **LOSSES[loss]}
             run = paced(trial_config(config, settings, number, place), inputs, VALIDATIONS)
             train(run)
             write_json(file, {figure.samples: figure.value for figure in Watch(run.run_dir).new()})
-        table[key(settings)] = {int(samples): value for samples, value in read_json(file).items()}
-    return table
+        curve = {int(seen): value for seen, value in read_json(file).items()}
+        curves[(f"{rate:.6f}", f"{sigma:g}", loss)] = curve
+    write_table(place / "curves.csv", ["optimizer.lr", "heatmap.sigma_px", "loss"], curves)
+    return place / "curves.csv"
 
 
-def samples_needed(
-    table: Table, space: Space, target: float, searcher: str, seed: int, *, at_once: int = 2, most: int = 150
-) -> tuple[int, bool]:
-    """Samples that a search of the table trains until a trial ends with ``target``, and whether one did."""
-    sampler, halving = SEARCHERS[searcher]
-    budget = max(max(curve) for curve in table.values())
-    levels = rungs(budget, min(min(curve) for curve in table.values()), 2.0)
-    ledger = Ledger(Path(":memory:"), "replay", space, trials=most, sampler=sampler, seed=seed, startup=10)
-    events: list[tuple[float, int]] = []
-    curves: dict[int, dict[int, float]] = {}
-    spent: dict[int, int] = {}
-    now = 0.0
+class Replay:
+    """One search of a table by the project's own ledger and rules: only the waiting for training is left out."""
 
-    def begin() -> None:
-        assignment = ledger.next()
-        if assignment is not None:
-            curves[assignment.number] = dict(table[key(assignment.settings)])
-            heapq.heappush(events, (now + min(curves[assignment.number]), assignment.number))
+    def __init__(self, table: Table, arm: str, seed: int, at_once: int = 2) -> None:
+        self.table, self.at_once = table, at_once
+        search = SearchConfig(**ARMS[arm])
+        grace = min(min(curve) for curve in table.curves.values())
+        rule = rule_of(search, rungs(table.budget, grace, search.reduction), grace)
+        self.waits_for_all = search.stop == "constant"
+        self.ledger = Ledger(
+            Path(":memory:"), "replay", table.space(), trials=BATCH if self.waits_for_all else MOST,
+            sampler=search.sampler, seed=seed, startup=search.startup_trials, waits=search.sets_aside,
+            judged_at=grace if self.waits_for_all else None,
+        )  # fmt: skip
+        self.desk = Desk(self.ledger, rule, self, lambda: at_once)
+        self.events: list[tuple[float, int]] = []
+        """When a trial shows its next figure, in samples trained one after the other, and its number."""
+        self.now = 0.0
+        self.spent = 0
 
-    for _ in range(at_once):
-        begin()
-    while events:
-        now, number = heapq.heappop(events)
-        samples = min(curves[number])
-        ledger.report(number, samples, figure := curves[number].pop(samples))
-        spent[number] = samples
-        if not curves[number] and figure >= target:
-            return sum(spent.values()), True
-        if curves[number] and not (halving and halving_stops(ledger.curves, number, levels, 2.0)):
-            heapq.heappush(events, (now + min(curves[number]) - samples, number))
-            continue
-        ledger.finish(number, "pruned" if curves[number] else "complete")
-        begin()
-    return sum(spent.values()), False
+    def until(self, target: float) -> tuple[float, bool]:
+        """Full runs' worth of samples until a trial ends with ``target``, and whether one did."""
+        while self._fill():
+            self.now, number = heapq.heappop(self.events)
+            curve = self.table.curve(self.settings[number])
+            seen = self.ledger.curves[number]
+            samples = min(set(curve) - set(seen))
+            self.spent += samples - max(seen, default=0)
+            self.ledger.report(number, samples, curve[samples])
+            if samples == max(curve):
+                self.ledger.finish(number, "complete")
+                if curve[samples] >= target:
+                    return self.spent / self.table.budget, True
+            elif self.desk.gives_up(number):
+                self.desk.give_up(number)
+            else:
+                self._await(number)
+        return self.spent / self.table.budget, False
+
+    def _fill(self) -> bool:
+        """Begin what there is room for; false when the search is over."""
+        while len(self.events) < self.at_once and self.desk.next("") is not None:
+            pass
+        if self.events or not self.waits_for_all or self.ledger.trials >= MOST:
+            return bool(self.events)
+        self.desk.close_aside()
+        self.ledger.trials += BATCH
+        return self._fill()
+
+    def _await(self, number: int) -> None:
+        seen = self.ledger.curves[number]
+        following = min(set(self.table.curve(self.settings[number])) - set(seen))
+        heapq.heappush(self.events, (self.now + following - max(seen, default=0), number))
+
+    # What a search's books do where there is no training.
+
+    @property
+    def settings(self) -> dict[int, Settings]:
+        """What was drawn, by trial."""
+        return self.__dict__.setdefault("_settings", {})
+
+    def began(self, assignment: Assignment) -> dict[str, Any]:
+        """Remember what was drawn."""
+        self.settings[assignment.number] = assignment.settings
+        self._await(assignment.number)
+        return {}
+
+    def again(self, number: int, reason: str) -> None:
+        """Nothing dies here."""
+
+    def ended(self, number: int, state: State, reason: str) -> None:
+        """The ledger has it."""
+
+    def set_aside(self, number: int) -> None:
+        """The ledger has it."""
 
 
-def searchers(place: Path, samples: int, seeds: int, data: DataConfig | None) -> None:
-    """Print what each searcher needs, beside random search."""
-    place.mkdir(parents=True, exist_ok=True)
-    table = train_table(place, samples, data)
-    finals = sorted((curve[max(curve)] for curve in table.values()), reverse=True)
-    space = parse_space(SPACE, "bench_search")
-    budget = max(max(curve) for curve in table.values())
-    console.say(f"{len(table)} settings, {budget} samples each; best {finals[0]:.4f}, median "
+def searchers(table: Table, seeds: int, arms: list[str]) -> None:
+    """Print what each way to search needs, beside random search."""
+    finals = table.finals()
+    console.say(f"{len(finals)} settings, {table.budget} samples each; best {finals[0]:.4f}, median "
                 f"{statistics.median(finals):.4f}, worst {finals[-1]:.4f}")  # fmt: skip
+    ends = [curve[max(curve)] for curve in table.curves.values()]
+    for samples in sorted(set.intersection(*(set(curve) for curve in table.curves.values())))[:-1]:
+        early = rank_correlation([curve[samples] for curve in table.curves.values()], ends)
+        told = "none" if early is None else f"{early:+.2f}"
+        console.say(f"rank correlation of the figures after {samples} samples with those at the end: {told}")
     for share in (0.1, 0.05):
         target = finals[max(1, round(share * len(finals))) - 1]
         rows: list[list[object]] = []
         base = 0.0
-        for name in SEARCHERS:
-            found = [samples_needed(table, space, target, name, seed) for seed in range(seeds)]
-            spent = [each / budget for each, _ in found]
-            mean = statistics.mean(spent)
-            base = base or mean
-            error = statistics.stdev(spent) / math.sqrt(seeds)
-            rows.append([name, f"{mean:.1f} ± {error:.1f}", f"{statistics.median(spent):.1f}", f"{mean / base:.2f}",
+        for arm in arms:
+            found = [Replay(table, arm, seed).until(target) for seed in range(seeds)]
+            # A search that was given up needs more than it spent: it stands above all others.
+            needed = sorted(spent if there else math.inf for spent, there in found)
+            low, middle, high = (needed[round(part * (len(needed) - 1))] for part in (0.25, 0.5, 0.75))
+            base = base or middle
+            rows.append([arm, f"{middle:.1f}", f"{low:.1f} to {high:.1f}", f"{middle / base:.2f}",
                          sum(not there for _, there in found)])  # fmt: skip
-        columns = ["search", "full trainings' worth (mean ± its error)", "median", "times random", "not reached"]
-        console.table(
-            columns, rows, title=f"to AP50 {target:.4f}, which {share:.0%} of the settings reach; {seeds} seeds"
-        )
+        columns = ["search", "full runs' worth (median)", "quartiles", f"times {arms[0]}", "not reached"]
+        console.table(columns, rows, title=f"to {target:.4f}, which {share:.0%} of the settings reach; {seeds} seeds")
 
 
 def main() -> None:
@@ -292,6 +402,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["trials", "searchers"], nargs="?", default="trials")
     parser.add_argument("--trials", type=int, default=20, help="tiny trials of the search")
+    parser.add_argument("--curves", type=Path, default=None, help="CSV of curves: settings, samples, figure")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="ways to search")
     parser.add_argument("--table", type=Path, default=Path("runs/bench_search"), help="where the table's runs lie")
     parser.add_argument("--samples", type=int, default=3200, help="training samples of each run of the table")
     parser.add_argument("--seeds", type=int, default=20, help="searches of the table per searcher")
@@ -302,7 +414,9 @@ def main() -> None:
         trials(given.trials)
     else:
         data = None if given.data is None else DataConfig(train=given.data / "train", val=given.data / "val")
-        searchers(given.table, given.samples, given.seeds, data)
+        given.table.mkdir(parents=True, exist_ok=True)
+        curves = given.curves or train_table(given.table, given.samples, data)
+        searchers(read_table(curves), given.seeds, given.arms)
     console.say(f"{time.monotonic() - began:.0f} s in all")
 
 

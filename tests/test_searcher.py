@@ -6,6 +6,7 @@ import math
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,25 +20,34 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from efafnet.pipelines.search.config import SearchConfig
 from efafnet.pipelines.search.ledger import (
     Assignment,
     Ledger,
     State,
     Terms,
     check_terms,
-    make_sampler,
     open_study,
 )
+from efafnet.pipelines.search.samplers import as_judged, make_sampler, settled_sampler
 from efafnet.pipelines.search.searcher import (
     FAILURE,
     METRIC,
+    OVERTIME,
     SAMPLES,
     Desk,
     StudyScheduler,
     StudySearch,
     reason_of,
 )
-from efafnet.pipelines.search.stopping import halving_stops
+from efafnet.pipelines.search.stopping import (
+    Rule,
+    constant_pauses,
+    constant_promotes,
+    halving_pauses,
+    halving_promotes,
+    halving_stops,
+)
 from efafnet.pipelines.search.study_db import open_storage
 from efafnet.tune_spaces.reading import parse_space
 from efafnet.tune_spaces.space import Space, suggest
@@ -361,10 +371,16 @@ class Books:
     def ended(self, number: int, state: State, reason: str) -> None:
         self.told.append(("ended", number, state, reason))
 
+    def set_aside(self, number: int) -> None:
+        self.told.append(("aside", number))
 
-def tune(book: Ledger) -> tuple[Desk, StudySearch, StudyScheduler, Books]:
+
+HALVING = Rule(lambda curves, number: halving_stops(curves, number, [100], 2))
+
+
+def tune(book: Ledger, rule: Rule = HALVING, **more: Any) -> tuple[Desk, StudySearch, StudyScheduler, Books]:
     books = Books()
-    desk = Desk(book, lambda its, number: halving_stops(its.curves, number, [100], 2), books, lambda: 100)
+    desk = Desk(book, rule, books, lambda: 100, **more)
     return desk, StudySearch(desk), StudyScheduler(desk), books
 
 
@@ -502,3 +518,192 @@ def test_a_reason_is_what_ray_wrapped_on_one_line() -> None:
     assert reason_of(trial_error) == "ValueError: the loss is NaN"
     assert reason_of(KeyError()) == "KeyError"
     assert reason_of(WrapperError("the actor died")) == "WrapperError: the actor died"
+
+
+# --------------------------------------------------------------------------------- trials that wait and may go on later
+
+
+def run_through(search: StudySearch, scheduler: StudyScheduler, figures: list[list[float]], at_once: int) -> list[str]:
+    """Run a search of trials with these figures at 100, 200, … samples, taking turns; returns what happened, in order.
+
+    A trial that goes on tells again what it had told, as one does that resumes from its checkpoints.
+    """
+    live: dict[str, list[float]] = {}
+    happened: list[str] = []
+    asked = 0
+    while True:
+        while len(live) < at_once:
+            job = search.suggest(str(asked))
+            if not isinstance(job, dict):
+                break
+            happened.append(f"+{job['number']}")
+            live[str(asked)] = list(figures[job["number"]])
+            asked += 1
+        if not live:
+            assert job is FINISHED
+            return happened
+        for name in list(live):
+            number = search.desk.numbers[name]
+            told = len(figures[number]) - len(live[name]) + 1
+            last = result(100 * told, live[name].pop(0))
+            stopped = scheduler.on_trial_result(None, trial(name), last) == "STOP"
+            if stopped or not live[name]:
+                del live[name]
+                search.on_trial_complete(name, last)
+                happened.append(f"{'-' if stopped else '!'}{number}")
+
+
+PROMOTING = Rule(
+    lambda curves, number: halving_pauses(curves, number, [100, 200], 2),
+    lambda standings: halving_promotes(standings, [100, 200], 2),
+)
+CONSTANT = Rule(
+    lambda curves, number: constant_pauses(curves, number, 100),
+    lambda standings: constant_promotes(standings, 100, 2),
+)
+
+
+def test_a_trial_goes_on_once_those_behind_it_leave_it_among_the_best_half(tmp_path: Path) -> None:
+    """One at a time, figures .3 .1 .4 .2 at the first rung: 0 waits (best 0 of 1); 1 waits, and of two 0 may go on to
+    the second rung, where it waits alone; 2 is among the best 1 of 3 and goes on, at 200 among the best 1 of 2, to the
+    end; 3 waits. Of four the best two are 2 and 0, which have gone on; of two at 200 it was 2. The rest is closed.
+    """
+    _, search, scheduler, books = tune(ledger(tmp_path, trials=4), PROMOTING)
+    curves = [[0.3, 0.35, 0.4], [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]]
+    happened = run_through(search, scheduler, curves, at_once=1)
+    assert happened == ["+0", "-0", "+1", "-1", "+0", "-0", "+2", "!2", "+3", "-3"]
+    search.desk.close_aside()
+    zero, one, two, three = search.desk.ledger.study.trials
+    assert [each.state.name for each in (zero, one, two, three)] == ["PRUNED", "PRUNED", "COMPLETE", "PRUNED"]
+    assert zero.intermediate_values == {100: 0.3, 200: 0.35}
+    assert [told for told in books.told if told[0] == "aside"] == [
+        ("aside", 0),
+        ("aside", 1),
+        ("aside", 0),
+        ("aside", 3),
+    ]
+    assert (two.value, search.desk.ledger.remaining()) == (0.6, 0)
+
+
+def test_every_trial_waits_at_one_point_and_then_the_best_go_on(tmp_path: Path) -> None:
+    _, search, scheduler, _ = tune(ledger(tmp_path, trials=4), CONSTANT)
+    curves = [[0.3, 0.9], [0.1, 0.2], [0.4, 0.5], [0.2, 0.3]]
+    happened = run_through(search, scheduler, curves, at_once=2)
+    assert happened == ["+0", "+1", "-0", "-1", "+2", "+3", "-2", "-3", "+2", "+0", "!2", "!0"]
+    search.desk.close_aside()
+    assert [each.state.name for each in search.desk.ledger.study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "PRUNED"]
+    best = search.desk.ledger.best()
+    assert best is not None
+    assert best.number == 0
+
+
+def test_what_waits_waits_through_a_kill(tmp_path: Path) -> None:
+    _, search, scheduler, _ = tune(ledger(tmp_path, trials=2), CONSTANT)
+    search.suggest("a")
+    scheduler.on_trial_result(None, trial("a"), result(100, 0.5))
+    search.on_trial_complete("a", result(100, 0.5))  # it waits
+    search.suggest("b")
+    scheduler.on_trial_result(None, trial("b"), result(100, 0.25))  # and the driver dies before b waits
+    _, search, scheduler, books = tune(ledger(tmp_path, trials=2), CONSTANT)
+    assert search.desk.ledger.remaining() == 2
+    assert run_through(search, scheduler, [[0.5, 0.6], [0.25, 0.75]], at_once=1) == ["+0", "!0", "+1", "!1"]
+    assert books.told[0] == ("aside", 1)  # as would have been decided then
+    assert states(search.desk.ledger) == ["COMPLETE", "COMPLETE"]
+
+
+def test_no_more_are_begun_after_so_many_without_a_better_one(tmp_path: Path) -> None:
+    none = Rule(lambda _curves, _number: False)
+    _, search, scheduler, _ = tune(ledger(tmp_path, trials=9), none, patience=2)
+    happened = run_through(search, scheduler, [[0.3], [0.4], [0.2], [0.39], [0.9]], at_once=1)
+    assert happened == ["+0", "!0", "+1", "!1", "+2", "!2", "+3", "!3"]
+    assert search.desk.out_of_patience
+
+
+def test_a_trial_whose_time_is_up_is_stopped_or_has_failed(tmp_path: Path) -> None:
+    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    search.suggest("a")
+    search.suggest("b")
+    scheduler.on_trial_result(None, trial("a"), result(50, 0.5))
+    search.on_trial_complete("a", result(50, 0.5, **{OVERTIME: "its 9 s were over"}))
+    search.on_trial_complete("b", result(0, math.nan, **{OVERTIME: "its 9 s were over"}))
+    assert books.told[2:] == [("ended", 0, "pruned", "its 9 s were over"), ("ended", 1, "failed", "its 9 s were over")]
+
+
+# ------------------------------------------------------------------------------------------------------------ samplers
+
+NUMBERS = "search:\n  optimizer.lr: {float: [1e-4, 1e-2], log: true}\n  heatmap.sigma_px: {float: [0.5, 3]}\n"
+
+
+@pytest.mark.parametrize("kind", ["gp", "cmaes", "qmc", "optuna.samplers.NSGAIISampler"])
+def test_every_sampler_goes_on_after_a_restart_without_repeating_itself(tmp_path: Path, kind: str) -> None:
+    drawn = []
+    for _ in range(6):
+        book = ledger(tmp_path, space=space(NUMBERS), sampler=kind, trials=6)
+        assigned = book.next()
+        assert assigned is not None
+        drawn.append(tuple(assigned.settings.values()))
+        rate, sigma = drawn[-1]
+        book.report(assigned.number, 100, -((math.log10(rate) + 3) ** 2) - (sigma - 1.5) ** 2)
+        book.finish(assigned.number, "complete")
+    assert len(set(drawn)) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "sampler"),
+    [
+        (NUMBERS, {"stop": "none"}, "gp"),
+        (NUMBERS, {"stop": "constant"}, "gp"),
+        (NUMBERS, {"stop": "asha"}, "tpe"),  # it learns from stopped trials
+        (SPACE, {"stop": "none"}, "tpe"),  # it knows options
+    ],
+)
+def test_auto_takes_the_sampler_that_suits(text: str, changes: dict[str, Any], sampler: str) -> None:
+    search = SearchConfig(sampler="auto", **changes)
+    assert settled_sampler(search, space(text), 50) == sampler
+    assert settled_sampler(search, space(text), 500) == "tpe"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no.such.Sampler", "No module named 'no'; give one of auto, tpe"),
+        ("optuna.samplers.Bayes", "has no attribute 'Bayes'; give one of"),
+        ("pathlib.Path", "no class derived from optuna.samplers.BaseSampler"),
+    ],
+)
+def test_a_class_that_is_no_sampler_is_refused(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"search\.sampler={re.escape(path)}.*{message}"):
+        settled_sampler(SearchConfig(sampler=path), space(), 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "bayes"}, "give one of auto, tpe, gp, cmaes, qmc, random, grid, or a class"),
+        ({"promotes": True, "stop": "median"}, "promotes=true belongs to stop=asha"),
+        ({"sampler": "cmaes", "stop": "constant"}, "sampler=cmaes learns from complete trials"),
+    ],
+)
+def test_ways_to_search_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**changes)
+
+
+def test_a_sampler_is_shown_the_figures_at_the_one_point_where_all_wait(tmp_path: Path) -> None:
+    book = ledger(tmp_path, judged_at=100, waits=True)
+    for figure in (0.5, 0.25, 0.75):
+        book.next()
+        number = book.live()[-1]
+        book.report(number, 100, figure)
+        book.set_aside(number)
+    book.resume(2)
+    book.report(2, 200, 0.8)
+    shown = as_judged(book.study.trials, {0, 1}, 100).trials
+    assert [(each.state.name, each.value) for each in shown] == [
+        ("COMPLETE", 0.5),
+        ("COMPLETE", 0.25),
+        ("COMPLETE", 0.75),
+    ]
+    shown = as_judged(book.study.trials, {0, 1}, None).trials
+    assert [each.state.name for each in shown] == ["PRUNED", "PRUNED", "RUNNING"]
+    assert [each.intermediate_values for each in shown] == [{100: 0.5}, {100: 0.25}, {}]

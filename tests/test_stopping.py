@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from efafnet.pipelines.search.stopping import at_rung, halving_stops, median_stops, rungs
+from efafnet.pipelines.search.stopping import (
+    Standings,
+    at_rung,
+    constant_pauses,
+    constant_promotes,
+    halving_pauses,
+    halving_promotes,
+    halving_stops,
+    median_stops,
+    rungs,
+)
 
 
 def test_rungs_climb_from_the_grace_by_the_reduction_and_stay_below_the_budget() -> None:
@@ -37,6 +47,51 @@ def test_halving_decides_once_per_rung_and_never_stops_the_first() -> None:
     assert not halving_stops({0: {100: 0.9}, 1: {50: 0.0}}, 1, [100], 2)
     assert not halving_stops({0: {100: 0.9}, 1: {100: 0.8, 150: 0.0}}, 1, [100], 2)
     assert halving_stops({0: {100: 0.9, 200: 0.9}, 1: {100: 0.95, 200: 0.8}}, 1, [100, 200], 2)
+
+
+def test_of_seven_at_a_rung_the_best_third_is_two() -> None:
+    curves = {number: {100: value} for number, value in enumerate((0.1, 0.7, 0.3, 0.6, 0.2, 0.5, 0.4))}
+    assert [halving_pauses(curves, number, [100, 300], 3) for number in range(7)] == [True, False, True, False] + [
+        True
+    ] * 3
+    assert halving_pauses({0: {100: 0.9}}, 0, [100], 2)  # alone it is none of the best half
+    assert not halving_pauses({0: {50: 0.9}}, 0, [100], 2)
+
+
+def standings(curves: dict[int, dict[int, float]], aside: set[int], **more: Any) -> Standings:
+    told: dict[str, Any] = {"running": frozenset(), "complete": frozenset(), "failed": frozenset(), "exhausted": False}
+    return Standings(curves, frozenset(aside), **(told | more))
+
+
+def test_the_highest_rung_sends_on_first() -> None:
+    low = {0: {100: 0.1}, 1: {100: 0.2}, 2: {100: 0.8}}  # of five at 100 the best two: 4 (.9) and 2
+    high = {3: {100: 0.3, 200: 0.5}, 4: {100: 0.9, 200: 0.4}}  # of two at 200 the best one: 3
+    assert halving_promotes(standings(low | high, {0, 1, 2, 3, 4}), [100, 200], 2) == 3
+    assert halving_promotes(standings(low | high, {0, 1, 2, 4}), [100, 200], 2) == 2
+    assert halving_promotes(standings(low | high, {0, 1, 4}), [100, 200], 2) is None
+
+
+def test_where_none_came_to_its_end_the_best_of_the_highest_rung_does() -> None:
+    curves = {0: {100: 0.1}, 1: {100: 0.2, 200: 0.3}}
+    assert halving_promotes(standings(curves, {0, 1}), [100, 200], 2) is None
+    assert halving_promotes(standings(curves, {0, 1}, exhausted=True), [100, 200], 2) == 1
+    assert halving_promotes(standings(curves, {0, 1}, exhausted=True, complete=frozenset({7})), [100, 200], 2) is None
+    assert halving_promotes(standings(curves, {0, 1}, exhausted=True, running=frozenset({7})), [100, 200], 2) is None
+
+
+def test_all_wait_at_the_one_point_until_the_last_is_there() -> None:
+    curves = {0: {100: 0.1}, 1: {100: 0.3}, 2: {50: 0.9}, 3: {100: 0.2}}
+    assert constant_pauses(curves, 0, 100)
+    assert not constant_pauses(curves, 2, 100)
+    assert not constant_pauses({0: {100: 0.1, 150: 0.2}}, 0, 100)
+    here = {"running": frozenset({2}), "exhausted": True}
+    assert constant_promotes(standings(curves, {0, 1, 3}, **here), 100, 2) is None
+    del curves[2]
+    assert constant_promotes(standings(curves, {0, 1, 3}), 100, 2) is None  # more are to be begun
+    assert constant_promotes(standings(curves, {0, 1, 3}, exhausted=True), 100, 2) == 1
+    assert constant_promotes(standings(curves, {0, 3}, exhausted=True), 100, 2) == 3
+    assert constant_promotes(standings(curves, {0}, exhausted=True), 100, 2) is None
+    assert constant_promotes(standings(curves, {0}, exhausted=True, failed=frozenset({1})), 100, 2) == 0
 
 
 @pytest.mark.parametrize("reduction", [2, 3])

@@ -314,6 +314,26 @@ def test_a_search_without_a_complete_trial_exits_with_1(tmp_path: Path, capsys: 
     assert states == ["FAIL"] * 3
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_a_trial_that_waited_ends_as_if_it_had_never_waited(tmp_path: Path) -> None:
+    """The same three settings in a search where all wait after a quarter and one goes on, and in one without stops."""
+    common = ("search.trials=3", "workers=0", "search.sampler=random", "search.concurrency=1")
+    tune(config_of(tmp_path, "name=waiting", "search.stop=constant", "search.finish=1", *common))
+    tune(config_of(tmp_path, "name=whole", "search.stop=none", *common))
+    waiting = open_study(tmp_path / "runs/waiting/study.db").trials
+    whole = open_study(tmp_path / "runs/whole/study.db").trials
+    assert [trial.params for trial in waiting] == [trial.params for trial in whole]
+    first = [trial.intermediate_values[40] for trial in waiting]
+    best = first.index(max(first))
+    for number, (one, other) in enumerate(zip(waiting, whole, strict=True)):
+        assert one.state.name == ("COMPLETE" if number == best else "PRUNED")
+        assert one.intermediate_values == {
+            samples: figure for samples, figure in other.intermediate_values.items() if number == best or samples == 40
+        }
+    assert waiting[best].user_attrs["attempts"] == 2
+
+
 def kill_trial(checkpoints: Path) -> None:
     """SIGKILL the process of the trial that runs, once it has left a checkpoint."""
     while not any(checkpoints.glob("step-*")):

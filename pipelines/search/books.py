@@ -14,6 +14,7 @@ from efafnet.pipelines.search.ledger import Assignment, Ledger, State
 from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.pareto import COST, cost_of
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
+from efafnet.pipelines.search.trial import ask_to_leave
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.recording import fail_record, send_kept
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
@@ -32,7 +33,7 @@ STATE = "efafnet.trial_state"
 SETTINGS = "efafnet.trial_settings"
 """JSON of the settings that the search gave a trial, by dotted key."""
 REASON = "efafnet.trial_reason"
-_MLFLOW_STATUS: Mapping[State, str] = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+_MLFLOW_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "waits": "KILLED"}
 
 
 class Books:
@@ -54,7 +55,7 @@ class Books:
         self.environment: dict[str, str] = {}
         """Environment variables of the trials' processes."""
         self.over: list[int] = []
-        """Trials that ended in this process."""
+        """Trials that ended, or were set aside, in this process."""
         # One thread, so that what is told about a trial arrives in order.
         self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
 
@@ -80,6 +81,7 @@ class Books:
         if against != "none" and COST not in assignment.attributes:
             self.ledger.note(assignment.number, COST, cost_of(trial, self.inputs.skeleton.num_joints, against))
         titled = trial.tracking.model_copy(update={"run_name": f"#{assignment.number} {name}"})
+        self.over = [number for number in self.over if number != assignment.number]
         again = "goes on" if assignment.attempt > 1 else "starts"
         console.note(f"trial {assignment.number} {again}: {name}")
         return {
@@ -88,6 +90,7 @@ class Books:
             "parent_run_id": self.record.mlflow_run_id,
             "tags": {STAGE: "trial", NUMBER: str(assignment.number), SETTINGS: json.dumps(assignment.settings)},
             "environment": self.environment,
+            "limit_s": self.config.search.trial_s,
         }
 
     def again(self, number: int, reason: str) -> None:
@@ -107,6 +110,14 @@ class Books:
         self.tell_study()
         self.tidy()
 
+    def set_aside(self, number: int) -> None:
+        """Tell that a trial waits where it stands, and make its process leave."""
+        self.over.append(number)
+        ask_to_leave(self.trials_dir / f"{number:04d}")
+        curve = self.ledger.curves[number]
+        console.note(f"trial {number} waits: {self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples")
+        self._mlflow.submit(self._end_in_mlflow, number, "waits", "", dict(curve))
+
     def tidy(self) -> None:
         """Remove the checkpoints of all trials that ended, except the best one's."""
         best = self.ledger.best()
@@ -117,7 +128,7 @@ class Books:
                 # A stopped trial's workers may still be writing; the next call removes what they leave.
                 shutil.rmtree(self.trials_dir / f"{trial.number:04d}" / "checkpoints", ignore_errors=True)
 
-    def _end_in_mlflow(self, number: int, state: State, reason: str, curve: Mapping[int, float]) -> None:
+    def _end_in_mlflow(self, number: int, state: str, reason: str, curve: Mapping[int, float]) -> None:
         known = self._run_of(number)
         if known is None or known.mlflow_run_id is None or known.tracking_uri is None:
             return

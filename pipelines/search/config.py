@@ -17,13 +17,15 @@ from efafnet.platform.configuration import resolve
 if TYPE_CHECKING:
     from efafnet.pipelines.training.inputs import Inputs
 
-Sampler = Literal["tpe", "random", "grid"]
+SAMPLERS = ("auto", "tpe", "gp", "cmaes", "qmc", "random", "grid")
+"""Samplers that have a short name."""
 Against = Literal["none", "gmac", "latency_ms"]
 
 TRIALS = 20
 """Trials of a search that does not say how many."""
 _TUNE_ONLY = ("space", "search", "promote")
-_MAY_CHANGE = {"trials", "concurrency", "retries", "retry_failed", "time_s", "keep", "learn_from"}
+_MAY_CHANGE = {"trials", "concurrency", "retries", "retry_failed", "time_s", "trial_s", "patience", "keep",
+               "learn_from"}  # fmt: skip
 
 
 class SearchConfig(Settings):
@@ -31,11 +33,20 @@ class SearchConfig(Settings):
 
     trials: int | None = Field(default=None, ge=1)
     """Trials in all, stopped and failed ones included; none for 20, or for all points of a grid."""
-    sampler: Sampler = "tpe"
-    """How values are drawn: tpe learns from finished and stopped trials, random does not, grid walks through all."""
-    stop: Literal["asha", "median", "none"] = "asha"
+    sampler: str = "tpe"
+    """How values are drawn. tpe learns from finished and stopped trials and knows conditions; gp, a Gaussian process
+    that fits the noise, needs fewest trials where all that is searched are numbers, and learns from complete trials
+    only; cmaes suits hundreds of trials over numbers; qmc covers the space evenly; random; grid walks through all. auto
+    takes gp where it suits and tpe elsewhere. Or the path of any class of Optuna's kind: package.Class."""
+    stop: Literal["asha", "median", "constant", "none"] = "asha"
     """Which trials end early. asha: at each rung all but the best 1/``reduction`` of those that got there. median:
-    those below the median of the others. none: no trial."""
+    those below the median of the others. constant: all wait after ``grace`` of their budget, and once every trial has
+    come there the best ``finish`` go on to the end. none: no trial."""
+    promotes: bool = False
+    """Whether asha lets trials wait in place of stopping them, and sends on those that the trials behind them leave
+    among the best 1/``reduction`` of their rung: going on costs nothing here. What waits keeps its checkpoints."""
+    finish: int = Field(default=3, ge=1)
+    """Trials that go on to the end with stop=constant."""
     against: Against = "none"
     """What the figure is weighed against, for a Pareto front in place of one best trial: gmac, multiply-adds of one
     crop in 10^9; latency_ms, milliseconds of one on the machine that runs the search. tpe then draws for both. Needs
@@ -62,10 +73,35 @@ class SearchConfig(Settings):
     time_s: float | None = Field(default=None, gt=0)
     """Seconds of this command after which no more trials start; those that run are left as Ctrl-C leaves them, and the
     same command goes on with them. None for no limit."""
+    trial_s: float | None = Field(default=None, gt=0)
+    """Seconds of one attempt at a trial after which it ends as stopped, or as failed if it has no figure yet; none for
+    no limit."""
+    patience: int | None = Field(default=None, ge=1)
+    """Trials in a row without a better figure after which no more are begun; none for no such end."""
     keep: Literal["best", "all"] = "best"
     """Whose checkpoints stay: the best complete trial's, or all. A search leaves hundreds of megabytes otherwise."""
     learn_from: Path | None = None
     """Directory of an earlier search over the same space, whose results are known to this one from the start."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SearchConfig:
+        if self.sampler not in SAMPLERS and "." not in self.sampler:
+            raise ValueError(
+                f"sampler = {self.sampler}: give one of {', '.join(SAMPLERS)}, or a class as package.Class"
+            )
+        if self.promotes and self.stop != "asha":
+            raise ValueError(f"promotes=true belongs to stop=asha; stop={self.stop} has its own way to go on, or none")
+        if self.sampler == "cmaes" and (self.sets_aside or self.against != "none"):
+            raise ValueError(
+                "sampler=cmaes learns from complete trials and from one figure alone: set promotes=false, against=none "
+                "and stop to none, asha or median; or take another sampler"
+            )
+        return self
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether trials may wait and go on later."""
+        return self.promotes or self.stop == "constant"
 
     @property
     def startup_trials(self) -> int:
@@ -164,7 +200,11 @@ class TuneConfig(TrainConfig):
 
         How many trials there are, how many run at a time and the like may change from one continuation to the next.
         """
-        search = self.search.model_dump(mode="json", exclude=_MAY_CHANGE)
+        # What came later is left out where it changes nothing: searches from before go on under their names.
+        later = ({"finish"} if self.search.stop != "constant" else set()) | (
+            set() if self.search.promotes else {"promotes"}
+        )
+        search = self.search.model_dump(mode="json", exclude=_MAY_CHANGE | later)
         return super().identity(train_digest, val_digest) | {f"search.{key}": v for key, v in search.items()}
 
 

@@ -10,15 +10,16 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from efafnet.pipelines.search.config import Sampler
 from efafnet.pipelines.search.pareto import COST, both_objectives
+from efafnet.pipelines.search.samplers import LEARN_ALONE, as_judged, make_sampler
+from efafnet.pipelines.search.stopping import Standings
 from efafnet.pipelines.search.study_db import StudyFileError, open_storage, readable
 from efafnet.tune_spaces.space import Settings, Space, grid, parameters, suggest
 
@@ -29,6 +30,8 @@ RETRY_OF = "retry_of"
 """Attribute of a trial that tries a failed one again: that one's number."""
 TERMS = "terms"
 """Attribute of a study: what its figures are figures of (``Terms``)."""
+ASIDE = "set_aside"
+"""Attribute of a trial: whether it waits where it stands, and may go on."""
 COST_UNIT = "cost_unit"
 """Attribute of a study: what its trials' costs are, as ``search.against`` names it."""
 
@@ -114,21 +117,6 @@ def _all_finite(trial: FrozenTrial) -> bool:
     return all(map(math.isfinite, (*trial.values, *trial.intermediate_values.values())))
 
 
-def make_sampler(kind: Sampler, seed: int, asked: int, startup: int) -> optuna.samplers.BaseSampler:
-    """The sampler of one trial: a function of the seed and the number of trials before it.
-
-    A sampler that lived as long as the process would repeat its first draws after every restart.
-    """
-    stream = int(np.random.SeedSequence([seed, asked]).generate_state(1)[0])
-    if kind != "tpe":
-        return optuna.samplers.RandomSampler(seed=stream)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=stream, multivariate=True, group=True, constant_liar=True, n_startup_trials=startup
-        )
-
-
 class Ledger:
     """Hands out trials and records what became of them. Every method is one committed write or none.
 
@@ -141,6 +129,8 @@ class Ledger:
         seed: seed of the draws.
         startup: trials drawn at random before the sampler learns.
         weighed: whether the sampler weighs the figure against the trials' cost (``pareto``).
+        waits: whether trials may be set aside: the sampler then sees those that wait as stopped and not as running.
+        judged_at: samples at which every trial waits; the sampler then learns from the figures there.
     """
 
     def __init__(
@@ -150,13 +140,15 @@ class Ledger:
         space: Space,
         *,
         trials: int,
-        sampler: Sampler,
+        sampler: str,
         seed: int,
         startup: int,
         weighed: bool = False,
+        waits: bool = False,
+        judged_at: int | None = None,
     ) -> None:
         self.space, self.trials, self._sampler, self._seed, self._startup = space, trials, sampler, seed, startup
-        self._weighed = weighed
+        self._weighed, self._waits, self._judged_at = weighed, waits, judged_at
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = open_storage(path)
         with readable(path):
@@ -164,7 +156,9 @@ class Ledger:
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
             self._live: dict[int, Trial] = {}
-            self._interrupted = [trial for trial in self.own() if trial.state == TrialState.RUNNING]
+            running = [trial for trial in self.own() if trial.state == TrialState.RUNNING]
+            self._aside = {trial.number for trial in running if trial.user_attrs.get(ASIDE)}
+            self._interrupted = [trial for trial in running if trial.number not in self._aside]
             self.curves = {trial.number: _finite(trial.intermediate_values) for trial in self.own()}
 
     # ---- what there is
@@ -260,25 +254,33 @@ class Ledger:
 
     # ---- during the search
 
-    def next(self) -> Assignment | None:
-        """The next trial: first those that were interrupted, then new ones; None when all have been handed out."""
+    def next(self, *, begin: bool = True) -> Assignment | None:
+        """The next trial: first those that were interrupted, then, with ``begin``, new ones; None when all have been
+        handed out."""
         if self._interrupted:
             frozen = self._interrupted.pop(0)
             return self._hand_out(self._trial(frozen))
-        if len(self.counted()) >= self.trials:
+        if not begin or self.exhausted():
             return None
         self._set_sampler(asked=len(self.own()))
-        if self._weighed:
-            self._enqueue_weighed()
+        if (self._weighed or self._waits) and self._sampler not in LEARN_ALONE:
+            self._enqueue_drawn()
         return self._hand_out(self.study.ask())
 
-    def _enqueue_weighed(self) -> None:
-        """Queue what a sampler draws that knows figure and cost, unless something is queued already."""
-        if self._sampler == "tpe" and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            known = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-            trial = both_objectives(known, self.study.sampler).ask()
-            suggest(self.space, trial)
-            self.study.enqueue_trial(trial.params)
+    def exhausted(self) -> bool:
+        """Whether every trial has been handed out."""
+        return not self._interrupted and len(self.counted()) >= self.trials
+
+    def _enqueue_drawn(self) -> None:
+        """Queue what the sampler draws on a copy that shows it more than the study can, unless something is queued."""
+        trials = self.study.get_trials(deepcopy=False)
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return
+        copy = both_objectives(trials) if self._weighed else as_judged(trials, self._aside, self._judged_at)
+        copy.sampler = self.study.sampler
+        trial = copy.ask()
+        suggest(self.space, trial)
+        self.study.enqueue_trial(trial.params)
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
         # With the sampler it had: the kill may have come before it drew anything.
@@ -316,6 +318,48 @@ class Ledger:
         self._live[number].report(value, samples)
         self.curves[number][samples] = value
         return True
+
+    def set_aside(self, number: int) -> None:
+        """Let a trial wait where it stands."""
+        self._live.pop(number).set_user_attr(ASIDE, True)
+        self._aside.add(number)
+
+    def resume(self, number: int) -> Assignment:
+        """Hand out a trial that was set aside."""
+        trial = self._trial(self.study.get_trials(deepcopy=False)[number])
+        trial.set_user_attr(ASIDE, False)
+        self._aside.remove(number)
+        return self._hand_out(trial)
+
+    def close_aside(self) -> list[int]:
+        """Close the trials that were set aside, as stopped; returns their numbers."""
+        closed = sorted(self._aside)
+        for number in closed:
+            self._live[number] = self._trial(self.study.get_trials(deepcopy=False)[number])
+            self._live[number].set_user_attr(ASIDE, False)
+            self.finish(number, "pruned")
+        self._aside.clear()
+        return closed
+
+    def standings(self, *, exhausted: bool) -> Standings:
+        """Where the trials stand; ``exhausted`` where none is to be begun though there are more."""
+        ended = self.own()
+        return Standings(
+            curves=self.curves,
+            aside=frozenset(self._aside),
+            running=frozenset(self._live) | {trial.number for trial in self._interrupted},
+            complete=frozenset(trial.number for trial in ended if trial.state == TrialState.COMPLETE),
+            failed=frozenset(trial.number for trial in ended if trial.state == TrialState.FAIL),
+            exhausted=exhausted or self.exhausted(),
+        )
+
+    def without_progress(self) -> int:
+        """How many trials have shown a figure and ended since the one that showed the best figure of all."""
+        ended = [trial for trial in self.own() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+                 and trial.values]  # fmt: skip
+        ended.sort(key=lambda trial: (trial.datetime_complete or datetime.max, trial.number))
+        figures = [max(trial.value or -math.inf, *_finite(trial.intermediate_values).values()) for trial in ended]
+        return len(figures) - 1 - figures.index(max(figures)) if figures else 0
 
     def finish(self, number: int, state: State, reason: str = "") -> tuple[State, str]:
         """Close a trial, whose last figure is its value if it is complete; returns how it was closed, and why."""

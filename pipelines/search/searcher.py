@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State
+from efafnet.pipelines.search.stopping import Rule
 
 METRIC = "figure"
 """Name under which a trial reports its validation figure to Tune."""
@@ -23,12 +24,11 @@ SAMPLES = "samples_seen"
 """Name under which it reports how many samples it has trained on."""
 FAILURE = "failure"
 """Name under which its last result says why it failed."""
+OVERTIME = "overtime"
+"""Name under which its last result says that its time was up, and when."""
 
 SAME_REASON = 3
 """Trials that fail alike, while none has shown a figure, after which no more are begun."""
-
-Rule = Callable[[Ledger, int], bool]
-"""Tells from the ledger whether a trial is to be stopped at its newest figure."""
 
 
 class Bookkeeper(Protocol):
@@ -43,18 +43,25 @@ class Bookkeeper(Protocol):
     def ended(self, number: int, state: State, reason: str) -> None:
         """Take note that a trial is over."""
 
+    def set_aside(self, number: int) -> None:
+        """Take note that a trial waits."""
+
 
 class Desk:
     """Keeps the ledger in step with Tune: which Tune trial is which number, and how each ends."""
 
-    def __init__(self, ledger: Ledger, rule: Rule, books: Bookkeeper, room: Callable[[], int]) -> None:
-        self.ledger, self.rule, self.books, self.room = ledger, rule, books, room
+    def __init__(
+        self, ledger: Ledger, rule: Rule, books: Bookkeeper, room: Callable[[], int], patience: int | None = None
+    ) -> None:
+        self.ledger, self.rule, self.books, self.room, self.patience = ledger, rule, books, room, patience
         self.numbers: dict[str, int] = {}
         self.stopped: set[int] = set()
         self.deaths: dict[int, str] = {}
         """Why the process of a trial died last."""
         self.refused: dict[int, str] = {}
         """Why a trial that was stopped has failed: its figure is none."""
+        self.over = False
+        """Whether there is nothing more to hand out."""
         self._alike: Counter[str] = Counter()
         self._last_reason = ""
 
@@ -73,19 +80,49 @@ class Desk:
         return self._last_reason if alike and not self.ledger.any_success() else ""
 
     def next(self, trial_id: str) -> dict[str, Any] | None:
-        """Settings of the next trial; None when there is none."""
-        while (assignment := self.ledger.next()) is not None:
+        """Settings of the next trial; None when there is none now."""
+        while True:
+            spent = self.out_of_patience
+            goes_on = self.rule.goes_on and self.rule.goes_on(self.ledger.standings(exhausted=spent))
+            if goes_on is not None:
+                assignment: Assignment | None = self.ledger.resume(goes_on)
+            elif (assignment := self.ledger.next(begin=not spent)) is None:
+                return None
             # The search was killed between this trial's figure and its end: decide as would have been decided then.
-            if (
-                assignment.attempt > 1
-                and self.ledger.curves[assignment.number]
-                and self.rule(self.ledger, assignment.number)
-            ):
-                self.close(assignment.number, "pruned", "")
+            elif assignment.attempt > 1 and self.gives_up(assignment.number):
+                self.give_up(assignment.number)
                 continue
+            assert assignment is not None
             self.numbers[trial_id] = assignment.number
+            self.stopped.discard(assignment.number)
             return self.books.began(assignment)
-        return None
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether so many trials in a row brought nothing better that no more are begun."""
+        return self.patience is not None and self.ledger.without_progress() >= self.patience
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether a trial that runs may yet make room for one that waits."""
+        return self.rule.sets_aside and bool(self.ledger.live())
+
+    def gives_up(self, number: int) -> bool:
+        """Whether a trial gives its place to others at its newest figure."""
+        return bool(self.ledger.curves[number]) and self.rule.gives_up(self.ledger.curves, number)
+
+    def give_up(self, number: int) -> None:
+        """Take its place from a trial, for good or to wait."""
+        if self.rule.sets_aside:
+            self.ledger.set_aside(number)
+            self.books.set_aside(number)
+        else:
+            self.close(number, "pruned", "")
+
+    def close_aside(self) -> None:
+        """End what still waits when the search is over."""
+        for number in self.ledger.close_aside():
+            self.books.ended(number, "pruned", "")
 
     def close(self, number: int, state: State, reason: str) -> None:
         """End a trial everywhere."""
@@ -106,12 +143,16 @@ class StudySearch(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial's settings, None while there is no room for it, or that there are no more."""
-        finished: Any = Searcher.FINISHED  # a word, although Tune's signature says dict
+        finished: dict[str, Any] = cast(Any, Searcher.FINISHED)  # a word, although Tune says dict
         if self.desk.broken:
             return None if self.desk.ledger.live() else finished  # one that runs may yet show a figure
         if len(self.desk.ledger.live()) >= self.desk.room():
             return None
-        return self.desk.next(trial_id) or finished
+        job = self.desk.next(trial_id)
+        if job is not None or self.desk.may_go_on:
+            return job
+        self.desk.over = True
+        return finished
 
     def on_trial_complete(
         self,
@@ -122,10 +163,15 @@ class StudySearch(Searcher):
         """Close a trial: complete, stopped early, or failed."""
         desk, number = self.desk, self.desk.numbers[trial_id]
         told = (result or {}).get(FAILURE) or desk.refused.get(number)
+        late = (result or {}).get(OVERTIME)
         if error or told:
             desk.close(number, "failed", told or desk.deaths.get(number, "its process died"))
+        elif late:
+            desk.close(number, "pruned" if desk.ledger.curves[number] else "failed", late)
+        elif number in desk.stopped:
+            desk.give_up(number)
         else:
-            desk.close(number, "pruned" if number in desk.stopped else "complete", "")
+            desk.close(number, "complete", "")
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the study is the state."""
@@ -150,7 +196,7 @@ class StudyScheduler(FIFOScheduler):
         except ValueError as error:
             desk.refused[number] = str(error)
             return TrialScheduler.STOP
-        if new and desk.rule(desk.ledger, number):
+        if new and desk.gives_up(number):
             desk.stopped.add(number)
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE

@@ -1,14 +1,44 @@
-"""Which trials are stopped early: pure functions of the validation figures so far, so that a search that was killed
-and continued decides as it would have decided before."""
+"""Which trials are stopped early, set aside, or go on: pure functions of the validation figures so far, so that a
+search that was killed and continued decides as it would have decided before."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 Curves = Mapping[int, Mapping[int, float]]
 """Validation figure by trial number and by samples seen; larger is better."""
+
+
+@dataclass(frozen=True)
+class Standings:
+    """Where the trials of a search stand when a place for one is free."""
+
+    curves: Curves
+    aside: frozenset[int]
+    """Trials that were set aside and may go on."""
+    running: frozenset[int]
+    complete: frozenset[int]
+    failed: frozenset[int]
+    exhausted: bool
+    """Whether no new trial will be begun."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a search spends its trials' budgets."""
+
+    gives_up: Callable[[Curves, int], bool]
+    """Whether a trial gives its place to others at its newest figure."""
+    goes_on: Callable[[Standings], int | None] | None = None
+    """Which trial that gave its place away goes on now; None where giving up is for good."""
+
+    @property
+    def sets_aside(self) -> bool:
+        """Whether trials that give up may go on later."""
+        return self.goes_on is not None
 
 
 def rungs(budget: int, grace: int, reduction: float) -> list[int]:
@@ -63,3 +93,71 @@ def median_stops(curves: Curves, number: int, grace: int, at_least: int = 3) -> 
         if other != number and its and max(its) >= newest and min(its) <= newest
     ]
     return len(means) >= at_least and max(curve.values()) < float(np.median(means))
+
+
+# ---- what is set aside and may go on: a run that goes on from its checkpoint ends as if it had never paused
+
+
+def halving_pauses(curves: Curves, number: int, levels: list[int], reduction: float) -> bool:
+    """Whether a trial is to wait at its newest rung: it is not among the best 1/``reduction`` there, itself counted.
+
+    As in Li et al. (2020), algorithm 2: of n trials at a rung the best n // ``reduction`` may go on.
+    """
+    curve = curves[number]
+    newest = max(curve)
+    passed = [level for level in levels if level <= newest]
+    if not passed or any(samples >= passed[-1] for samples in curve if samples != newest):
+        return False
+    return number not in _best_at(curves, passed[-1], reduction)
+
+
+def halving_promotes(standings: Standings, levels: list[int], reduction: float) -> int | None:
+    """The waiting trial that may go on from the highest rung on which there is one, the best first.
+
+    Where a search is over and none has come to its end, since each rung held too few, the best of the highest does.
+    """
+    waiting = {number: _rung_of(standings.curves[number], levels) for number in standings.aside}
+    for level in sorted(set(waiting.values()), reverse=True):
+        best = _best_at(standings.curves, level, reduction)
+        allowed = [number for number in best if waiting.get(number) == level]
+        if allowed:
+            return allowed[0]
+    if not standings.exhausted or standings.running or standings.complete or not waiting:
+        return None
+    top = max(waiting.values())
+    return next(number for number in _order_at(standings.curves, top) if waiting.get(number) == top)
+
+
+def _rung_of(curve: Mapping[int, float], levels: list[int]) -> int:
+    return max(level for level in levels if level <= max(curve))
+
+
+def _order_at(curves: Curves, rung: int) -> list[int]:
+    """The trials that reached a rung, the best first; of equals the earlier."""
+    reached = {number: value for number, curve in curves.items() if (value := at_rung(curve, rung)) is not None}
+    return sorted(reached, key=lambda number: (-reached[number], number))
+
+
+def _best_at(curves: Curves, rung: int, reduction: float) -> list[int]:
+    order = _order_at(curves, rung)
+    return order[: int(len(order) / reduction + 1e-9)]
+
+
+def constant_pauses(curves: Curves, number: int, grace: int) -> bool:
+    """Whether a trial has just come to the one point at which every trial waits."""
+    curve = curves[number]
+    newest = max(curve)
+    return newest >= grace and not any(samples >= grace for samples in curve if samples != newest)
+
+
+def constant_promotes(standings: Standings, grace: int, finish: int) -> int | None:
+    """Of the best ``finish`` at that point the next that waits, once every trial has come there.
+
+    Egele et al., "The Unreasonable Effectiveness of Early Discarding after One Epoch in Neural Network Hyperparameter
+    Optimization" (2024): as good as successive halving, for less. A trial that failed leaves its place to the next.
+    """
+    early = any(at_rung(standings.curves[number], grace) is None for number in standings.running)
+    if not standings.exhausted or early:
+        return None
+    sound = [number for number in _order_at(standings.curves, grace) if number not in standings.failed]
+    return next((number for number in sound[:finish] if number in standings.aside), None)

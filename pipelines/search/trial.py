@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -20,7 +21,7 @@ from typing import Any, cast
 from ray.tune import Trainable
 from ray.tune.result import DONE
 
-from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES, reason_of
+from efafnet.pipelines.search.searcher import FAILURE, METRIC, OVERTIME, SAMPLES, reason_of
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.rundir import LOCK
 from efafnet.platform.checkpoint import read_meta
@@ -30,6 +31,8 @@ POLL_S = 0.5
 """Seconds between two looks at the run's directory."""
 PLACEMENT = "placement"
 """File in a trial's directory that notes what its workers have reserved."""
+LEAVE = "leave"
+"""File in a trial's directory that asks whoever trains it to end after its step."""
 RELEASE_S = 60.0
 """Longest wait for an earlier attempt's process to end, seconds."""
 
@@ -79,6 +82,9 @@ class TrialRun:
         self._watch = Watch(config.run_dir)
         self._heard: deque[Figure] = deque()
         self._last = Figure(0, math.nan)
+        limit = job.get("limit_s")
+        self._deadline = math.inf if limit is None else time.monotonic() + limit
+        self._limit_s = limit
         self._training.start()
 
     def next(self) -> dict[str, Any]:
@@ -88,6 +94,10 @@ class TrialRun:
         """
         alive = True
         while alive and not self._heard:
+            if time.monotonic() > self._deadline:
+                self.give_up()
+                told = f"its {self._limit_s:g} s (search.trial_s) were over"
+                return {METRIC: self._last.value, SAMPLES: self._last.samples, DONE: True, OVERTIME: told}
             alive = self._training.is_alive()  # asked before looking, so that no last figure is missed
             self._heard.extend(self._watch.new())
             if alive and not self._heard:
@@ -130,6 +140,11 @@ class TrialActor(Trainable):
         self._trial.give_up()
 
 
+def ask_to_leave(run_dir: Path) -> None:
+    """Have whoever trains a run end after its step: Tune tells a process that it keeps for another trial nothing."""
+    (run_dir / LEAVE).touch()
+
+
 def await_release(run_dir: Path) -> None:
     """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run."""
     with suppress(LockHeldError), hold(run_dir / LOCK, wait_s=RELEASE_S):
@@ -142,9 +157,13 @@ class _Training(threading.Thread):
     def __init__(self, config: TrainConfig, parent_run_id: str | None, tags: dict[str, str]) -> None:
         super().__init__(name="training", daemon=True)
         self._arguments = config, parent_run_id, tags
+        self._leave = config.run_dir / LEAVE
         self.in_this_process = config.workers == 0
         self.given_up = threading.Event()
         self.error: Exception | None = None
+
+    def _unwanted(self) -> bool:
+        return self.given_up.is_set() or self._leave.exists()
 
     def run(self) -> None:
         from efafnet.pipelines.search.placement import PlacementNote
@@ -153,9 +172,10 @@ class _Training(threading.Thread):
         config, parent_run_id, tags = self._arguments
         note = cast(Any, PlacementNote(config.run_dir / PLACEMENT))
         await_release(config.run_dir)
+        (config.run_dir / LEAVE).unlink(missing_ok=True)  # it was meant for the attempt before this one
         with logged(config.run_dir / "trial.log"):
             try:
-                train(config, callbacks=[note], parent_run_id=parent_run_id, tags=tags, given_up=self.given_up.is_set)
+                train(config, callbacks=[note], parent_run_id=parent_run_id, tags=tags, given_up=self._unwanted)
             except Exception as error:
                 self.error = error
 

@@ -14,13 +14,22 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from efafnet.pipelines.search.books import STAGE, Books
-from efafnet.pipelines.search.config import TRIALS, TuneConfig, automatic_name, check_trial, trial_config
+from efafnet.pipelines.search.config import TRIALS, SearchConfig, TuneConfig, automatic_name, check_trial, trial_config
 from efafnet.pipelines.search.ledger import COST_UNIT, Ledger, Terms, check_terms, open_study
 from efafnet.pipelines.search.outcome import SearchResult, conclude, show
 from efafnet.pipelines.search.pareto import COST, cost_of
 from efafnet.pipelines.search.placement import Room
-from efafnet.pipelines.search.searcher import SAME_REASON, Desk, Rule, StudyScheduler, StudySearch
-from efafnet.pipelines.search.stopping import halving_stops, median_stops
+from efafnet.pipelines.search.samplers import settled_sampler
+from efafnet.pipelines.search.searcher import SAME_REASON, Desk, StudyScheduler, StudySearch
+from efafnet.pipelines.search.stopping import (
+    Rule,
+    constant_pauses,
+    constant_promotes,
+    halving_pauses,
+    halving_promotes,
+    halving_stops,
+    median_stops,
+)
 from efafnet.pipelines.search.trial import PLACEMENT, TrialActor
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
@@ -98,15 +107,21 @@ def _open_ledger(config: TuneConfig, inputs: Inputs, space: Space) -> Ledger:
     if search.sampler == "grid" and (search.trials or points) < points:
         raise ValueError(f"search.trials={search.trials}: the grid of {space.source} has {points} points; raise it or "
                          "leave it out, or narrow the space")  # fmt: skip
+    trials = min(search.trials or points, points) if search.sampler == "grid" else search.trials or TRIALS
+    sampler = settled_sampler(search, space, trials)
+    if sampler != search.sampler:
+        console.note(f"search.sampler=auto: {sampler}")
     ledger = Ledger(
         config.run_dir / STUDY,
         config.name,
         space,
-        trials=min(search.trials or points, points) if search.sampler == "grid" else search.trials or TRIALS,
-        sampler=search.sampler,
+        trials=trials,
+        sampler=sampler,
         seed=search.seed,
         startup=search.startup_trials,
         weighed=search.against != "none",
+        waits=search.sets_aside,
+        judged_at=config.rungs(inputs)[1] if search.stop == "constant" else None,
     )
     if search.sampler == "grid":
         ledger.enqueue_grid()
@@ -169,7 +184,7 @@ def _search(books: Books) -> None:
     config = books.config = placed(config, capacity(there), runs=min(left, at_most or left))
     room = Room(config, at_most)
     console.note(f"{there}; {left} trials to run, {min(left, room())} at a time")
-    desk = Desk(ledger, stopping_rule(config, books.inputs), books, room)
+    desk = Desk(ledger, rule_of(config.search, *config.rungs(books.inputs)), books, room, config.search.patience)
     _run_tune(desk, books, left)
     _let_end(books)
     if desk.broken:
@@ -177,8 +192,12 @@ def _search(books: Books) -> None:
             f"{SAME_REASON} trials failed for the same reason and none showed a figure, so no more were begun: "
             f"{desk.broken}; mend it and give the same command again, with search.retry_failed=true for those too"
         )
-    elif ledger.live():
+    elif ledger.live() or (desk.rule.sets_aside and not desk.over):
         _leave(books)
+    else:
+        desk.close_aside()
+        if desk.out_of_patience:
+            console.note(f"{config.search.patience} trials in a row brought nothing better: no more are begun")
 
 
 def _quiet_tune() -> None:
@@ -202,12 +221,12 @@ def _run_tune(desk: Desk, books: Books, left: int) -> None:
         tune_config=ray_tune.TuneConfig(
             search_alg=StudySearch(desk),
             scheduler=StudyScheduler(desk),
-            num_samples=left,
+            num_samples=-1 if desk.rule.sets_aside else left,  # a trial that goes on is one more to Tune
             time_budget_s=config.search.time_s,
             # A trial on Ray's workers ends with its process, and one on a GPU can spoil it for the next.
             reuse_actors=config.workers == 0 and "GPU" not in resources,
             trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
-            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}-{trial.trial_id}",
         ),
         run_config=ray_tune.RunConfig(
             name=session.name,
@@ -232,7 +251,7 @@ def _releasing(books: Books) -> Iterator[None]:
         seen: set[int] = set()
         while not done.wait(RELEASE_EVERY_S):
             # Only those that had ended a round ago: their processes must be gone, or they would reserve once more.
-            for number in seen:
+            for number in seen.intersection(books.over):
                 release(books.trials_dir / f"{number:04d}" / PLACEMENT)
             seen = set(books.over)
 
@@ -270,14 +289,24 @@ def _leave(books: Books) -> None:
     )
 
 
-def stopping_rule(config: TuneConfig, inputs: Inputs) -> Rule:
-    """The rule by which trials of a search end early."""
-    levels, grace = config.rungs(inputs)
-    if config.search.stop == "asha":
-        return lambda ledger, number: halving_stops(ledger.curves, number, levels, config.search.reduction)
-    if config.search.stop == "median":
-        return lambda ledger, number: median_stops(ledger.curves, number, grace)
-    return lambda _ledger, _number: False
+def rule_of(search: SearchConfig, levels: list[int], grace: int) -> Rule:
+    """The rule by which trials of a search end early, with its rungs and the samples that every trial gets."""
+    reduction, finish = search.reduction, search.finish
+    if search.promotes:
+        return Rule(
+            lambda curves, number: halving_pauses(curves, number, levels, reduction),
+            lambda standings: halving_promotes(standings, levels, reduction),
+        )
+    if search.stop == "asha":
+        return Rule(lambda curves, number: halving_stops(curves, number, levels, reduction))
+    if search.stop == "median":
+        return Rule(lambda curves, number: median_stops(curves, number, grace))
+    if search.stop == "constant":
+        return Rule(
+            lambda curves, number: constant_pauses(curves, number, grace),
+            lambda standings: constant_promotes(standings, grace, finish),
+        )
+    return Rule(lambda _curves, _number: False)
 
 
 def trial_resources(config: TrainConfig) -> dict[str, float]:
