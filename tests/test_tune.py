@@ -302,16 +302,11 @@ def test_a_search_whose_time_is_up_leaves_its_trials_to_be_continued(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_a_search_without_a_complete_trial_exits_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing can be written where the trials' directory should be: all fail alike, and not all are tried."""
-    config = config_of(tmp_path, "search.trials=9", "workers=0", "name=broken", "search.concurrency=1")
-    (tmp_path / "runs/broken/trials").mkdir(parents=True)
-    for number in range(9):
-        (tmp_path / f"runs/broken/trials/{number:04d}").write_text("not a directory")
+def test_a_search_without_a_complete_trial_exits_with_1(tmp_path: Path) -> None:
+    space = "search:\n  optimizer.lr: {choice: [1e30]}\n"
+    config = config_of(tmp_path, "search.trials=1", "workers=0", "name=broken", space=space)
     assert run_promoted(config) == 1
-    assert "trials failed for the same reason and none showed a figure" in " ".join(capsys.readouterr().err.split())
-    states = [trial.state.name for trial in open_study(tmp_path / "runs/broken/study.db").trials]
-    assert states == ["FAIL"] * 3
+    assert [trial.state.name for trial in open_study(tmp_path / "runs/broken/study.db").trials] == ["FAIL"]
 
 
 @pytest.mark.slow
