@@ -1,5 +1,5 @@
 # Every target makes .venv and installs into it when that is needed, and only then.
-.PHONY: demo test test-nodes lint bench
+.PHONY: demo test test-nodes lint bench release
 .DELETE_ON_ERROR:
 
 # Kept inside the environment: whoever removes .venv gets a new one.
@@ -36,3 +36,9 @@ test-nodes: $(INSTALLED)
 bench: $(INSTALLED)
 	@set -e; for claim in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do \
 	  echo "== $$claim"; $(RUN) benchmarks.$$claim; done
+
+# One wheel in dist/, held against the tree, installed alone in an empty directory and run there.
+release: lint
+	rm -rf build dist
+	$(RUN) pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
+	$(RUN) tests.check_wheel dist

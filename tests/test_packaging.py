@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("models", "platform", "tune_spaces", "pipelines")
+from tests.check_wheel import FOLDERS, ROOT, files_of_tree, files_of_wheel, main, newest_in_changelog, version_of_tree
 
 
 def project() -> dict[str, Any]:
@@ -105,10 +105,9 @@ def elsewhere(site: Path, program: str, cwd: Path) -> subprocess.CompletedProces
 def test_the_wheel_holds_the_code_and_its_files_only(installed: Path) -> None:
     top = sorted(path.name for path in installed.iterdir() if path.name not in ("bin", "__pycache__"))
     assert [name for name in top if not name.endswith(".dist-info")] == ["efafnet"]
-    for folder in FOLDERS:
-        for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml", ".html", ".css") and "deploy" not in path.parts:
-                assert (installed / "efafnet" / path.relative_to(ROOT)).is_file(), f"{path} is not in the wheel"
+    [wheel] = installed.parent.glob("*.whl")
+    assert files_of_wheel(wheel) == files_of_tree()
+    assert {"efafnet/models/costs.json", "efafnet/pipelines/report/page.html"} <= files_of_wheel(wheel)
     assert not (installed / "efafnet" / "platform" / "__init__.py").exists()
 
 
@@ -124,7 +123,7 @@ def test_the_wheel_runs_elsewhere(installed: Path, tmp_path: Path) -> None:
         "for name in preset_names(): resolve(TrainConfig, load_preset(name), name)\n"
         "assert list(r.files('efafnet.tune_spaces').glob('*.yaml'))\n"
         "from efafnet.platform.provenance import is_checkout, code_version\n"
-        "assert not is_checkout() and code_version()['version'] == '0.1.0', code_version()\n"
+        f"assert not is_checkout() and code_version()['version'] == {version_of_tree()!r}, code_version()\n"
     )
     done = elsewhere(installed, program, tmp_path)
     assert done.returncode == 0, done.stderr
@@ -265,6 +264,55 @@ def test_make_test_runs_lint_then_every_test_once_the_fast_ones_first(tmp_path: 
 def test_make_demo_runs_the_demo(tmp_path: Path) -> None:
     _, env = fake_tree(tmp_path)
     assert make("demo", tmp_path, env)[-1] == "python -m efafnet.pipelines demo demo"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_release_builds_one_wheel_and_checks_it(tmp_path: Path) -> None:
+    _, env = fake_tree(tmp_path)
+    for folder in ("build", "dist"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "older.whl").touch()
+    calls = make("release", tmp_path, env)[-2:]
+    assert calls[0].startswith("python -m pip wheel ")
+    assert calls[0].endswith(" --no-deps --no-build-isolation --wheel-dir dist .")
+    assert calls[1] == "python -m tests.check_wheel dist"
+    assert not (tmp_path / "build").exists(), "a file that was removed from the tree would come back from there"
+    assert not (tmp_path / "dist").exists()
+
+
+def test_a_wheel_that_lacks_or_adds_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tests.check_wheel.subprocess.run", lambda *_, **__: subprocess.CompletedProcess([], 0, "", ""))
+    with zipfile.ZipFile(tmp_path / "efafnet-0-py3-none-any.whl", "w") as wheel:
+        for name in files_of_tree() - {"efafnet/models/costs.json"} | {"efafnet/models/gone.py"}:
+            wheel.writestr(name, "")
+    assert main([str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "efafnet/models/costs.json is missing" in said
+    assert "efafnet/models/gone.py is not in the tree" in said
+    assert "efafnet --version does not say" in said
+    assert main([str(tmp_path / "nothing")]) == 1
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    assert newest_in_changelog() == version_of_tree()
+
+
+def test_the_hosted_check_runs_the_two_commands_of_the_readme() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert [command for command in commands if command.startswith("make")] == ["make test", "make demo"]
+    first_screen = (ROOT / "README.md").read_text().split("```")[1]
+    assert re.findall(r"^make \w+", first_screen, re.MULTILINE) == ["make demo", "make test"]
+
+
+def test_the_hooks_are_the_lines_of_make_lint() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"]
+    entries = [hook["entry"].removeprefix(".venv/bin/python -m ") for hook in hooks[0]["hooks"]]
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    assert entries == re.findall(r"\$\(RUN\) (.*)", recipe)
 
 
 def test_the_gate_is_make_test() -> None:
