@@ -238,6 +238,8 @@ def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]
     from efafnet.platform.configuration import load_preset, preset_names
 
     plain, overrides = _split(words)
+    if command.name == "tune":
+        plain, overrides = _with_ranges(plain, overrides)
     arguments: list[Any] = [*plain]
     last = len(command.positional) - 1
     if command.takes_many and plain[last:]:
@@ -257,6 +259,15 @@ def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]
         # The project's presets name trainings; a search or a study that starts from one must not be taken for it.
         tree.pop("name", None)
     return {**tree, **named}, f"{command.name} {preset}", overrides
+
+
+def _with_ranges(plain: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Put ranges such as ``optimizer.lr=log(1e-4, 1e-2)`` in the place of the space."""
+    from efafnet.tune_spaces.inline import is_range
+
+    ranges = [word for word in overrides if is_range(word)]
+    space = ["\n".join(ranges)] if ranges else []
+    return [*space, *plain], [word for word in overrides if word not in ranges]
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

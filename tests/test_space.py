@@ -11,8 +11,21 @@ import pytest
 from efafnet.models.settings import Settings
 from efafnet.platform.configuration import resolve
 from efafnet.tune_spaces.checking import check_space
+from efafnet.tune_spaces.inline import is_range
 from efafnet.tune_spaces.reading import available_spaces, load_space, parse_space
-from efafnet.tune_spaces.space import Choice, Range, Scalar, Space, SpaceError, grid, grid_size, parameters, suggest
+from efafnet.tune_spaces.refused import refuse
+from efafnet.tune_spaces.space import (
+    Choice,
+    Range,
+    Scalar,
+    Space,
+    SpaceError,
+    grid,
+    grid_size,
+    parameters,
+    suggest,
+    walk,
+)
 
 SCHEDULES = """\
 about: Rate and schedule.
@@ -21,7 +34,7 @@ search:
   schedule.kind:
     choice:
       multistep:
-        schedule.milestones: {choice: [[0.5*epochs, 0.8*epochs], [0.6*epochs]]}
+        schedule.milestones: {choice: [[=0.5*epochs, =0.8*epochs], [=0.6*epochs]]}
         schedule.factor: {float: [0.1, 0.5], step: 0.2}
       cosine: {schedule.floor: {float: [0.0, 0.1]}}
       plain:
@@ -104,6 +117,102 @@ def test_bounds_may_refer_to_names() -> None:
     joints, warmup = (entry.domain for entry in space.entries)
     assert joints == Range(1, 17, integer=True)
     assert warmup == Range(0, 9, integer=True)
+
+
+def test_names_are_numbers_only_where_a_number_is_meant() -> None:
+    """Keys, labels, prose and text stay as they are; ``epochs`` itself can be searched."""
+    text = """\
+about: steps
+search:
+  epochs: {choice: [1, 8, =2*epochs]}
+  mode: {choice: [epochs, steps]}
+  schedule.kind: {choice: {steps: {warm: {int: [0, steps]}}, epochs: }}
+start:
+  - {epochs: =epochs, mode: steps}
+"""
+    space = read(text)
+    assert space.about == "steps"
+    assert [entry.key for entry in space.entries] == ["epochs", "mode", "schedule.kind"]
+    epochs, mode, kind = (entry.domain for entry in space.entries)
+    assert isinstance(epochs, Choice)
+    assert [option.value for option in epochs.options] == [1, 8, 40.0]
+    assert isinstance(mode, Choice)
+    assert [option.value for option in mode.options] == ["epochs", "steps"]
+    assert isinstance(kind, Choice)
+    assert [option.value for option in kind.options] == ["steps", "epochs"]
+    assert kind.options[0].entries[0].domain == Range(0, 95, integer=True)
+    assert space.start == ((7, {"epochs": 20.0, "mode": "steps"}),)
+
+
+def test_a_log_range_with_a_step_goes_by_that_factor() -> None:
+    space = read(
+        "search:\n  optimizer.lr: {float: [1e-4, 2e-2], log: true, step: 10}\n  b: {int: [4, 64], log: true, step: 2}\n"
+    )
+    rate, batch = (entry.domain for entry in space.entries)
+    assert isinstance(rate, Range)
+    assert rate.lattice() == [1e-4, 1e-3, 1e-2]
+    assert isinstance(batch, Range)
+    assert batch.lattice() == [4, 8, 16, 32, 64]
+    assert grid_size(space) == len(grid(space)) == 15
+    settings = suggest(space, optuna.trial.FixedTrial({"optimizer.lr (place)": 2, "b (place)": 3}))
+    assert settings == {"optimizer.lr": 1e-2, "b": 32}
+    assert isinstance(settings["b"], int)
+    assert parameters(space, settings) == {"optimizer.lr (place)": 2, "b (place)": 3}
+
+
+def test_values_around_one_are_drawn_from_a_normal() -> None:
+    """Of a log range of four decades around its middle a quarter is one decade: 68.3 % within, and 95.4 within two are
+    all, so .6827 / .9545 of what is drawn lies within one decade of the middle."""
+    space = read("search:\n  optimizer.lr: {float: [1e-5, 1e-1], log: true, around: 1e-3}\n")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = [suggest(space, study.ask())["optimizer.lr"] for _ in range(400)]
+    assert min(drawn) > 1e-5
+    assert max(drawn) < 1e-1
+    within = sum(1e-4 < rate < 1e-2 for rate in drawn) / 400
+    assert abs(within - 0.6827 / 0.9545) < 3 * (0.715 * 0.285 / 400) ** 0.5
+    (share,) = parameters(space, {"optimizer.lr": 1e-3}).values()
+    assert share == pytest.approx(0.5)
+    for rate in (2e-5, 1e-3, 0.05):
+        again = suggest(space, optuna.trial.FixedTrial(parameters(space, {"optimizer.lr": rate})))
+        assert again["optimizer.lr"] == pytest.approx(rate, rel=1e-9)
+
+
+def test_a_space_on_the_command_line_is_the_same_as_a_file() -> None:
+    words = [
+        "optimizer.lr=log(1e-4, 1e-2, around=1e-3)", "loss.hard_joints=int(1, num_joints)",
+        "input=choice(256x192, 384x288)", "schedule.factor=float(0.1, 0.5, step=0.2)",
+    ]  # fmt: skip
+    assert all(map(is_range, words))
+    assert not any(map(is_range, ["optimizer.lr=1e-3", "name=log", "a=f(1)"]))
+    space = load_space("\n".join(words), {"num_joints": 17})
+    assert [(entry.key, entry.line) for entry in space.entries] == [
+        ("optimizer.lr", 2), ("loss.hard_joints", 3), ("input", 4), ("schedule.factor", 5),
+    ]  # fmt: skip
+    assert [entry.domain for entry in space.entries if isinstance(entry.domain, Range)] == [
+        Range(1e-4, 1e-2, integer=False, log=True, around=1e-3), Range(1, 17, integer=True),
+        Range(0.1, 0.5, integer=False, step=0.2),
+    ]  # fmt: skip
+    with pytest.raises(SpaceError, match=r"command-line: a=log\(1\): a range is a=log\(low, high\)"):
+        load_space("a=log(1)")
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("seed", "the luckiest would win"),
+        ("data.val", "other data cannot be compared"),
+        ("validation.metric", "the same for all of them"),
+        ("test.flip_test", "differently tested"),
+        ("workers", "reserved for it"),
+        ("name", "not what is trained"),
+        ("max_samples", "equal samples"),
+    ],
+)
+def test_what_would_make_trials_incomparable_is_refused_wherever_it_stands(key: str, reason: str) -> None:
+    nested = read(f"search:\n  loss.kind:\n    choice:\n      mse:\n        {key}: {{choice: [1, 2]}}\n      ohkm:\n")
+    with pytest.raises(SpaceError, match=rf"my\.yaml:5: {key} must not be set here: .*{reason}"):
+        refuse(nested.source, walk(nested.entries), {"max_samples": "trials are compared at equal samples"})
+    refuse(nested.source, walk(read("search:\n  seeds: {int: [1, 2]}\n  epochs: {int: [1, 2]}\n").entries))
 
 
 def test_an_option_may_be_a_list_and_numbers_keep_their_type() -> None:
@@ -202,6 +311,10 @@ def test_settings_outside_the_space_are_refused(settings: dict[str, Any], messag
         ("search:\n  a: {float: [0, 2], log: true}\n", r"my\.yaml:2: a: a log range starts above 0"),
         ("search:\n  a: {float: [1, 2], log: 10}\n", r"my\.yaml:2: a: log is true or false; got 10"),
         ("search:\n  a: {float: [1, 2], step: 0}\n", r"my\.yaml:2: a: step must be positive"),
+        ("search:\n  a: {float: [1, 2], log: true, step: 1}\n", r"my\.yaml:2: a: a log range's step is the factor"),
+        ("search:\n  a: {float: [1, 2], around: 3}\n", r"my\.yaml:2: a: around lies between the bounds"),
+        ("search:\n  a: {int: [1, 2]}\n  b: 0.5*epochs\n", r"my\.yaml:3: '0\.5\*epochs' is text here"),
+        ("search:\n  a: {int: [1, 2]}\n  b: =joints\n", r"my\.yaml:3: '=joints' refers to no known name"),
         ("search:\n  a: {choice: []}\n", r"my\.yaml:2: a: a choice needs different options"),
         ("search:\n  a: {choice: [x, x]}\n", r"my\.yaml:2: a: a choice needs different options"),
         ("search:\n  a: {choice: 3}\n", r"my\.yaml:2: a: choice takes a list of values"),

@@ -119,6 +119,20 @@ def test_a_row_that_cannot_run_is_refused_by_file_and_line(
         planned(config_of(tmp_path), TEXT.replace(*change))
 
 
+def test_a_study_is_looked_at_before_people_are_drawn_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("efafnet.pipelines.study.study.synthetic_people", lambda _: pytest.fail("people were drawn"))
+    config = resolve(StudyConfig, load_preset("study_nano") | {"study": "nope", "runs": tmp_path})
+    with pytest.raises(SpaceError, match="no study 'nope'; there are table_i"):
+        study(config)
+
+
+@pytest.mark.parametrize("key", ["seed: 3", "max_samples: 80", "validation.metric: ap_50", "data.val: x"])
+def test_a_row_must_not_set_what_makes_it_incomparable(tmp_path: Path, key: str) -> None:
+    config = config_of(tmp_path, text=TEXT.replace("{optimizer.lr: 1e-5}", f"{{{key}}}"))
+    with pytest.raises(SpaceError, match=rf"mine\.yaml:5: {key.split(':')[0]} must not be set here: "):
+        study(config)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

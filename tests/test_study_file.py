@@ -16,7 +16,7 @@ rows:
   - {name: plain}
   - name: more joints
     network: sbn_r50_256x192
-    settings: {loss.hard_joints: num_joints, optimizer.lr: 2e-3}
+    settings: {loss.hard_joints: =num_joints, optimizer.lr: 2e-3}
     paper: 70
     note: a note
   - {name: another's, paper: 71.5, missing: not among the networks}

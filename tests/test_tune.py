@@ -130,10 +130,14 @@ def test_impossible_searches_are_refused(tmp_path: Path, override: str, message:
     ("space", "overrides", "message"),
     [
         ("search:\n  optimiser.lr: {float: [1e-3, 1e-2]}\n", (), r"my\.yaml:2: optimiser\.lr=.*mean 'optimizer'"),
-        ("search:\n  seed: {int: [0, 1]}\n  loss.kind: ohkm\n  loss.hard_joints: {int: [1, 5]}\n", (),
+        ("search:\n  optimizer.lr: {float: [1e-3, 1e-2]}\n  loss.kind: ohkm\n  loss.hard_joints: {int: [1, 5]}\n", (),
          r"my\.yaml:4: .*loss\.hard_joints=5 is refused.*more joints than the skeleton's 4"),
         ("search:\n  input: {choice: [64x64, 64x96]}\n", (), r"my\.yaml:2: input=64x96 .*not prepared"),
-        ("search:\n  seed: {int: [0, 9]}\n", ("search.sampler=grid",), r"the grid of .*my\.yaml has 10 points"),
+        ("search:\n  optimizer.lr: {float: [1e-3, 1e-2], step: 1e-3}\n", ("search.sampler=grid",),
+         r"the grid of .*my\.yaml has 10 points"),
+        ("search:\n  seed: {int: [0, 9]}\n", (), r"my\.yaml:2: seed must not be set here: .*luckiest would win"),
+        ("search:\n  max_samples: {int: [80, 160]}\n", ("search.stop=asha",),
+         r"my\.yaml:2: max_samples must not be set here: search\.stop=asha compares trials at equal samples"),
         (SPACE, ("search.learn_from=nowhere",), r"nowhere/study\.db does not exist"),
     ],
 )  # fmt: skip

@@ -104,7 +104,8 @@ def _ends(domain: Fixed | Range | Choice) -> list[object]:
         return [domain.value]
     if isinstance(domain, Choice):
         return [option.value for option in domain.options]
-    top = domain.high if domain.step is None else domain.low + (domain.high - domain.low) // domain.step * domain.step
+    lattice = domain.lattice() if domain.step is not None else None
+    top = domain.high if lattice is None else lattice[-1]
     return [int(end) if domain.integer else end for end in (domain.low, top)]
 
 

@@ -17,6 +17,8 @@ from efafnet.tune_spaces.space import SpaceError
 
 _PRODUCT = re.compile(r"(?:(\d+\.?\d*|\.\d+) ?\* ?)?([a-z_]+)")
 """A number that refers to a name: ``num_joints``, ``0.6*epochs``."""
+_SIGIL = "="
+"""Before such a number wherever text may stand as well: ``=num_joints``."""
 
 
 def yaml_names(folder: Traversable) -> list[str]:
@@ -64,31 +66,55 @@ class NodeReader:
             raise self.error(node.start_mark.line + 1 if node else 1, expected)
         pairs: dict[str, tuple[int, yaml.Node]] = {}
         for name, inner in node.value:
-            key, line = str(self.value(name)), name.start_mark.line + 1
+            key, line = str(self.plain(name)), name.start_mark.line + 1
             if key in pairs:
                 raise self.error(line, f"{key} stands here twice (first in line {pairs[key][0]})")
             pairs[key] = (line, inner)
         return list(pairs.items())
 
-    def value(self, node: yaml.Node) -> Any:
-        """A plain value, with numbers where it refers to names."""
+    def plain(self, node: yaml.Node) -> Any:
+        """What stands there, as YAML reads it: keys, labels, names and prose."""
         loader = Loader("")
         try:
-            return self._named(loader.construct_object(node, deep=True))
+            return loader.construct_object(node, deep=True)
         except yaml.YAMLError as error:
             raise self.error(node.start_mark.line + 1, f"cannot be read: {problem_of(error)}") from error
         finally:
             loader.dispose()
 
-    def _named(self, value: Any) -> Any:
-        """Put numbers where the file refers to names (a share of a whole number is rounded down); other text stays."""
+    def value(self, node: yaml.Node) -> Any:
+        """A setting's value, with numbers where ``=`` refers to names; other text stays."""
+        return self._resolved(self.plain(node), node.start_mark.line + 1)
+
+    def _resolved(self, value: Any, line: int) -> Any:
         if isinstance(value, list):
-            return [self._named(item) for item in value]
-        match = _PRODUCT.fullmatch(value) if isinstance(value, str) else None
-        if not match or match[2] not in self.names:
+            return [self._resolved(item, line) for item in value]
+        if isinstance(value, dict):
+            return {key: self._resolved(item, line) for key, item in value.items()}
+        if not isinstance(value, str):
             return value
+        if value.startswith(_SIGIL):
+            number = self.named(value)
+            if number is None:
+                raise self.error(line, f"{value!r} refers to no known name; there are {self._known()}")
+            return number
+        if "*" in value and self.named(value) is not None:
+            raise self.error(line, f"{value!r} is text here; for the number write ={value}")
+        return value
+
+    def named(self, text: str) -> float | None:
+        """The number that ``num_joints`` or ``0.6*epochs`` stands for, with or without the sigil; None for other text.
+
+        A share of a whole number is rounded down.
+        """
+        match = _PRODUCT.fullmatch(text.removeprefix(_SIGIL).strip())
+        if not match or match[2] not in self.names:
+            return None
         known, number = self.names[match[2]], float(match[1] or 1) * self.names[match[2]]
         return math.floor(number + 1e-9) if isinstance(known, int) else round(number, 6)
+
+    def _known(self) -> str:
+        return ", ".join(self.names) or "none here"
 
     def error(self, line: int, message: str) -> SpaceError:
         """An error that names file and line."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from efafnet.tune_spaces.inline import SOURCE, is_range, to_yaml
 from efafnet.tune_spaces.nodes import NodeReader, read_file, yaml_names
 from efafnet.tune_spaces.space import Choice, Entry, Fixed, Option, Range, Scalar, Settings, Space, walk
 
@@ -23,13 +24,15 @@ def load_space(name_or_path: str, names: Mapping[str, float] | None = None) -> S
     """Read a space by its name (one that comes with the project) or from a YAML file.
 
     Args:
-        name_or_path: a name such as ``ohkm``, or the path of a file.
-        names: what numbers in the file may refer to, for example ``{"num_joints": 17, "epochs": 150}``: a file writes
-            ``num_joints`` or ``0.6*epochs``.
+        name_or_path: a name such as ``ohkm``, the path of a file, or ranges as on the command line, one a line.
+        names: what numbers in the file may refer to, for example ``{"num_joints": 17, "epochs": 150}``: bounds write
+            ``num_joints`` or ``0.6*epochs``, values ``=num_joints`` or ``=0.6*epochs``.
 
     Raises:
         SpaceError: an unknown name, an unreadable file, or a file that is no search space.
     """
+    if is_range(name_or_path.partition("\n")[0]):
+        return parse_space(to_yaml(name_or_path.splitlines()), SOURCE, names)
     if name_or_path in available_spaces():
         found = resources.files("efafnet.tune_spaces") / f"{name_or_path}.yaml"
         return parse_space(found.read_text(), f"tune_spaces/{name_or_path}.yaml", names)
@@ -58,7 +61,7 @@ class _Reader(NodeReader):
         if "search" not in sections:
             raise self.error(1, "the section search is missing: it lists the keys to search and their values")
         entries = self.entries(sections["search"][1], ())
-        about = str(self.value(sections["about"][1])) if "about" in sections else ""
+        about = str(self.plain(sections["about"][1])) if "about" in sections else ""
         start = tuple(self.start(sections["start"][1])) if "start" in sections else ()
         space = Space(Path(self.source).stem, self.source, text, about, _unique_names(entries), start)
         if not space.searched:
@@ -93,7 +96,7 @@ class _Reader(NodeReader):
         if kinds[0] == "choice":
             self.only(key, parts, ("choice",))
             return self.choice(key, *parts["choice"], taken)
-        self.only(key, parts, (kinds[0], "log", "step"))
+        self.only(key, parts, (kinds[0], "log", "step", "around"))
         return self.range(key, kinds[0] == "int", parts)
 
     def only(self, key: str, parts: Mapping[str, tuple[int, yaml.Node]], allowed: tuple[str, ...]) -> None:
@@ -103,26 +106,37 @@ class _Reader(NodeReader):
 
     def range(self, key: str, integer: bool, parts: Mapping[str, tuple[int, yaml.Node]]) -> Range:
         line, node = parts["int" if integer else "float"]
-        bounds = self.value(node)
+        bounds = self.plain(node)
         if not isinstance(bounds, list) or len(bounds) != 2:
             raise self.error(line, f"{key}: a range is [low, high]; got {bounds!r}")
         low, high = (self.number(key, line, bound, integer) for bound in bounds)
-        log = self.value(parts["log"][1]) if "log" in parts else False
-        step = self.number(key, parts["step"][0], self.value(parts["step"][1]), integer) if "step" in parts else None
+        log = self.plain(parts["log"][1]) if "log" in parts else False
+        step, around = (
+            self.number(key, parts[word][0], self.plain(parts[word][1]), integer and not (log and word == "step"))
+            if word in parts else None
+            for word in ("step", "around")
+        )  # fmt: skip
         if not isinstance(log, bool):
             raise self.error(line, f"{key}: log is true or false; got {log!r}")
         if low > high:
             raise self.error(line, f"{key}: the range [{low}, {high}] is empty; write the smaller number first")
-        if log and (low <= 0 or step is not None):
-            raise self.error(line, f"{key}: a log range starts above 0 and has no step; got [{low}, {high}]")
-        if step is not None and step <= 0:
-            raise self.error(line, f"{key}: step must be positive; got {step}")
-        return Range(low, high, integer, log, step)
+        if log and low <= 0:
+            raise self.error(line, f"{key}: a log range starts above 0; got [{low}, {high}]")
+        if step is not None and step <= (1 if log else 0):
+            rule = "a log range's step is the factor from value to value, above 1" if log else "step must be positive"
+            raise self.error(line, f"{key}: {rule}; got {step}")
+        if around is not None and (step is not None or not low < around < high):
+            raise self.error(line, f"{key}: around lies between the bounds, of a range without step; got {around}")
+        return Range(low, high, integer, log, step, around)
 
     def number(self, key: str, line: int, value: Any, integer: bool) -> float:
         if isinstance(value, str):
-            known = ", ".join(self.names) or "none here"
-            raise self.error(line, f"{key}: {value!r} is neither a number nor made of a known name ({known})")
+            named = self.named(value)
+            if named is None:
+                raise self.error(
+                    line, f"{key}: {value!r} is neither a number nor made of a known name ({self._known()})"
+                )
+            value = named
         bad = isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
         if bad or (integer and value != int(value)):
             raise self.error(line, f"{key}: expected {'an integer' if integer else 'a number'}; got {value!r}")
@@ -141,7 +155,7 @@ class _Reader(NodeReader):
         return Choice(tuple(options))
 
     def option(self, name: yaml.Node, inner: yaml.Node, taken: tuple[str, ...]) -> Option:
-        value = self.value(name)
+        value = self.plain(name)
         empty = inner.tag == "tag:yaml.org,2002:null"
         return Option(_label(value), value, () if empty else self.entries(inner, taken))
 

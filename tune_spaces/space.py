@@ -4,28 +4,33 @@ A space says what a search may change. Keys are the dotted keys of the training 
 
     about: one sentence
     search:
-      optimizer.lr: {float: [1e-4, 1e-2], log: true}      # a range; `step` makes it a lattice
+      optimizer.lr: {float: [1e-4, 1e-2], log: true}      # a range; `step` makes it a lattice (log: a factor)
+      schedule.factor: {float: [0.05, 0.5], around: 0.1}  # drawn from a normal around .1
       loss.hard_joints: {int: [1, num_joints]}            # a bound may be a name the caller knows
       input: {choice: [256x192, 384x288]}                 # one of several values
       schedule.kind:
         choice:                                           # options that bring their own settings
           multistep: {schedule.factor: {float: [0.05, 0.5], log: true}}
           cosine: {}
-      loss.kind: ohkm                                     # a plain value is fixed for every trial
+      schedule.milestones: [=0.6*epochs, =0.8*epochs]     # a plain value is fixed; = takes a name for its number
     start:
       - {optimizer.lr: 1e-3}                              # known-good settings, tried first
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from statistics import NormalDist
 from typing import Any, Protocol
 
 Scalar = bool | int | float | str | None
 Settings = dict[str, Any]
 """Values by dotted configuration key."""
+_EDGE = 1e-12
+"""Shares nearer to 0 or 1 are taken to be this near: a normal reaches them nowhere."""
 
 
 class SpaceError(ValueError):
@@ -61,17 +66,52 @@ class Range:
     integer: bool
     log: bool = False
     step: float | None = None
+    """From one value to the next; of a log range the factor."""
+    around: float | None = None
+    """Where values are likely: they are drawn from a normal around it, cut off at the bounds, with a quarter of the
+    range as standard deviation (on the log scale of a log range)."""
+
+    @property
+    def factor(self) -> float | None:
+        """The factor from one value to the next of a log range with a step."""
+        return self.step if self.log else None
 
     @property
     def count(self) -> int | None:
         """How many values the range has, or None where it is continuous."""
+        if self.factor is not None:
+            return int(math.log(self.high / self.low) / math.log(self.factor) + 1e-9) + 1
         step = self.step or (1 if self.integer else None)
         return None if step is None else int((self.high - self.low) / step + 1e-9) + 1
 
     def lattice(self) -> list[float] | None:
         """Every value of the range, or None where it is continuous."""
         count = self.count
-        return None if count is None else [self.low + index * (self.step or 1) for index in range(count)]
+        if count is None:
+            return None
+        if self.factor is not None:
+            values = [float(f"{self.low * self.factor**index:.6g}") for index in range(count)]
+            return list(dict.fromkeys(map(round, values))) if self.integer else values
+        return [self.low + index * (self.step or 1) for index in range(count)]
+
+    def at(self, share: float) -> float:
+        """The value below which ``share`` of what is drawn ``around`` a value lies."""
+        low, high, normal = self._bell()
+        value = normal.inv_cdf(min(max(low + share * (high - low), _EDGE), 1 - _EDGE))
+        value = min(max(math.exp(value) if self.log else value, self.low), self.high)
+        return round(value) if self.integer else value
+
+    def share(self, value: float) -> float:
+        """The inverse of ``at``."""
+        low, high, normal = self._bell()
+        return (normal.cdf(math.log(value) if self.log else value) - low) / (high - low)
+
+    def _bell(self) -> tuple[float, float, NormalDist]:
+        """The normal, and how much of it lies below either bound."""
+        assert self.around is not None, "asked of ranges around a value"
+        low, middle, high = (math.log(x) if self.log else x for x in (self.low, self.around, self.high))
+        normal = NormalDist(middle, (high - low) / 4)
+        return normal.cdf(low), normal.cdf(high), normal
 
 
 @dataclass(frozen=True)
@@ -138,7 +178,7 @@ def _suggest(entries: Sequence[Entry], trial: Trial) -> Settings:
         if isinstance(domain, Fixed):
             settings[entry.key] = domain.value
         elif isinstance(domain, Range):
-            settings[entry.key] = _suggest_number(entry.name, domain, trial)
+            settings[entry.key] = _suggest_number(_parameter(entry), domain, trial)
         else:
             label = trial.suggest_categorical(entry.name, [option.label for option in domain.options])
             option = _labelled(entry.key, domain, label)
@@ -146,7 +186,21 @@ def _suggest(entries: Sequence[Entry], trial: Trial) -> Settings:
     return settings
 
 
+def _parameter(entry: Entry) -> str:
+    """The parameter's name in the study, which keeps the place on a log lattice and the share of a normal, not the
+    value: Optuna has neither."""
+    domain = entry.domain
+    if isinstance(domain, Range) and domain.factor is not None:
+        return f"{entry.name} (place)"
+    return f"{entry.name} (share)" if isinstance(domain, Range) and domain.around is not None else entry.name
+
+
 def _suggest_number(name: str, domain: Range, trial: Trial) -> float:
+    if domain.around is not None:
+        return domain.at(trial.suggest_float(name, 0.0, 1.0, step=None, log=False))
+    if domain.factor is not None:
+        values = domain.lattice() or []
+        return values[trial.suggest_int(name, 0, len(values) - 1, step=1, log=False)]
     if domain.integer:
         return trial.suggest_int(name, int(domain.low), int(domain.high), step=int(domain.step or 1), log=domain.log)
     return trial.suggest_float(name, domain.low, domain.high, step=domain.step, log=domain.log)
@@ -183,7 +237,7 @@ def _collect(entries: Sequence[Entry], settings: Mapping[str, Any], drawn: dict[
         value, domain = settings[entry.key], entry.domain
         used.add(entry.key)
         if isinstance(domain, Range):
-            drawn[entry.name] = _in_range(entry.key, domain, value)
+            drawn[_parameter(entry)] = _in_range(entry.key, domain, value)
         elif isinstance(domain, Choice):
             option = next((option for option in domain.options if option.value == value), None)
             if option is None:
@@ -199,6 +253,11 @@ def _in_range(key: str, domain: Range, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not domain.low <= value <= domain.high or (domain.integer and value != int(value)):
         raise ValueError(f"{key}={value} lies outside [{domain.low}, {domain.high}]")
+    if domain.around is not None:
+        return domain.share(value)
+    if domain.factor is not None:
+        values = domain.lattice() or []
+        return min(range(len(values)), key=lambda place: abs(math.log(values[place] / value)))
     return int(value) if domain.integer else float(value)
 
 

@@ -96,11 +96,16 @@ def load_study(name_or_path: str, names: Mapping[str, float] | None = None) -> S
     Raises:
         SpaceError: an unknown name, an unreadable file, or a file that is no study; names the file and the line.
     """
+    text, source = find_study(name_or_path)
+    return parse_study(text, source, names)
+
+
+def find_study(name_or_path: str) -> tuple[str, str]:
+    """The text of a study and its file, as messages name it. Raises SpaceError: there is none, or it is unreadable."""
     if name_or_path in available_studies():
         found = resources.files("efafnet.tune_spaces") / "studies" / f"{name_or_path}.yaml"
-        return parse_study(found.read_text(), f"tune_spaces/studies/{name_or_path}.yaml", names)
-    text = read_file(name_or_path, "study", available_studies())
-    return parse_study(text, name_or_path, names)
+        return found.read_text(), f"tune_spaces/studies/{name_or_path}.yaml"
+    return read_file(name_or_path, "study", available_studies()), name_or_path
 
 
 def parse_study(text: str, source: str, names: Mapping[str, float] | None = None) -> Study:
@@ -124,9 +129,9 @@ class _StudyReader(NodeReader):
             raise self.error(line, "rows is a list, each item a mapping with a name")
         rows = tuple(self.row(item, shared) for item in node.value)
         self.unique(rows)
-        baseline = str(self.value(sections["baseline"][1]))
+        baseline = str(self.plain(sections["baseline"][1]))
         self.runnable(sections["baseline"][0], baseline, rows)
-        about = str(self.value(sections["about"][1]))
+        about = str(self.plain(sections["about"][1]))
         return Study(Path(self.source).stem, self.source, text, about, baseline, rows)
 
     def known(self, parts: Mapping[str, tuple[int, yaml.Node]], allowed: tuple[str, ...], what: str) -> None:
@@ -160,7 +165,7 @@ class _StudyReader(NodeReader):
         return {key: Entry(key, line, Fixed(self.value(value)), key) for key, (line, value) in pairs}
 
     def network(self, line: int, node: yaml.Node) -> str:
-        name = str(self.value(node))
+        name = str(self.plain(node))
         if name not in VARIANTS:
             close = difflib.get_close_matches(name, VARIANTS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "`efafnet models` lists them"
@@ -168,12 +173,12 @@ class _StudyReader(NodeReader):
         return name
 
     def text(self, parts: Mapping[str, tuple[int, yaml.Node]], name: str) -> str:
-        return str(self.value(parts[name][1])) if name in parts else ""
+        return str(self.plain(parts[name][1])) if name in parts else ""
 
     def number(self, parts: Mapping[str, tuple[int, yaml.Node]], name: str) -> float | None:
         if name not in parts:
             return None
-        value: Any = self.value(parts[name][1])
+        value: Any = self.plain(parts[name][1])
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(parts[name][0], f"{name} is a number; got {value!r}")
         return float(value)

@@ -147,7 +147,8 @@ class TuneConfig(TrainConfig):
     name: str = "auto"
     """Name of the search, and of its directory under ``runs``; auto makes one of the space and all settings."""
     space: str
-    """What is searched: a name (ohkm, lr_schedule, input_size, all, …) or the path of a YAML file."""
+    """What is searched: a name (ohkm, lr_schedule, input_size, all, …), the path of a YAML file, or in its place ranges
+    such as optimizer.lr=log(1e-4, 1e-2)."""
     search: SearchConfig = SearchConfig()
     promote: PromoteConfig = PromoteConfig()
 
@@ -180,6 +181,14 @@ class TuneConfig(TrainConfig):
             global_batch=self.batch_size,
             max_samples=self.max_samples,
         )
+
+    def unequal(self) -> dict[str, str]:
+        """Keys that this search's space must not set, since they change how long a trial is, and why."""
+        if self.search.stop == "none":
+            return {}
+        reason = f"search.stop={self.search.stop} compares trials at equal samples; set search.stop=none to search it"
+        # With a limit in samples the epochs only say how long the schedule is.
+        return {"max_samples": reason} | ({} if self.max_samples is not None else {"epochs": reason})
 
     def rungs(self, inputs: Inputs) -> tuple[list[int], int]:
         """Samples at which trials are compared, and the samples every trial gets."""

@@ -43,7 +43,8 @@ from efafnet.platform.configuration import absolute_paths, to_yaml
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.checking import check_space
 from efafnet.tune_spaces.reading import load_space
-from efafnet.tune_spaces.space import Space, grid, grid_size
+from efafnet.tune_spaces.refused import refuse
+from efafnet.tune_spaces.space import Space, grid, grid_size, walk
 
 STUDY = "study.db"
 """The Optuna study, in the search's directory."""
@@ -75,6 +76,7 @@ def tune(
     config = absolute_paths(config)
     inputs = open_inputs(config)
     space = load_space(config.space, config.names(inputs))
+    refuse(space.source, walk(space.entries), config.unequal())
     tried = check_space(space, lambda settings: check_trial(trial_config(config, settings, 0, Path("/")), inputs))
     identity = inputs.identity(config) | {"space": space.text}
     config = config.model_copy(update={"name": automatic_name(config, space.name, identity)})

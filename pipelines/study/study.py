@@ -27,7 +27,8 @@ from efafnet.platform.configuration import absolute_paths, to_yaml
 from efafnet.platform.mlflow_client import mlflow_client, quietly
 from efafnet.platform.storage import write_json, write_text
 from efafnet.platform.tracking import finish_run
-from efafnet.tune_spaces.study import Study, load_study
+from efafnet.tune_spaces.refused import refuse
+from efafnet.tune_spaces.study import Study, find_study, load_study
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 RUNS = "runs"
 """Directory of the runs' directories, in the study's."""
 RESULT = "result.json"
+UNEQUAL = {"max_samples": "rows need equal budgets; set it for all of them, on the command line"}
+"""A key that no row may set, besides those that no space may."""
 TABLE = "table.md"
 """The table as Markdown, in the study's directory."""
 
@@ -70,10 +73,13 @@ def study(config: StudyConfig) -> StudyResult:
         KeyboardInterrupt: it was interrupted; the same command continues it.
     """
     config = absolute_paths(config)
+    find_study(config.study)  # before people are drawn for it
     if config.data.train is None:
         config = config.model_copy(update={"data": synthetic_people(config)})
     inputs = open_inputs(config)
     rows = load_study(config.study, names_of(config, inputs))
+    for row in rows.rows:
+        refuse(rows.source, row.entries, UNEQUAL)
     config = config.model_copy(update={"name": automatic_name(config, rows.name, inputs.identity(config))})
     console.note(f"study {config.name}: {rows.about}")
     return compare_rows(config, inputs, rows)
