@@ -79,6 +79,11 @@ COMMANDS = (
         config_module=f"{_HERE}.serving.config", takes_many=True,
     ),
     Command(
+        "detect", f"{_HERE}.prediction.detect", "DetectConfig", "run_detect", ("source", "out"),
+        "Find the persons of a set with torchvision's detector: boxes for prepare and predict, measured.",
+        config_module=f"{_HERE}.prediction.config",
+    ),
+    Command(
         "export", f"{_HERE}.prediction.export", "ExportConfig", "run_export", ("checkpoint", "out"),
         "Write a network for other programs: ONNX or torch.export, checked against PyTorch.",
         config_module=f"{_HERE}.prediction.config",

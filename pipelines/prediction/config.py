@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, Weights
+from efafnet.platform.mirror import Location
 
 
 class DetectorConfig(Settings):
@@ -112,6 +113,43 @@ class PredictConfig(Settings):
         if self.image_list is not None and not isinstance(self.boxes, Path):
             raise ValueError(
                 f"image_list={self.image_list} tells the ids of a boxes file, and none is given: leave it out"
+            )
+        return self
+
+
+class RankingDetectorConfig(DetectorConfig):
+    """As for prediction, but with the unsure boxes that average precision ranks."""
+
+    min_score: float = Field(default=0.05, ge=0, le=1)
+    """Confidence below which a detection is left out."""
+
+
+class DetectConfig(Settings):
+    """Find the persons in a set's images with a detector, and measure it."""
+
+    source: Path
+    """Annotations in COCO's layout, or a crop store of one source: which images, and who is in them."""
+    out: Path
+    """File of the detections, in COCO's results format; OUT.info.json beside it says what they are."""
+    images: Location | None = None
+    """Folder that the annotations' file names are relative to: local, or s3://…, gs://…; that of the store by
+    default."""
+    categories: tuple[str, ...] = ()
+    """Names or numbers of the annotations' categories that are persons; by default the only one that lists joints."""
+    orientation: Literal["stored", "upright"] = "stored"
+    """Whether the annotations refer to the pixels as stored or to the image as viewers show it; a store knows."""
+    overwrite: bool = False
+    """Whether a file that exists is replaced."""
+    detector: RankingDetectorConfig = RankingDetectorConfig()
+    skip_unreadable: bool = False
+    """Leave out images that cannot be read, with a warning, instead of stopping at the first."""
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> DetectConfig:
+        if self.detector.weights is None:
+            raise ValueError(
+                "detector.weights is not given: detector.weights=FILE.pth of torchvision's detector, or "
+                "detector.weights=download to fetch them"
             )
         return self
 

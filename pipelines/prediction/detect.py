@@ -1,0 +1,198 @@
+"""`efafnet detect SOURCE OUT`: where a detector sees persons in the images of a set, as COCO results, and how well."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
+from efafnet.pipelines.crops.store import IMAGES, CropStore
+from efafnet.pipelines.evaluation.boxes import box_figures
+from efafnet.pipelines.evaluation.columns import Truth, truth, truth_of
+from efafnet.pipelines.formats.coco import parse_coco
+from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.prediction.config import DetectConfig
+from efafnet.pipelines.prediction.detector import PersonDetector
+from efafnet.pipelines.prediction.stages import ahead
+from efafnet.platform import console
+from efafnet.platform.provenance import code_version
+from efafnet.platform.storage import check_output_file, sha256_bytes, sha256_file, write_json, write_text
+
+_FIGURES = {
+    "box_ap": "AP", "box_ap_50": "AP at IoU .5", "box_ap_75": "AP at IoU .75", "box_ap_medium": "AP, medium",
+    "box_ap_large": "AP, large", "box_ar": "recall (AR, 100 boxes)",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images to look at, and who is known to be in them."""
+
+    folder: ImageFolder
+    names: dict[int, str]
+    """File names by image id."""
+    upright: bool
+    """Whether images are turned as their orientation tags say."""
+    truth: Truth
+    category_id: int
+    """The set's number for persons."""
+
+
+@dataclass(frozen=True)
+class Detected:
+    """What came out."""
+
+    results: list[dict[str, Any]]
+    """COCO results: image_id, category_id, bbox, score; by image, the surest first."""
+    figures: dict[str, float]
+    """See :func:`box_figures`."""
+    sha256: str
+    """Digest of the written file."""
+
+
+def run_detect(config: DetectConfig) -> Detected:
+    """Detect, write ``config.out`` and its description beside it, print the figures.
+
+    Raises ValueError or OSError, and leaves nothing behind, for a source, images, a detector or an output that cannot
+    be used.
+    """
+    described = config.out.with_name(f"{config.out.stem}.info.json")
+    for path in (config.out, described):
+        check_output_file(path, overwrite=config.overwrite)
+    images = _from_store(config) if config.source.is_dir() else _from_annotations(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    detector = PersonDetector(config.detector, device)
+    began = time.monotonic()
+    results = _results(config, images, detector)
+    seconds = time.monotonic() - began
+    figures = box_figures(results, images.truth) if results else dict.fromkeys(_FIGURES, 0.0)
+    text = json.dumps(results, separators=(",", ":")) + "\n"
+    done = Detected(results, figures, sha256_bytes(text.encode()))
+    write_text(config.out, text)
+    write_json(described, _description(config, images, done, seconds))
+    _tell(config, images, done, seconds)
+    return done
+
+
+def _from_annotations(config: DetectConfig) -> ImageSet:
+    if config.images is None:
+        raise ValueError(f"{config.source} is a file of annotations: say where its images are with images=FOLDER")
+    content = parse_coco(read_json(config.source), config.source, None, config.categories)
+    for remark in content.remarks:
+        console.warn(remark)
+    names = {image.image_id: image.file_name for image in content.images}
+    folder = _folder(str(config.images))
+    missing = [name for name, size in zip(names.values(), folder.sizes(list(names.values())), strict=True) if size < 0]
+    spelled = folder.spelled(missing)
+    found = {image_id: spelled.get(name, name) for image_id, name in names.items()}
+    return ImageSet(folder, found, config.orientation == "upright", truth_of(content), min(content.category_ids))
+
+
+def _from_store(config: DetectConfig) -> ImageSet:
+    store = CropStore.open(config.source)
+    sources = store.manifest.sources
+    if len(sources) > 1:
+        names = ", ".join(source.annotations for source in sources)
+        raise ValueError(
+            f"{config.source} was prepared from {len(sources)} sources ({names}), and detections belong to one: give "
+            "one of these files as the source, and images=FOLDER"
+        )
+    rows = store.table(IMAGES).select(["image_id", "file_name"]).to_pylist()
+    known = store.ground_truth()
+    ids = known.annotations.column("category_id").to_pylist()
+    folder = _folder(str(config.images or sources[0].images))
+    return ImageSet(
+        folder,
+        {row["image_id"]: row["file_name"] for row in rows},
+        sources[0].orientation == "upright",
+        truth(known),
+        min(ids, default=1),
+    )
+
+
+def _folder(location: str) -> ImageFolder:
+    folder = ImageFolder(location)
+    folder.check()
+    return folder
+
+
+def _results(config: DetectConfig, images: ImageSet, detector: PersonDetector) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    unreadable = 0
+    pictures = ahead(_pictures(images), 2)
+    with console.progress("detecting", len(images.names), unit="pictures") as advance, closing(pictures):
+        for image_id, picture in pictures:
+            advance(1)
+            if isinstance(picture, str):
+                if not config.skip_unreadable:
+                    raise ValueError(f"{picture}; mend it, or leave out all such with skip_unreadable=true")
+                unreadable += 1
+                console.warn(picture)
+                continue
+            found = detector(picture)
+            for box, score in zip(found.xywh_px.tolist(), found.scores.tolist(), strict=True):
+                results.append({
+                    "image_id": image_id, "category_id": images.category_id,
+                    "bbox": [round(value, 3) for value in box], "score": round(score, 6),
+                })  # fmt: skip
+    if unreadable == len(images.names):
+        raise ValueError(f"none of the {unreadable} images of {config.source} can be read; nothing was written")
+    return results
+
+
+def _pictures(images: ImageSet) -> Iterator[tuple[int, NDArray[np.uint8] | str]]:
+    """Each image's id with its pixels (h, w, 3) RGB, or with what is wrong with it."""
+    for image_id, name in images.names.items():
+        try:
+            image = decode_image(images.folder.read(name), upright=images.upright)
+        except ImageProblemError as problem:
+            yield image_id, f"image {name} {problem.detail}"
+        else:
+            yield image_id, np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _description(config: DetectConfig, images: ImageSet, done: Detected, seconds: float) -> dict[str, Any]:
+    from torchvision import __version__ as torchvision_version  # type: ignore[import-untyped]
+
+    weights = config.detector.weights
+    source = config.source / "manifest.json" if config.source.is_dir() else config.source
+    return {
+        "detections": config.out.name,
+        "sha256": done.sha256,
+        "boxes": len(done.results),
+        "images": len(images.names),
+        "figures": done.figures,
+        "detector": config.detector.model_dump(mode="json"),
+        "weights_sha256": sha256_file(weights) if isinstance(weights, Path) else None,
+        "source": str(config.source),
+        "source_sha256": sha256_file(source),
+        "image_folder": images.folder.location,
+        "torch": torch.__version__,
+        "torchvision": torchvision_version,
+        "code": code_version(),
+        "seconds": seconds,
+    }
+
+
+def _tell(config: DetectConfig, images: ImageSet, done: Detected, seconds: float) -> None:
+    if not done.results:
+        console.warn("no person was found in any image")
+    persons = int((~images.truth.crowd).sum())
+    console.table(["persons", f"{config.detector.name}, {persons} true persons"], _rows(done.figures))
+    console.say(f"{len(done.results)} boxes in {len(images.names)} images, digest {done.sha256[:12]}: {config.out}")
+    rate = len(images.names) / seconds if seconds > 0 else 0.0
+    console.note(f"{seconds:.1f} s ({rate:.3g} images/s)")
+
+
+def _rows(figures: dict[str, float]) -> Sequence[tuple[str, str]]:
+    # Below 0 there is nobody of that size.
+    return [(words, f"{figures[name]:.4f}") for name, words in _FIGURES.items() if figures[name] >= 0]
