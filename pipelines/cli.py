@@ -59,6 +59,11 @@ COMMANDS = (
         config_module=f"{_HERE}.crops.config",
     ),
     Command(
+        "check", f"{_HERE}.check.check", "CheckConfig", "run_check", (_PRESET,),
+        "Check new data before a night is spent: samples drawn, a few persons learned by heart.",
+        config_module=f"{_HERE}.check.config",
+    ),
+    Command(
         "train", f"{_HERE}.training.ray_run", "TrainConfig", "run_train", (_PRESET,),
         "Train a network on crop stores, on one machine or a Ray cluster.",
         config_module=f"{_HERE}.training.config", options=("fork",),

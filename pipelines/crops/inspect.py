@@ -37,7 +37,8 @@ def run_inspect(config: InspectConfig) -> None:
         _draw(config, store)
     if config.verify:
         _verify(store)
-    _tell_oddities(store)
+    for remark in oddities(store):
+        console.warn(remark)
 
 
 def _tell_counts(store: CropStore) -> None:
@@ -100,12 +101,12 @@ def _tell_rejects(store: CropStore) -> None:
     console.table(["left out", "count", "for example"], rows)
 
 
-def _tell_oddities(store: CropStore) -> None:
-    """Conventions that most annotated persons seem to break."""
+def oddities(store: CropStore) -> list[str]:
+    """Conventions that most annotated persons seem to break, one sentence each."""
     people = store.table(GROUND_TRUTH)
     people = people.filter(pc.invert(people["is_crowd"]))
     if not people.num_rows:
-        return
+        return []
     images = store.table(IMAGES).select(["image_id", "width", "height"])
     place = pc.index_in(people["image_id"], value_set=images["image_id"].combine_chunks())
     sizes = [images[side].take(place).to_numpy(zero_copy_only=False) for side in ("width", "height")]
@@ -118,8 +119,7 @@ def _tell_oddities(store: CropStore) -> None:
         np.array(sizes, np.float64).T,
     )
     drawn = all(source.format == "coco" for source in store.manifest.sources)
-    for remark in (*odd_persons(persons, boxes_are_drawn=drawn), *odd_skeleton(store.skeleton)):
-        console.warn(remark)
+    return [*odd_persons(persons, boxes_are_drawn=drawn), *odd_skeleton(store.skeleton)]
 
 
 def _verify(store: CropStore) -> None:

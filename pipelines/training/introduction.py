@@ -31,8 +31,8 @@ def introduce(config: TrainConfig, inputs: Inputs, record: RunRecord) -> None:
     """
     console.note(f"run {config.name} in {config.run_dir}")
     rows = {
-        "data": _store_text("train", inputs.train),
-        "": "val: none" if inputs.val is None else _store_text("val", inputs.val),
+        "data": store_text("train", inputs.train),
+        "": "val: none" if inputs.val is None else store_text("val", inputs.val),
         "network": network_text(config, inputs),
         "length": _length_text(config, inputs),
         "workers": _share_text(config),
@@ -49,7 +49,8 @@ def introduce(config: TrainConfig, inputs: Inputs, record: RunRecord) -> None:
         )
 
 
-def _store_text(name: str, store: CropStore) -> str:
+def store_text(name: str, store: CropStore) -> str:
+    """A store's persons, images and digest, and where it lies."""
     counts = store.manifest.counts
     images = f"{counts.images_read:,} image{'s'[: counts.images_read != 1]}"
     return f"{name}: {store.num_persons:,} persons of {images}, digest {store.digest[:12]}, {store.location}"
