@@ -69,8 +69,11 @@ def filled(words: list[str]) -> list[str]:
     plain = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
     given = {word.partition("=")[0] for word in words[1:]}
     left = [name for name in command.positional[len(plain) :] if name not in given]
-    required = [] if "data.train" in given or command.name not in ("train", "tune") else ["data.train=store"]
-    words = ["nano_test" if word == "PRESET" else word for word in words]
+    stores = ("data.train", "data.val") if command.name in ("train", "tune") else ()
+    required = [f"{key}=store" for key in stores if key not in given]
+    at = 1 + command.positional.index("preset") if "preset" in command.positional else 0
+    if at and words[at : at + 1] and (words[at] == "PRESET" or words[at].endswith(".yaml")):
+        words = [*words[:at], "nano_test", *words[at + 1 :]]
     return [*words, *("nano_test" if name == "preset" else f"{name}={name}" for name in left), *required]
 
 
