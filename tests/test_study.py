@@ -160,6 +160,10 @@ def test_the_command_starts_from_the_small_preset_and_takes_no_name_from_any(
     large = settings("study", "table_x", "coco_r50_256x192")
     assert (large["network"]["encoder"], large["epochs"], large["name"]) == ("resnet50", 150, "auto")
     assert settings("tune", "ohkm", "coco_r50_256x192", "data.val=x")["name"] == "auto"
+    ranges = ["optimizer.lr=log(1e-4, 1e-2)", "loss.hard_joints=int(1, num_joints)"]
+    inline = settings("tune", *ranges, "coco_r50_256x192", "data.val=x")
+    assert inline["space"] == "\n".join(ranges)
+    assert inline["network"]["encoder"] == "resnet50"
     assert settings("train", "coco_r50_256x192")["name"] == "coco_r50_256x192"
 
 
