@@ -1,6 +1,7 @@
 """What a search costs beyond its training, and what a learning search saves.
 
     python -m benchmarks.bench_search trials [--trials 100]       # overhead per trial, and what grows over many trials
+    python -m benchmarks.bench_search scale [--trials 1000]       # ask and tell at the end of a long search
     python -m benchmarks.bench_search searchers --curves CSV      # each way to search to the same figure
     python -m benchmarks.bench_search searchers --table DIR       # the same on a small table that it trains first
 
@@ -16,6 +17,7 @@ import argparse
 import csv
 import heapq
 import math
+import random
 import statistics
 import tempfile
 import threading
@@ -26,6 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 
 from efafnet.pipelines.search.config import SearchConfig, TuneConfig, paced, trial_config
@@ -43,7 +46,7 @@ from efafnet.platform import console
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
 from efafnet.platform.storage import read_json, write_json
 from efafnet.tune_spaces.reading import parse_space
-from efafnet.tune_spaces.space import Settings, Space
+from efafnet.tune_spaces.space import Settings, Space, suggest
 
 # ---- what a trial costs beyond its training
 
@@ -51,6 +54,15 @@ TINY = """\
 about: a tiny trial
 search:
   optimizer.lr: {float: [1e-3, 1e-2], log: true}
+"""
+SCALE = """\
+about: six settings, one of them with settings of its own
+search:
+  optimizer.lr: {float: [1e-4, 1e-2], log: true}
+  heatmap.sigma_px: {float: [0.5, 3]}
+  augmentation.rotation_deg: {float: [0, 60]}
+  optimizer.weight_decay: {float: [1e-5, 1e-1], log: true}
+  loss.kind: {choice: {mse: {}, ohkm: {loss.hard_joints: {int: [1, 17]}}}}
 """
 WATCH_EVERY_S = 5.0
 
@@ -167,6 +179,45 @@ def trials(count: int) -> None:
 def _spread(looks: list[Look], rows: int = 11) -> list[Look]:
     step = max(1, (len(looks) - 1) // (rows - 1))
     return [*looks[:-1:step], looks[-1]]
+
+
+# ---- what a long search's study costs
+
+
+def scale(count: int, looks: int = 10) -> None:
+    """Print what handing out a trial and closing one take at the end of a search of ``count`` trials."""
+    space = parse_space(SCALE, "bench_search")
+    draw = random.Random(0)
+    rows: list[list[object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        past = Ledger(Path(folder) / "past.db", "past", space, trials=1, sampler="random", seed=0, startup=1)
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+        for _ in range(count):
+            trial = study.ask()
+            settings = suggest(space, trial)
+            for step in range(1, 5):
+                trial.report(draw.random(), 100 * step)
+            trial.set_user_attr("settings", settings)
+            study.tell(trial, draw.random())
+        past.study.add_trials(study.trials)
+        for sampler, waits in (("tpe", False), ("tpe", True)):
+            ledger = Ledger(
+                Path(folder) / "past.db", "past", space, trials=count + 100, sampler=sampler, seed=0, startup=10,
+                waits=waits,
+            )  # fmt: skip
+            asks, tells = [], []
+            for _ in range(looks):
+                began = time.process_time()
+                assignment = ledger.next()
+                asks.append(time.process_time() - began)
+                assert assignment is not None
+                ledger.report(assignment.number, 100, draw.random())
+                began = time.process_time()
+                ledger.finish(assignment.number, "pruned")
+                tells.append(time.process_time() - began)
+            way = f"{sampler}, trials may wait" if waits else sampler
+            rows.append([way, f"{statistics.median(asks):.3f}", f"{statistics.median(tells):.3f}"])
+    console.table(["sampler", "ask, CPU s", "tell, CPU s"], rows, title=f"after {count} trials (medians of {looks})")
 
 
 # ---- what a learning search saves
@@ -400,8 +451,8 @@ def searchers(table: Table, seeds: int, arms: list[str]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["trials", "searchers"], nargs="?", default="trials")
-    parser.add_argument("--trials", type=int, default=20, help="tiny trials of the search")
+    parser.add_argument("what", choices=["trials", "scale", "searchers"], nargs="?", default="trials")
+    parser.add_argument("--trials", type=int, default=None, help="trials of the search; 20, or 1000 for scale")
     parser.add_argument("--curves", type=Path, default=None, help="CSV of curves: settings, samples, figure")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="ways to search")
     parser.add_argument("--table", type=Path, default=Path("runs/bench_search"), help="where the table's runs lie")
@@ -411,7 +462,9 @@ def main() -> None:
     given = parser.parse_args()
     began = time.monotonic()
     if given.what == "trials":
-        trials(given.trials)
+        trials(given.trials or 20)
+    elif given.what == "scale":
+        scale(given.trials or 1000)
     else:
         data = None if given.data is None else DataConfig(train=given.data / "train", val=given.data / "val")
         given.table.mkdir(parents=True, exist_ok=True)

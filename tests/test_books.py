@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from efafnet.pipelines.search import books
 from efafnet.pipelines.search.books import remove_orphans
+from efafnet.pipelines.search.ledger import Ledger
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.platform.storage import write_json
+from efafnet.tune_spaces.reading import parse_space
 
 PARENT = RunRecord("search", "", {}, "", mlflow_run_id="parent", tracking_uri="http://mlflow")
 
@@ -50,3 +52,39 @@ def test_only_runs_that_nothing_was_noted_of_are_removed(tmp_path: Path, monkeyp
     monkeypatch.setattr(books, "mlflow_client", lambda _: client)
     remove_orphans(PARENT, trials)
     assert removed == ["left", "left too"]
+
+
+def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_with_their_square(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 trials that get better: each is the best for a while, and only the last keeps its checkpoints."""
+    space = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2]}\n", "s.yaml")
+    ledger = Ledger(Path(":memory:"), "long", space, trials=150, sampler="random", seed=0, startup=1)
+    config: Any = SimpleNamespace(
+        run_dir=tmp_path, search=SimpleNamespace(keep="best"), validation=SimpleNamespace(metric="ap")
+    )
+    mine = books.Books(config, cast(Any, None), space, ledger, RunRecord("search", "", {}, ""))
+    told: list[int] = []
+    removed: list[str] = []
+    rmtree = books.shutil.rmtree
+
+    def remove(path: Path, **more: Any) -> None:
+        removed.append(path.parent.name)
+        rmtree(path, **more)
+
+    monkeypatch.setattr(books, "study_to_json", lambda trials: told.append(len(trials)))
+    monkeypatch.setattr(books.shutil, "rmtree", remove)
+    for figure in range(150):
+        assignment = ledger.next()
+        assert assignment is not None
+        (tmp_path / "trials" / f"{assignment.number:04d}" / "checkpoints").mkdir(parents=True)
+        ledger.report(assignment.number, 100, float(figure))
+        ledger.finish(assignment.number, "complete")
+        mine.ended(assignment.number, "complete", "")
+        kept = [path.parent.name for path in (tmp_path / "trials").glob("*/checkpoints")]
+        assert kept == [f"{assignment.number:04d}"]
+    mine.close()
+    assert told[:3] == [1, 2, 3]
+    assert sum(told) <= 12 * 150  # 11,325 if told after every trial
+    assert told[-1] >= 150 / 1.1 - 1
+    assert len(removed) <= 17 * 150

@@ -33,6 +33,8 @@ STATE = "efafnet.trial_state"
 SETTINGS = "efafnet.trial_settings"
 """JSON of the settings that the search gave a trial, by dotted key."""
 REASON = "efafnet.trial_reason"
+LATELY = 16
+"""Trials that ended last, whose directories are looked at again for what late workers wrote."""
 _MLFLOW_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "waits": "KILLED"}
 
 
@@ -56,6 +58,10 @@ class Books:
         """Environment variables of the trials' processes."""
         self.over: list[int] = []
         """Trials that ended, or were set aside, in this process."""
+        self._best: int | None = None
+        """The trial whose checkpoints were kept when it was last looked."""
+        self._study_told = 0
+        """Trials that were over when the study was last told."""
         # One thread, so that what is told about a trial arrives in order.
         self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
 
@@ -107,8 +113,10 @@ class Books:
         told = ", ".join(part for part in (figure, reason) if part)
         console.note(f"trial {number} {word} ({self.ledger.over()}/{self.ledger.trials}): {told}")
         self._mlflow.submit(self._end_in_mlflow, number, state, reason, dict(curve))
-        self.tell_study()
-        self.tidy()
+        # Whole each time, so not each time: all that is written is then a multiple of the last, however many trials.
+        if self.ledger.over() >= 1.1 * self._study_told:
+            self.tell_study()
+        self.tidy(lately=True)
 
     def set_aside(self, number: int) -> None:
         """Tell that a trial waits where it stands, and make its process leave."""
@@ -118,15 +126,19 @@ class Books:
         console.note(f"trial {number} waits: {self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples")
         self._mlflow.submit(self._end_in_mlflow, number, "waits", "", dict(curve))
 
-    def tidy(self) -> None:
-        """Remove the checkpoints of all trials that ended, except the best one's."""
-        best = self.ledger.best()
+    def tidy(self, *, lately: bool = False) -> None:
+        """Remove the checkpoints of trials that ended, except the best one's: of all, or of the latest and of those
+        that were the best until now."""
         if self.config.search.keep == "all":
             return
-        for trial in self.ledger.own():
-            if trial.state.is_finished() and (best is None or trial.number != best.number):
-                # A stopped trial's workers may still be writing; the next call removes what they leave.
-                shutil.rmtree(self.trials_dir / f"{trial.number:04d}" / "checkpoints", ignore_errors=True)
+        best = self.ledger.best()
+        ended = {trial.number for trial in self.ledger.own() if trial.state.is_finished()}
+        if lately:
+            # More than one: a stopped trial's workers may still be writing, and a later call removes what they leave.
+            ended &= {*self.over[-LATELY:], *([] if self._best is None else [self._best])}
+        self._best = None if best is None else best.number
+        for number in ended - {self._best}:
+            shutil.rmtree(self.trials_dir / f"{number:04d}" / "checkpoints", ignore_errors=True)
 
     def _end_in_mlflow(self, number: int, state: str, reason: str, curve: Mapping[int, float]) -> None:
         known = self._run_of(number)
@@ -147,6 +159,7 @@ class Books:
 
     def tell_study(self) -> None:
         """Put the study as it is now among the artifacts of the search's run."""
+        self._study_told = self.ledger.over()
         content = study_to_json(self.ledger.own())
         self.tell_parent(lambda client, run_id: client.log_dict(run_id, content, STUDY_FILE), "logging the study")
 
