@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -66,14 +67,14 @@ def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_wit
     mine = books.Books(config, cast(Any, None), space, ledger, RunRecord("search", "", {}, ""))
     told: list[int] = []
     removed: list[str] = []
-    rmtree = books.shutil.rmtree
+    rmtree = shutil.rmtree
 
     def remove(path: Path, **more: Any) -> None:
         removed.append(path.parent.name)
         rmtree(path, **more)
 
     monkeypatch.setattr(books, "study_to_json", lambda trials: told.append(len(trials)))
-    monkeypatch.setattr(books.shutil, "rmtree", remove)
+    monkeypatch.setattr(shutil, "rmtree", remove)
     for figure in range(150):
         assignment = ledger.next()
         assert assignment is not None
