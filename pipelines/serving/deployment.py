@@ -71,9 +71,9 @@ class Front:
 class Handing:
     """Hands requests to the replicas, again where one dies, and counts them."""
 
-    def __init__(self) -> None:
+    def __init__(self, figures: Figures) -> None:
         self._replicas: DeploymentHandle[Any] | None = None
-        self._figures = Figures()
+        self._figures = figures
 
     async def __call__(self, asked: Asked) -> Persons | Refused:
         """The answer of a replica, or why there is none."""
@@ -106,7 +106,7 @@ def application(
     """Both deployments, bound together."""
 
     def interface() -> FastAPI:
-        return build_app(rules, Handing(), gathered)
+        return build_app(rules, Handing(Figures()), gathered)
 
     replicas: Any = serve.deployment(Replica)
     fronts: Any = serve.deployment(serve.ingress(interface)(Front))
