@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -113,6 +114,10 @@ COMMANDS = (
         config_module=f"{_HERE}.report.config",
     ),
     Command(
+        "presets", f"{_HERE}.presets_table", "PresetsConfig", "run_presets", (),
+        "List the recipes to start from, each with its network, input, published figure and cost.",
+    ),
+    Command(
         "models", f"{_HERE}.models_table", "ModelsConfig", "run_models", (),
         "List the networks with their parameters and operations.",
     ),
@@ -176,14 +181,24 @@ def _dispatch(words: list[str]) -> int:
     rest = [word for word in words[1:] if word not in options]
     unknown = options - {"-h", "--help", "--print-config"}
     if unknown:
-        option = min(unknown)
-        key, _, value = option.lstrip("-").partition("=")
-        fix = f"{key.replace('-', '_')}={value or 'VALUE'}"
-        raise UsageError(f"unknown option {option}; settings are written without dashes: {fix}")
-    if options & {"-h", "--help"}:
-        _print_help(command, rest)
+        raise UsageError(_corrected(command, min(unknown), words))
+    if asked := options & {"-h", "--help"}:
+        _print_help(command, [word for word in words[words.index(min(asked)) :] if word not in options])
         return 0
     return _run(command, rest, print_only="--print-config" in options)
+
+
+def _corrected(command: Command, option: str, words: list[str]) -> str:
+    """Say how a setting that was written as an option is written here, whole: ``--lr 1e-3`` is optimizer.lr=1e-3."""
+    from efafnet.platform.configuration import ConfigurationError, whole_keys
+
+    key, _, value = option.lstrip("-").partition("=")
+    following = [*words[words.index(option) + 1 :], ""][0]
+    value = value or ("" if following.startswith("-") or "=" in following else following) or "VALUE"
+    fix = f"{key.replace('-', '_')}={value}"
+    with contextlib.suppress(ConfigurationError):
+        fix = whole_keys([fix], _load_config(command))[0]
+    return f"unknown option {option}; settings are written without dashes: {fix}"
 
 
 def _as_settings(command: Command, words: list[str]) -> list[str]:
@@ -212,10 +227,11 @@ def _command(name: str) -> Command:
 
 
 def _run(command: Command, words: list[str], *, print_only: bool) -> int:
-    from efafnet.platform.configuration import absolute_paths, apply_overrides, resolve, to_yaml
+    from efafnet.platform.configuration import absolute_paths, apply_overrides, resolve, to_yaml, whole_keys
 
     tree, source, overrides = _base_tree(command, words)
-    config = absolute_paths(resolve(_load_config(command), apply_overrides(tree, overrides), source))
+    model = _load_config(command)
+    config = absolute_paths(resolve(model, apply_overrides(tree, whole_keys(overrides, model)), source))
     if print_only:
         console.say(to_yaml(config).rstrip())
         return 0
@@ -262,6 +278,10 @@ def _base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]
     if twice := sorted(set(named) & given):
         raise UsageError(f"{twice[0]} is given twice: {named[twice[0]]!r} and as {twice[0]}=…; give it once")
     preset = named.pop(_PRESET, command.preset)
+    if preset is None and _PRESET in command.positional and not overrides:
+        raise UsageError(
+            f"PRESET is missing: {command.usage()}; for example synth_nano, and `efafnet presets` lists all"
+        )
     if preset is None:
         return dict(named), "", overrides
     tree = load_preset(preset)
@@ -347,8 +367,13 @@ def _print_commands() -> None:
 
 def _print_help(command: Command, prefixes: list[str]) -> None:
     """Print every setting of a command (or those whose keys start with one of ``prefixes``)."""
-    from efafnet.platform.configuration import describe, preset_names
+    from efafnet.platform.configuration import describe, preset_names, unknown_key
 
+    model = _load_config(command)
+    rows = describe(model)
+    for prefix in prefixes:
+        if not any(f"{row.key}.".startswith(f"{prefix}.") for row in rows):
+            raise UsageError(unknown_key(prefix, model))
     console.say(f"usage: {command.usage()}")
     console.say()
     console.say(command.help)
@@ -356,7 +381,7 @@ def _print_help(command: Command, prefixes: list[str]) -> None:
         standard = f"; {command.preset} where none is given" if command.preset else ""
         console.say(f"PRESET is the path of a YAML file, or one of: {', '.join(preset_names()) or 'none'}{standard}")
     console.say()
-    for row in describe(_load_config(command)):
+    for row in rows:
         if prefixes and not any(f"{row.key}.".startswith(f"{prefix}.") for prefix in prefixes):
             continue
         default = "" if not row.default else "  required" if row.default == "required" else f"  default {row.default}"

@@ -34,6 +34,8 @@ __all__ = [
     "resolve",
     "split_override",
     "to_yaml",
+    "unknown_key",
+    "whole_keys",
 ]
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -154,6 +156,25 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> Tree:
             node = inner
         node[leaf] = parse_value(text, key)
     return result
+
+
+def whole_keys(overrides: Iterable[str], model_class: type[BaseModel]) -> list[str]:
+    """Return overrides with keys that are given by their last part alone written out: ``lr=1`` as ``optimizer.lr=1``.
+
+    Keys that are there as they are, and those that are nowhere, stay.
+
+    Raises:
+        ConfigurationError: several settings end so; it names them.
+    """
+    known = dict.fromkeys(row.key for row in describe(model_class))
+    written = []
+    for override in overrides:
+        key, text = split_override(override)
+        found = [other for other in known if other.endswith(f".{key}")]
+        if key not in known and len(found) > 1:
+            raise ConfigurationError(f"{override}: {key} could be {', '.join(found[:6])}; write one of them")
+        written.append(f"{found[0]}={text}" if key not in known and found else override)
+    return written
 
 
 # ---- resolving
@@ -282,6 +303,12 @@ def _nearest_key(key: str, known: Sequence[str]) -> str:
         return f"; did you mean {[*same_name, *anywhere][0]!r}?"
     where = repr(group) if group else "the top level"
     return f"; in {where} there are: {', '.join(siblings) or 'none'}"
+
+
+def unknown_key(key: str, model_class: type[BaseModel]) -> str:
+    """Say that there is no such setting or group, and which was meant."""
+    known = list(dict.fromkeys(row.key for row in describe(model_class)))
+    return f"there is no setting or group {key!r}{_nearest_key(key, known)}"
 
 
 # ---- paths, names, text

@@ -16,7 +16,7 @@ from pydantic import Field
 from efafnet.models.settings import Settings
 from efafnet.pipelines import cli
 from efafnet.pipelines.cli import COMMANDS, Command, main
-from efafnet.platform.configuration import load_preset
+from efafnet.platform.configuration import load_preset, preset_names, whole_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,6 +153,36 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     assert "rate" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("toy")
+def test_a_key_is_found_by_its_last_part() -> None:
+    assert main(["toy", "/x", "depth=7"]) == 0
+    assert calls[0].network.depth == 7
+
+
+def test_a_last_part_that_several_keys_have_is_refused() -> None:
+    class Two(Settings):
+        """Two groups."""
+
+        first: Depth = Depth()
+        """One."""
+        second: Depth = Depth()
+        """Another."""
+
+    with pytest.raises(ValueError, match=r"depth=1: depth could be first\.depth, second\.depth; write one of them"):
+        whole_keys(["depth=1"], Two)
+    assert whole_keys(["first.depth=1", "nowhere=2"], Two) == ["first.depth=1", "nowhere=2"]
+
+
+def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = lines[lines.index("coco_r50_256x192") + 1 :][:2]
+    assert told[0] == "    EFAFNet R50 on COCO at 256x192: the paper's recipe, published AP 72.8 on val2017."
+    assert told[1].startswith("    efafnet on resnet50, 256x192, published AP 72.8, ")
+    assert "GMAC a crop" in told[1]
+    assert [line for line in lines if line and line[0] != " "][:-1] == preset_names()
+
+
 # ---- mistakes
 
 
@@ -166,6 +196,9 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         (["toy", "a", "source=b"], "source is given twice: 'a' and as source=…; give it once"),
         (["toy", "a", "--rate=3"], "unknown option --rate=3; settings are written without dashes: rate=3"),
         (["toy", "a", "--dry-run"], "unknown option --dry-run; settings are written without dashes: dry_run=VALUE"),
+        (["toy", "a", "--depth", "4"], "unknown option --depth; settings are written without dashes: network.depth=4"),
+        (["toy", "--help", "bogus"], "there is no setting or group 'bogus'; in the top level there are: source, out"),
+        (["train"], "PRESET is missing: efafnet train PRESET [key=value …]; for example synth_nano"),
         (["toy", "a", "rat=3"], "there is no setting 'rat'; did you mean 'rate'?"),
         (["toy", "a", "rate=fast"], "rate = 'fast': Input should be a valid number"),
         (["toy", "a", "network.depth=0"], "network.depth = 0: Input should be greater than or equal to 1"),

@@ -1,0 +1,66 @@
+"""`efafnet presets`: the recipes to start from, each with its sentence, network, input, published figure and cost."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+
+from efafnet.models.known_costs import Cost, known_cost
+from efafnet.models.settings import Settings
+from efafnet.models.variants import VARIANTS
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.platform import console
+from efafnet.platform.configuration import PRESETS, load_preset, preset_names, resolve
+
+_JOINTS = {"mpii": 16, "crowdpose": 14}
+"""Joints of the data that a preset's name begins with; of all others COCO's 17."""
+
+
+class PresetsConfig(Settings):
+    """Nothing to set."""
+
+
+def run_presets(_config: PresetsConfig) -> None:
+    """Print the presets."""
+    for name in preset_names():
+        config, sentence = resolve(TrainConfig, load_preset(name)), sentence_of(name)
+        cost = cost_of(name, config)
+        figure = re.search(r"AP (\d+\.\d)", sentence)
+        facts = [_network(config), str(config.input)]
+        facts += [f"published AP {figure[1]}"] if figure else []
+        facts += [f"{cost.params_m:.1f} M parameters", f"{cost.gmac:.2f} GMAC a crop"] if cost else []
+        facts += [f"{config.epochs:g} epochs of batch {config.batch_size}"]
+        console.say(name, style="bold")
+        console.say(f"    {sentence}")
+        console.say(f"    {', '.join(facts)}")
+    console.say(
+        "efafnet train NAME --print-config shows every setting of one; your own is a YAML file of the same form."
+    )
+
+
+def sentence_of(name: str) -> str:
+    """The comment that a preset's file begins with."""
+    lines = (resources.files(PRESETS) / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    return " ".join(comment)
+
+
+def cost_of(name: str, config: TrainConfig) -> Cost | None:
+    """The stored cost of a preset's network at its input; None where it is none of the named ones."""
+    joints = _JOINTS.get(name.partition("_")[0], 17)
+    for known in VARIANTS.values():
+        if known.network == config.network and known.input == config.input:
+            return known_cost(known.name, joints)
+    return None
+
+
+def _network(config: TrainConfig) -> str:
+    network = config.network
+    if network.kind == "efafnet":
+        plain = network.fam == network.fsm == "none" and not network.ffm
+        return f"{'simple baseline' if plain else 'efafnet'} on {network.encoder}"
+    return f"hrnet of width {network.width}" if network.kind == "hrnet" else f"hourglass of {network.stacks} stacks"
