@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from efafnet.platform.credentials import full
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.storage import write_json
 from efafnet.platform.tracking import TrackingError
 
 if TYPE_CHECKING:
@@ -47,12 +48,31 @@ class Merit:
     """Digest of the data and the way of testing: figures of other terms say nothing about each other."""
 
 
+@dataclass(frozen=True)
+class Served:
+    """How a network is served as a function of other things than tensors, by ``mlflow.pyfunc`` and its server."""
+
+    loader: str
+    """Module whose ``_load_pyfunc(path)`` gives the function; ``path`` is the directory of the model's data."""
+    facts_name: str
+    """File in that directory that holds ``facts``."""
+    facts: Mapping[str, Any]
+    """What the loader needs beside the network; JSON can hold it."""
+    signature: Any
+    """MLflow's ModelSignature of the function."""
+    example: Any
+    """An input that fits the signature."""
+    packages: Sequence[str] = ()
+    """Packages that the function needs beyond the network's."""
+
+
 def log_model(
     uri: str,
     run_id: str,
     network: nn.Module,
     *,
     input_shape: Sequence[int],
+    served: Served | None = None,
     name: str = "network",
     register_as: str | None = None,
     alias: str | None = None,
@@ -66,7 +86,8 @@ def log_model(
         uri: from ``prepare_tracking``.
         run_id: the run it belongs to.
         network: stays as it is; a copy on the CPU in evaluation mode is logged.
-        input_shape: shape of the input without the batch, for the signature.
+        input_shape: shape of the input without the batch, for the signature of a network that is not ``served``.
+        served: what ``mlflow.pyfunc.load_model`` gives instead of a function of tensors; none for that.
         name: name within the run.
         register_as: name in the registry, or None.
         alias: alias for the registered version, or None. A version that has it keeps it unless ``merit`` beats its.
@@ -77,8 +98,6 @@ def log_model(
     Raises:
         TrackingError: MLflow did not take it.
     """
-    import mlflow
-    import mlflow.pytorch
     from mlflow.exceptions import MlflowException
     from mlflow.models import Model
 
@@ -89,15 +108,15 @@ def log_model(
             info = Model.log(
                 artifact_path=None,
                 name=name,
-                flavor=mlflow.pytorch,
+                flavor=_Flavour(served),
+                flavor_name="mlflow.pytorch",
                 run_id=run_id,
                 registered_model_name=register_as,
                 step=step,
                 metadata=dict(metadata or {}),
                 pytorch_model=copy.deepcopy(network).cpu().eval(),
                 serialization_format="pickle",
-                signature=_signature(input_shape),
-                pip_requirements=_requirements(),
+                **_function(served, input_shape),
             )
         version, standing = info.registered_model_version, ""
         _attach_metrics(client, run_id, str(info.model_id), step)
@@ -106,6 +125,41 @@ def log_model(
     except (MlflowException, OSError) as error:
         raise _refused(uri, "the network", error) from error
     return LoggedModel(str(info.model_uri), None if version is None else str(version), standing)
+
+
+def _function(served: Served | None, input_shape: Sequence[int]) -> dict[str, Any]:
+    """What MLflow is told of the function that it serves."""
+    # Asked to validate, it would load the model again at the end of each training.
+    told = {
+        "validate_serving_input": False,
+        "pip_requirements": _requirements(() if served is None else served.packages),
+    }
+    if served is None:
+        return {**told, "signature": _signature(input_shape)}
+    return {**told, "signature": served.signature, "input_example": served.example}
+
+
+class _Flavour:
+    """MLflow's own way of saving networks, and where they are served the function of that."""
+
+    def __init__(self, served: Served | None) -> None:
+        self._served = served
+
+    def save_model(self, path: str, mlflow_model: Any, *, validate_serving_input: bool, **settings: Any) -> None:
+        """What MLflow calls to fill the model's directory."""
+        import mlflow.pytorch
+
+        del validate_serving_input  # read by whoever calls this
+        mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **settings)
+        if self._served is None:
+            return
+        function = mlflow_model.flavors["python_function"]
+        write_json(Path(path) / function["data"] / self._served.facts_name, self._served.facts)
+        function["loader_module"] = self._served.loader
+        # Settings of the loader that was replaced.
+        for name in ("pickle_module_name", "config"):
+            function.pop(name, None)
+        mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
 def _choose_place(uri: str, run_id: str) -> None:
@@ -211,12 +265,12 @@ def _signature(input_shape: Sequence[int]) -> Any:
     return ModelSignature(inputs=Schema([TensorSpec(np.dtype("float32"), (-1, *input_shape))]))
 
 
-def _requirements() -> list[str]:
+def _requirements(more: Sequence[str]) -> list[str]:
     """Return what loading needs. Without it MLflow finds out by loading the model in a new process."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = []
-    for package in ("torch", "torchvision", "numpy", "pydantic"):
+    for package in dict.fromkeys(("torch", "torchvision", "numpy", "pydantic", *more)):
         with contextlib.suppress(PackageNotFoundError):
             found.append(f"{package}=={version(package)}")
     return found

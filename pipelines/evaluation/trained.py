@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import ValidationError
@@ -45,6 +45,30 @@ class Trained:
     meta: dict[str, Any]
     """What the checkpoint says about itself: step, metrics, run."""
 
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        network: PoseNetwork,
+        config: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        skeleton: Skeleton,
+    ) -> Self:
+        """A network with its weights, and what its run's configuration says; ValueError for that of another version."""
+        parts = _settings(path, config)
+        return cls(
+            path=path,
+            network=network.eval(),
+            settings=parts["network"],
+            input_size=parts["input"],
+            heatmap=parts["heatmap"],
+            padding=float(config["augmentation"]["padding"]),
+            test=parts["test"],
+            skeleton=skeleton.name,
+            config=dict(config),
+            meta=dict(meta),
+        )
+
     @property
     def udp(self) -> bool:
         """Whether crops are cut by UDP's rule, which its targets need."""
@@ -83,27 +107,16 @@ def load_trained(
     # The small files first: a mismatch should not cost reading the weights.
     _check_skeleton(path, read_meta(path).get("skeleton"), store_skeleton)
     checkpoint = load_checkpoint(path, with_state=False)
-    parts = _settings(path, checkpoint.config)
-    check_switches(path, parts["network"], expected or {})
+    settings = _settings(path, checkpoint.config)["network"]
+    check_switches(path, settings, expected or {})
     found = checkpoint.weights
     name = ("ema" if "ema" in found else "network") if weights == "best" else weights
     if name not in found:
         raise CheckpointError(f"checkpoint {path} holds no weights {name!r}, only {', '.join(found)}; set weights=best")
-    network = build_network(parts["network"], store_skeleton.num_joints)
+    network = build_network(settings, store_skeleton.num_joints)
     restore_weights(network, found[name], f"checkpoint {path}")
     _check_finite(path, found[name])
-    return Trained(
-        path=path,
-        network=network.eval(),
-        settings=parts["network"],
-        input_size=parts["input"],
-        heatmap=parts["heatmap"],
-        padding=float(checkpoint.config["augmentation"]["padding"]),
-        test=parts["test"],
-        skeleton=store_skeleton.name,
-        config=checkpoint.config,
-        meta=checkpoint.meta,
-    )
+    return Trained.of(path, network, checkpoint.config, checkpoint.meta, store_skeleton)
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

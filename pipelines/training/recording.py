@@ -11,6 +11,7 @@ from typing import Any
 from efafnet.models.network import build_network
 from efafnet.pipelines.crops.protocols import PROTOCOL_TAG
 from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.served import served
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import Inputs
@@ -202,6 +203,7 @@ def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, res
         run_id,
         network,
         input_shape=(3, config.input.height, config.input.width),
+        served=served(checkpoint, inputs.skeleton),
         register_as=config.tracking.register_as,
         alias=config.tracking.alias,
         merit=_merit(config, inputs, result.metrics),
