@@ -14,6 +14,7 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from efafnet.pipelines.crops.card import CARD, card
 from efafnet.pipelines.crops.manifest import (
     FORMAT_VERSION,
     GROUND_TRUTH,
@@ -66,6 +67,7 @@ def finish_store(
             _write_table(directory / REJECTS, rejects, REJECTS_SCHEMA),
         ]
         manifest = _manifest(settings, sources, results, shards, tables, rejects, input_digest)
+        storage.write_text(directory / CARD, card(manifest.skeleton, manifest.encoding, manifest.counts.persons))
         storage.write_json(directory / MANIFEST, sealed(manifest))
     return manifest
 

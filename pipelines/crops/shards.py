@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import geometry
+from efafnet.pipelines.crops.card import described
 from efafnet.pipelines.crops.encode import JpegTables, encode_crop, jpeg_tables
 from efafnet.pipelines.crops.envelope import Demand, Envelope
 from efafnet.pipelines.crops.geometry import Float64
@@ -265,7 +266,7 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     path = directory / shard_name(index)
     # A task that Ray believes dead may still be writing the same shard.
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.writing")
-    schema = person_schema(settings.skeleton.num_joints)
+    schema = described(person_schema(settings.skeleton.num_joints), settings.skeleton, settings.encoding)
     rows = 0
     sink = _HashingFile(temporary)
     with full_disk_named(path), sink, pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:

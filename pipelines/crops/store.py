@@ -72,17 +72,13 @@ class RowGroups:
     @classmethod
     def of(cls, shard_rows: Sequence[int], rows_per_group: int) -> RowGroups:
         """Groups of shards with ``shard_rows`` rows, each cut every ``rows_per_group`` rows."""
-        shard: list[int] = []
-        index: list[int] = []
-        rows: list[int] = []
-        for number, total in enumerate(shard_rows):
-            for group, first in enumerate(range(0, total, rows_per_group)):
-                shard.append(number)
-                index.append(group)
-                rows.append(min(rows_per_group, total - first))
-        sizes = np.array(rows, dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64) if rows else sizes
-        return cls(np.array(shard, dtype=np.int64), np.array(index, dtype=np.int64), starts, sizes)
+        # In whole arrays: a hundred million persons have millions of groups.
+        totals = np.array(shard_rows, dtype=np.int64)
+        counts = -(-totals // rows_per_group)
+        shard = np.repeat(np.arange(len(totals)), counts)
+        index = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+        sizes = np.minimum(rows_per_group, totals[shard] - index * rows_per_group)
+        return cls(shard, index, np.cumsum(sizes) - sizes, sizes)
 
 
 class GroundTruth:

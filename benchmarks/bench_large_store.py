@@ -1,0 +1,90 @@
+"""What a store of a hundred million persons costs before the first picture is read.
+
+`python benchmarks/bench_large_store.py --manifest FILE`, twice: the first call writes the manifest of 200,000 shards of
+500 persons, none of which exists, the second measures. Opening is reading the manifest and laying out the row groups;
+the order is that of an epoch and of one batch from its middle. CPU time, since that is what a busy machine does not
+change, and the largest resident memory of the process so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from efafnet.models.skeleton import COCO_17
+from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.pipelines.crops.manifest import (
+    FORMAT_VERSION,
+    Counts,
+    Encoding,
+    FileRecord,
+    Manifest,
+    parse_manifest,
+    sealed,
+)
+from efafnet.pipelines.crops.order import SampleOrder
+from efafnet.pipelines.crops.store import RowGroups
+
+T = TypeVar("T")
+
+
+def document(shards: int, rows: int) -> bytes:
+    """A sound manifest of shards that do not exist."""
+    sha = "0" * 64
+    record = FileRecord(name="persons-00000.parquet", rows=rows, bytes=rows * 30_000, sha256=sha, footer_sha256=sha)
+    named = tuple(record.model_copy(update={"name": f"persons-{n:05d}.parquet"}) for n in range(shards))
+    persons = shards * rows
+    counts = Counts(images=persons, images_read=persons, annotations=persons, crowds=0, persons=persons, reduced=0)
+    manifest = Manifest(
+        format_version=FORMAT_VERSION, skeleton=COCO_17, sources=(), envelope=Envelope(), encoding=Encoding(),
+        max_oversampling=2.0, rows_per_group=32, shards=named, tables=(), counts=counts, rejects={}, versions={},
+        input_digest=sha, digest=sha, page_checksums=True,
+    )  # fmt: skip
+    return json.dumps(sealed(manifest), indent=2).encode()
+
+
+def measured(what: str, call: Callable[[], T]) -> T:
+    """Do it, and print what it took."""
+    began = time.process_time()
+    found = call()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{what:42} {time.process_time() - began:8.2f} s CPU {peak:8.0f} MiB peak", flush=True)
+    return found
+
+
+def main() -> None:
+    """Make up the manifest in a process of its own, so that its memory does not count."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=200_000)
+    parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--manifest", type=Path, help="file to write the manifest to, or to read it from if it exists")
+    arguments = parser.parse_args()
+    if arguments.manifest is None:
+        parser.error("give --manifest FILE: the first call writes it, the second measures")
+    if not arguments.manifest.exists():
+        arguments.manifest.write_bytes(document(arguments.shards, arguments.rows))
+        print(f"{arguments.manifest}: {arguments.manifest.stat().st_size / 1e6:.0f} MB; call again to measure")
+        return
+    content = arguments.manifest.read_bytes()
+    measured("start", lambda: None)
+    manifest = measured("read the manifest", lambda: parse_manifest(content, arguments.manifest))
+    groups = measured(
+        "lay out the row groups",
+        lambda: RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group),
+    )
+    order = SampleOrder(groups, manifest.digest, 0, 64)
+    measured("order of an epoch", lambda: order.epoch(0))
+    measured("one batch of 1024 in its middle", lambda: order.batch(groups.num_rows // 2048, 1024))
+    print(f"{groups.num_rows} persons in {len(groups)} row groups")
+
+
+if __name__ == "__main__":
+    main()
