@@ -119,7 +119,7 @@ def test_a_search_is_promoted_to_a_winner(tmp_path: Path, capsys: pytest.Capture
     winner = resolve(TrainConfig, load_preset(str(place / "winner.yaml")))
     assert (winner.seed, winner.max_samples, winner.name) == (3, None, "mine-winner")
     full = read_json(tmp_path / "runs/mine-winner/result.json")
-    assert full["metrics"]["samples"] == 160
+    assert full["metrics"]["last/samples"] == 160
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     stages = [run.data.tags["efafnet.stage"] for run in runs]

@@ -269,7 +269,7 @@ def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path) -> None:
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
                 "seeds=2", "epochs=60", "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
                 "cluster.address=local", "cluster.num_cpus=2", "tracking.system_metrics_every_s=null",
-                "bootstrap=50"]  # fmt: skip
+                "precision=fp32", "test.precision=fp32", "bootstrap=50"]  # fmt: skip
     command = [sys.executable, "-m", "efafnet.pipelines", "study", f"{tmp_path}/mine.yaml", "nano_test", *settings]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     runs = tmp_path / "runs/killed/runs"

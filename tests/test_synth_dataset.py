@@ -388,7 +388,7 @@ def _start(out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "efafnet.pipelines", "synth", str(out), "images.train=4000", "workers=2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    _wait_for(lambda: list(out.parent.glob(f".{out.name}.partial-*/images/train/*.jpg")), process)
+    _wait_for(lambda: list(out.parent.glob(f".{out.name}.partial-*/**/images/train/*.jpg")), process)
     return process
 
 
