@@ -46,7 +46,7 @@ CLIENTS = (1, 8, 32)
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="r50", choices=("nano", "r50"))
+    parser.add_argument("--encoder", default="resnet50", choices=("nano", "resnet50"))
     parser.add_argument("--requests", type=int, default=300, help="most requests of one part")
     parser.add_argument("--seconds", type=float, default=30.0, help="longest time of one part")
     parser.add_argument("--port", type=int, default=8765)
