@@ -55,10 +55,8 @@ def lines() -> list[tuple[str, str, bool]]:
 def test_a_command_line_parses(page: str, line: str, whole: bool, capsys: pytest.CaptureFixture[str]) -> None:
     words = words_of(line)
     assert words[0] in cli._BY_NAME, f"{page}: there is no command {words[0]!r}"
-    if whole or len(words) > 1:
-        words = [*filled(words), "--print-config"]
-    else:
-        words.append("--help")
+    if "--help" not in words:
+        words = [*filled(words), "--print-config"] if whole or len(words) > 1 else [*words, "--help"]
     code = cli.main(words)
     assert code == 0, f"{page}: efafnet {line}\n{capsys.readouterr().err}"
 
@@ -68,6 +66,7 @@ def filled(words: list[str]) -> list[str]:
     command = cli._BY_NAME[words[0]]
     plain = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
     given = {word.partition("=")[0] for word in words[1:]}
+    plain += [word for word in words[1:2] if re.search(r"=\w+\(", word)]  # ranges stand for the space
     left = [name for name in command.positional[len(plain) :] if name not in given]
     stores = ("data.train", "data.val") if command.name in ("train", "tune") else ()
     required = [f"{key}=store" for key in stores if key not in given]
