@@ -26,6 +26,8 @@ from efafnet.pipelines.report.report import remarks, run_report
 from efafnet.pipelines.report.tables import duration, grouped, origin_table, run_table, setting_text
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json, study_to_json
 from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet
+from efafnet.pipelines.training.recording import log_cost, of_children
+from efafnet.platform.consumption import Consumption
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import create_run, dataset_input, finish_run, prepare_tracking
 
@@ -454,6 +456,26 @@ def test_two_runs_settings_can_be_compared_on_the_page(store: Store) -> None:
     (settings,) = json.loads(unpacked(out.read_text(), "content"))["settings"]
     assert settings["keys"] == ["optimizer.lr", "loss.kind", "loss.hard_joints"]
     assert settings["values"] == [["0.001", "mse", ""], ["0.5", "ohkm", "8"]]
+
+
+def test_what_runs_took_is_told_per_run_and_added_up(store: Store) -> None:
+    tags = {"efafnet.stage": "trial", "efafnet.trial_state": "complete"}
+    parent = store.run("find", [], tags={"efafnet.stage": "search"})
+    for number, ap in enumerate((0.40, 0.44)):
+        run_id = store.run(f"#{number}", [ap], parent=parent, tags=tags | {"efafnet.trial": str(number)})
+        taken = Consumption(3600.0 * (number + 1), 7200.0, 3600.0, 500.0, 2.0)
+        log_cost(store.uri, run_id, taken)
+    trials = grouped(store.runs()).searches[0][1]
+    table = run_table(trials)
+    names = [column.name for column in table.columns]
+    assert [table.rows[0].cells[names.index(name)].text for name in ("GPU h", "core h", "CPU h", "kWh", "USD")] == [
+        "2.000", "2.000", "1.000", "0.500", "2.00"
+    ]  # fmt: skip
+    out = store.place / "page.html"
+    run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
+    told = "Cost: 3 GPU-hours, 4 core-hours (2 of processor time), 1 kWh of the GPUs, 4.00 USD, all runs added up. "
+    assert told + "1 USD per point of AP gained over trial #0." in out.read_text()  # 4 USD for 4 points
+    assert of_children(store.client, parent) == Consumption(10800, 14400, 7200, 1000, 4)
 
 
 def test_wide_pictures_are_reduced_in_the_page(store: Store) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from efafnet.platform.consumption import Consumption, total
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
@@ -73,6 +75,16 @@ class RunData:
         return None if searched else self.params.get(key)
 
     @property
+    def taken(self) -> Consumption | None:
+        """What the run took; None where MLflow was not told."""
+        return Consumption.of_metrics(self.metrics)
+
+    @property
+    def currency(self) -> str:
+        """What its money is in."""
+        return self.params.get("cost.currency", "USD")
+
+    @property
     def figure(self) -> float | None:
         """AP (PCKh on MPII) of the last validation; of a stopped trial, whose last one MLflow may have missed, what the
         search saw."""
@@ -113,6 +125,12 @@ def axes_of(runs: Sequence[RunData], metric: str) -> list[Axis]:
     """The axes that the metric's curves of all runs can be drawn over."""
     drawn = [run for run in runs if run.curves.get(metric)]
     return [axis for axis in get_args(Axis) if all(run.against(metric, axis) is not None for run in drawn)]
+
+
+def taken_by(runs: Sequence[RunData]) -> Consumption | None:
+    """What runs took together; None where none says. Runs that do not say count as nothing."""
+    known = [run.taken for run in runs if run.taken is not None]
+    return total(known) if known else None
 
 
 def load_runs(

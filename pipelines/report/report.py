@@ -18,7 +18,7 @@ from scipy import stats
 
 from efafnet.pipelines.crops.protocols import NONE_NAMED, PROTOCOL_TAG, compared
 from efafnet.pipelines.report.config import ReportConfig
-from efafnet.pipelines.report.data import RunData, differing, load_runs
+from efafnet.pipelines.report.data import RunData, differing, load_runs, taken_by
 from efafnet.pipelines.report.sections import Album, Section, run_section, search_section, study_section
 from efafnet.pipelines.report.tables import (
     Grouped,
@@ -31,6 +31,7 @@ from efafnet.pipelines.report.tables import (
 )
 from efafnet.pipelines.search.naming import short_names
 from efafnet.platform import console
+from efafnet.platform.consumption import hours
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.storage import check_output_file, write_text
 from efafnet.platform.tracking import prepare_tracking
@@ -113,6 +114,10 @@ def _headline(groups: Grouped) -> list[tuple[str, str]]:
         facts += [_counted(len(repeats), "run in studies", "runs in studies")]
     if best is not None:
         facts.insert(0, (f"best validation AP: {best.name}", figure_text(best.figure)))
+    if (taken := taken_by(every)) is not None:
+        facts.append(("GPU-hours", hours(taken.gpu_s)) if taken.gpu_s else ("core-hours", hours(taken.core_s)))
+        if taken.money is not None:
+            facts.append((f"{every[0].currency} for all runs", f"{taken.money:.2f}"))
     return [*facts, ("of training, all runs added up", duration(sum(run.duration_s or 0 for run in every)))]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from efafnet.pipelines.report.curves import run_charts
-from efafnet.pipelines.report.data import RunData, differing, load_json, pictures
+from efafnet.pipelines.report.data import RunData, differing, load_json, pictures, taken_by
 from efafnet.pipelines.report.figures import Chart, study_charts
 from efafnet.pipelines.report.forest import forest
 from efafnet.pipelines.report.tables import Cell, Column, Row, Table, origin_table, run_table
@@ -117,7 +117,10 @@ def run_section(runs: Sequence[RunData], ui: str, album: Album) -> Section:
     return Section(
         "Training runs",
         "runs",
-        ["Only settings that differ between the runs are listed. A heading sorts the table by its column."],
+        [
+            "Only settings that differ between the runs are listed. A heading sorts the table by its column.",
+            *_cost(runs),
+        ],
         run_table(runs),
         charts=_drawn(run_charts(runs)),
         pictures=[picture for run in ranked for picture in album.of(run)],
@@ -129,7 +132,7 @@ def run_section(runs: Sequence[RunData], ui: str, album: Album) -> Section:
 def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunData], ui: str) -> Section:
     """A search and its trials."""
     content = load_json(client, search.run_id, STUDY_FILE)
-    texts = [_summary(content, trials)]
+    texts = [_summary(content, trials), *_cost(trials)]
     names = _names(content) if content else {}
     charts = study_charts(study_from_json(content), names) if content else []
     best = next((t for t in trials if t.tags.get("efafnet.trial") == search.tags.get("efafnet.best_trial")), None)
@@ -163,7 +166,7 @@ def study_section(client: MlflowClient, study: RunData, repeats: Sequence[RunDat
     sheet = content["sheet"]
     rows = [Row([_cell(text) for text in row], best=False) for row in sheet["rows"]]
     table = Table([Column(name, about) for name, about in sheet["columns"]], rows)
-    texts = [sheet["title"], *sheet["texts"]]
+    texts = [sheet["title"], *sheet["texts"], *_cost(repeats)]
     charts = [*_drawn([forest(content)] if "rows" in content else []), *charts]
     return Section(title, anchor, texts, table, charts=charts, runs=runs, origin=origin, settings=differences)
 
@@ -173,6 +176,27 @@ def _cell(text: str) -> Cell:
         return Cell(text, str(float(text)), "number")
     except ValueError:
         return Cell(text, text)
+
+
+def _cost(runs: Sequence[RunData]) -> list[str]:
+    """What runs took together, as a sentence; none where no run says."""
+    taken = taken_by(runs)
+    if taken is None:
+        return []
+    told = [f"Cost: {taken.text(runs[0].currency)}, all runs added up."]
+    gained = _gained(runs)
+    if gained is not None:
+        told.append(f"{taken.per_point(gained, runs[0].currency)} per point of AP gained over trial #0.")
+    return [" ".join(told)]
+
+
+def _gained(runs: Sequence[RunData]) -> float | None:
+    """Points between a search's first trial and its best complete one; None for other runs, or if none was gained."""
+    whole = {run.tags["efafnet.trial"]: run.figure for run in runs
+             if run.tags.get("efafnet.trial_state") == "complete" and run.figure is not None}  # fmt: skip
+    first = whole.get("0")
+    points = None if first is None else 100 * (max(figure for figure in whole.values() if figure) - first)
+    return points if points else None
 
 
 def _summary(content: dict[str, Any] | None, trials: Sequence[RunData]) -> str:

@@ -104,13 +104,16 @@ def run_table(runs: Sequence[RunData]) -> Table:
         Column("samples", "training samples seen"),
         Column("samples/s", "training speed at the end, all workers together"),
         Column("time", "from start to end"),
+        *_cost_columns(runs),
         *(Column(names[key], key) for key in keys),
     ]
     ranked = sorted(runs, key=lambda run: run.figure if run.figure is not None else -1.0, reverse=True)
     finished = [run for run in ranked if run.figure is not None and run.status == "FINISHED"]
     best = finished[0].run_id if len(finished) > 1 else None
-    rows = [Row([*_figures(run, stores), *(_setting(run.setting(key)) for key in keys)], run.run_id == best)
-            for run in ranked]  # fmt: skip
+    rows = []
+    for run in ranked:
+        settings = [_setting(run.setting(key)) for key in keys]
+        rows.append(Row([*_figures(run, stores), *_costs(run, runs), *settings], run.run_id == best))
     return Table(columns, rows)
 
 
@@ -178,6 +181,32 @@ def _figures(run: RunData, stores: Sequence[str]) -> list[Cell]:
         _number(last("speed/samples_per_s"), 0),
         Cell(duration(run.duration_s), str(run.duration_s or ""), "number"),
     ]
+
+
+_COSTS: tuple[tuple[str, str, str, float, int], ...] = (
+    ("gpu_s", "GPU h", "hours of GPUs that the run had, over all restarts", 3600, 3),
+    ("core_s", "core h", "hours of cores that the run had, over all restarts", 3600, 3),
+    ("cpu_s", "CPU h", "hours of processor time that it used, user and system", 3600, 3),
+    ("energy_wh", "kWh", "energy of its GPUs, as they count it", 1000, 3),
+    ("money", "cost", "at the prices of the settings (cost.…)", 1, 2),
+)
+"""Field, heading, meaning, divisor and digits of what a run took."""
+
+
+def _shown_costs(runs: Sequence[RunData]) -> list[tuple[str, str, str, float, int]]:
+    """Those of which any run took something."""
+    known = [run.taken for run in runs if run.taken is not None]
+    return [each for each in _COSTS if any(getattr(taken, each[0]) for taken in known)]
+
+
+def _cost_columns(runs: Sequence[RunData]) -> list[Column]:
+    currency = "/".join(sorted({run.currency for run in runs if run.taken is not None}))
+    return [Column(currency if key == "money" else name, about) for key, name, about, _, _ in _shown_costs(runs)]
+
+
+def _costs(run: RunData, runs: Sequence[RunData]) -> list[Cell]:
+    taken = [(getattr(run.taken, key, None), scale, digits) for key, _, _, scale, digits in _shown_costs(runs)]
+    return [_number(None if value is None else value / scale, digits) for value, scale, digits in taken]
 
 
 def _number(value: float | None, digits: int = 3) -> Cell:

@@ -17,8 +17,10 @@ from efafnet.pipelines.search.config import with_settings
 from efafnet.pipelines.search.naming import describe, short_names, short_value
 from efafnet.pipelines.search.pareto import COST, both_objectives, front
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.recording import log_total
 from efafnet.platform import console
 from efafnet.platform.configuration import resolve, to_yaml
+from efafnet.platform.consumption import Consumption
 from efafnet.platform.storage import write_json, write_text
 
 if TYPE_CHECKING:
@@ -143,16 +145,40 @@ def show(books: Books, result: SearchResult) -> None:
     console.table(columns, rows, title=f"search {config.name} over {books.space.name}")
     if result.best_preset is None:
         console.say("no trial ran to its end: there is no best one")
+        _show_cost(books, result)
         return
     if result.front:
         console.say(f"front: trials {', '.join(map(str, result.front))} are beaten by none in both {books.metric} and "
                     f"{config.search.against}; one run each")  # fmt: skip
+    _show_cost(books, result)
     told = describe(result.best_settings, searched)
     console.say(f"best: trial {result.best_number}, {books.metric} {result.best_value:.4f}, {told}")
     if config.promote.finalists == 0:
         console.say("one run per setting does not tell small differences from luck: promote.finalists=3 repeats the "
                     "best with new seeds")  # fmt: skip
     console.say(f"train it as it is: efafnet train {result.best_preset} seed=1 name=…")
+
+
+def _show_cost(books: Books, result: SearchResult) -> None:
+    """Say what all trials took, and what a point gained over the first trial came to."""
+    taken, currency = log_total(books.record), books.config.cost.currency
+    if taken is None or taken == Consumption():
+        return
+    gained = gained_over_first(books.ledger.own(), result.best_value)
+    each = f"; {taken.per_point(gained, currency)} per point gained over trial 0" if gained else ""
+    console.say(f"cost: {taken.text(currency)} for all trials{each}")
+
+
+def gained_over_first(trials: Sequence[FrozenTrial], best: float | None) -> float | None:
+    """Points (hundredths) between the first trial and the best; None where the first is no measure, or none was gained.
+
+    The first trial is the space's start point, if it has one.
+    """
+    first = next((trial for trial in trials if trial.number == 0), None)
+    if best is None or first is None or first.state != TrialState.COMPLETE:
+        return None
+    points = 100 * (best - _figure(first))
+    return points if points > 0 else None
 
 
 def _weighed(trial: FrozenTrial, result: SearchResult) -> list[str]:

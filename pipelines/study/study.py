@@ -20,10 +20,11 @@ from efafnet.pipelines.study.statistics import Comparison, compare
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.job import plan_of
-from efafnet.pipelines.training.recording import fail_record, open_record, send_kept
+from efafnet.pipelines.training.recording import fail_record, log_total, open_record, send_kept
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, to_yaml
+from efafnet.platform.consumption import Consumption
 from efafnet.platform.mlflow_client import mlflow_client, quietly
 from efafnet.platform.storage import write_json, write_text
 from efafnet.platform.tracking import finish_run
@@ -52,12 +53,16 @@ class StudyResult:
     failures: dict[str, str]
     """Why runs failed, by run name."""
     mlflow_run_id: str | None
+    taken: Consumption | None = None
+    """What all runs took; None without MLflow."""
 
 
 def run_study(config: StudyConfig) -> int:
     """Run a study, show its table; 1 where runs failed."""
     result = study(config)
     result.sheet.show()
+    if result.taken is not None and result.taken != Consumption():
+        console.say(f"cost: {result.taken.text(config.cost.currency)} for all runs")
     console.say(f"table: {result.directory / TABLE}, everything at full precision: {result.directory / RESULT}")
     if result.failures:
         console.warn(f"{len(result.failures)} runs failed; the same command tries them again")
@@ -148,7 +153,7 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
     write_json(config.run_dir / RESULT, content)
     write_text(config.run_dir / TABLE, sheet.markdown())
     _tell_mlflow(record, rows, plans, found, content, sheet)
-    return StudyResult(config.run_dir, found, sheet, failures, record.mlflow_run_id)
+    return StudyResult(config.run_dir, found, sheet, failures, record.mlflow_run_id, log_total(record))
 
 
 def circumstances(

@@ -25,6 +25,7 @@ from efafnet.pipelines.training.config_groups import (
 from efafnet.pipelines.training.identity import IDENTITY, TOLD, chosen, flatten
 from efafnet.pipelines.training.schedule import ScheduleConfig
 from efafnet.platform.cluster import ClusterConfig
+from efafnet.platform.consumption import CostConfig
 from efafnet.platform.machine import WantedPrecision
 from efafnet.platform.mirror import Location
 from efafnet.platform.tracking import TrackingConfig
@@ -142,6 +143,8 @@ class TrainConfig(Settings):
     """When checkpoints are written and which are kept."""
     tracking: TrackingConfig = TrackingConfig()
     """What is recorded in MLflow, and where."""
+    cost: CostConfig = CostConfig()
+    """What an hour costs."""
     profile: ProfileConfig = ProfileConfig()
     """What is looked at closely."""
     log_every_steps: int = Field(default=50, ge=1)

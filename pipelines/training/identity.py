@@ -24,7 +24,7 @@ by when the run is looked at."""
 INCIDENTAL = (
     # A protocol's name changes nothing beyond the settings it stands for; data is named by its content.
     "protocol", "name", "runs", "data", "device", "workers", "worker", "cluster", "reader", "checkpoint", "tracking",
-    "log_every_steps", "trace", "profile", "validation.wait_s",
+    "log_every_steps", "trace", "profile", "validation.wait_s", "cost",
 )  # fmt: skip
 """Where a run happens, and what is written down about it."""
 

@@ -14,6 +14,7 @@ from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.scoring import Scored, figure_names, show
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import pick_device
+from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.job import plan_of
 from efafnet.pipelines.training.monitor import clock
@@ -132,6 +133,7 @@ def conclude(config: TrainConfig, result: TrainResult, record: RunRecord | None)
         show(_scored({name: figures[name] for name in dict.fromkeys(names)}, pictures), ScoringConfig())
     if "last/step" in figures:
         console.say(_last_text(figures, dict.fromkeys(names)))
+    console.say(f"cost: {cost_of(config).text(config.cost.currency)}")
     if pictures.is_dir():
         console.say(f"pictures: {pictures}")
     if record is not None and (address := address_of(record)):

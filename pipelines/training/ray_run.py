@@ -18,6 +18,7 @@ from efafnet.pipelines.crops.store import tell_protection
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GivenUpError, PlainContext, Standing, pick_device
+from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.faults import Failures, persevere
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
 from efafnet.pipelines.training.introduction import conclude, introduce
@@ -144,7 +145,8 @@ def _failure_told(config: TrainConfig, record: RunRecord) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             # First of all: who stops a job may give it a few seconds, and MLflow may be away.
             told(error, _standing(config))
-        fail_record(record, interrupted=isinstance(error, KeyboardInterrupt | GivenUpError))
+        stopped = isinstance(error, KeyboardInterrupt | GivenUpError)
+        fail_record(record, interrupted=stopped, taken=cost_of(config))
         raise
 
 

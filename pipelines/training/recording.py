@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from efafnet.models.network import build_network
 from efafnet.pipelines.crops.protocols import PROTOCOL_TAG
@@ -14,16 +14,21 @@ from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.served import served
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.costs import cost_of, metered
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, published_weights
 from efafnet.platform import console, tracking
 from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weights
+from efafnet.platform.consumption import Consumption, total
 from efafnet.platform.logged_model import Merit, log_checkpoints, log_model
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.provenance import environment, environment_tags
 from efafnet.platform.storage import sha256_json
 from efafnet.platform.tracking import Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 UNLOGGED, UNLOGGED_FILES = "unlogged.jsonl", "unlogged-files.jsonl"
 """What MLflow did not take while it was away, in the run's directory."""
@@ -99,9 +104,15 @@ def _set_running(uri: str, run_id: str) -> None:
 
 @contextmanager
 def recorded(config: TrainConfig, record: RunRecord, context: PlainContext) -> Iterator[PlainContext]:
-    """Let rank 0's metrics and files go to the run of ``record``, if there is one."""
-    if context.rank != 0 or record.mlflow_run_id is None or record.tracking_uri is None:
+    """Measure what this process takes; let rank 0's metrics and files go to the run of ``record``, if there is one."""
+    with metered(config, context.device), _logged(config, record, context):
         yield context
+
+
+@contextmanager
+def _logged(config: TrainConfig, record: RunRecord, context: PlainContext) -> Iterator[None]:
+    if context.rank != 0 or record.mlflow_run_id is None or record.tracking_uri is None:
+        yield
         return
     with Tracker(
         record.tracking_uri,
@@ -112,7 +123,7 @@ def recorded(config: TrainConfig, record: RunRecord, context: PlainContext) -> I
         tracker.set_tags(environment_tags())
         tracker.log_dict(environment(), "environment.json")
         context.sink = tracker
-        yield context
+        yield
 
 
 def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result: TrainResult) -> None:
@@ -134,6 +145,8 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
     best = {f"best/{k}": v for k, v in result.metrics.items() if k not in left_out and not k.startswith("last/")}
     if inputs.val is not None:
         files.log_metrics(best | {"best/epoch": result.metrics["epoch"]}, int(result.metrics["step"]))
+    taken = cost_of(config)
+    files.log_metrics(taken.metrics(), cost_step(taken))
     files.close(timeout_s=30)
     tracking.quietly(lambda: log_checkpoints(uri, run_id, _validated_checkpoints(config)), "logging the checkpoints")
     if config.tracking.log_network:
@@ -216,7 +229,48 @@ def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, res
         console.note(f"{config.tracking.register_as}: {logged.standing}")
 
 
-def fail_record(record: RunRecord, *, interrupted: bool) -> None:
-    """Say in MLflow that the run stopped."""
-    if record.mlflow_run_id is not None and record.tracking_uri is not None:
-        tracking.abandon_run(record.tracking_uri, record.mlflow_run_id, "KILLED" if interrupted else "FAILED")
+def fail_record(record: RunRecord, *, interrupted: bool, taken: Consumption | None = None) -> None:
+    """Say in MLflow that the run stopped, and what it took so far where that is known."""
+    if record.mlflow_run_id is None or record.tracking_uri is None:
+        return
+    uri, run_id = record.tracking_uri, record.mlflow_run_id
+    tracking.abandon_run(uri, run_id, "KILLED" if interrupted else "FAILED")
+    if taken is not None:
+        tracking.quietly(lambda: log_cost(uri, run_id, taken), f"logging what run {run_id} took")
+
+
+def log_cost(uri: str, run_id: str, taken: Consumption) -> None:
+    """Log what a run took; raises what MLflow raises."""
+    for key, value in taken.metrics().items():
+        mlflow_client(uri).log_metric(run_id, key, value, step=cost_step(taken))
+
+
+def log_total(record: RunRecord) -> Consumption | None:
+    """Log on a search or a study what all its runs took, and return it; None where MLflow is not used or is away."""
+    uri, run_id = record.tracking_uri, record.mlflow_run_id
+    if uri is None or run_id is None:
+        return None
+    found: list[Consumption] = []
+
+    def add() -> None:
+        found.append(of_children(mlflow_client(uri), run_id))
+        log_cost(uri, run_id, found[0])
+
+    tracking.quietly(add, "adding up what the runs took")
+    return found[0] if found else None
+
+
+def of_children(client: MlflowClient, parent_run_id: str) -> Consumption:
+    """What the runs below one of MLflow's took together; raises what MLflow raises."""
+    experiment = client.get_run(parent_run_id).info.experiment_id
+    wanted, page, parts = f"tags.`mlflow.parentRunId` = '{parent_run_id}'", None, []
+    while page != "":
+        answer = client.search_runs([experiment], wanted, max_results=1000, page_token=page)
+        parts += [Consumption.of_metrics(run.data.metrics) for run in answer]
+        page = answer.token or ""
+    return total(part for part in parts if part is not None)
+
+
+def cost_step(taken: Consumption) -> int:
+    """Step at which a consumption stands in MLflow: it grows with every second, so that the newest is the last."""
+    return round(taken.gpu_s + taken.core_s)

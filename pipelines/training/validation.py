@@ -20,6 +20,7 @@ from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, write_picture
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.costs import metered
 from efafnet.pipelines.training.inputs import val_reader
 from efafnet.platform import console
 from efafnet.platform.checkpoint import restore_weights
@@ -79,7 +80,9 @@ def validate_weights(config_json: str, weights: Mapping[str, Tensor], step: int,
     restore_weights(network, weights, f"the network of step {step}")
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     network = network.to(device).to(memory_format=memory_format)
-    return validate(config, network, store, PlainContext(torch.device(device)), step)
+    context = PlainContext(torch.device(device))
+    with metered(config, context.device):
+        return validate(config, network, store, context, step)
 
 
 def predict_share(config: TrainConfig, network: PoseNetwork, store: CropStore, context: PlainContext) -> Predictions:
