@@ -30,12 +30,13 @@ def on_gpu(**given: Any) -> Any:
 
 def test_the_ways_that_settings_and_devices_allow() -> None:
     plain, graph, compiled, both = Way(), Way("off", True), Way("default"), Way("default", True)
-    assert ways(ComputeConfig(), on_gpu()) == [plain, graph, compiled, both]
-    assert ways(ComputeConfig(), on_gpu(world_size=4)) == [plain, compiled]
-    assert ways(ComputeConfig(), on_gpu(scaled=True)) == [plain, compiled]
+    assert ways(ComputeConfig(), on_gpu()) == [plain, compiled]
+    assert ways(ComputeConfig(graph="auto"), on_gpu()) == [plain, graph, compiled, both]
+    assert ways(ComputeConfig(graph="auto"), on_gpu(world_size=4)) == [plain, compiled]
+    assert ways(ComputeConfig(graph="auto"), on_gpu(scaled=True)) == [plain, compiled]
     assert ways(ComputeConfig(compile="off", graph="on"), on_gpu()) == [graph]
     assert ways(ComputeConfig(compile="max-autotune", graph="off"), on_gpu()) == [Way("max-autotune")]
-    assert ways(ComputeConfig(), trainee_of(OptimizerConfig())) == [plain]
+    assert ways(ComputeConfig(graph="auto"), trainee_of(OptimizerConfig())) == [plain]
     assert ways(ComputeConfig(compile="default"), trainee_of(OptimizerConfig())) == [compiled]
 
 

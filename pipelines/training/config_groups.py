@@ -55,9 +55,9 @@ class ComputeConfig(Settings):
     """Compile the network with torch.compile, for training; validations run as written. default: a minute or more at
     the start, faster steps after. max-autotune: tries more kernels, for several minutes. auto: off on a CPU and in
     runs of less than half an hour; else default, if its steps are measured to be faster."""
-    graph: Literal["auto", "on", "off"] = "auto"
+    graph: Literal["auto", "on", "off"] = "off"
     """Launch a step as a CUDA graph, which costs the host no time; one worker, no fp16. auto: where that is measured
-    to be faster."""
+    to be faster. Off unless asked for: tested with a stand-in for CUDA's recording, not yet on a GPU."""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """As what workers exchange gradients: bf16 halves what travels over the network, and rounds each worker's gradient
     to 8 bits before they are added up. Weights and optimizer stay in float32."""
