@@ -254,3 +254,13 @@ def test_every_point_is_a_checkpoint_while_workers_are_about_to_join(tmp_path: P
     written = sorted(int(path.name[5:]) for path in result.checkpoint.parent.glob("step-*"))
     assert context.curves.steps("train/loss") == [5, 10, 15, 20, 25, 30]
     assert written == [10, 15, 30]
+
+
+def test_a_resumed_run_records_the_validation_of_its_checkpoint_again(tmp_path: Path) -> None:
+    """The process before it may have been killed after the checkpoint was whole and before MLflow had the figures."""
+    config = config_of(tmp_path, "epochs=4", "validation.every_epochs=2")
+    result = run(config, Quiet())
+    (result.checkpoint.parent / "step-00000020").rename(tmp_path / "lost")
+    again = Quiet()
+    run(config, again)
+    assert again.curves.steps("val/ap") == [10, 20]

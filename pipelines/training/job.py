@@ -246,6 +246,11 @@ class Job:
         except CheckpointError:
             return None
 
+    def record_again(self) -> None:
+        """Record the newest validation once more: an earlier life may have been killed before the server had it."""
+        figures = {f"val/{key}": value for key, value in self.progress.validation.items()}
+        self.context.sink.log_metrics(figures, max(self.progress.validations, default=0))
+
     def validate_again(self) -> None:
         """Begin the validation anew that ran beside training when an earlier life of the run ended."""
         step, aside = self.progress.validating, self.context.aside
@@ -376,8 +381,7 @@ class Job:
         return f"the last good checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
 
     def say(self, text: str, *, passing: bool = False) -> None:
-        """Add a line to the run's log and show it (rank 0), unless it is ``passing`` and a live line says the same. A
-        full disk costs the line."""
+        """Rank 0 logs a line and shows it, unless it is ``passing`` beside a live line. A full disk costs the line."""
         if self.context.rank == 0:
             with suppress(OSError), (self.config.run_dir / "train.log").open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
