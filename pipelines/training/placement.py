@@ -31,7 +31,7 @@ def placed(config: Run, there: Capacity, *, runs: int = 1) -> Run:
     wanted = "no" if worker.gpu == "auto" and config.device == "cpu" else worker.gpu
     gpu = decide_gpu(wanted, fewest * worker.gpus, there)
     cpus = _cpus(there, gpu, worker.gpus, workers * runs) if worker.cpus == "auto" else worker.cpus
-    decided = worker.model_copy(update={"gpu": "yes" if gpu else "no", "cpus": cpus})
+    decided = worker.model_copy(update={"gpu": "yes" if gpu else "no", "cpus": float(cpus)})
     config = config.model_copy(update={"worker": decided})
     check_room(fewest, needs(config), there)
     return config
