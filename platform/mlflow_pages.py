@@ -1,15 +1,11 @@
-"""What people see of a run in MLflow's pages: the address that opens it, and the description at its top."""
+"""Where people find a run in MLflow's pages."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
 
 from efafnet.platform.mlflow_client import mlflow_client, quietly
-from efafnet.platform.provenance import code_version
 
-NOTE = "mlflow.note.content"
-"""The tag that MLflow shows, as Markdown, as the description of an experiment or a run."""
 TRAINING_VIEW = "workflowType=machine_learning"
 """MLflow 3 shows experiments as traces of language models unless its address asks for trainings."""
 UI = "http://127.0.0.1:5000"
@@ -25,21 +21,8 @@ def page_of(uri: str, run_id: str) -> str:
     def ask() -> None:
         experiment = mlflow_client(uri).get_run(run_id).info.experiment_id
         page = f"/#/experiments/{experiment}/runs/{run_id}?{TRAINING_VIEW}"
-        served = uri.startswith("http")
-        found.append(f"{uri}{page}" if served else f"{UI}{page} after: mlflow ui --backend-store-uri {_quoted(uri)}")
+        serving = f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+        found.append(f"{uri}{page}" if uri.startswith("http") else f"{UI}{page} after: {serving}")
 
     quietly(ask, f"asking for run {run_id}")
     return found[0] if found else ""
-
-
-def _quoted(uri: str) -> str:
-    return shlex.quote(uri)
-
-
-def description(what: str, facts: Mapping[str, str], again: Sequence[str]) -> str:
-    """A description in Markdown: what it is, facts of it, and the commands that make it again."""
-    code = code_version()
-    commit = str(code["git_commit"] or "not in git")[:12] + (" with changes" if code["git_dirty"] else "")
-    rows = {**facts, "code": f"efafnet {code['version']}, commit {commit}, digest {code['source_digest']}"}
-    lines = [what, "", *(f"- **{name}**: {text}" for name, text in rows.items())]
-    return "\n".join([*lines, "", "To make it again:", "```", *again, "```"]) if again else "\n".join(lines)

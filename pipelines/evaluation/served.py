@@ -22,7 +22,7 @@ def served(checkpoint: Checkpoint, skeleton: Skeleton) -> Served:
     """How the network of a checkpoint is served: images (and boxes) in, persons out."""
     facts = {
         "config": checkpoint.config,
-        "meta": {key: checkpoint.meta.get(key) for key in ("run", "step", "skeleton", "visibility")},
+        "meta": {key: checkpoint.meta.get(key) for key in ("run", "step", "skeleton")},
         "skeleton": skeleton.model_dump(mode="json"),
     }
     packages = ("numpy", "opencv-python-headless", "pandas", "pillow", "pyarrow", "safetensors")
