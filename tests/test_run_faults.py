@@ -198,7 +198,7 @@ def test_ctrl_c_reaches_a_run_on_rays_workers_at_once(
             assert threading.current_thread() is not threading.main_thread(), "there Ray takes Ctrl-C over"
             return forever.wait(60)
 
-    monkeypatch.setattr(ray_run, "fail_record", lambda _, interrupted: endings.append(interrupted))
+    monkeypatch.setattr(ray_run, "fail_record", lambda _, interrupted, **_taken: endings.append(interrupted))
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), ray_run._failure_told(config, RunRecord("a", "", {}, "")):

@@ -150,7 +150,7 @@ def test_a_turned_photograph_is_looked_at_upright(room: Room) -> None:
         ("?boxes=[[1,2,3,4],[1,2,3,4],[1,2,3,4],[1,2,3,4]]", png(), 400, "at most 3"),
         ("?heatmaps=perhaps", png(), 400, "heatmaps"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_refusal_is_one_line(address: str, query: str, body: bytes, status: int, words: str) -> None:
     found, answer = ask(f"{address}/v1/persons{query}", body)
@@ -206,6 +206,14 @@ def test_a_token_is_wanted_where_there_is_one(room: Room) -> None:
 def test_names_that_lead_here_from_elsewhere_are_refused(address: str) -> None:
     assert ask(f"{address}/v1/models", Host="evil.example")[0] == 400
     assert ask(f"{address}/v1/models", Host="localhost:9")[0] == 200
+
+
+def test_who_is_refused_while_sending_hears_why(room: Room) -> None:
+    """A connection closed under a body that is on its way is a broken pipe, and no answer."""
+    with listening(room, token_digest=digest_of("a-long-enough-token")) as address:
+        for _ in range(5):
+            status, answer = ask(address + "/v1/persons", png() + b"\0" * 8_000_000)
+            assert (status, "a token is wanted" in answer["error"]) == (401, True)
 
 
 def test_beyond_loopback_there_is_a_token(tmp_path: Path) -> None:

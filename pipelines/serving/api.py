@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -16,6 +17,7 @@ from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from efafnet.pipelines.formats.headers import declared_size
 from efafnet.pipelines.serving.config import LOOPBACK, LimitsConfig
@@ -89,6 +91,7 @@ def build_app(rules: Rules, predict: Predict, metrics: Callable[[], str]) -> Fas
     if rules.token_digest is None:
         # A page from elsewhere whose name leads to this machine (DNS rebinding) must not use it.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "[::1]"])
+    app.add_middleware(BodyFirst, most=_DISCARDED_BYTES, timeout_s=rules.limits.timeout_s)
     app.add_exception_handler(RefusedError, _refusal)
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_page(app)
@@ -165,6 +168,42 @@ def _add_operation(app: FastAPI, rules: Rules, metrics: Callable[[], str]) -> No
     @app.get("/metrics", dependencies=[Depends(_guard(rules))], summary="Figures for Prometheus")
     def figures() -> Response:
         return Response(metrics(), media_type="text/plain; version=0.0.4")
+
+
+_DISCARDED_BYTES = 256 * 2**20
+
+
+class BodyFirst:
+    """An answer waits until the body of its request has arrived, of which what nobody read is thrown away.
+
+    Whoever is refused before the body was read (no token, too large) would see a broken pipe instead of the answer:
+    the connection is closed while they are still sending. No more than ``most`` bytes are waited for, nor longer than
+    ``timeout_s``.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, timeout_s: float) -> None:
+        self.app, self.most, self.timeout_s = app, most, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on (ASGI)."""
+        arriving = scope["type"] == "http"
+
+        async def received() -> Message:
+            nonlocal arriving
+            message = await receive()
+            arriving = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            size = 0
+            if arriving:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.timeout_s):
+                        while arriving and size <= self.most:
+                            size += len((await received()).get("body", b""))
+            await send(message)
+
+        await self.app(scope, received if arriving else receive, answer)
 
 
 async def read_body(request: Request, limits: LimitsConfig) -> bytes:
