@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from efafnet.pipelines.training.context import Standing
+from efafnet.pipelines.training.context import Status
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.introduction import conclude, introduce, network_name, next_commands
-from efafnet.pipelines.training.monitor import outcome_of, standing_text
-from efafnet.pipelines.training.ray_worker import STANDING, StandingFile, read_standing
+from efafnet.pipelines.training.monitor import outcome_of, status_text
+from efafnet.pipelines.training.ray_worker import STATUS, StatusFile, read_status
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
 from efafnet.pipelines.training.schedule import plan_run
 from efafnet.pipelines.training.state import Progress
@@ -117,16 +117,16 @@ def test_the_commands_that_follow_are_commands(tmp_path: Path) -> None:
 def test_the_line_that_is_drawn_anew(tmp_path: Path) -> None:
     metrics = {"train/loss": 0.5, "speed/samples_per_s": 80.0, "speed/mfu": 0.31, "system/gpu_memory_peak_gib": 12.5}
     progress = Progress(step=54, elapsed_s=30.0, validation={"ap": 0.5}, best={"ap": 0.6}, best_step=27)
-    text = standing_text(progress, PLAN, metrics, "ap")
+    text = status_text(progress, PLAN, metrics, "ap")
     # 54 of 108 steps took 30 s: as long again.
     assert text == "loss 0.50000  AP 0.500 (best 0.600)  80 samples/s  MFU 31.0%  12.5 GiB  ETA 0:30"
-    assert read_standing(tmp_path) is None
-    write = StandingFile(tmp_path)
-    write(Standing(54, 108, text))
-    write(Standing(55, 108, text))  # within the same second
-    assert read_standing(tmp_path) == Standing(54, 108, text)
-    (tmp_path / STANDING).write_text("torn")
-    assert read_standing(tmp_path) is None
+    assert read_status(tmp_path) is None
+    write = StatusFile(tmp_path)
+    write(Status(54, 108, text))
+    write(Status(55, 108, text))  # within the same second
+    assert read_status(tmp_path) == Status(54, 108, text)
+    (tmp_path / STATUS).write_text("torn")
+    assert read_status(tmp_path) is None
 
 
 def test_a_terminal_gets_a_bar_and_a_file_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,43 @@ def test_imports_go_one_way(path: Path) -> None:
         assert other == own or other_rank < rank, f"{relative(path)} ({own}) may not import {name}"
 
 
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """The groups of two or more nodes of a directed graph that all reach each other."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [start]
+        while ahead:
+            fresh = graph[ahead.pop()] - seen
+            seen |= fresh
+            ahead += fresh
+        return seen
+
+    reach = {node: reached(node) for node in graph}
+    return sorted({tuple(sorted(b for b in reach[a] if a in reach[b])) for a in graph if a in reach[a]})
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"f"}, "f": {"e", "a"}}
+    assert circles(graph) == [("b", "c"), ("e", "f")]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_no_modules_import_each_other(folder: str) -> None:
+    """Neither when they are loaded nor later: imports in functions and for annotations count as any other.
+
+    In models/ those in functions are left out: a kernel is compared with the form that calls it when first used.
+    """
+    known = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in modules()}
+    graph = {
+        name: {other for other in known if any(f"{target}.".startswith(f"efafnet.{other}.") for target in targets)}
+        for name, path in known.items()
+        if name.startswith(folder)
+        for targets in [[target for target, at_once in imports(path) if at_once or folder != "models"]]
+    }
+    assert circles({name: others & graph.keys() for name, others in graph.items()}) == []
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=relative)
 def test_models_import_torch_and_little_else(path: Path) -> None:
     for name, _ in imports(path):

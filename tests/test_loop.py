@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from efafnet.pipelines.training import async_validation, preparation
 from efafnet.pipelines.training import job as job_module
-from efafnet.pipelines.training import preparation
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.monitor import DivergedError, Trace, Window, clock
@@ -132,7 +132,7 @@ def test_a_budget_in_seconds_ends_the_run_with_its_schedule(tmp_path: Path, monk
 
 def test_patience_stops_a_run_that_no_longer_improves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.1, 0.4, 0.3, 0.4, 0.9])
-    monkeypatch.setattr(job_module, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
+    monkeypatch.setattr(async_validation, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
     config, context = config_of(tmp_path, "validation={every_epochs: 1, patience: 2}", "epochs=9"), Quiet()
     result = run(config, context)
     assert [report["ap"] for report in context.reports] == [0.1, 0.4, 0.3, 0.4]

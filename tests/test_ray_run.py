@@ -23,7 +23,7 @@ from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.training import ray_run, ray_worker
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.ray_run import run_train, train
-from efafnet.pipelines.training.ray_worker import RayAside
+from efafnet.pipelines.training.ray_worker import RayAsyncValidator
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, TrainResult, difference
 from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
@@ -284,7 +284,7 @@ def _assert_model_loads(uri: str, result: TrainResult) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> None:
+def test_validation_validator_training_finds_what_inline_finds(tmp_path: Path) -> None:
     found = {}
     for where in ("inline", "auto"):
         settings = (
@@ -297,36 +297,36 @@ def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> N
         config = config_of(tmp_path, "workers=1", *settings)
         result = train(config)
         log = (config.run_dir / "train.log").read_text()
-        assert log.count("s beside training)") == (2 if where == "auto" else 0)
+        assert log.count("s validator training)") == (2 if where == "auto" else 0)
         figures = {key: value for key, value in result.metrics.items() if not key.endswith(("seconds", "elapsed_s"))}
         told = re.findall(r"validation at step \d+: .*ar [\d.]+", log)
         found[where] = figures, result.checkpoint.name, told, trace_of(config)
     assert found["auto"] == found["inline"]
 
 
-def test_room_beside_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_validator_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """A free CPU here and a free GPU there are no place for a task; a cluster that does not say has none."""
     import ray
 
-    beside = RayAside("", {"CPU": 1, "GPU": 1}, wait_s=1)
+    validator = RayAsyncValidator("", {"CPU": 1, "GPU": 1}, wait_s=1)
     for nodes, room in (
         ([{"CPU": 4.0}, {"CPU": 0.5, "GPU": 1.0}], False),
         ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], True),
         ([], False),
     ):
         monkeypatch.setattr(ray_private, "free_by_node", lambda nodes=nodes: nodes)
-        assert beside.has_room() is room
+        assert validator.has_room() is room
 
     def away() -> list[dict[str, float]]:
         raise ray.exceptions.RaySystemError("GCS")
 
     monkeypatch.setattr(ray_private, "free_by_node", away)
-    assert not beside.has_room()
+    assert not validator.has_room()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_a_validation_beside_training_that_never_ends_is_given_up(
+def test_a_validation_validator_training_that_never_ends_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import ray
@@ -335,17 +335,17 @@ def test_a_validation_beside_training_that_never_ends_is_given_up(
         time.sleep(600)
 
     monkeypatch.setattr(ray_worker, "validate_weights", endless)
-    beside = RayAside("", {"CPU": 4}, wait_s=2)
-    assert beside.has_room()
-    beside.start({}, 40)
-    assert not beside.ready()
+    validator = RayAsyncValidator("", {"CPU": 4}, wait_s=2)
+    assert validator.has_room()
+    validator.start({}, 40)
+    assert not validator.ready()
     began = time.monotonic()
-    assert beside.result() is None
+    assert validator.result() is None
     assert time.monotonic() - began < 10
-    assert "validation of step 40 beside training gave no figures within validation.wait_s = 2 s" in " ".join(
+    assert "validation of step 40 validator training gave no figures within validation.wait_s = 2 s" in " ".join(
         capsys.readouterr().err.split()
     )
-    assert beside.result() is None
+    assert validator.result() is None
     # Its place is free again for whoever comes next.
     assert ray.get(ray.remote(num_cpus=4)(lambda: 7).remote(), timeout=30) == 7
 

@@ -169,7 +169,9 @@ def test_a_step_that_lost_its_group_says_nothing_about_the_run(tmp_path: Path, m
     config = config_of(tmp_path)
     config.run_dir.mkdir(parents=True)
     record = asdict(RunRecord("a", "", {}, ""))
-    job = asdict(ray_worker.WorkerJob(config.model_dump_json(), record, watched=False, each={"CPU": 1}, aside=False))
+    job = asdict(
+        ray_worker.WorkerJob(config.model_dump_json(), record, watched=False, each={"CPU": 1}, async_validation=False)
+    )
 
     def run(_: TrainConfig, context: PlainContext) -> None:
         torch.distributed.destroy_process_group()

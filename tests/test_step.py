@@ -17,7 +17,7 @@ from efafnet.models.network import PoseOutput, normalise
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
-from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer, train_step
+from efafnet.pipelines.training.step import Trainee, average_batch_norm, average_of, build_optimizer, train_step
 from efafnet.platform.machine import Precision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -212,3 +212,18 @@ def test_a_person_without_joints_adds_nothing_but_counts() -> None:
 def test_impossible_optimizers_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         OptimizerConfig.model_validate(settings)
+
+
+def test_batch_norm_statistics_become_the_mean_of_the_workers() -> None:
+    trainee = trainee_of(OptimizerConfig(ema_decay=0.9), network=nn.BatchNorm2d(2), world_size=2)
+    assert trainee.ema is not None
+    own, average = (dict(network.named_buffers()) for network in (trainee.module, trainee.ema))
+    own["running_mean"][:] = torch.tensor([1.0, 2.0])
+    own["num_batches_tracked"].fill_(7)
+    # The other worker has 3 more in every statistic: of the means (in the average still 0) and of the variances (1).
+    average_batch_norm(trainee, lambda values: values + (values + 3))
+    assert own["running_mean"].tolist() == [2.5, 3.5]
+    assert own["running_var"].tolist() == [2.5, 2.5]
+    assert own["num_batches_tracked"] == 7
+    assert average["running_mean"].tolist() == [1.5, 1.5]
+    assert average["running_var"].tolist() == [2.5, 2.5]

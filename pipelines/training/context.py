@@ -45,8 +45,8 @@ class NoSink:
         """Do nothing."""
 
 
-class Aside(Protocol):
-    """Validates weights beside training, one set at a time. Rank 0 alone asks it; the others only know it is there."""
+class AsyncValidator(Protocol):
+    """Validates weights beside training, one set at a time. Rank 0 alone uses it; the others only know it is there."""
 
     def has_room(self) -> bool:
         """Whether the cluster has room for it at present."""
@@ -62,8 +62,8 @@ class Aside(Protocol):
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a run stands, for people who look at it."""
+class Status:
+    """Where a run stands, for a progress bar."""
 
     step: int
     """Completed steps."""
@@ -85,11 +85,11 @@ class PlainContext:
     world_size = 1
     """Number of workers."""
 
-    aside: Aside | None = None
+    async_validator: AsyncValidator | None = None
     """Validates beside training; none where validations stop it."""
 
-    live: Callable[[Standing], None] | None = None
-    """Shows where the run stands in a line that is drawn anew each time; none where no terminal can."""
+    live: Callable[[Status], None] | None = None
+    """Draws the progress bar anew; none where no terminal can."""
 
     def __init__(
         self,
@@ -136,8 +136,8 @@ class PlainContext:
     def report(self, metrics: Mapping[str, float]) -> None:
         """Tell whoever supervises the run (a search) where it stands. All workers call this together."""
 
-    def ending(self) -> bool:
-        """Whether a machine under this run has announced its end. All workers call this together."""
+    def preempted(self) -> bool:
+        """Whether a machine under this run has announced that it will be taken away. All workers call this together."""
         return False
 
     def growing(self) -> bool:

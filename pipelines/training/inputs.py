@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,14 +19,12 @@ from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import figure_names
 from efafnet.pipelines.evaluation.trained import find_checkpoint
+from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.state import published_weights
 from efafnet.platform import console
 from efafnet.platform.checkpoint import load_checkpoint, restore_weights
 from efafnet.platform.storage import UnreadableFileError
-
-if TYPE_CHECKING:
-    from efafnet.pipelines.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,17 @@
-"""A run in progress: its parts, what falls on which step, and what then happens."""
+"""The clock of a run: its parts, which step has a point of the curves, a validation or a checkpoint, and these."""
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from efafnet.models.network import PoseNetwork
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.reader import TrainReader
+from efafnet.pipelines.training.async_validation import Validations
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import Aside, PlainContext, Standing
+from efafnet.pipelines.training.context import PlainContext, Status
 from efafnet.pipelines.training.execution import Execution
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.memory import DeviceMemory, peak_memory
@@ -27,17 +23,14 @@ from efafnet.pipelines.training.monitor import (
     Window,
     curve_metrics,
     outcome_of,
-    standing_text,
+    status_text,
     summarise,
-    validation_text,
 )
 from efafnet.pipelines.training.profiling import Profiler
 from efafnet.pipelines.training.schedule import Plan, due, plan_run
 from efafnet.pipelines.training.speed import Rate, WorkerTime, computing_ms, slowest
-from efafnet.pipelines.training.state import Checkpoints, Progress, published_weights, weights_of
-from efafnet.pipelines.training.step import StepLosses, Trainee
-from efafnet.pipelines.training.validation import pictures_of, validate
-from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, restore_weights
+from efafnet.pipelines.training.state import Checkpoints, Progress
+from efafnet.pipelines.training.step import StepLosses, Trainee, average_batch_norm
 
 
 @dataclass
@@ -64,22 +57,30 @@ class Job:
     memory: DeviceMemory = field(init=False)
     profiler: Profiler = field(init=False)
     rate: Rate = field(init=False)
-    newest: str = ""
-    """Figures of the newest point of the curves, for the line that is drawn anew."""
-    told: int = 0
-    """Step of the validation that was shown last."""
-    beside: int = 0
-    """Step of the validation that was started beside training last."""
-    ending: bool = False
-    """Whether a machine under this run has announced its end: every point of the curves becomes a checkpoint."""
+    validations: Validations = field(init=False)
+    status: str = ""
+    """Figures of the newest point of the curves, for the progress bar."""
+    preempted: bool = False
+    """Whether a machine under this run has announced that it will be taken away."""
     growing: bool = False
-    """Whether workers will join soon, and start from the newest checkpoint: the same, so that little is done twice."""
+    """Whether more workers will join soon, for which all start anew from the newest checkpoint."""
     ticked_s: float = field(default_factory=lambda: time.monotonic())
     """When ``progress.elapsed_s`` was last brought up to date."""
 
     def __post_init__(self) -> None:
         joints = self.inputs.skeleton.num_joints
         self.rate = Rate.of(self.config, joints, self.trainee.precision, self.context)
+        self.validations = Validations(
+            self.config,
+            self.context,
+            store=self.inputs.val,
+            metric=self.config.validation.metric or self.inputs.metric,
+            network=self.trainee.published,
+            checkpoints=self.checkpoints,
+            progress=self.progress,
+            plan=self.plan,
+            say=self.say,
+        )
         self.profiler = Profiler(self.config.profile.steps, self.context, self.config.run_dir)
         left = self.plan.steps - self.progress.step
         self.execution = Execution(self.trainee, self.context, self.say, left)
@@ -122,7 +123,7 @@ class Job:
     @property
     def publishes(self) -> bool:
         """Whether a point of the curves falls here. Every checkpoint has one, so that a resumed run draws the same."""
-        return self._regular or self.ended or self.validates or self.saves
+        return self._on_curve or self.ended or self.validates or self.saves
 
     @property
     def validates(self) -> bool:
@@ -134,17 +135,18 @@ class Job:
         """Whether a checkpoint falls here; that of the end belongs to ``conclude``."""
         config = self.config.checkpoint
         regular = due(self.progress.step, config.every_steps) or self._due(config.every_epochs)
-        return not self.ended and (regular or self.validates or self._hurries)
+        return not self.ended and (regular or self.validates or self._saves_before_restart)
 
     @property
-    def _regular(self) -> bool:
+    def _on_curve(self) -> bool:
         step = self.progress.step
         return step % self.config.log_every_steps == 0 or due(step, self.plan.steps_per_epoch)
 
     @property
-    def _hurries(self) -> bool:
-        """Whether a checkpoint falls here because these workers may be gone before the next regular one."""
-        return (self.ending or self.growing) and self._regular
+    def _saves_before_restart(self) -> bool:
+        """Whether a checkpoint falls here because the workers will soon be gone or start anew, and what they did since
+        the newest one would be done twice: then every regular point of the curves has one."""
+        return (self.preempted or self.growing) and self._on_curve
 
     def _due(self, every_epochs: float | None) -> bool:
         return every_epochs is not None and due(self.progress.step, every_epochs * self.plan.steps_per_epoch)
@@ -177,9 +179,9 @@ class Job:
         self.context.sink.log_metrics(metrics, step)
         self.window = Window(waited_before_s=self.reader.wait_s)
         self._replan()
-        self._listen()
-        self._peek()
-        self.newest = standing_text(self.progress, self.plan, metrics, self._metric)
+        self._watch_cluster()
+        self.validations.poll()
+        self.status = status_text(self.progress, self.plan, metrics, self.validations.metric)
         self._show()
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:
@@ -189,111 +191,22 @@ class Job:
 
     def _show(self) -> None:
         if self.context.live is not None and self.context.rank == 0:
-            self.context.live(Standing(self.progress.step, self.plan.steps, self.newest))
+            self.context.live(Status(self.progress.step, self.plan.steps, self.status))
 
     def _loss_scale(self) -> float | None:
         scaler = self.trainee.scaler
         return float(scaler.get_scale()) if scaler.is_enabled() else None
 
     def validate(self) -> None:
-        """Measure the network: beside training where there is room, else on all workers before it goes on."""
-        self._settle()
-        self._hear()
-        network, step, aside = self.trainee.published, self.progress.step, self.context.aside
-        if aside is None or self.ended or not self.context.from_first(aside.has_room):
-            self._note(step, self._measure(network, step))
-        else:
-            self.progress.validating = step
-            if self.context.rank == 0:
-                self._start_beside(aside, weights_of(network), step)
-
-    def _start_beside(self, aside: Aside, weights: Mapping[str, Tensor], step: int) -> None:
-        self.beside = step
-        aside.start(weights, step)
-
-    def _measure(self, network: PoseNetwork, step: int) -> dict[str, float]:
-        assert self.inputs.val is not None, "a validation needs a store"
-        return validate(self.config, network, self.inputs.val, self.context, step)
-
-    def _hear(self) -> None:
-        """Take in the validation beside training; at fixed steps only, so that a resumed run does the same."""
-        step, aside = self.progress.validating, self.context.aside
-        if step is None:
-            return
-        figures = self.context.agree(aside.result() if aside and self.context.rank == 0 else None)
-        self.progress.validating = None
-        if figures is None:
-            self.beside = 0
-            figures = self._measure_checkpoint(step)
-        if figures is not None:
-            self._note(step, figures)
-
-    def _measure_checkpoint(self, step: int) -> dict[str, float] | None:
-        """Validate what a checkpoint holds, if it was written: the task that was to do so died."""
-        path = self.checkpoints.path(step)
-        weights = self.context.from_first(lambda: self._saved_weights(step))
-        if weights is None:
-            self.say(f"the validation of step {step} is lost: its checkpoint was not written, or is damaged")
-            return None
-        network = copy.deepcopy(self.trainee.published)
-        restore_weights(network, weights, path)
-        return self._measure(network, step)
-
-    def _saved_weights(self, step: int) -> dict[str, Tensor] | None:
-        """The weights to use of the checkpoint of ``step``, if it is there and whole."""
-        try:
-            return dict(published_weights(load_checkpoint(self.checkpoints.path(step), with_state=False)))
-        except CheckpointError:
-            return None
-
-    def record_again(self) -> None:
-        """Record the newest validation once more: an earlier life may have been killed before the server had it."""
-        figures = {f"val/{key}": value for key, value in self.progress.validation.items()}
-        self.context.sink.log_metrics(figures, max(self.progress.validations, default=0))
-
-    def validate_again(self) -> None:
-        """Begin the validation anew that ran beside training when an earlier life of the run ended."""
-        step, aside = self.progress.validating, self.context.aside
-        if step is None or aside is None or self.context.rank != 0:
-            return
-        weights = self._saved_weights(step)
-        if weights is not None and aside.has_room():
-            self._start_beside(aside, weights, step)
-
-    def _note(self, step: int, figures: dict[str, float]) -> None:
-        """Remember a validation, and tell the user and whoever supervises the run."""
-        self.progress.note_validation(step, figures, self._metric)
+        """Validate the network: asynchronously where there is room, else on all workers before training goes on."""
+        average_batch_norm(self.trainee, self.context.total)
+        self.validations.collect()
+        self.validations.start(wait=self.ended)
         self._tick()
-        self._tell(step, figures)
-        position = {"epoch": self.plan.epoch(step), "samples": float(step * self.config.batch_size)}
-        self.context.report({**figures, **position, "step": float(step), "loss": self.progress.train_loss})
-
-    def _tell(self, step: int, figures: dict[str, float]) -> None:
-        """Record a validation and show it, once."""
-        if step == self.told:
-            return
-        self.told = step
-        self.context.sink.log_metrics({f"val/{key}": value for key, value in figures.items()}, step)
-        pictures = pictures_of(self.config, step)
-        if self.config.validation.overlays and pictures.exists():
-            self.context.sink.log_artifact(pictures, "validation")
-        self.say(validation_text(step, figures, self._metric, beside=step == self.beside))
-
-    def _peek(self) -> None:
-        """Show the figures of the validation beside training as soon as they are there."""
-        step, aside = self.progress.validating, self.context.aside
-        if self.context.rank == 0 and step is not None and aside is not None and step != self.told and aside.ready():
-            figures = aside.result()
-            if figures is not None:
-                self._tell(step, figures)
-
-    @property
-    def _metric(self) -> str:
-        return self.config.validation.metric or self.inputs.metric
 
     def save(self, *, final: bool = False) -> None:
         """Write a checkpoint; rank 0's, for all hold the same."""
-        self._settle()
+        average_batch_norm(self.trainee, self.context.total)
         self.saved_step = self.progress.step
         if self.context.rank == 0:
             meta = {
@@ -310,7 +223,8 @@ class Job:
 
     def conclude(self) -> None:
         """Validate and save the end of the run, unless an earlier life of it did."""
-        self._hear()
+        self.validations.collect()
+        self._tick()
         if self.inputs.val is not None and self.progress.last_validation != self.progress.step:
             self.validate()
         if self.saved_step != self.progress.step:
@@ -358,22 +272,12 @@ class Job:
         progress.planned_steps = self.context.agree(wanted)
         self.plan = self.plan.shortened(progress.planned_steps)
 
-    def _listen(self) -> None:
-        """Hear whether a machine under this run is about to be taken away, or others are about to join it."""
+    def _watch_cluster(self) -> None:
+        """Ask whether a machine under this run will be taken away (preemption), or others will join it."""
         self.growing = self.context.growing()
-        if not self.ending and self.context.ending():
-            self.ending = True
+        if not self.preempted and self.context.preempted():
+            self.preempted = True
             self.say(f"a node will be taken away: from step {self.progress.step} on every point is a checkpoint")
-
-    def _settle(self) -> None:
-        """Give all workers the same batch-norm statistics: the mean of theirs, each from its own slices."""
-        if self.context.world_size == 1:
-            return
-        networks = [n for n in (self.trainee.module, self.trainee.ema) if n is not None]
-        buffers = [b for network in networks for b in network.buffers() if b.is_floating_point()]
-        means = self.context.total(torch.cat([b.flatten() for b in buffers])) / self.context.world_size
-        for buffer, mean in zip(buffers, means.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
 
     def _last_good(self) -> str:
         self.checkpoints.wait()

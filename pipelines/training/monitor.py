@@ -221,7 +221,7 @@ class ProgressLine:
         )
 
 
-def standing_text(progress: Progress, plan: Plan, metrics: Mapping[str, float], metric: str) -> str:
+def status_text(progress: Progress, plan: Plan, metrics: Mapping[str, float], metric: str) -> str:
     """The newest figures for a line that is drawn anew: loss, the figure that counts so far, speed, memory, time left.
 
     ``metric`` names the figure by which validations are compared.
@@ -262,11 +262,12 @@ def _speed(metrics: Mapping[str, float]) -> str:
     return text + (f"  MFU {metrics['speed/mfu']:.1%}" if "speed/mfu" in metrics else "")
 
 
-def validation_text(step: int, figures: Mapping[str, float], metric: str, *, beside: bool) -> str:
-    """Say what a validation found, inline or ``beside`` training."""
+def validation_text(step: int, figures: Mapping[str, float], metric: str, *, asynchronous: bool) -> str:
+    """Say what a validation found, and whether it was asynchronous: beside training instead of on its workers."""
     names = dict.fromkeys((metric, "ap", "ap_50", "ap_75", "ar"))
     shown = "  ".join(f"{name} {figures[name]:.4f}" for name in names if name in figures)
-    return f"validation at step {step}: {shown}  ({figures['seconds']:.1f} s{' beside training' if beside else ''})"
+    where = " beside training" if asynchronous else ""
+    return f"validation at step {step}: {shown}  ({figures['seconds']:.1f} s{where})"
 
 
 def clock(seconds: float) -> str:

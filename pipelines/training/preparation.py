@@ -53,8 +53,7 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
         return job
     job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest[0]}, workers: {context.world_size}")
     _say_precision(job, doubts)
-    job.record_again()
-    job.validate_again()
+    job.validations.resume()
     return job
 
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from efafnet.pipelines.crops.store import tell_protection
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import GivenUpError, PlainContext, Standing, pick_device
+from efafnet.pipelines.training.context import GivenUpError, PlainContext, Status, pick_device
 from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.faults import Failures, persevere
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
 from efafnet.pipelines.training.introduction import conclude, introduce
 from efafnet.pipelines.training.monitor import PASSING
 from efafnet.pipelines.training.placement import needs, placed
-from efafnet.pipelines.training.ray_worker import STANDING, WorkerJob, read_standing, train_on_worker
+from efafnet.pipelines.training.ray_worker import STATUS, WorkerJob, read_status, train_on_worker
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, fork_source
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 T = TypeVar("T")
-Live = Callable[[Standing], None]
+Live = Callable[[Status], None]
 """Draws where a run stands."""
 
 
@@ -144,13 +144,13 @@ def _failure_told(config: TrainConfig, record: RunRecord) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             # First of all: who stops a job may give it a few seconds, and MLflow may be away.
-            told(error, _standing(config))
+            told(error, _how_to_resume(config))
         stopped = isinstance(error, KeyboardInterrupt | GivenUpError)
         fail_record(record, interrupted=stopped, taken=cost_of(config))
         raise
 
 
-def _standing(config: TrainConfig) -> str:
+def _how_to_resume(config: TrainConfig) -> str:
     """Where a run stands that was stopped, and how it goes on."""
     steps: list[Path] = []
     with suppress(OSError):
@@ -207,7 +207,7 @@ def _on_ray(
         record=asdict(record),
         watched=not resources.is_local,
         each=dict(each),
-        aside=config.validation.where == "auto",
+        async_validation=config.validation.where == "auto",
         live=live is not None,
     )
     with _followed(config.run_dir, live), defaults(_ray_train_variables(config, resources)):
@@ -267,11 +267,11 @@ def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, 
 
     failures = Failures(config.run_dir, config.worker.max_failures, _wait)
 
-    ended: Any = persevere(lambda: _beside(trainer().fit), (TrainingFailedError,), failures)
+    ended: Any = persevere(lambda: _in_a_thread(trainer().fit), (TrainingFailedError,), failures)
     return cast("dict[str, Any]", ended.return_value)
 
 
-def _beside(action: Callable[[], T]) -> T:
+def _in_a_thread(action: Callable[[], T]) -> T:
     """Return what ``action`` returns in a thread of its own.
 
     In the main thread Ray Train takes Ctrl-C over, asks its controller to abort, and exits without a word.
@@ -305,15 +305,15 @@ def _followed(run_dir: Path, live: Live | None) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        (run_dir / STANDING).unlink(missing_ok=True)
+        (run_dir / STATUS).unlink(missing_ok=True)
 
 
 def _follow(log: Path, position: int, done: threading.Event, live: Live | None) -> None:
     last = False
     while not last:
         last = done.wait(0.5)
-        if live is not None and (standing := read_standing(log.parent)) is not None:
-            live(standing)
+        if live is not None and (status := read_status(log.parent)) is not None:
+            live(status)
         if not log.exists():
             continue
         with log.open("rb") as file:

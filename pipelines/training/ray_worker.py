@@ -15,14 +15,14 @@ from torch import Tensor
 
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import GroupContext, Standing
+from efafnet.pipelines.training.context import GroupContext, Status
 from efafnet.pipelines.training.recording import recorded
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.pipelines.training.validation import validate_weights
 from efafnet.platform import console, ray_private
 from efafnet.platform.storage import read_json, write_json
 
-STANDING = "standing.json"
+STATUS = "status.json"
 """File in the run's directory: where it stands, for who looks at it."""
 _EVERY_S = 1.0
 
@@ -39,7 +39,7 @@ class WorkerJob:
     """Whether Ray watches for nodes that announce their end."""
     each: dict[str, float]
     """What each worker reserves, as Ray names it."""
-    aside: bool
+    async_validation: bool
     """Whether validations run beside training, with as much again; otherwise on the workers."""
     live: bool = False
     """Whether the starting process draws where the run stands, and wants to know it more often than the log says."""
@@ -54,36 +54,36 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     config, record = TrainConfig.model_validate_json(wanted.config), RunRecord(**wanted.record)
     torch.set_num_threads(config.worker.threads)
     context = RayContext(watched=wanted.watched, workers=config.workers, each=wanted.each)
-    if wanted.aside:
-        context.aside = RayAside(wanted.config, wanted.each, config.validation.wait_s)
+    if wanted.async_validation:
+        context.async_validator = RayAsyncValidator(wanted.config, wanted.each, config.validation.wait_s)
     if wanted.live:
-        context.live = StandingFile(config.run_dir)
+        context.live = StatusFile(config.run_dir)
     with recorded(config, record, context):
         result = loop.run(config, context)
     return {"checkpoint": str(result.checkpoint), "metrics": result.metrics}
 
 
-class StandingFile:
+class StatusFile:
     """Writes where the run stands to a file beside its log, at most once in ``_EVERY_S`` seconds. Never raises."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = run_dir / STANDING
+        self._file = run_dir / STATUS
         self._next_s = 0.0
 
-    def __call__(self, standing: Standing) -> None:
+    def __call__(self, status: Status) -> None:
         """Write it, unless that was done a moment ago."""
         now = time.monotonic()
         if now < self._next_s:
             return
         self._next_s = now + _EVERY_S
         with suppress(OSError):
-            write_json(self._file, asdict(standing))
+            write_json(self._file, asdict(status))
 
 
-def read_standing(run_dir: Path) -> Standing | None:
+def read_status(run_dir: Path) -> Status | None:
     """What the workers of a run wrote last, if it can be read."""
     with suppress(OSError, ValueError, TypeError):
-        return Standing(**read_json(run_dir / STANDING))
+        return Status(**read_json(run_dir / STATUS))
     return None
 
 
@@ -114,7 +114,7 @@ class RayContext(GroupContext):
 
         ray.train.report(dict(metrics))
 
-    def ending(self) -> bool:
+    def preempted(self) -> bool:
         """Whether a node under this run is being drained, as spot instances are before they vanish. A barrier."""
         import ray.train
 
@@ -142,7 +142,7 @@ def _has_room(needs: Mapping[str, float]) -> bool:
     return any(all(free.get(name, 0) >= amount for name, amount in needs.items()) for free in nodes)
 
 
-class RayAside:
+class RayAsyncValidator:
     """Validates beside training, in a Ray task.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
@@ -199,6 +199,23 @@ def move_average(trainee: Trainee, step: int) -> None:
     torch._foreach_lerp_(*trainee.averaged.moving, 1 - min(decay, (1 + step) / (10 + step)))
     if trainee.averaged.copied[0]:
         torch._foreach_copy_(*trainee.averaged.copied)
+
+
+@torch.no_grad()
+def average_batch_norm(trainee: Trainee, total: Callable[[Tensor], Tensor]) -> None:
+    """Give all workers the same batch-norm statistics: the mean of theirs, each from its own slices of the batches.
+
+    Args:
+        trainee: its network's and its average's buffers are changed in place.
+        total: sums a tensor over the workers; all of them call this together.
+    """
+    if trainee.world_size == 1:
+        return
+    networks = [network for network in (trainee.module, trainee.ema) if network is not None]
+    buffers = [buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()]
+    means = total(torch.cat([buffer.flatten() for buffer in buffers])) / trainee.world_size
+    for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
 
 
 def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,15 +18,13 @@ from efafnet.pipelines.evaluation.inference import predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, write_picture
+from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.costs import metered
 from efafnet.pipelines.training.inputs import val_reader
 from efafnet.platform import console
 from efafnet.platform.checkpoint import restore_weights
 from efafnet.platform.storage import atomic_directory, write_json
-
-if TYPE_CHECKING:
-    from efafnet.pipelines.training.config import TrainConfig
 
 SCORES = "metrics.json"
 """Figures, their intervals and the mistakes of a validation, beside its pictures."""
@@ -70,8 +67,6 @@ def validate_weights(config_json: str, weights: Mapping[str, Tensor], step: int,
         step: steps it was trained for.
         device: where to compute, ``cpu`` or ``cuda``.
     """
-    from efafnet.pipelines.training.config import TrainConfig
-
     config = TrainConfig.model_validate_json(config_json)
     torch.set_num_threads(config.worker.threads)
     assert config.data.val is not None, "who validates has a store"

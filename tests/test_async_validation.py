@@ -1,4 +1,4 @@
-"""Validation beside training: the figures, the best checkpoint and the early stop are those of validation inline."""
+"""Asynchronous validation: the figures, the best checkpoint and early stopping are those of synchronous validation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from efafnet.pipelines.training import async_validation
 from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.loop import run
@@ -19,7 +20,7 @@ from tests.training_cases import config_of
 SETTINGS = ("epochs=4", "validation={every_epochs: 1, overlays: 1}", "checkpoint={every_steps: 2, keep_last: 1}")
 
 
-class Beside:
+class Task:
     """Validates as Ray's task does, and gives its figures out only to who waits for them, or never."""
 
     def __init__(self, config: TrainConfig, *, fails: bool = False, early: bool = False, room: bool = True) -> None:
@@ -42,14 +43,14 @@ class Beside:
         return self.figures
 
 
-class Watched(Quiet):
-    def __init__(self, aside: Beside | None) -> None:
+class WithValidator(Quiet):
+    def __init__(self, validator: Task) -> None:
         super().__init__()
-        self.aside = aside
+        self.async_validator = validator
 
 
 def untimed(points: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Reports without what differs between two equal runs, or says how training stood when a figure was heard."""
+    """Reports without what differs between two equal runs, or says how training stood when a figure was collected."""
     return [{key: value for key, value in point.items() if key not in ("seconds", "loss")} for point in points]
 
 
@@ -75,14 +76,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("manner", [{"early": True}, {"fails": True}, {"room": False}])
-def test_it_changes_nothing_but_when_figures_are_heard(
+def test_it_changes_nothing_but_when_figures_are_collected(
     tmp_path: Path, manner: dict[str, bool], expected: dict[str, object]
 ) -> None:
     config = config_of(tmp_path, *SETTINGS)
-    beside = Beside(config, **manner)
-    assert ended(config, Watched(beside)) == expected
+    task = Task(config, **manner)
+    assert ended(config, WithValidator(task)) == expected
     # Every 5 of 20 steps, the end inline because nothing is left to overlap with.
-    assert beside.started == ([] if manner == {"room": False} else [5, 10, 15])
+    assert task.started == ([] if manner == {"room": False} else [5, 10, 15])
     assert (config.run_dir / "validation" / "step-00000010" / "errors.png").stat().st_size > 1000
 
 
@@ -97,7 +98,7 @@ def test_a_run_stopped_meanwhile_validates_again(
         if self.progress.step == 9:
             raise KeyboardInterrupt
 
-    first = Watched(Beside(cut))
+    first = WithValidator(Task(cut))
     with monkeypatch.context() as patched:
         patched.setattr(job_module.Job, "count", count)
         with pytest.raises(KeyboardInterrupt):
@@ -107,8 +108,8 @@ def test_a_run_stopped_meanwhile_validates_again(
     names = sorted(path.name for path in (cut.run_dir / "checkpoints").iterdir())
     assert names == ["step-00000005", "step-00000008"]
     assert load_checkpoint(cut.run_dir / "latest").state["progress"]["validating"] == 5
-    again = Beside(cut)
-    found = ended(cut, Watched(again))
+    again = Task(cut)
+    found = ended(cut, WithValidator(again))
     assert again.started == [5, 10, 15]
     assert found["figures"] == expected["figures"]
     assert found["ap"] == expected["ap"]
@@ -119,15 +120,15 @@ def test_an_early_stop_comes_one_validation_later(tmp_path: Path, monkeypatch: p
     config = config_of(tmp_path, "validation={every_epochs: 1, patience: 1, overlays: 0}", "epochs=9")
     figures = iter([0.4, 0.3, 0.2])
 
-    class Scripted(Beside):
+    class Scripted(Task):
         def start(self, _: Mapping[str, Tensor], step: int) -> None:
             self.started.append(step)
             self.figures = {"ap": next(figures), "seconds": 0.0}
 
-    monkeypatch.setattr(job_module, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
-    beside = Scripted(config)
-    result = run(config, Watched(beside))
-    # Steps 5 (best) and 10 (stale) run beside; 10 is heard at 15, where the run ends with a validation of its own.
-    assert beside.started == [5, 10]
+    monkeypatch.setattr(async_validation, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
+    task = Scripted(config)
+    result = run(config, WithValidator(task))
+    # Steps 5 (best) and 10 (stale) run task; 10 is collected at 15, where the run ends with a validation of its own.
+    assert task.started == [5, 10]
     assert (result.metrics["step"], result.metrics["ap"]) == (5, 0.4)
     assert result.checkpoint.name == "step-00000005"
