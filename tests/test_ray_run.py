@@ -297,14 +297,14 @@ def test_validation_validator_training_finds_what_inline_finds(tmp_path: Path) -
         config = config_of(tmp_path, "workers=1", *settings)
         result = train(config)
         log = (config.run_dir / "train.log").read_text()
-        assert log.count("s validator training)") == (2 if where == "auto" else 0)
+        assert log.count("s beside training)") == (2 if where == "auto" else 0)
         figures = {key: value for key, value in result.metrics.items() if not key.endswith(("seconds", "elapsed_s"))}
         told = re.findall(r"validation at step \d+: .*ar [\d.]+", log)
         found[where] = figures, result.checkpoint.name, told, trace_of(config)
     assert found["auto"] == found["inline"]
 
 
-def test_room_validator_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_beside_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """A free CPU here and a free GPU there are no place for a task; a cluster that does not say has none."""
     import ray
 
@@ -326,7 +326,7 @@ def test_room_validator_training_is_that_of_one_node(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_a_validation_validator_training_that_never_ends_is_given_up(
+def test_an_asynchronous_validation_that_never_ends_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import ray
@@ -342,7 +342,7 @@ def test_a_validation_validator_training_that_never_ends_is_given_up(
     began = time.monotonic()
     assert validator.result() is None
     assert time.monotonic() - began < 10
-    assert "validation of step 40 validator training gave no figures within validation.wait_s = 2 s" in " ".join(
+    assert "validation of step 40 beside training gave no figures within validation.wait_s = 2 s" in " ".join(
         capsys.readouterr().err.split()
     )
     assert validator.result() is None
