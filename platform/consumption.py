@@ -22,8 +22,8 @@ from pydantic import Field, field_validator
 from efafnet.models.settings import Settings
 from efafnet.platform.storage import read_json, write_json
 
-PREFIX = "cost/"
-"""What the metrics' names begin with in MLflow."""
+PREFIX = "cost."
+"""What the metrics' names begin with in MLflow, which draws names without a slash below all curves."""
 NODE_TYPE = "EFAFNET_NODE_TYPE"
 """Variable that names the node's type where the machine does not."""
 WRITE_EVERY_S = 30.0

@@ -206,10 +206,11 @@ def _refusal(holder: Mapping[str, str], merit: Merit | None) -> str:
     return "" if merit.value > value else f"its {merit.metric} is {value:.4f}, the new network's {merit.value:.4f}"
 
 
-def log_checkpoints(uri: str, run_id: str, checkpoints: Mapping[int, Path]) -> None:
+def log_checkpoints(uri: str, run_id: str, checkpoints: Mapping[int, Path], name: str = "network") -> None:
     """Make each checkpoint (by its step) a logged model of the run, with the metrics the run has at that step.
 
-    The files stay where they are; the model's tag ``path`` names them. What was logged before is left alone.
+    Its name is ``NAME-step-STEP``. The files stay where they are; the model's tag ``path`` names them. What was logged
+    before is left alone.
 
     Raises:
         TrackingError: MLflow did not take them.
@@ -224,10 +225,10 @@ def log_checkpoints(uri: str, run_id: str, checkpoints: Mapping[int, Path]) -> N
         known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
         names = {model.name for model in known}
         for step, path in sorted(checkpoints.items()):
-            name = f"checkpoint-{step:08d}"
-            if name not in names:
+            title = f"{name}-step-{step}"
+            if title not in names:
                 model = mlflow.create_external_model(
-                    name,
+                    title,
                     run_id,
                     {"path": str(path), "step": str(step)},
                     model_type="checkpoint",

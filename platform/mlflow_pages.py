@@ -1,10 +1,25 @@
-"""Where people find a run in MLflow's pages."""
+"""What people see of a run in MLflow's pages: the address that opens it, and the description at its top."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 
 from efafnet.platform.mlflow_client import mlflow_client, quietly
+from efafnet.platform.provenance import code_version
+
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows, as Markdown, as the description of an experiment or a run."""
+ABOUT = """Trainings, searches and studies of pose networks, written by efafnet.
+
+- **Runs**: a search or a study is a run whose trials lie below it; the description of each says what it is and how to
+  make it again, and its artifact `config.yaml` holds every setting.
+- **Columns worth having**: `best/ap` (the figure of the checkpoint to use, also of a search), `val/ap` (the newest),
+  `train/loss`, and the parameters that differ.
+- **Compare**: mark runs, then Compare; or `efafnet report` for one page with intervals.
+- Where this page shows traces instead of runs, choose *Model training*.
+"""
+"""The description of an experiment that was created here."""
 
 TRAINING_VIEW = "workflowType=machine_learning"
 """MLflow 3 shows experiments as traces of language models unless its address asks for trainings."""
@@ -26,3 +41,12 @@ def page_of(uri: str, run_id: str) -> str:
 
     quietly(ask, f"asking for run {run_id}")
     return found[0] if found else ""
+
+
+def description(what: str, facts: Mapping[str, str], again: Sequence[str]) -> str:
+    """A description in Markdown: what it is, facts of it, and the commands that make it again."""
+    code = code_version()
+    commit = str(code["git_commit"] or "not in git")[:12] + (" with changes" if code["git_dirty"] else "")
+    rows = {**facts, "code": f"efafnet {code['version']}, commit {commit}, digest {code['source_digest']}"}
+    lines = [what, "", *(f"- **{name}**: {text}" for name, text in rows.items())]
+    return "\n".join([*lines, "", "To make it again:", "```", *again, "```"] if again else lines)

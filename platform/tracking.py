@@ -28,6 +28,7 @@ from efafnet.platform.credentials import bare
 from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_answers import NotMlflowError, is_absent, newest_steps
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
+from efafnet.platform.mlflow_pages import ABOUT, NOTE
 from efafnet.platform.provenance import COMMAND_TAG, code_version, command_line, is_job_copy
 from efafnet.platform.tracker import Tracker, Unlogged
 
@@ -169,7 +170,6 @@ def find_run(run_id: str, given: str | None, noted: str) -> str | None:
 
 
 def _create_sqlite(file: Path) -> None:
-
     with contextlib.ExitStack() as stack:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ def _experiment_id(uri: str, name: str) -> str:
         # MLflow's own default is ./mlruns of whatever directory the process that creates the experiment runs in.
         location = (store.parent / "mlartifacts" / name).as_uri() if store else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags={NOTE: ABOUT}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise TrackingError(f"experiment {name!r} cannot be created at {uri}: {error}") from error

@@ -55,6 +55,42 @@ def test_only_runs_that_nothing_was_noted_of_are_removed(tmp_path: Path, monkeyp
     assert removed == ["left", "left too"]
 
 
+def test_a_search_tells_its_run_what_its_trials_took_each_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2]}\n", "s.yaml")
+    ledger = Ledger(Path(":memory:"), "short", space, trials=3, sampler="random", seed=0, startup=1)
+    config: Any = SimpleNamespace(
+        run_dir=tmp_path, search=SimpleNamespace(keep="all"), validation=SimpleNamespace(metric="ap")
+    )
+    mine = books.Books(config, cast(Any, None), space, ledger, PARENT)
+    points: list[tuple[str, float, int]] = []
+
+    def log_batch(run_id: str, metrics: Any) -> None:
+        assert run_id == "parent"
+        points.extend((metric.key, metric.value, metric.step) for metric in metrics)
+
+    client = SimpleNamespace(log_batch=log_batch, log_dict=lambda *_: None)
+    monkeypatch.setattr(books, "mlflow_client", lambda _: client)
+    for number, end in ((0, "complete"), (1, "pruned"), (2, "complete")):
+        assignment = ledger.next()
+        assert assignment is not None
+        used = tmp_path / "trials" / f"{number:04d}" / "consumption"
+        used.mkdir(parents=True)
+        write_json(used / "a.json", {"core_s": 100, "cpu_s": 30})
+        ledger.report(number, 100, 0.5 - 0.1 * number)
+        ledger.finish(number, cast(Any, end))
+        mine.ended(number, cast(Any, end), "")
+    mine.close()
+    assert [(value, step) for key, value, step in points if key == "cost.core_s"] == [
+        (100, 100),
+        (200, 200),
+        (300, 300),
+    ]
+    assert [(value, step) for key, value, step in points if key == "best/ap"] == [(0.5, 1), (0.5, 2), (0.5, 3)]
+    assert [(value, step) for key, value, step in points if key == "trials/stopped_early"] == [(0, 1), (1, 2), (1, 3)]
+
+
 def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_with_their_square(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +121,10 @@ def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_wit
         kept = [path.parent.name for path in (tmp_path / "trials").glob("*/checkpoints")]
         assert kept == [f"{assignment.number:04d}"]
     mine.close()
+    assert mine.standing() == {
+        "trials/complete": 150, "trials/stopped_early": 0, "trials/failed": 0, "trials/running": 0, "best/ap": 149,
+        "best/trial": 149,
+    }  # fmt: skip
     assert told[:3] == [1, 2, 3]
     assert sum(told) <= 12 * 150  # 11,325 if told after every trial
     assert told[-1] >= 150 / 1.1 - 1

@@ -104,7 +104,7 @@ def test_sums_have_money_only_where_all_parts_have_a_price(tmp_path: Path) -> No
 
 def test_mlflows_metrics_come_back_as_they_went() -> None:
     taken = Consumption(1, 2, 3, None, 0.5)
-    assert taken.metrics() == {"cost/gpu_s": 1, "cost/core_s": 2, "cost/cpu_s": 3, "cost/money": 0.5}
+    assert taken.metrics() == {"cost.gpu_s": 1, "cost.core_s": 2, "cost.cpu_s": 3, "cost.money": 0.5}
     assert Consumption.of_metrics({**taken.metrics(), "val/ap": 0.5}) == taken
     assert Consumption.of_metrics({"val/ap": 0.5}) is None
 

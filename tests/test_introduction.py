@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from efafnet.pipelines.training.context import Status
+from efafnet.pipelines.training.description import describe_run
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.introduction import conclude, introduce, network_name, next_commands
-from efafnet.pipelines.training.monitor import outcome_of, status_text
+from efafnet.pipelines.training.monitor import best_metrics, outcome_of, status_text
 from efafnet.pipelines.training.ray_worker import STATUS, StatusFile, read_status
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
 from efafnet.pipelines.training.schedule import plan_run
@@ -77,6 +78,29 @@ PROGRESS = Progress(
     best_step=81,
 )
 PLAN = plan_run(epochs=20, samples=86, global_batch=16)
+
+
+def test_the_best_so_far_is_a_curve_of_its_own() -> None:
+    """The newest validation is at step 108, the best was at 81, of a store of 86 persons in batches of 16."""
+    assert best_metrics(PROGRESS, PLAN, "ap") == {"best/ap": 0.6, "best/epoch": pytest.approx(81 * 16 / 86)}
+    assert best_metrics(Progress(), PLAN, "ap") == {}
+
+
+def test_a_description_says_how_to_make_the_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path)
+    inputs = open_inputs(config)
+    monkeypatch.setattr(sys, "argv", ["/bin/efafnet", "train", "nano_test", "data.train=s3://me:secret@b/a b"])
+    text = describe_run(config, inputs, "f00d")
+    assert "Training of efafnet-nano-64x64." in text
+    assert "- **training data**: 40 persons of 40 images" in text
+    assert "- **validation data**: 11 persons of 11 images" in text
+    assert "\nefafnet train nano_test 'data.train=s3://b/a b'\n```" in text
+    monkeypatch.setattr(sys, "argv", ["default_worker.py"])  # a trial, which nobody typed
+    text = describe_run(config, inputs, "f00d")
+    assert "mlflow artifacts download -r f00d -a config.yaml -d .\nefafnet train ./config.yaml name=again\n" in text
+    text = describe_run(config, inputs, "f00d", "Search a over b.")
+    assert text.startswith("Search a over b.\n")
+    assert "efafnet train" not in text
 
 
 def test_best_and_last_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

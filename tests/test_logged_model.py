@@ -70,14 +70,14 @@ def test_checkpoints_are_models_with_the_metrics_of_their_step(uri: str, run_id:
         for step in (10, 20):
             tracker.log_metrics({"val/ap": step / 100, "val/ar": 0.5, "train/loss": 1.0}, step)
     for _ in range(2):  # a run whose end was cut short ends again
-        log_checkpoints(uri, run_id, {10: tmp_path / "ten", 20: tmp_path / "twenty"})
+        log_checkpoints(uri, run_id, {10: tmp_path / "ten", 20: tmp_path / "twenty"}, "sbn-r50-64x64")
     client = mlflow_client(uri)
     experiment = client.get_run(run_id).info.experiment_id
     models = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
     found = {model.name: {metric.key: metric.value for metric in model.metrics or ()} for model in models}
     assert found == {
-        "checkpoint-00000010": {"val/ap": 0.1, "val/ar": 0.5},
-        "checkpoint-00000020": {"val/ap": 0.2, "val/ar": 0.5},
+        "sbn-r50-64x64-step-10": {"val/ap": 0.1, "val/ar": 0.5},
+        "sbn-r50-64x64-step-20": {"val/ap": 0.2, "val/ar": 0.5},
     }
     assert {model.tags["path"] for model in models} == {f"{tmp_path}/ten", f"{tmp_path}/twenty"}
     assert [(p.step, p.value) for p in client.get_metric_history(run_id, "val/ap")] == [(10, 0.1), (20, 0.2)]

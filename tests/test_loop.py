@@ -79,7 +79,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     curve = context.curves
     assert curve.artifacts == [f"validation/step-000000{step}" for step in (15, 30, 40)]
     assert curve.steps("train/loss") == list(range(5, 41, 5))  # every 5 steps, which are also the epochs' ends
-    assert curve.steps("train/joint_loss/red") == curve.steps("train/loss")
+    assert curve.steps("joint_loss.red") == curve.steps("train/loss")
     trace = trace_of(config.run_dir)
     assert [entry["step"] for entry in trace] == list(range(1, 41))
     losses = [float.fromhex(entry["loss"]) for entry in trace]

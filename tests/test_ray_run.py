@@ -255,9 +255,13 @@ def _assert_one_clean_curve(uri: str, result: TrainResult) -> None:
     run = client.get_run(result.mlflow_run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["optimizer.lr"] == "0.005"
+    assert not {"runs", "reader.threads", "checkpoint.keep_last", "log_every_steps"} & set(run.data.params)
+    assert f"-r {result.mlflow_run_id} -a config.yaml" in run.data.tags["mlflow.note.content"]
+    assert "config.yaml" in {file.path for file in client.list_artifacts(result.mlflow_run_id)}
     for key, steps in (
         ("train/loss", range(5, 121, 5)),
         ("val/ap", (40, 80, 120)),
+        ("best/ap", (40, 80, 120)),
         ("train/epoch_loss", range(5, 121, 5)),
     ):
         counted = Counter(point.step for point in client.get_metric_history(result.mlflow_run_id, key))
@@ -276,6 +280,7 @@ def _assert_model_loads(uri: str, result: TrainResult) -> None:
     models = mlflow.search_logged_models(
         output_format="list", filter_string=f"source_run_id = '{result.mlflow_run_id}'"
     )
+    assert {model.name.partition("-step-")[0] for model in models} == {"efafnet-nano-64x64"}
     network = mlflow.pytorch.load_model(models[0].model_uri)
     weights = load_checkpoint(result.checkpoint).weights["network"]
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())

@@ -271,7 +271,7 @@ def test_charts_of_a_search_cover_all_trials_also_those_without_some_setting() -
     assert list(lines[-1].marker.symbol) == ["x"]
     assert [line.showlegend for line in lines] == [True, True, True, True, False]
     axes = charts["Settings together"].figure.data[0].dimensions  # type: ignore[union-attr]
-    assert [axis.label for axis in axes] == ["lr", "kind", "hard_joints", "AP"]
+    assert [axis.label for axis in axes] == ["lr", "loss", "R", "AP"]
     assert list(axes[0]["values"]) == pytest.approx([-3, -2, np.log10(3e-3), np.log10(5e-3), np.log10(6e-3)])
     assert axes[0].ticktext[0] == "0.0001"
     missing = 1 - 0.18 * 16  # below the axis of 1 to 17

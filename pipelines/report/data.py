@@ -82,7 +82,7 @@ class RunData:
     @property
     def currency(self) -> str:
         """What its money is in."""
-        return self.params.get("cost.currency", "USD")
+        return self.tags.get("efafnet.currency", "USD")
 
     @property
     def figure(self) -> float | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +17,12 @@ from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.pareto import COST, cost_of
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
 from efafnet.pipelines.search.trial import ask_to_leave
+from efafnet.pipelines.training.costs import FOLDER
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.recording import fail_record, send_kept
+from efafnet.pipelines.training.recording import cost_step, fail_record, send_kept
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
+from efafnet.platform.consumption import Consumption, consumed, total
 from efafnet.platform.interruption import told
 from efafnet.platform.mlflow_client import mlflow_client, quietly
 from efafnet.platform.tracking import finish_run
@@ -35,6 +39,8 @@ SETTINGS = "efafnet.trial_settings"
 REASON = "efafnet.trial_reason"
 LATELY = 16
 """Trials that ended last, whose directories are looked at again for what late workers wrote."""
+STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "interrupted"}
+"""Optuna's words for a trial's end, and this program's."""
 _MLFLOW_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "waits": "KILLED"}
 
 
@@ -62,6 +68,8 @@ class Books:
         """The trial whose checkpoints were kept when it was last looked."""
         self._study_told = 0
         """Trials that were over when the study was last told."""
+        self._taken: dict[int, Consumption] = {}
+        """What each trial took that was over."""
         # One thread, so that what is told about a trial arrives in order.
         self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
 
@@ -116,6 +124,7 @@ class Books:
         # Whole each time, so not each time: all that is written is then a multiple of the last, however many trials.
         if self.ledger.over() >= 1.1 * self._study_told:
             self.tell_study()
+        self.tell_standing()
         self.tidy(lately=True)
 
     def set_aside(self, number: int) -> None:
@@ -156,6 +165,43 @@ class Books:
         quietly(tell, f"noting the end of trial {number}")
         if state != "complete":
             finish_run(uri, run_id, _MLFLOW_STATUS[state])
+
+    def tell_standing(self) -> None:
+        """Put on the search's run where it stands, as points of curves over the trials that are over."""
+        if self.record.mlflow_run_id is None:
+            return
+        figures, over, taken, now_ms = (
+            self.standing(),
+            self.ledger.over(),
+            self._taken_so_far(),
+            int(time.time() * 1000),
+        )
+
+        def tell(client: MlflowClient, run_id: str) -> None:
+            from mlflow.entities import Metric
+
+            points = [Metric(key, value, now_ms, over) for key, value in figures.items()]
+            points += [Metric(key, value, now_ms, cost_step(taken)) for key, value in taken.metrics().items()]
+            client.log_batch(run_id, metrics=points)
+
+        self.tell_parent(tell, "telling where the search stands")
+
+    def standing(self) -> dict[str, float]:
+        """Trials by how they ended, and the best figure of a complete one so far."""
+        counts, best = Counter(trial.state.name for trial in self.ledger.own()), self.ledger.best()
+        words = {**STATES, "RUNNING": "running"}
+        figures = {f"trials/{word.replace(' ', '_')}": float(counts[state]) for state, word in words.items()}
+        if best is not None and best.value is not None:
+            figures |= {f"best/{self.metric}": best.value, "best/trial": float(best.number)}
+        return figures
+
+    def _taken_so_far(self) -> Consumption:
+        """What the trials took that are over; those of an earlier life of the search are read once."""
+        for trial in self.ledger.own():
+            # A trial that ended now is read again: it may have been set aside before, and gone on.
+            if trial.state.is_finished() and (trial.number not in self._taken or trial.number in self.over[-1:]):
+                self._taken[trial.number] = consumed(self.trials_dir / f"{trial.number:04d}" / FOLDER)
+        return total(self._taken.values())
 
     def tell_study(self) -> None:
         """Put the study as it is now among the artifacts of the search's run."""

@@ -6,13 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+SYMBOLS = {"loss.hard_joints": "R"}
+"""Settings that papers know by a letter."""
+
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The shortest ends of dotted keys that still tell them apart: ``optimizer.lr`` is ``lr`` where no other is."""
+    """The shortest ends of dotted keys that still tell them apart: ``optimizer.lr`` is ``lr`` where no other is.
+
+    The kind of a group is the group's own name: ``loss.kind`` is ``loss``.
+    """
     keys = list(dict.fromkeys(keys))
     names = dict.fromkeys(keys, "")
+    told = {key: SYMBOLS.get(key) or key.removesuffix(".kind") for key in keys}
     for parts in range(1, max((key.count(".") + 1 for key in keys), default=0) + 1):
-        ends = {key: ".".join(key.split(".")[-parts:]) for key in keys if not names[key]}
+        ends = {key: ".".join(told[key].split(".")[-parts:]) for key in keys if not names[key]}
         counts = Counter(ends.values())
         names |= {key: end for key, end in ends.items() if counts[end] == 1}
     return {key: name or key for key, name in names.items()}
@@ -30,6 +37,6 @@ def short_value(value: Any) -> str:
 
 
 def describe(settings: Mapping[str, Any], searched: Iterable[str]) -> str:
-    """What a trial's settings are, of those that are searched: ``lr=0.00312 kind=ohkm hard_joints=7``."""
+    """What a trial's settings are, of those that are searched: ``lr=0.00312 loss=ohkm R=7``."""
     names = short_names(searched)
     return " ".join(f"{names[key]}={short_value(value)}" for key, value in settings.items() if key in names)

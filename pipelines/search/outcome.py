@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from efafnet.pipelines.search.books import Books
+from efafnet.pipelines.search.books import STATES, Books
 from efafnet.pipelines.search.config import with_settings
 from efafnet.pipelines.search.naming import describe, short_names, short_value
 from efafnet.pipelines.search.pareto import COST, both_objectives, front
@@ -30,7 +30,6 @@ BEST = "best.yaml"
 """Preset of the best trial's settings, in the search's directory."""
 RESULT = "result.json"
 """What came out, in the search's directory."""
-_STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "RUNNING": "interrupted"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class SearchResult:
 def conclude(books: Books) -> SearchResult:
     """Write the best settings as a preset and collect the result."""
     config, trials, best = books.config, books.ledger.own(), books.ledger.best()
-    counts = {name: sum(trial.state.name == state for trial in trials) for state, name in _STATES.items()}
+    counts = {name: sum(trial.state.name == state for trial in trials) for state, name in STATES.items()}
     preset = _write_preset(books, best) if best is not None else None
     result = SearchResult(
         directory=config.run_dir,
@@ -82,6 +81,7 @@ def conclude(books: Books) -> SearchResult:
     _write_result(books, result)
     books.tidy()
     books.tell_study()
+    books.tell_standing()
     books.tell_parent(lambda client, run_id: _tell(client, run_id, books, result), "logging the search's result")
     return result
 
@@ -128,7 +128,7 @@ def show(books: Books, result: SearchResult) -> None:
     rows = [
         [
             trial.number,
-            _STATES[trial.state.name],
+            STATES[trial.state.name],
             f"{_figure(trial):.4f}" if trial.values or trial.intermediate_values else "",
             max(trial.intermediate_values, default=""),
             *(short_value(_setting(trial, key)) for key in names),
@@ -201,14 +201,11 @@ def _setting(trial: FrozenTrial, key: str) -> Any:
 
 
 def _tell(client: MlflowClient, run_id: str, books: Books, result: SearchResult) -> None:
-    """Put the result on the search's run: figures, tags, files and pictures."""
+    """Put the result on the search's run: tags, files and pictures; its figures stand there already."""
     client.log_dict(run_id, {"settings": result.best_settings, "trial": result.best_number}, "search/best.json")
     client.log_text(run_id, books.space.text, f"search/{books.space.name}.yaml")
-    for name, count in result.counts.items():
-        client.log_metric(run_id, f"trials/{name.replace(' ', '_')}", count)
     if result.best_preset is not None and result.best_value is not None:
         client.log_artifact(run_id, str(result.best_preset), "search")
-        client.log_metric(run_id, "best/figure", result.best_value)
         client.set_tag(run_id, "efafnet.best_trial", str(result.best_number))
     with tempfile.TemporaryDirectory() as place:
         for path in _pictures(books, Path(place)):

@@ -84,7 +84,9 @@ def tune(
     directory = RunDirectory(config.run_dir)
     with directory.locked():
         record = directory.claim(identity, config.told())
-        record = open_record(config, inputs, record, parent_run_id=None, tags={STAGE: "search"})
+        record = open_record(
+            config, inputs, record, parent_run_id=None, tags={STAGE: "search"}, about=_about(config, space)
+        )
         directory.record(record, to_yaml(config))
         books = Books(config, inputs, space, _open_ledger(config, inputs, space), record)
         if books.ledger.own():
@@ -101,6 +103,13 @@ def tune(
             finish_run(record.tracking_uri, record.mlflow_run_id)
         shown(books, result)
         return result
+
+
+def _about(config: TuneConfig, space: Space) -> str:
+    """What the search is, for its description in MLflow."""
+    keys = ", ".join(f"`{entry.key}`" for entry in space.searched)
+    sentence = f" {space.about}" if space.about else ""
+    return f"Search {config.name} over {space.name}: {keys}.{sentence}\n\n```yaml\n{space.text.strip()}\n```"
 
 
 def _open_ledger(config: TuneConfig, inputs: Inputs, space: Space) -> Ledger:

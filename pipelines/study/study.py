@@ -103,13 +103,22 @@ def compare_rows(config: StudyConfig, inputs: Inputs, rows: Study, *, parent_run
     directory = RunDirectory(config.run_dir)
     with directory.locked():
         record = directory.claim(inputs.identity(config), config.told())
-        record = open_record(config, inputs, record, parent_run_id=parent_run_id, tags={STAGE: "study"})
+        record = open_record(
+            config, inputs, record, parent_run_id=parent_run_id, tags={STAGE: "study"}, about=_about(config, rows)
+        )
         directory.record(record, to_yaml(config))
         try:
             return _conduct(config, inputs, rows, plans, record)
         except BaseException as error:
             fail_record(record, interrupted=isinstance(error, KeyboardInterrupt))
             raise
+
+
+def _about(config: StudyConfig, rows: Study) -> str:
+    """What the study is, for its description in MLflow."""
+    listed = "\n".join(f"1. {row.name}" for row in rows.rows)
+    seeds = ", ".join(map(str, seeds_of(config)))
+    return f"Study {config.name}: {rows.about}. Each row is trained with the same seeds ({seeds}):\n\n{listed}\n"
 
 
 def names_of(config: TrainConfig, inputs: Inputs) -> dict[str, float]:

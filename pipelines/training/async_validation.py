@@ -12,7 +12,7 @@ from efafnet.models.network import PoseNetwork
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import AsyncValidator, PlainContext
-from efafnet.pipelines.training.monitor import validation_text
+from efafnet.pipelines.training.monitor import best_metrics, validation_text
 from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Checkpoints, Progress, published_weights, weights_of
 from efafnet.pipelines.training.validation import pictures_of, validate
@@ -91,6 +91,7 @@ class Validations:
         The asynchronous validation that ran at its end is begun anew.
         """
         figures = {f"val/{key}": value for key, value in self.progress.validation.items()}
+        figures |= best_metrics(self.progress, self.plan, self.metric)
         self.context.sink.log_metrics(figures, max(self.progress.validations, default=0))
         step, validator = self.progress.validating, self.context.async_validator
         if step is None or validator is None or self.context.rank != 0:
@@ -128,6 +129,7 @@ class Validations:
     def _count(self, step: int, figures: dict[str, float]) -> None:
         """Take a validation into account, and report it to the user and to whoever supervises the run."""
         self.progress.note_validation(step, figures, self.metric)
+        self.context.sink.log_metrics(best_metrics(self.progress, self.plan, self.metric), step)
         self._show(step, figures)
         position = {"epoch": self.plan.epoch(step), "samples": float(step * self.config.batch_size)}
         self.context.report({**figures, **position, "step": float(step), "loss": self.progress.train_loss})

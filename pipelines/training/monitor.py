@@ -23,6 +23,8 @@ DATA_WAIT_LIMIT, DATA_WAIT_OVER_S = 0.1, 10.0
 """Share of the time that may pass waiting for data without a word, and the seconds it is measured over."""
 PASSING = "epoch "
 """How the lines begin that say where a run is."""
+MAIN_FIGURES = ("ap", "ap_50", "ap_75", "ar")
+"""What is told of a validation in a line, beside the figure that counts."""
 LINE_INTERVAL_S = 10.0
 """Seconds between two progress lines, so that a fast run does not flood a job's log."""
 
@@ -159,6 +161,9 @@ def curve_metrics(
 ) -> dict[str, float]:
     """Name the figures of a window as the tracking server shows them.
 
+    MLflow draws what stands before a slash as a group, the groups by their names, and what has no slash at the end:
+    there belong the many curves of single joints.
+
     ``seconds`` is the window's duration and ``wait_s`` how much of it this worker waited for data.
     """
     metrics = {
@@ -169,7 +174,7 @@ def curve_metrics(
         "speed/data_wait_share": min(1.0, wait_s / seconds),
     }
     metrics.update({f"train/head_loss/{head}": value for head, value in point.by_head.items()})
-    metrics.update({f"train/joint_loss/{name}": value for name, value in zip(joints, point.by_joint, strict=True)})
+    metrics.update({f"joint_loss.{name}": value for name, value in zip(joints, point.by_joint, strict=True)})
     return metrics
 
 
@@ -235,6 +240,15 @@ def status_text(progress: Progress, plan: Plan, metrics: Mapping[str, float], me
     return "  ".join([*parts, _speed(metrics), f"{memory_gib:.1f} GiB", f"ETA {clock(remaining_s)}"])
 
 
+def best_metrics(progress: Progress, plan: Plan, metric: str) -> dict[str, float]:
+    """The main figures of the best validation so far as curves of their own: MLflow's tables and charts show the newest
+    point of a curve, and the newest validation is not the checkpoint to use."""
+    if progress.best_step is None:
+        return {}
+    names = [name for name in dict.fromkeys((metric, *MAIN_FIGURES)) if name in progress.best]
+    return {**{f"best/{name}": progress.best[name] for name in names}, "best/epoch": plan.epoch(progress.best_step)}
+
+
 def outcome_of(progress: Progress, plan: Plan, global_batch: int) -> dict[str, float]:
     """How a run ended: figures of its best checkpoint under plain names, those of its end under ``last/``.
 
@@ -264,7 +278,7 @@ def _speed(metrics: Mapping[str, float]) -> str:
 
 def validation_text(step: int, figures: Mapping[str, float], metric: str, *, asynchronous: bool) -> str:
     """Say what a validation found, and whether it was asynchronous: beside training instead of on its workers."""
-    names = dict.fromkeys((metric, "ap", "ap_50", "ap_75", "ar"))
+    names = dict.fromkeys((metric, *MAIN_FIGURES))
     shown = "  ".join(f"{name} {figures[name]:.4f}" for name in names if name in figures)
     where = " beside training" if asynchronous else ""
     return f"validation at step {step}: {shown}  ({figures['seconds']:.1f} s{where})"

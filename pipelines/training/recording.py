@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efafnet.models.cost import parameters_and_multiply_adds
 from efafnet.models.network import build_network
 from efafnet.pipelines.crops.protocols import PROTOCOL_TAG
 from efafnet.pipelines.crops.store import CropStore
@@ -15,14 +16,17 @@ from efafnet.pipelines.evaluation.served import served
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.costs import cost_of, metered
+from efafnet.pipelines.training.description import SETTINGS, describe_run, model_name
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, published_weights
 from efafnet.platform import console, tracking
 from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weights
+from efafnet.platform.configuration import to_yaml
 from efafnet.platform.consumption import Consumption, total
 from efafnet.platform.logged_model import Merit, log_checkpoints, log_model
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.mlflow_pages import NOTE
 from efafnet.platform.provenance import environment, environment_tags
 from efafnet.platform.storage import sha256_json
 from efafnet.platform.tracking import Tracker
@@ -32,12 +36,28 @@ if TYPE_CHECKING:
 
 UNLOGGED, UNLOGGED_FILES = "unlogged.jsonl", "unlogged-files.jsonl"
 """What MLflow did not take while it was away, in the run's directory."""
+_PLUMBING: dict[str, Any] = {
+    **dict.fromkeys(("name", "runs", "tracking", "checkpoint", "reader", "worker", "cluster", "cost", "profile"), True),
+    **dict.fromkeys(("log_every_steps", "trace"), True),
+    "validation": {"overlays", "wait_s", "where"},
+    "test": {"batch_size"},
+}
+"""Settings that change no figure: they are in the artifact ``config.yaml``, and would hide what matters where runs are
+compared."""
 
 
 def open_record(
-    config: TrainConfig, inputs: Inputs, record: RunRecord, *, parent_run_id: str | None, tags: Mapping[str, str]
+    config: TrainConfig,
+    inputs: Inputs,
+    record: RunRecord,
+    *,
+    parent_run_id: str | None,
+    tags: Mapping[str, str],
+    about: str = "",
 ) -> RunRecord:
     """Give a new run its MLflow run; set that of a resumed one to running again.
+
+    ``about`` says what a search or a study is, for the description; a training needs no words.
 
     Raises:
         TrackingError: the store is not there. Only a NEW run minds: a resumed one trains on and catches up later.
@@ -55,12 +75,15 @@ def open_record(
         config.tracking.experiment,
         config.tracking.run_name or config.name,
         parent_run_id=parent_run_id,
-        # What only names a run differs for all, and would hide what matters wherever runs are compared.
-        params=config.model_dump(mode="json", exclude=_unlogged(config)),
+        params={
+            **config.model_dump(mode="json", exclude=_unlogged(config)),
+            **({} if about else _size(config, inputs)),
+        },
         tags={
             "efafnet.digest": record.digest,
             "efafnet.stage": "train",
             "efafnet.run_dir": str(config.run_dir),
+            "efafnet.currency": config.cost.currency,
             PROTOCOL_TAG: inputs.protocol(config),
             **({"efafnet.forked_from": str(config.fork)} if config.fork else {}),
             **tags,
@@ -71,6 +94,13 @@ def open_record(
             if store is not None
         ],
     )
+
+    def describe() -> None:
+        client = mlflow_client(uri)
+        client.set_tag(run_id, NOTE, describe_run(config, inputs, run_id, about))
+        client.log_text(run_id, to_yaml(config), SETTINGS)
+
+    tracking.quietly(describe, f"describing run {run_id}")
     return replace(record, mlflow_run_id=run_id, tracking_uri=uri)
 
 
@@ -89,8 +119,14 @@ def located(config: TrainConfig, record: RunRecord) -> RunRecord:
 
 def _unlogged(config: TrainConfig) -> dict[str, Any]:
     """Settings that are no parameters in MLflow, or not yet: what ``auto`` comes to is logged once it is known."""
-    names: dict[str, Any] = {"name": True, "tracking": {"run_name"}}
-    return {**names, "precision": True} if config.precision == "auto" else names
+    return {**_PLUMBING, "precision": True} if config.precision == "auto" else _PLUMBING
+
+
+def _size(config: TrainConfig, inputs: Inputs) -> dict[str, float]:
+    """What the network weighs and one crop costs, as parameters: figures of a run that no step changes."""
+    joints = inputs.skeleton.num_joints
+    parameters, multiply_adds = parameters_and_multiply_adds(config.network, joints, config.input)
+    return {"network.parameters_m": round(parameters / 1e6, 3), "network.gmac": float(f"{multiply_adds / 1e9:.4g}")}
 
 
 def _data_input(store: CropStore, context: str) -> Any:
@@ -135,20 +171,16 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
         return
     uri, run_id = record.tracking_uri, record.mlflow_run_id
     files = Tracker(uri, run_id, spill=config.run_dir / UNLOGGED_FILES)
-    for name in ("config.yaml", "train.log"):
+    for name in (SETTINGS, "train.log"):
         if (config.run_dir / name).exists():
             files.log_artifact(config.run_dir / name)
     if config.tracking.log_checkpoint:
         files.log_artifact(result.checkpoint, "checkpoints")
-    # The curves end with the last step; what counts may lie before it, and gets columns of its own.
-    left_out = ("step", "epoch", "samples", "seconds", "elapsed_s")
-    best = {f"best/{k}": v for k, v in result.metrics.items() if k not in left_out and not k.startswith("last/")}
-    if inputs.val is not None:
-        files.log_metrics(best | {"best/epoch": result.metrics["epoch"]}, int(result.metrics["step"]))
     taken = cost_of(config)
     files.log_metrics(taken.metrics(), cost_step(taken))
     files.close(timeout_s=30)
-    tracking.quietly(lambda: log_checkpoints(uri, run_id, _validated_checkpoints(config)), "logging the checkpoints")
+    validated, name = _validated_checkpoints(config), model_name(config)
+    tracking.quietly(lambda: log_checkpoints(uri, run_id, validated, name), "logging the checkpoints")
     if config.tracking.log_network:
         tracking.quietly(lambda: _log_network(config, inputs, uri, run_id, result), "logging the network")
     tracking.finish_run(uri, run_id)
@@ -216,6 +248,7 @@ def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, res
         run_id,
         network,
         input_shape=(3, config.input.height, config.input.width),
+        name=model_name(config),
         served=served(checkpoint, inputs.skeleton),
         register_as=config.tracking.register_as,
         alias=config.tracking.alias,
