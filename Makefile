@@ -1,5 +1,5 @@
 # Every target makes .venv and installs into it when that is needed, and only then.
-.PHONY: demo test test-nodes lint bench release
+.PHONY: demo test test-nodes lint bench bench-compare release
 .DELETE_ON_ERROR:
 
 # Kept inside the environment: whoever removes .venv gets a new one.
@@ -36,6 +36,10 @@ test-nodes: $(INSTALLED)
 bench: $(INSTALLED)
 	@set -e; for claim in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do \
 	  echo "== $$claim"; $(RUN) benchmarks.$$claim; done
+
+# What became slower since the figures in benchmarks/figures/ were kept on this kind of machine. KEEP=--keep keeps new ones.
+bench-compare: $(INSTALLED)
+	$(RUN) benchmarks.compare $(KEEP)
 
 # One wheel in dist/, held against the tree, installed alone in an empty directory and run there.
 release: lint

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.people import People, arguments, cpu_s, people
+from benchmarks.record import recorded
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
@@ -137,8 +138,8 @@ def prepare_ms(data: People, encoding: dict[str, Any]) -> float:
     return 1000 * (cpu_s() - began) / store.manifest.counts.images_read
 
 
-def read_ms(store: CropStore) -> float:
-    """CPU milliseconds to read one sample of training with COCO's augmentation; the median of five."""
+def read_ms(store: CropStore) -> list[float]:
+    """CPU milliseconds to read one sample of training with COCO's augmentation, five times."""
     taken = []
     config = ReaderConfig(threads=1)
     with TrainReader(
@@ -151,21 +152,27 @@ def read_ms(store: CropStore) -> float:
             while count < 256:
                 count += len(next(batches))
             taken.append(1000 * (cpu_s() - began) / count)
-    return statistics.median(taken)
+    return taken
 
 
 def main() -> None:
     """Draw, prepare, measure, print."""
-    with people(arguments(__doc__, pictures=200).parse_args()) as data:
+    given = arguments(__doc__, pictures=200).parse_args()
+    with recorded("bench_encodings", given) as record, people(given) as data:
         prepare_ms(data, {})  # the first one loads code
         rows, angles = [], {}
         for name, encoding in ENCODINGS.items():
-            prepared = prepare_ms(data, encoding)
+            prepared = [prepare_ms(data, encoding) for _ in range(3)]
             store = CropStore.open(data.stores / "again")
             size = sum(shard.bytes for shard in store.manifest.shards) / store.num_persons / 1000
             total, angles[name] = distances(data, store)
             quality = f"{total.mean:.3f}", f"{total.psnr_db:.1f}", f"{total.joints_px:.0e}", total.outside
-            rows.append([name, f"{size:.0f}", f"{prepared:.1f}", f"{read_ms(store):.2f}", *quality])
+            read = read_ms(store)
+            record.add(f"prepare a picture, {name}", "CPU ms", prepared)
+            record.add(f"read a sample, {name}", "CPU ms", read)
+            record.add(f"a crop, {name}", "kB", [size])
+            times = f"{statistics.median(prepared):.1f}", f"{statistics.median(read):.2f}"
+            rows.append([name, f"{size:.0f}", *times, *quality])
         columns = ["", "kB a crop", "prepare, ms", "read, ms", "mean difference", "PSNR, dB", "joints, px", "not 0"]
         console.table(columns, rows, title=f"{SAMPLES} samples over the whole envelope; CPU ms a picture and a sample")
         source = angles["JPEG, as the source"]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.record import Record, add_option, recorded
 from efafnet.pipelines.evaluation.bootstrap import FIGURES, effective_images, figures_of, interval, resample
 from efafnet.pipelines.evaluation.columns import detections, truth
 from efafnet.pipelines.evaluation.matching import OKS_THRESHOLDS, MatchTable, Pairs, match
@@ -148,12 +149,17 @@ def real_population(annotations: Path, results: Path) -> MatchTable:
     return sampled(table, np.flatnonzero(table.num_true[0] > 0))
 
 
-def report(name: str, population: MatchTable, sizes: Sequence[int], trials: int, replicates: int) -> None:
+def report(
+    name: str, population: MatchTable, sizes: Sequence[int], trials: int, replicates: int, record: Record
+) -> None:
     """Print one population's table."""
     figures = ", ".join(f"{n} {v:.3f}" for n, v in zip(FIGURES, figures_of(population), strict=True))
     rows: list[list[object]] = []
     for size in sizes:
         new, percentile = coverage(population, size, trials=trials, replicates=replicates)
+        for figure in FIGURES:
+            off = abs(new[figure].covered - 100 * CONFIDENCE)
+            record.add(f"{name}, {size} images, {figure}: off {CONFIDENCE:.0%}", "points", [off])
         rows.append([size, *(_told(new[n]) for n in FIGURES), *(_told(percentile[n]) for n in ("ap", "ap_50"))])
     console.table(
         ["images", *FIGURES, "percentile: ap", "percentile: ap_50"],
@@ -175,14 +181,16 @@ def main() -> None:
     parser.add_argument("--population", type=int, default=60_000, help="images of a made population")
     parser.add_argument("--annotations", type=Path, help="COCO annotations of a real population")
     parser.add_argument("--results", type=Path, help="results on them")
+    add_option(parser)
     given = parser.parse_args()
-    if given.annotations is not None:
-        population = real_population(given.annotations, given.results)
-        report(given.results.name, population, given.sizes, given.trials, given.replicates)
-        return
-    for name, making in MAKINGS.items():
-        population = made_population(making, given.population)
-        report(name, population, given.sizes, given.trials, given.replicates)
+    with recorded("bench_intervals", given) as record:
+        if given.annotations is not None:
+            population = real_population(given.annotations, given.results)
+            report(given.results.name, population, given.sizes, given.trials, given.replicates, record)
+            return
+        for name, making in MAKINGS.items():
+            population = made_population(making, given.population)
+            report(name, population, given.sizes, given.trials, given.replicates, record)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.record import Record, add_option, recorded
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.manifest import (
@@ -51,12 +52,14 @@ def document(shards: int, rows: int) -> bytes:
     return json.dumps(sealed(manifest), indent=2).encode()
 
 
-def measured(what: str, call: Callable[[], T]) -> T:
+def measured(what: str, call: Callable[[], T], record: Record) -> T:
     """Do it, and print what it took."""
     began = time.process_time()
     found = call()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what:42} {time.process_time() - began:8.2f} s CPU {peak:8.0f} MiB peak", flush=True)
+    cpu_s, peak = time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    record.add(what, "CPU s", [cpu_s])
+    record.add(f"{what}, largest memory so far", "MiB", [peak])
+    print(f"{what:42} {cpu_s:8.2f} s CPU {peak:8.0f} MiB peak", flush=True)
     return found
 
 
@@ -66,6 +69,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=200_000)
     parser.add_argument("--rows", type=int, default=500)
     parser.add_argument("--manifest", type=Path, help="file to write the manifest to, or to read it from if it exists")
+    add_option(parser)
     arguments = parser.parse_args()
     if arguments.manifest is None:
         parser.error("give --manifest FILE: the first call writes it, the second measures")
@@ -73,16 +77,23 @@ def main() -> None:
         arguments.manifest.write_bytes(document(arguments.shards, arguments.rows))
         print(f"{arguments.manifest}: {arguments.manifest.stat().st_size / 1e6:.0f} MB; call again to measure")
         return
-    content = arguments.manifest.read_bytes()
-    measured("start", lambda: None)
-    manifest = measured("read the manifest", lambda: parse_manifest(content, arguments.manifest))
+    with recorded("bench_large_store", arguments) as record:
+        measure(arguments.manifest, record)
+
+
+def measure(path: Path, record: Record) -> None:
+    """Open the store, and ask for an order."""
+    content = path.read_bytes()
+    measured("start", lambda: None, record)
+    manifest = measured("read the manifest", lambda: parse_manifest(content, path), record)
     groups = measured(
         "lay out the row groups",
         lambda: RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group),
+        record,
     )
     order = SampleOrder(groups, manifest.digest, 0, 64)
-    measured("order of an epoch", lambda: order.epoch(0))
-    measured("one batch of 1024 in its middle", lambda: order.batch(groups.num_rows // 2048, 1024))
+    measured("order of an epoch", lambda: order.epoch(0), record)
+    measured("one batch of 1024 in its middle", lambda: order.batch(groups.num_rows // 2048, 1024), record)
     print(f"{groups.num_rows} persons in {len(groups)} row groups")
 
 

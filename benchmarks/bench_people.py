@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from benchmarks.bench_step import CPU_MODES, measure
+from benchmarks.record import Record, add_option, recorded
 from efafnet.models.network_config import NetworkConfig
 from efafnet.models.settings import InputSize
 from efafnet.models.variants import variant
@@ -33,6 +34,7 @@ from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
 from efafnet.pipelines.evaluation.config import EvaluateConfig
 from efafnet.pipelines.evaluation.evaluate import run_evaluate
+from efafnet.pipelines.evaluation.scoring import Scored
 from efafnet.pipelines.synth.census import census, crowd_shares, records_of
 from efafnet.pipelines.synth.dataset import SynthConfig, run_synth
 from efafnet.pipelines.synth.kinds import People
@@ -59,7 +61,7 @@ def cut(folder: Path, name: str, annotations: Path, images: Path) -> Path:
     return out
 
 
-def shares(given: argparse.Namespace, folder: Path) -> None:
+def shares(given: argparse.Namespace, folder: Path, record: Record) -> None:  # noqa: ARG001 (nothing is better)
     """Print what the people of each kind are like."""
     found = {}
     for kind in given.kinds:
@@ -77,7 +79,7 @@ def _fifths(values: list[float]) -> str:
     return " ".join(f"{value:.2f}" for value in values)
 
 
-def photographs(given: argparse.Namespace, folder: Path) -> None:
+def photographs(given: argparse.Namespace, folder: Path, record: Record) -> None:
     """Train on each kind and print AP on unseen people of the kind, and on real persons."""
     if given.annotations is None or given.images is None:
         raise SystemExit("photographs needs --annotations and --images of real persons")
@@ -94,22 +96,24 @@ def photographs(given: argparse.Namespace, folder: Path) -> None:
         ]  # fmt: skip
         config = resolve(TrainConfig, apply_overrides(load_preset("synth_nano"), words))
         train(config)
-        rows.append(
-            [kind, f"{given.samples:,}", *(measured(folder, config.run_dir, store) for store in (unseen, real))]
-        )
+        told = []
+        for name, store in (("unseen people of the kind", unseen), ("the photographs", real)):
+            scored = measured(folder, config.run_dir, store)
+            interval = scored.intervals["ap"]
+            told.append(f"{scored.figures['ap']:.3f} ({interval.low:.3f} to {interval.high:.3f})")
+            record.add(f"{kind}, {name}", "AP", [scored.figures["ap"]], more_is_better=True)
+        rows.append([kind, f"{given.samples:,}", *told])
     console.table(["trained on", "samples", "AP, unseen people of the kind", "AP, the photographs"], rows)
 
 
-def measured(folder: Path, run: Path, store: Path) -> str:
-    """AP of a run's network on a store, with its 95 % interval."""
+def measured(folder: Path, run: Path, store: Path) -> Scored:
+    """The figures of a run's network on a store, with their 95 % intervals."""
     words = {"checkpoint": run, "data": store, "output": folder / "evaluation", "overwrite": True}
     config = EvaluateConfig.model_validate({**words, "workers": {"distributed": False}})
-    scored = run_evaluate(config).scored
-    interval = scored.intervals["ap"]
-    return f"{scored.figures['ap']:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+    return run_evaluate(config).scored
 
 
-def step(given: argparse.Namespace, folder: Path) -> None:  # noqa: ARG001 (draws nothing)
+def step(given: argparse.Namespace, folder: Path, record: Record) -> None:  # noqa: ARG001 (draws nothing)
     """Print samples per second of processor time of one thread."""
     torch.set_num_threads(1)
     nano = replace(variant("efafnet_r50_256x192"), input=InputSize(height=96, width=64))
@@ -121,12 +125,14 @@ def step(given: argparse.Namespace, folder: Path) -> None:  # noqa: ARG001 (draw
     told = []
     for count in (16, 32, 64):
         for mode in CPU_MODES:
-            told += [[count, *line[:5]] for line in measure(rows, mode, count, given.steps, torch.device("cpu"))]
+            told += [
+                [count, *line[:5]] for line in measure(rows, mode, count, given.steps, torch.device("cpu"), record)
+            ]
     columns = ["batch", "network", "arithmetic", "step (ms)", "times the first", "samples/s"]
     console.table(columns, told, title="96x64, width 16, one thread, processor time")
 
 
-WHAT: dict[str, Callable[[argparse.Namespace, Path], None]] = {
+WHAT: dict[str, Callable[[argparse.Namespace, Path, Record], None]] = {
     "shares": shares, "photographs": photographs, "step": step,
 }  # fmt: skip
 
@@ -143,9 +149,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000, help="samples to train on")
     parser.add_argument("--settings", nargs="+", default=[], help="further settings of the training: optimizer.lr=5e-3")
     parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
+    add_option(parser)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="efafnet-bench-") as folder:
-        WHAT[given.what](given, Path(folder))
+    with (
+        recorded("bench_people", given) as record,
+        tempfile.TemporaryDirectory(prefix="efafnet-bench-") as folder,
+    ):
+        WHAT[given.what](given, Path(folder), record)
 
 
 if __name__ == "__main__":

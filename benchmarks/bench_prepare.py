@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from benchmarks.people import People, Rate, arguments, cpu_s, median_ratio, people
+from benchmarks.record import Record, recorded
 from efafnet.pipelines.crops.decode import DECODE_FLAGS
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.platform import cluster, console
@@ -69,7 +70,7 @@ def timed(work: Callable[[], object], images: int) -> Rate:
     return Rate(images / (time.perf_counter() - began), 1000 * (cpu_s() - cpu) / images)
 
 
-def compare(data: People, cuts: Cuts, rounds: int, cores: int) -> None:
+def compare(data: People, cuts: Cuts, rounds: int, cores: int, record: Record) -> None:
     """Print the contenders side by side on ``cores`` cores."""
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(everywhere)[:cores])
@@ -94,6 +95,9 @@ def compare(data: People, cuts: Cuts, rounds: int, cores: int) -> None:
     finally:
         os.sched_setaffinity(0, everywhere)
         _leave_ray()
+    for name, rates in found.items():
+        record.add(f"{name}, {cores} cores", "CPU ms/image", [rate.cpu_ms for rate in rates])
+        record.add(f"{name}, {cores} cores, by the clock", "images/s", [r.per_s for r in rates], more_is_better=True)
     _show(found, cores, rounds)
 
 
@@ -141,11 +145,11 @@ def main() -> None:
     parser = arguments(__doc__, pictures=9200)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of all contenders; medians count")
     given = parser.parse_args()
-    with people(given) as data:
+    with recorded("bench_prepare", given) as record, people(given) as data:
         store = data.store("jpeg")
         cuts = cuts_of(data, store)
         for cores in range(1, min(2, len(os.sched_getaffinity(0))) + 1):
-            compare(data, cuts, given.rounds, cores)
+            compare(data, cuts, given.rounds, cores, record)
         extrapolate(data, store, given.rounds)
 
 

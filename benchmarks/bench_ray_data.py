@@ -19,6 +19,7 @@ from contextlib import closing
 import pyarrow as pa
 
 from benchmarks.people import Rate, arguments, cpu_s, people
+from benchmarks.record import recorded
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.pipelines.crops.reader import EvalReader
@@ -70,7 +71,7 @@ def main() -> None:
     parser = arguments(__doc__, pictures=800)
     parser.add_argument("--rounds", type=int, default=3, help="passes of both; medians count")
     given = parser.parse_args()
-    with people(given) as data:
+    with recorded("bench_ray_data", given) as record, people(given) as data:
         store = data.store("jpeg")
         cluster.connect(cluster.ClusterConfig(address="local"))
         contenders = {"Ray Data": lambda: through_ray(store), "reader": lambda: direct(store)}
@@ -79,6 +80,9 @@ def main() -> None:
         for _ in range(given.rounds):
             for name, start in contenders.items():
                 found[name].append(one_pass(start))
+        for name, passes in found.items():
+            record.add(f"{name}, first batch", "s", [first_s for first_s, _ in passes])
+            record.add(name, "CPU ms/sample", [rate.cpu_ms for _, rate in passes])
     rows = []
     for name, passes in found.items():
         first_s = statistics.median(first for first, _ in passes)

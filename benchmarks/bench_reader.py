@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.peer_loader import PeerDataset
 from benchmarks.people import People, Rate, arguments, cpu_s, median_ratio, people
+from benchmarks.record import Record, recorded
 from efafnet.models.config import HeatmapConfig
 from efafnet.models.heatmaps import encode
 from efafnet.models.network import normalise
@@ -110,7 +111,9 @@ def _crops(store: CropStore) -> list[tuple[Any, int, int]]:
     return [(group.image(i), *group.crop_size[i].tolist()) for group in found for i in range(len(group.crop_size))]
 
 
-def compare(data: People, stores: dict[str, CropStore], rounds: int, seconds: float, cores: int) -> None:
+def compare(
+    data: People, stores: dict[str, CropStore], rounds: int, seconds: float, cores: int, record: Record
+) -> None:
     """Print the contenders side by side on ``cores`` cores."""
     contenders: dict[str, Callable[[], Any]] = {
         "(a) peer-style loader": lambda: peer(data, stores["jpeg"], cores),
@@ -131,6 +134,8 @@ def compare(data: People, stores: dict[str, CropStore], rounds: int, seconds: fl
     slowest, ceiling = found["(a) peer-style loader"], found["(c) bare JPEG decoding"]
     rows = []
     for name, rates in found.items():
+        record.add(f"{name}, {cores} cores", "CPU ms/sample", [rate.cpu_ms for rate in rates])
+        record.add(f"{name}, {cores} cores, by the clock", "samples/s", [r.per_s for r in rates], more_is_better=True)
         cpu_ms = statistics.median(rate.cpu_ms for rate in rates)
         share = 100 * median_ratio(rates, ceiling, "per_s"), 100 / median_ratio(rates, ceiling, "cpu_ms")
         rows.append(
@@ -157,7 +162,7 @@ def compare(data: People, stores: dict[str, CropStore], rounds: int, seconds: fl
     console.table(columns, rows, title=title)
 
 
-def first_batch(data: People, stores: dict[str, CropStore]) -> None:
+def first_batch(data: People, stores: dict[str, CropStore], record: Record) -> None:
     """Print how long each takes from nothing to its first batch."""
 
     def once(start: Callable[[], Any]) -> float:
@@ -171,7 +176,11 @@ def first_batch(data: People, stores: dict[str, CropStore]) -> None:
         "reader, JPEG": lambda: reader(CropStore.open(stores["jpeg"].path), 2),
         "reader, raw": lambda: reader(CropStore.open(stores["raw"].path), 2),
     }
-    rows = [[name, f"{statistics.median(once(start) for _ in range(3)):.2f}"] for name, start in starts.items()]
+    rows = []
+    for name, start in starts.items():
+        times = [once(start) for _ in range(3)]
+        record.add(f"first batch, {name}", "s", times)
+        rows.append([name, f"{statistics.median(times):.2f}"])
     console.table(["time to the first batch", "s"], rows)
 
 
@@ -186,7 +195,7 @@ def threads(store: CropStore, seconds: float) -> None:
     console.table(["threads", "samples/s", "CPU ms/sample"], rows, title=f"reader, JPEG, on {cores} cores")
 
 
-def shares(store: CropStore) -> None:
+def shares(store: CropStore, record: Record) -> None:
     """Print what a sample of the reader consists of, and what belongs to the device, one thread each."""
     decoder, crops = CropDecoder(store.manifest.encoding), _crops(store)[:512]
     with _train_reader(store, 1) as made:
@@ -208,8 +217,9 @@ def shares(store: CropStore) -> None:
         for _ in range(5):
             began = time.thread_time()
             work()
-            times.append(time.thread_time() - began)
-        rows.append([name, f"{1000 * min(times) / count:.3f}"])
+            times.append(1000 * (time.thread_time() - began) / count)
+        record.add(name, "CPU ms/sample", times)
+        rows.append([name, f"{min(times):.3f}"])
     pixels, stored = (np.mean([item.size for item in items]) for items in (images, [crop[0] for crop in crops]))
     title = f"one thread; crops of {pixels / 3000:.0f} thousand pixels in {stored / 1000:.0f} kB"
     console.table(["a sample", "CPU ms"], rows, title=title)
@@ -258,13 +268,13 @@ def main() -> None:
     if given.memory_of:
         _report_memory(given.memory_of)
         return
-    with people(given) as data:
+    with recorded("bench_reader", given) as record, people(given) as data:
         stores = {name: data.store(name, encoding={"format": name}) for name in ("jpeg", "raw")}
         for cores in range(1, min(2, len(os.sched_getaffinity(0))) + 1):
-            compare(data, stores, given.rounds, given.seconds, cores)
-        shares(stores["jpeg"])
+            compare(data, stores, given.rounds, given.seconds, cores, record)
+        shares(stores["jpeg"], record)
         threads(stores["jpeg"], given.seconds)
-        first_batch(data, stores)
+        first_batch(data, stores, record)
         for store in stores.values():
             memory(store)
 

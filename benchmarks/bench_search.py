@@ -31,6 +31,7 @@ from typing import Any
 import optuna
 import psutil
 
+from benchmarks.record import Record, add_option, recorded
 from efafnet.pipelines.search.config import SearchConfig, TuneConfig, paced, trial_config
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State, open_study
 from efafnet.pipelines.search.searcher import Desk
@@ -141,7 +142,7 @@ def tiny_search(place: Path, trials: int) -> TuneConfig:
     return resolve(TuneConfig, apply_overrides(load_preset("nano_test"), changes))
 
 
-def trials(count: int) -> None:
+def trials(count: int, record: Record) -> None:
     """Run a search of ``count`` tiny trials and print where its seconds went and what it held."""
     with tempfile.TemporaryDirectory() as folder:
         config = tiny_search(Path(folder), count)
@@ -156,6 +157,7 @@ def trials(count: int) -> None:
     began = min(trial.datetime_start for trial in ended if trial.datetime_start)
     over = max(trial.datetime_complete for trial in ended if trial.datetime_complete)
     wall = (over - began).total_seconds()
+    record.add("a trial beyond its loop", "s", beyond)
     slots = max(1, round(sum(lasting) / wall))
     console.table(
         ["what", "seconds"],
@@ -184,7 +186,7 @@ def _spread(looks: list[Look], rows: int = 11) -> list[Look]:
 # ---- what a long search's study costs
 
 
-def scale(count: int, looks: int = 10) -> None:
+def scale(count: int, record: Record, looks: int = 10) -> None:
     """Print what handing out a trial and closing one take at the end of a search of ``count`` trials."""
     space = parse_space(SCALE, "bench_search")
     draw = random.Random(0)
@@ -216,6 +218,8 @@ def scale(count: int, looks: int = 10) -> None:
                 ledger.finish(assignment.number, "pruned")
                 tells.append(time.process_time() - began)
             way = f"{sampler}, trials may wait" if waits else sampler
+            record.add(f"ask, {way}", "CPU s", asks)
+            record.add(f"tell, {way}", "CPU s", tells)
             rows.append([way, f"{statistics.median(asks):.3f}", f"{statistics.median(tells):.3f}"])
     console.table(["sampler", "ask, CPU s", "tell, CPU s"], rows, title=f"after {count} trials (medians of {looks})")
 
@@ -422,7 +426,7 @@ class Replay:
         """The ledger has it."""
 
 
-def searchers(table: Table, seeds: int, arms: list[str]) -> None:
+def searchers(table: Table, seeds: int, arms: list[str], record: Record) -> None:
     """Print what each way to search needs, beside random search."""
     finals = table.finals()
     console.say(f"{len(finals)} settings, {table.budget} samples each; best {finals[0]:.4f}, median "
@@ -442,6 +446,7 @@ def searchers(table: Table, seeds: int, arms: list[str]) -> None:
             needed = sorted(spent if there else math.inf for spent, there in found)
             low, middle, high = (needed[round(part * (len(needed) - 1))] for part in (0.25, 0.5, 0.75))
             base = base or middle
+            record.add(f"{arm}, to the best {share:.0%}", "full runs' worth", [middle])
             rows.append([arm, f"{middle:.1f}", f"{low:.1f} to {high:.1f}", f"{middle / base:.2f}",
                          sum(not there for _, there in found)])  # fmt: skip
         columns = ["search", "full runs' worth (median)", "quartiles", f"times {arms[0]}", "not reached"]
@@ -459,17 +464,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=3200, help="training samples of each run of the table")
     parser.add_argument("--seeds", type=int, default=20, help="searches of the table per searcher")
     parser.add_argument("--data", type=Path, default=None, help="folder with crop stores train and val; else drawn")
+    add_option(parser)
     given = parser.parse_args()
+    with recorded("bench_search", given) as record:
+        measure(given, record)
+
+
+def measure(given: argparse.Namespace, record: Record) -> None:
+    """Measure what was asked for, and print it."""
     began = time.monotonic()
     if given.what == "trials":
-        trials(given.trials or 20)
+        trials(given.trials or 20, record)
     elif given.what == "scale":
-        scale(given.trials or 1000)
+        scale(given.trials or 1000, record)
     else:
         data = None if given.data is None else DataConfig(train=given.data / "train", val=given.data / "val")
         given.table.mkdir(parents=True, exist_ok=True)
         curves = given.curves or train_table(given.table, given.samples, data)
-        searchers(read_table(curves), given.seeds, given.arms)
+        searchers(read_table(curves), given.seeds, given.arms, record)
     console.say(f"{time.monotonic() - began:.0f} s in all")
 
 

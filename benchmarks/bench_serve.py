@@ -27,6 +27,7 @@ import cv2
 import psutil
 import torch
 
+from benchmarks.record import Record, add_option, recorded
 from efafnet.models.network import build_network, network_config
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.prediction.persons import Predictor
@@ -50,12 +51,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300, help="most requests of one part")
     parser.add_argument("--seconds", type=float, default=30.0, help="longest time of one part")
     parser.add_argument("--port", type=int, default=8765)
+    add_option(parser)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        _measure(Path(folder), given)
+    with recorded("bench_serve", given) as record, tempfile.TemporaryDirectory() as folder:
+        _measure(Path(folder), given, record)
 
 
-def _measure(folder: Path, given: argparse.Namespace) -> None:
+def _measure(folder: Path, given: argparse.Namespace, record: Record) -> None:
     torch.set_num_threads(1)
     run = _run(folder / "run", given.encoder)
     done, encoded = cv2.imencode(".jpg", picture(640, 480, 3))
@@ -69,6 +71,9 @@ def _measure(folder: Path, given: argparse.Namespace) -> None:
     bare_per_s = max(float(row[1]) for row in rows)
     _start(run, given.port)
     rows += [_served(clients, image, given, bare_per_s) for clients in CLIENTS]
+    for name, per_s, _, _, _, each_s, _ in rows:
+        record.add(f"{name}", "requests/s", [float(str(per_s))], more_is_better=True)
+        record.add(f"{name}, a request", "CPU s", [float(str(each_s))])
     columns = ("contender", "requests/s", "of the best alone", "p50 ms", "p95 ms", "CPU s/request", "refused")
     console.table(columns, rows, title=f"{given.encoder} 256x192, flip test, one person per request, one thread")
 

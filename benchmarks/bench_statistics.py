@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.record import Record, add_option, recorded
 from efafnet.pipelines.study.statistics import Judging, Measured, compare
 from efafnet.platform import console
 
@@ -138,13 +139,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=int, default=1000, help="tables of each kind")
-    tables = parser.parse_args(arguments).tables
+    add_option(parser)
+    given = parser.parse_args(arguments)
+    with recorded("bench_statistics", given) as record:
+        report(given.tables, record)
+
+
+def report(tables: int, record: Record) -> None:
+    """Print the tables."""
     ways: tuple[Judging, ...] = ("equal", "auto", "own")
     rows = []
     for case in CASES:
         cells = []
         for scatter in ways:
             found = rates(case, tables, scatter)
+            record.add(f"{case.name}, {scatter}: false claims", "share", [found.false_claims])
             cells += [f"{min(found.held):.3f} to {max(found.held):.3f}", f"{found.false_claims:.3f}"]
         rows.append([case.name, *cells])
     heads = [f"{scatter}: {what}" for scatter in ways for what in ("coverage", "false claims")]

@@ -1,6 +1,6 @@
 """Time of one training step and its memory: SBN, EFAFNet and HRNet-W32 side by side, 256x192, the trainer's own step.
 
-    python -m benchmarks.bench_step [--json NOW.json] [--earlier BEFORE.json]
+    python -m benchmarks.bench_step [--json NOW.json]
     python -m benchmarks.bench_step --count
 
 A step is target, forward, loss, backward and Adam, on random crops that lie on the device. The networks take turns and
@@ -18,17 +18,16 @@ stands beside them.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
 
 from benchmarks import step_parts
+from benchmarks.record import Record, add_option, recorded
 from efafnet.models.cost import network_cost
 from efafnet.models.network import build_network
 from efafnet.models.skeleton import COCO_17
@@ -36,7 +35,7 @@ from efafnet.models.variants import Variant, variant
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
 from efafnet.pipelines.training.step import Trainee, build_optimizer, train_step
-from efafnet.platform import console
+from efafnet.platform import console, machine
 from efafnet.platform.machine import Precision
 
 NETWORKS = ("sbn_r50_256x192", "efafnet_r50_256x192", "hrnet_w32_256x192")
@@ -127,7 +126,9 @@ def peak_gib(step: Callable[[], object], row: Variant, count: int, device: torch
     return count * network_cost(row.network, COCO_17.num_joints, row.input).saved_bytes / 2**30
 
 
-def measure(rows: list[Variant], mode: Mode, count: int, steps: int, device: torch.device) -> list[list[object]]:
+def measure(
+    rows: list[Variant], mode: Mode, count: int, steps: int, device: torch.device, record: Record
+) -> list[list[object]]:
     """Table rows of one mode: the networks in turns, their fastest step, and its ratio to the first network's."""
     trainees = [trainee_of(row, mode, count, device) for row in rows]
     batches = [random_batch(count, row, device) for row in rows]
@@ -142,6 +143,8 @@ def measure(rows: list[Variant], mode: Mode, count: int, steps: int, device: tor
     for _ in range(steps):
         for call, found in zip(calls, times, strict=True):
             found.append(seconds(call, device))
+    for row, found in zip(rows, times, strict=True):
+        record.add(f"{row.name}, {mode.name}, {count} crops", "ms/step", [1000 * value for value in found])
     fastest = [min(found) for found in times]
     told: list[list[object]] = []
     for row, call, step_s in zip(rows, calls, fastest, strict=True):
@@ -164,7 +167,9 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * size**3 / best / 1e12)
 
 
-def modes_table(rows: list[Variant], count: int, steps: int, device: torch.device, until: float) -> list[list[object]]:
+def modes_table(
+    rows: list[Variant], count: int, steps: int, device: torch.device, until: float, record: Record
+) -> list[list[object]]:
     """Table rows of all modes; compiling, which takes a minute a network, only for the two that are compared, and only
     while there is time."""
     told: list[list[object]] = []
@@ -175,7 +180,7 @@ def modes_table(rows: list[Variant], count: int, steps: int, device: torch.devic
         else:
             compared = rows[:2] if compiled else rows
             try:
-                told += measure(compared, mode, count, steps, device)
+                told += measure(compared, mode, count, steps, device, record)
             except Exception as error:
                 # What a card cannot do costs its own rows only.
                 told += [[row.name, mode.name, _failure(error), *[""] * 5] for row in compared]
@@ -186,7 +191,7 @@ def _failure(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
 
 
-def parts_table(count: int, device: torch.device) -> list[list[object]]:
+def parts_table(count: int, device: torch.device, record: Record) -> list[list[object]]:
     """Table rows of the parts in bf16 and channels_last, each with its kernels' time over the baseline's."""
     told: list[list[object]] = []
     baseline: dict[int, float] = {}
@@ -194,15 +199,18 @@ def parts_table(count: int, device: torch.device) -> list[list[object]]:
         try:
             trainee, batch = trainee_of(part.row, PARTS_MODE, part.count, device), _batch_of(part, device)
             found = step_parts.measured(part, trainee, batch)
-            graph = f"{step_parts.graphed_ms(part, trainee, batch):.1f}"
+            graphed_ms = step_parts.graphed_ms(part, trainee, batch)
         except Exception as error:
             told.append([part.row.name, part.count, _failure(error), *[""] * 5])
             continue
         over = found["kernels_ms"] - baseline.setdefault(part.count, found["kernels_ms"])
         told.append(
             [part.row.name, part.count, *(f"{found[key]:.1f}" for key in ("wall_ms", "back_to_back_ms", "kernels_ms")),
-             int(found["kernels"]), f"{over:+.1f}", graph]
+             int(found["kernels"]), f"{over:+.1f}", f"{graphed_ms:.1f}"]
         )  # fmt: skip
+        name = f"{part.row.name}, {part.count} crops"
+        record.add(f"{name}, kernels", "ms/step", [found["kernels_ms"]])
+        record.add(f"{name}, as a CUDA graph", "ms/step", [graphed_ms])
         del trainee, batch
         torch.cuda.empty_cache()
     return told
@@ -222,18 +230,6 @@ def counts_table() -> list[list[object]]:
     return told
 
 
-def show(title: str, columns: list[str], rows: list[list[object]], earlier: dict[str, Any]) -> dict[str, Any]:
-    """Print a table, beside its first figure the one of an earlier file; return it as that file keeps it."""
-    keys = 1 if len(columns) == 2 else 2
-    before = {json.dumps(row[:keys]): row[keys] for row in earlier.get(title, {}).get("rows", [])}
-    if before:
-        shown = [[*row[: keys + 1], before.get(json.dumps(row[:keys]), ""), *row[keys + 1 :]] for row in rows]
-        console.table([*columns[: keys + 1], "earlier", *columns[keys + 1 :]], shown, title=title)
-    else:
-        console.table(columns, rows, title=title)
-    return {"columns": columns, "rows": rows}
-
-
 def main() -> None:
     """Measure and print."""
     began = time.perf_counter()
@@ -243,39 +239,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="measured steps; 7 on a CPU, 10 on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU; 1 is measured in processor time")
     parser.add_argument("--count", action="store_true", help="only count a step's operators by part; needs no GPU")
-    parser.add_argument("--json", type=Path, default=None, help="file to write the tables to")
-    parser.add_argument("--earlier", type=Path, default=None, help="file of --json to compare with")
+    add_option(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
-    on_gpu = device.type == "cuda"
-    earlier = json.loads(given.earlier.read_text(encoding="utf-8")) if given.earlier else {}
-    machine = torch.cuda.get_device_name(device) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    tables: dict[str, Any] = {"machine": machine, "torch": torch.__version__}
-    if earlier:
-        console.say(f"earlier: {given.earlier}, {earlier.get('machine')}, torch {earlier.get('torch')}")
-
-    def told(title: str, columns: list[str], rows: list[list[object]]) -> None:
-        tables[title] = show(title, columns, rows, earlier)
-
-    count, steps = given.batch or (128 if on_gpu else 4), given.steps or (10 if on_gpu else 7)
     if given.count:
-        told(
-            "operators of a step, a GPU's forms; casts and optimizer left out", ["network", "operators"], counts_table()
-        )
-    else:
-        if on_gpu:
-            columns = ["network", "crops", "wall (ms)", "back to back (ms)", "kernels (ms)", "kernels",
-                       "kernels over SBN (ms)", "as a CUDA graph (ms)"]  # fmt: skip
-            told("a step by part, bf16, channels_last", columns, parts_table(count, device))
-        memory = "peak GiB" if on_gpu else "kept activations, fp32, GiB"
-        columns = ["network", "arithmetic", "step (ms)", "times SBN", "crops/s", "GMAC", "TFLOP/s", memory]
-        rows = modes_table([variant(name) for name in NETWORKS], count, steps, device, began + BUDGET_S)
-        told(f"training step, {count} crops", columns, rows)
-        rates = ", ".join(f"{str(d)[6:]} {ceiling(device, d):.2f}" for d in (torch.float32, torch.bfloat16))
-        console.say(f"{machine}, torch {torch.__version__}; matrix product on the same device, TFLOP/s: {rates}")
-    if given.json:
-        given.json.write_text(json.dumps(tables, indent=1), encoding="utf-8")
+        title = "operators of a step, a GPU's forms; casts and optimizer left out"
+        console.table(["network", "operators"], counts_table(), title=title)
+        return
+    with recorded("bench_step", given, device) as record:
+        tables(given, device, began + BUDGET_S, record)
+
+
+def tables(given: argparse.Namespace, device: torch.device, until: float, record: Record) -> None:
+    """Print what is measured on a device."""
+    on_gpu = device.type == "cuda"
+    count, steps = given.batch or (128 if on_gpu else 4), given.steps or (10 if on_gpu else 7)
+    if on_gpu:
+        columns = ["network", "crops", "wall (ms)", "back to back (ms)", "kernels (ms)", "kernels",
+                   "kernels over SBN (ms)", "as a CUDA graph (ms)"]  # fmt: skip
+        console.table(columns, parts_table(count, device, record), title="a step by part, bf16, channels_last")
+    memory = "peak GiB" if on_gpu else "kept activations, fp32, GiB"
+    columns = ["network", "arithmetic", "step (ms)", "times SBN", "crops/s", "GMAC", "TFLOP/s", memory]
+    rows = modes_table([variant(name) for name in NETWORKS], count, steps, device, until, record)
+    console.table(columns, rows, title=f"training step, {count} crops")
+    rates = ", ".join(f"{str(d)[6:]} {ceiling(device, d):.2f}" for d in (torch.float32, torch.bfloat16))
+    console.say(f"{machine.describe(device)}, torch {torch.__version__}; matrix product, TFLOP/s: {rates}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from benchmarks.record import Record, add_option, recorded
 from efafnet.models.cost import network_cost
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
@@ -87,7 +88,7 @@ class _Silent(PlainContext):
         """Say nothing."""
 
 
-def compare(folder: Path, store: Path, samples: int, rounds: int) -> None:
+def compare(folder: Path, store: Path, samples: int, rounds: int, record: Record) -> None:
     """Let the arms take turns and print their speeds."""
     speeds: dict[str, list[float]] = {name: [] for name in ARMS}
     for turn in range(rounds):
@@ -95,6 +96,8 @@ def compare(folder: Path, store: Path, samples: int, rounds: int) -> None:
             run = config_of(folder, store, f"name=turn{turn}-{number}", f"max_samples={samples}", *settings)
             speeds[name].append(samples_per_s(run))
     base = speeds["bare loop"]
+    for name, found in speeds.items():
+        record.add(name, "samples/s", found, more_is_better=True)
     rows = []
     for name, found in speeds.items():
         ratios = [mine / bare for mine, bare in zip(found, base, strict=True)]
@@ -113,7 +116,7 @@ def first_step_s(folder: Path, store: Path, workers: int) -> float:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     log = config.run_dir / "train.log"
     while not (log.exists() and "step 1/" in log.read_text()):
-        if process.poll():
+        if process.poll() is not None:
             raise RuntimeError(f"{' '.join(command)} failed")
         time.sleep(0.02)
     seconds = time.monotonic() - began
@@ -121,7 +124,7 @@ def first_step_s(folder: Path, store: Path, workers: int) -> float:
     return seconds
 
 
-def checkpoint_cost(folder: Path, store: Path, rounds: int) -> None:
+def checkpoint_cost(folder: Path, store: Path, rounds: int, record: Record) -> None:
     """Print what a checkpoint of EFAFNet R50 with Adam and a moving average costs."""
     wide = ("network={encoder: resnet50}", "input=256x192", "optimizer.ema_decay=0.999", "name=large")
     config = config_of(folder, store, *wide)
@@ -139,6 +142,8 @@ def checkpoint_cost(folder: Path, store: Path, rounds: int) -> None:
         checkpoints.wait()
         writes.append(time.perf_counter() - began)
     checkpoints.close()
+    record.add("checkpoint, training stops", "s", stops)
+    record.add("checkpoint, until it is whole", "s", writes)
     size = sum(file.stat().st_size for file in checkpoints.all()[-1].iterdir()) / 1e6
     parameters = network_cost(config.network, inputs.skeleton.num_joints, config.input).params_m
     console.say(
@@ -152,17 +157,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=7680, help="samples of each run")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each run")
+    add_option(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
+    with recorded("bench_training", given) as record, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         store = make_store(folder)
-        checkpoint_cost(folder, store, given.rounds)
+        checkpoint_cost(folder, store, given.rounds, record)
         starts = {w: [first_step_s(folder, store, w) for _ in range(given.rounds)] for w in (0, 1)}
+        for workers, found in starts.items():
+            record.add(f"to the end of the first step, workers={workers}", "s", found)
         shown = ", ".join(f"workers={w}: {statistics.median(found):.1f} s" for w, found in starts.items())
         console.say(f"from the command to the end of the first step, median of {given.rounds}: {shown}")
         connect(ClusterConfig(address="local", num_cpus=2))
-        compare(folder, store, given.samples, given.rounds)
+        compare(folder, store, given.samples, given.rounds, record)
 
 
 if __name__ == "__main__":

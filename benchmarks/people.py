@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import psutil
 
+from benchmarks.record import add_option
 from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.synth.dataset import SynthConfig, run_synth
@@ -75,6 +76,7 @@ def arguments(description: str | None, pictures: int) -> argparse.ArgumentParser
     parser.add_argument("--pictures", type=int, default=pictures, help="pictures to draw, of 2.3 persons each")
     parser.add_argument("--annotations", type=Path, help="COCO-style annotations of your own instead of drawn ones")
     parser.add_argument("--images", type=Path, help="their images")
+    add_option(parser)
     return parser
 
 

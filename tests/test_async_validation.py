@@ -128,7 +128,7 @@ def test_an_early_stop_comes_one_validation_later(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(async_validation, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
     task = Scripted(config)
     result = run(config, WithValidator(task))
-    # Steps 5 (best) and 10 (stale) run task; 10 is collected at 15, where the run ends with a validation of its own.
+    # Steps 5 (best) and 10 (stale) are asynchronous. 10 is collected at 15, where the run ends with one of its own.
     assert task.started == [5, 10]
     assert (result.metrics["step"], result.metrics["ap"]) == (5, 0.4)
     assert result.checkpoint.name == "step-00000005"

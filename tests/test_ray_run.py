@@ -289,7 +289,7 @@ def _assert_model_loads(uri: str, result: TrainResult) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_validation_validator_training_finds_what_inline_finds(tmp_path: Path) -> None:
+def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> None:
     found = {}
     for where in ("inline", "auto"):
         settings = (
