@@ -55,6 +55,10 @@ class CheckpointCopies:
         for path in sorted(directory.iterdir(), key=lambda path: (path.name == _LAST, path.name)):
             _send(self._files, path, f"{folder}/{path.name}")
 
+    def push_meta(self, directory: Path) -> None:
+        """Copy what a checkpoint says about itself there, whose copy has the rest."""
+        _send(self._files, directory / _LAST, f"{self._root}/{directory.name}/{_LAST}")
+
     def pull(self, name: str, directory: Path) -> None:
         """Copy a checkpoint back to ``directory``, which then is whole or absent."""
         from pyarrow.fs import FileSelector

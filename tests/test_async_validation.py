@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from efafnet.pipelines.training import async_validation
+from efafnet.pipelines.evaluation.predictions import Predictions
+from efafnet.pipelines.evaluation.visibility import Calibration
+from efafnet.pipelines.training import async_validation, validation
 from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.validation import validate_weights
-from efafnet.platform.checkpoint import load_checkpoint
+from efafnet.platform.checkpoint import load_checkpoint, read_meta
 from tests.test_loop import Quiet
+from tests.test_visibility import MADE
 from tests.training_cases import config_of
 
 SETTINGS = ("epochs=4", "validation={every_epochs: 1, overlays: 1}", "checkpoint={every_steps: 2, keep_last: 1}")
@@ -132,3 +135,26 @@ def test_an_early_stop_comes_one_validation_later(tmp_path: Path, monkeypatch: p
     assert task.started == [5, 10]
     assert (result.metrics["step"], result.metrics["ap"]) == (5, 0.4)
     assert result.checkpoint.name == "step-00000005"
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_checkpoints_learn_what_is_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool) -> None:
+    def found(_store: object, predictions: Predictions, *_: object, flip_test: bool) -> Calibration:
+        return MADE.model_copy(update={"brier": float(predictions.scores.mean()), "flip_test": flip_test})
+
+    monkeypatch.setattr(validation, "calibrate_on", found)
+    copies = tmp_path / "copies"
+    config = config_of(
+        tmp_path, "epochs=2", "validation={every_epochs: 1}", f"checkpoint={{keep_last: 2, copy_to: 'file://{copies}'}}"
+    )
+    context = WithValidator(Task(config, room=asynchronous))
+    run(config, context)
+    said = dict(context.curves.points["val/visibility_brier"])
+    assert sorted(said) == [5, 10]
+    assert said[5] != said[10]
+    for step, brier in said.items():
+        for place in (config.run_dir / "checkpoints", copies / config.name):
+            meta = read_meta(place / f"step-{step:08d}")
+            assert meta["visibility"]["brier"] == brier
+            assert meta["step"] == step
+    assert [value for _, value in context.curves.points["val/visibility_brier_base"]] == [MADE.brier_base] * 2

@@ -83,7 +83,7 @@ def test_the_best_and_the_worst_are_sorted_by_oks(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(gallery, "contact_sheet", sheet)
     written = write_galleries(
         tmp_path, store, found, reference,
-        count=3, input_size=InputSize(height=256, width=192), padding=1.25, sure_from=0.2,
+        count=3, input_size=InputSize(height=256, width=192), padding=1.25, sure=found.scores >= 0.2,
     )  # fmt: skip
     assert [p.name for p in written] == ["best.jpg", "worst.jpg"]
     persons = [f"image {i}, person {p}" for i, p in zip(found.image_id, found.person_id, strict=True)]
@@ -112,7 +112,7 @@ def test_persons_of_few_joints_are_among_neither(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(gallery, "contact_sheet", sheet)
     write_galleries(
         tmp_path, store, found, replace(reference, visibility=visibility),
-        count=3, input_size=InputSize(height=256, width=192), padding=1.25, sure_from=0.2,
+        count=3, input_size=InputSize(height=256, width=192), padding=1.25, sure=found.scores >= 0.2,
     )  # fmt: skip
     assert titles[1][0] == "worst 3 of 11 persons with at least half of the joints annotated (12 in all)"
     assert titles[1][1] == f"image {found.image_id[-2]}, person {found.person_id[-2]}"

@@ -37,6 +37,8 @@ _IDENTITIES: tuple[Colour, ...] = (
 )  # fmt: skip
 _READABLE_PX = 96
 """Size from which a drawn person's joints can be told apart."""
+VISIBLE_FROM = 0.5
+"""Probability from which a joint is shown as visible."""
 _MOST_ENLARGED = 4
 _WIDEST_PX = 2560
 """No picture is enlarged beyond this."""
@@ -61,6 +63,8 @@ class Pose:
     identity: int | None = None
     """Its id, for example that of a track; persons of one id have one colour."""
     name: str = ""
+    visible: NDArray[np.floating] | None = None
+    """(K,), probability that each joint is visible, NaN where it is not known; decides what is sure, if given."""
 
 
 def readable_scale(sizes_px: Sequence[float], width: int, height: int) -> int:
@@ -85,7 +89,8 @@ def draw_poses(
 ) -> Picture:
     """A copy of an image with all persons, the best on top; joints scored below ``sure_from`` are hollow.
 
-    Joints scored 0 or less are left out.
+    Where probabilities of being visible are given, joints below :data:`VISIBLE_FROM` are hollow instead. Joints scored
+    0 or less are left out.
 
     ``scale`` enlarges the picture that many times before it is drawn on, auto as far as small persons need it. Lines
     and letters follow the size of each person.
@@ -113,8 +118,14 @@ def draw_poses(
 
 def _strengths(pose: Pose, sure_from: float) -> list[Strength]:
     """A joint scored 0 or less was not found, and its place means nothing."""
-    scores = pose.joint_scores.tolist()
-    return ["absent" if score <= 0 else "sure" if score >= sure_from else "unsure" for score in scores]
+    found = zip(pose.joint_scores.tolist(), _is_sure(pose, sure_from), strict=True)
+    return ["absent" if score <= 0 else "sure" if sure else "unsure" for score, sure in found]
+
+
+def _is_sure(pose: Pose, sure_from: float) -> list[bool]:
+    if pose.visible is None:
+        return [score >= sure_from for score in pose.joint_scores.tolist()]
+    return [chance >= VISIBLE_FROM for chance in pose.visible.tolist()]
 
 
 def _corners(box_xywh_px: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -158,8 +169,8 @@ def _paint_labels(
         _put(picture, plate, places, taken)
     if "joints" in labels and size >= _NAMED_FROM_PX:
         points = np.rint(_enlarged(pose.joints_px, factor)).astype(int).tolist()
-        for (x, y), name, sureness in zip(points, skeleton.joints, pose.joint_scores.tolist(), strict=True):
-            if sureness >= sure_from:
+        for (x, y), name, sure in zip(points, skeleton.joints, _is_sure(pose, sure_from), strict=True):
+            if sure:
                 _put(picture, label(name, 9, PAPER), [(x + 6, y - 6)], taken)
 
 

@@ -155,6 +155,9 @@ class EvaluateConfig(Settings):
     test: TestOverrides = TestOverrides()
     workers: WorkersConfig = WorkersConfig()
     scoring: ScoringConfig = ScoringConfig()
+    calibrate: bool = False
+    """Find on this store how probably a joint is visible, given the height of its peak, and keep that in the checkpoint
+    in the place of what it holds; training does so on the validation store. Give no store that is reported on."""
     overlays: int = Field(default=12, ge=0)
     """Persons in each of best.jpg and worst.jpg; 0 for no pictures."""
     mlflow: bool = False

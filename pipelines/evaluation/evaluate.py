@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from efafnet.pipelines.evaluation.results_file import Reference, read_reference
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
 from efafnet.pipelines.evaluation.store_prediction import predict_here, predict_with_ray
 from efafnet.pipelines.evaluation.trained import Trained, load_trained, open_store
+from efafnet.pipelines.evaluation.visibility import (
+    META,
+    NoCalibrationError,
+    brier_on,
+    calibrate_on,
+    shown_as_sure,
+)
 from efafnet.platform import console
+from efafnet.platform.checkpoint import amend_meta
 from efafnet.platform.cluster import connect
 from efafnet.platform.provenance import code_version
 from efafnet.platform.storage import atomic_directory, check_output, write_json, write_text
@@ -48,6 +56,8 @@ class Evaluation:
     """The network."""
     test: TestConfig
     """How it was tested."""
+    visibility: dict[str, Any] | None
+    """Brier scores of the probabilities that joints are visible, and whence these are; None without a calibration."""
     precision: str
     """The arithmetic that ``test.precision`` came to."""
     seconds: dict[str, float]
@@ -85,11 +95,14 @@ def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
         predicted = predict_here(trained, store, test, workers)
     predictions, ended = predicted.persons, time.monotonic()
     reference = read_reference(store.path)
+    if config.calibrate:
+        trained = _calibrated(trained, store, predictions, reference)
     results = _results(predictions, reference, trained, test, store)
     scored = _score(results, predictions, reference, config, store)
+    visibility = _visibility(trained, store, predictions, reference)
     measured = time.monotonic()
     seconds = {"predict": ended - began, "measure": measured - ended}
-    return Evaluation(scored, predictions, results, trained, test, predicted.precision, seconds)
+    return Evaluation(scored, predictions, results, trained, test, visibility, predicted.precision, seconds)
 
 
 def _prepared(config: EvaluateConfig, store: CropStore) -> Trained:
@@ -98,6 +111,35 @@ def _prepared(config: EvaluateConfig, store: CropStore) -> Trained:
     if config.mlflow and not trained.meta.get("mlflow_run_id"):
         raise ValueError(f"mlflow=true: checkpoint {trained.path} was written without an MLflow run; leave mlflow out")
     return trained.tested_as(config.test)
+
+
+def _calibrated(trained: Trained, store: CropStore, predictions: Predictions, reference: Reference) -> Trained:
+    """The network with a calibration from this store, which its checkpoint holds from now on.
+
+    Raises ValueError where the store says too little, OSError where the checkpoint cannot be written.
+    """
+    try:
+        found = calibrate_on(store, predictions, reference.truth, flip_test=trained.test.flip_test)
+    except NoCalibrationError as error:
+        raise ValueError(f"calibrate=true: crop store {store.path}: {error}") from error
+    amend_meta(trained.path, {META: found.model_dump(mode="json")})
+    return replace(trained, visibility=found)
+
+
+def _visibility(
+    trained: Trained, store: CropStore, predictions: Predictions, reference: Reference
+) -> dict[str, Any] | None:
+    """How good the probabilities that joints are visible are on this store; None where nobody can say."""
+    found = trained.visibility
+    if found is None:
+        return None
+    # On the very persons it was fitted on, what it said of images left out counts.
+    own = found.store == store.digest
+    scores = (found.brier, found.brier_base) if own else brier_on(found, store, predictions, reference.truth)
+    if scores is None:
+        return None
+    names = ("visibility_brier", "visibility_brier_base")
+    return {**dict(zip(names, scores, strict=True)), "calibrated_on": found.store, "persons": found.persons}
 
 
 def _results(
@@ -112,6 +154,7 @@ def _results(
         padding=trained.padding,
         test=test.model_copy(update={"nms": "none"}) if by_person else test,
         with_person_id=by_person,
+        visible=trained.visible(predictions.scores, store.skeleton),
     )
 
 
@@ -143,7 +186,8 @@ def _write(folder: Path, config: EvaluateConfig, store: CropStore, done: Evaluat
     results = [{**entry, "category_id": category[0]} for entry in done.results]
     # On one line: with indentation, the results of COCO's validation images would take five million.
     write_text(folder / PREDICTIONS, json.dumps(results, separators=(",", ":")) + "\n")
-    write_json(folder / METRICS, {**done.scored.to_json(), **_circumstances(config, store, done)})
+    visibility = {} if done.visibility is None else {"visibility": done.visibility}
+    write_json(folder / METRICS, {**done.scored.to_json(), **visibility, **_circumstances(config, store, done)})
     write_picture(done.scored, folder / ERRORS, f"{done.trained.path.name} on {store.path.name}")
     if config.overlays:
         write_galleries(
@@ -154,7 +198,12 @@ def _write(folder: Path, config: EvaluateConfig, store: CropStore, done: Evaluat
             count=config.overlays,
             input_size=done.trained.input_size,
             padding=done.trained.padding,
-            sure_from=done.test.joint_score_threshold,
+            sure=shown_as_sure(
+                done.trained.visibility,
+                done.predictions.scores,
+                store.skeleton.joints,
+                done.test.joint_score_threshold,
+            ),
         )
 
 
@@ -192,8 +241,20 @@ def _tell(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
     console.say(f"{done.trained.path} (step {step}) on {store.path}: {persons} persons, {store.skeleton.name}")
     console.say(f"protocol: {_protocol(store, done)}")
     show(done.scored, config.scoring)
+    _tell_visibility(store, done)
     rate = f"{persons} persons predicted in {seconds:.1f} s ({persons / seconds:.3g}/s, {done.precision})"
     console.say(f"{rate}; files in {config.output}")
+
+
+def _tell_visibility(store: CropStore, done: Evaluation) -> None:
+    done.trained.tell_visibility()
+    if done.visibility is None:
+        if done.trained.visibility is not None:
+            console.note(f"{store.path} does not say which joints are visible: no Brier score")
+        return
+    brier, base = done.visibility["visibility_brier"], done.visibility["visibility_brier_base"]
+    where = "on images left out of it" if done.visibility["calibrated_on"] == store.digest else "calibrated elsewhere"
+    console.say(f"visible or not: Brier score {brier:.4f} ({where}); by each joint's share {base:.4f}")
 
 
 def _log(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
@@ -203,6 +264,8 @@ def _log(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
     uri = prepare_tracking(config.tracking_uri or (done.trained.config.get("tracking") or {}).get("uri"))
     place = f"evaluation/{store.path.name}"
     figures = {f"{place}/{name}": value for name, value in done.scored.figures.items() if value >= 0}
+    brier = {key: value for key, value in (done.visibility or {}).items() if key.startswith("visibility_")}
+    figures |= {f"{place}/{name}": value for name, value in brier.items()}
     tracker = Tracker(uri, done.trained.meta["mlflow_run_id"], spill=config.output / "unlogged.jsonl")
     tracker.log_metrics(figures, int(done.trained.meta.get("step", 0)))
     for name in (METRICS, PREDICTIONS, ERRORS, "best.jpg", "worst.jpg"):

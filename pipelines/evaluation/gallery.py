@@ -67,11 +67,11 @@ def write_galleries(
     count: int,
     input_size: InputSize,
     padding: float,
-    sure_from: float,
+    sure: NDArray[np.bool_],
 ) -> list[Path]:
     """Write ``best.jpg`` and ``worst.jpg`` with up to ``count`` persons each into ``folder``; the paths written.
 
-    Joints scored below ``sure_from`` are drawn as unsure. A person compared with nobody has no place in either.
+    Joints that are not ``sure`` (N, K) are drawn hollow. A person compared with nobody has no place in either.
     """
     oks, person = oks_of_persons(predictions, truth, annotated_boxes=has_annotated_boxes(store))
     ranked = _best_of_each(oks, person)
@@ -89,7 +89,7 @@ def write_galleries(
             )
             for n, (prediction, annotation) in zip(
                 chosen,
-                _pairs_of_pictures(store, predictions, truth, person, chosen, input_size, padding, sure_from),
+                _pairs_of_pictures(store, predictions, truth, person, chosen, input_size, padding, sure),
                 strict=True,
             )
         ]
@@ -125,7 +125,7 @@ def _pairs_of_pictures(
     chosen: NDArray[np.intp],
     input_size: InputSize,
     padding: float,
-    sure_from: float,
+    sure: NDArray[np.bool_],
 ) -> list[tuple[Picture, Picture]]:
     views = persons_in_view(store, predictions.rows[chosen], input_size.width / input_size.height, padding)
     wrong = similarity_to(truth, predictions.joints_px[chosen], person[chosen], mirrored=False) < NEAR_FROM
@@ -134,12 +134,12 @@ def _pairs_of_pictures(
     for n, mistakes, (picture, to_view) in zip(chosen, wrong, views, strict=True):
         predicted = geometry.apply_affine(to_view, predictions.joints_px[n])
         true = geometry.apply_affine(to_view, truth.joints_px[person[n]])
-        sure: list[Strength] = ["sure" if s >= sure_from else "unsure" for s in predictions.scores[n]]
+        found: list[Strength] = ["sure" if s else "unsure" for s in sure[n]]
         seen: list[Strength] = [("absent", "unsure", "sure")[v] for v in truth.visibility[person[n]]]
         box = predictions.box_xywh_px[n]
         picture = draw_box(picture, geometry.apply_affine(to_view, np.stack([box[:2], box[:2] + box[2:]])))
         drawn = draw_mistakes(
-            draw_person(picture, predicted, sure, store.skeleton, guesses=True), predicted, true, mistakes
+            draw_person(picture, predicted, found, store.skeleton, guesses=True), predicted, true, mistakes
         )
         pairs.append((drawn, draw_person(picture, true, seen, store.skeleton)))
     return pairs

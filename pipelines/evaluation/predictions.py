@@ -21,6 +21,8 @@ from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 if TYPE_CHECKING:
     import pyarrow as pa
 
+VISIBLE = "keypoints_visible"
+"""Key of a result's probabilities that its joints are visible, as mmpose calls them."""
 PERSON_COLUMNS = ("person_id", "image_id", "box_xywh", "box_score")
 
 
@@ -117,12 +119,14 @@ def coco_results(
     test: TestConfig,
     with_person_id: bool = False,
     with_box: bool = False,
+    visible: NDArray[np.floating] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of the predictions: images in order of first row, persons by falling score, duplicates gone.
 
     ``with_person_id`` adds the id of the annotation behind each crop, which PCKh needs. ``with_box`` adds the box each
     crop was cut by as ``bbox``; not for what is to be scored, since COCO's tools then take a person's area from it
-    instead of from its joints, which moves AP by object size.
+    instead of from its joints, which moves AP by object size. ``visible`` (N, K) adds the probabilities that joints are
+    visible as ``keypoints_visible``, null where there is none.
     """
     scores = person_scores(predictions.scores, predictions.box_score, test.joint_score_threshold)
     areas = padded_area(predictions.box_xywh_px, input_size, padding)
@@ -136,6 +140,7 @@ def coco_results(
         test,
         person_id=predictions.person_id if with_person_id else None,
         box_xywh_px=predictions.box_xywh_px if with_box else None,
+        visible=visible,
     )
 
 
@@ -149,6 +154,7 @@ def results_of_columns(
     test: TestConfig,
     person_id: NDArray[np.int64] | None = None,
     box_xywh_px: NDArray[np.float64] | None = None,
+    visible: NDArray[np.floating] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of N persons with final ``scores`` (N,); ``area_px2`` (N,) scales the OKS of the suppression."""
     triplets = np.concatenate([np.asarray(joints_px, np.float64), np.asarray(joint_scores)[..., None]], axis=2)
@@ -162,7 +168,14 @@ def results_of_columns(
                 results[-1]["person_id"] = int(person_id[i])
             if box_xywh_px is not None:
                 results[-1]["bbox"] = box_xywh_px[i].tolist()
+            if visible is not None:
+                results[-1][VISIBLE] = as_json(visible[i])
     return results
+
+
+def as_json(visible: NDArray[np.floating]) -> list[float | None]:
+    """Probabilities (K,) as JSON has them, with three digits; null for a joint that nothing is known of."""
+    return [None if value != value else round(value, 3) for value in visible.tolist()]
 
 
 def _result(image_id: int, keypoints: list[float], score: float) -> dict[str, Any]:

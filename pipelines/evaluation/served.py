@@ -10,6 +10,7 @@ import pandas as pd
 from PIL import Image
 
 from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.evaluation.visibility import META
 from efafnet.platform.checkpoint import Checkpoint
 from efafnet.platform.logged_model import Served
 
@@ -22,7 +23,7 @@ def served(checkpoint: Checkpoint, skeleton: Skeleton) -> Served:
     """How the network of a checkpoint is served: images (and boxes) in, persons out."""
     facts = {
         "config": checkpoint.config,
-        "meta": {key: checkpoint.meta.get(key) for key in ("run", "step", "skeleton")},
+        "meta": {key: checkpoint.meta.get(key) for key in ("run", "step", "skeleton", META)},
         "skeleton": skeleton.model_dump(mode="json"),
     }
     packages = ("numpy", "opencv-python-headless", "pandas", "pillow", "pyarrow", "safetensors")
@@ -41,6 +42,7 @@ def _signature() -> Any:
             Property("bbox", numbers),
             Property("score", DataType.double),
             Property("keypoints", numbers),
+            Property("keypoints_visible", numbers, required=False),
         ]
     )
     # Of any type for MLflow, which takes no whole numbers in lists of doubles; what they are is checked where they are

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from efafnet.models.config import HeatmapConfig
@@ -17,6 +19,8 @@ from efafnet.models.settings import InputSize, Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
 from efafnet.pipelines.crops.store import CropStore, tell_protection
 from efafnet.pipelines.evaluation.config import TestConfig, TestOverrides, Weights
+from efafnet.pipelines.evaluation.visibility import META, Calibration, calibration_of
+from efafnet.platform import console
 from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, read_meta, restore_weights
 
 
@@ -44,6 +48,8 @@ class Trained:
     """The whole configuration of its run."""
     meta: dict[str, Any]
     """What the checkpoint says about itself: step, metrics, run."""
+    visibility: Calibration | None = None
+    """How probably a joint is visible, by its peak; None where no validation said so, as with earlier versions."""
 
     @classmethod
     def of(
@@ -66,8 +72,29 @@ class Trained:
             test=parts["test"],
             skeleton=skeleton.name,
             config=dict(config),
-            meta=dict(meta),
+            meta={key: value for key, value in meta.items() if key != META},
+            visibility=calibration_of(meta),
         )
+
+    def visible(self, peaks: NDArray[np.floating], skeleton: Skeleton) -> NDArray[np.float32] | None:
+        """Probabilities (N, K) that joints with ``peaks`` (N, K) are visible, NaN where nothing is known of a joint.
+
+        None for a network whose checkpoint says nothing of it.
+        """
+        return None if self.visibility is None else self.visibility.probabilities(peaks, skeleton.joints)
+
+    def tell_visibility(self) -> None:
+        """Say where predictions lack probabilities, or have those of other peaks."""
+        if self.visibility is None:
+            console.note(
+                f"checkpoint {self.path} holds no calibration of visibility: predictions say the height of peaks alone "
+                f"(add it with: efafnet evaluate {self.path} STORE calibrate=true)"
+            )
+        elif self.visibility.flip_test != self.test.flip_test:
+            console.note(
+                f"visibility was calibrated with test.flip_test={str(self.visibility.flip_test).lower()}: peaks of "
+                "other tests are of another height, and probabilities not quite right"
+            )
 
     @property
     def udp(self) -> bool:
@@ -110,13 +137,16 @@ def load_trained(
     settings = _settings(path, checkpoint.config)["network"]
     check_switches(path, settings, expected or {})
     found = checkpoint.weights
-    name = ("ema" if "ema" in found else "network") if weights == "best" else weights
+    published = "ema" if "ema" in found else "network"
+    name = published if weights == "best" else weights
     if name not in found:
         raise CheckpointError(f"checkpoint {path} holds no weights {name!r}, only {', '.join(found)}; set weights=best")
     network = build_network(settings, store_skeleton.num_joints)
     restore_weights(network, found[name], f"checkpoint {path}")
     _check_finite(path, found[name])
-    return Trained.of(path, network, checkpoint.config, checkpoint.meta, store_skeleton)
+    # Validation looked at the published weights: peaks of others are of another height.
+    meta = checkpoint.meta if name == published else {**checkpoint.meta, META: None}
+    return Trained.of(path, network, checkpoint.config, meta, store_skeleton)
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:

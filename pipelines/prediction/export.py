@@ -96,6 +96,7 @@ def run_export(config: ExportConfig) -> Exported:
         config.checkpoint, weights=config.weights, skeleton=config.skeleton, test=test, device="cpu"
     )
     trained = predictor.trained
+    trained.tested_as(test.model_copy(update={"flip_test": config.flip_test})).tell_visibility()
     # Before the network is made half precise: what the file is compared with is exact.
     exact = Deployed(trained, predictor.skeleton, config.model_copy(update={"output": "heatmaps", "precision": "fp32"}))
     expected = [exact(_images(trained, count)).detach() for count in CHECKED_BATCHES]

@@ -65,10 +65,24 @@ def describe(trained: Trained, skeleton: Skeleton, config: ExportConfig) -> dict
         "precision": config.precision,
         "skeleton": skeleton.model_dump(mode="json"),
         "heatmap": heatmap.model_dump(mode="json"),
+        "visibility": _visibility(trained, config),
         "checkpoint": {name: trained.meta.get(name) for name in ("run", "step", "mlflow_run_id", "config_digest")},
         "network": trained.settings.model_dump(mode="json"),
         "code": code_version(),
     }  # fmt: skip
+
+
+def _visibility(trained: Trained, config: ExportConfig) -> dict[str, Any] | None:
+    """How a score becomes the probability that the joint is visible; None where the checkpoint does not know."""
+    if trained.visibility is None:
+        return None
+    return {
+        "rule": "probability that a joint is visible (COCO's v = 2) = linear interpolation of its score between "
+        "`peaks`, constant beyond their ends; a joint's map stands under its name in `own`, else `pooled` is its map; "
+        "nothing is known of joints in `unknown`",
+        "fits_this_file": trained.visibility.flip_test == config.flip_test,
+        **trained.visibility.model_dump(mode="json"),
+    }
 
 
 def _outputs(size: InputSize, heatmap: HeatmapConfig, skeleton: Skeleton, output: str) -> list[dict[str, Any]]:
@@ -168,11 +182,19 @@ def tell_exported(path: Path) -> None:
         ),
         ("decoding", f"{decoding['kind']}, {decoded}"),
         ("flip test", f"{'inside' if flip['inside'] else 'not inside'}; evaluation {_with(flip['in_evaluation'])} it"),
+        ("visibility", _calibrated(facts.get("visibility"))),
         ("skeleton", f"{facts['skeleton']['name']} ({len(facts['skeleton']['joints'])} joints)"),
         ("network", ", ".join(f"{key}={value}" for key, value in facts["network"].items() if key in _NETWORK_SAYS)),
         ("checkpoint", ", ".join(f"{key} {value}" for key, value in of.items() if value is not None) or "unknown"),
     ]
     console.table(["", str(path)], rows)
+
+
+def _calibrated(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not calibrated"
+    flip = "" if found["fits_this_file"] else f", for peaks {'with' if found['flip_test'] else 'without'} the flip test"
+    return f"calibrated on {found['persons']} persons (Brier score {found['brier']:.4f}){flip}"
 
 
 def _axes(tensor: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image, read_regular
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
-from efafnet.pipelines.evaluation.predictions import kept_persons, padded_area, person_scores
+from efafnet.pipelines.evaluation.predictions import VISIBLE, as_json, kept_persons, padded_area, person_scores
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.predictor import PosePredictor, check_image
@@ -57,6 +57,9 @@ class Persons:
     """uint8 (h, w, 3), the picture itself, turned upright; not a copy where an array was given."""
     sure_from: float
     """Joint score from which a joint counts as sure: ``test.joint_score_threshold`` of the network's run."""
+    visible: NDArray[np.float32] | None = None
+    """float32 (N, K), probability that each joint is visible; NaN for a joint that no data set of the validation
+    annotates; None for a network whose checkpoint holds no calibration."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,7 +72,10 @@ class Persons:
         return np.concatenate([self.joints_px[:, k], self.joint_scores[:, k, None].astype(np.float64)], axis=1)
 
     def to_coco(self, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
-        """COCO results with ``bbox``, plain numbers that JSON can hold; ``id`` is the person's of :attr:`ids`."""
+        """COCO results with ``bbox``, plain numbers that JSON can hold; ``id`` is the person's of :attr:`ids`.
+
+        ``keypoints_visible`` are the probabilities of :attr:`visible`, where there are any.
+        """
         keypoints = np.concatenate([self.joints_px, self.joint_scores[..., None].astype(np.float64)], axis=2)
         rows = zip(
             self.ids,
@@ -78,16 +84,22 @@ class Persons:
             self.boxes_xywh_px,
             strict=True,
         )
-        return [
+        results: list[dict[str, Any]] = [
             {
                 "image_id": image_id, "category_id": category_id, "id": int(number), "keypoints": triplets.tolist(),
                 "score": float(score), "bbox": box.tolist(),
             }
             for number, triplets, score, box in rows
         ]  # fmt: skip
+        for result, visible in zip(results, self.visible if self.visible is not None else (), strict=False):
+            result[VISIBLE] = as_json(visible)
+        return results
 
     def draw(self) -> NDArray[np.uint8]:
-        """A copy of the picture, uint8 (h, w, 3) RGB, with boxes and poses: sure joints filled, unsure ones hollow."""
+        """A copy of the picture, uint8 (h, w, 3) RGB, with boxes and poses.
+
+        Joints are filled where they are rather visible than not (without a calibration: sure), else hollow.
+        """
         from efafnet.pipelines.prediction.pictures import draw_results
 
         return draw_results(self.image_rgb, self.to_coco(), self.skeleton, self.sure_from)
@@ -243,6 +255,7 @@ class Predictor:
         if view.detected:
             areas = padded_area(view.boxes.xywh_px, trained.input_size, trained.padding)
             chosen = kept_persons(keypoints[:, :, :2], scores, areas, self.skeleton.sigmas, trained.test)
+        visible = trained.visible(joint_scores[chosen], self.skeleton)
         return Persons(
             joints_px=keypoints[chosen, :, :2],
             joint_scores=joint_scores[chosen],
@@ -253,6 +266,7 @@ class Predictor:
             skeleton=self.skeleton,
             image_rgb=view.image_rgb,
             sure_from=sure_from,
+            visible=visible,
         )
 
 

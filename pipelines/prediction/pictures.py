@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.drawing.persons import Label, Pose, draw_poses
 from efafnet.pipelines.drawing.poses import Picture, write_picture
-from efafnet.pipelines.drawing.text import SIDES, UNSURE, with_footer
+from efafnet.pipelines.drawing.text import HIDDEN, SIDES, UNSURE, with_footer
+from efafnet.pipelines.evaluation.predictions import VISIBLE
 from efafnet.pipelines.prediction.sources import Frame, Source
 from efafnet.platform import console
 
@@ -31,7 +33,8 @@ def draw_results(
 ) -> Picture:
     """A copy of an image with the persons of its COCO results; see :func:`draw_poses`.
 
-    A person's id is its track's, its own, or its place among the results.
+    A person's id is its track's, its own, or its place among the results. Where they hold probabilities that joints are
+    visible, joints rather visible than not are the sure ones, and ``sure_from`` does not count.
     """
     poses = []
     for number, result in enumerate(results):
@@ -43,16 +46,22 @@ def draw_results(
                 box_xywh_px=np.array(result["bbox"], np.float64),
                 score=float(result["score"]),
                 identity=int(result.get("track_id", result.get("id", number))),
+                visible=_visible(result),
             )
         )
     return draw_poses(image_rgb, poses, skeleton, sure_from=sure_from, labels=labels, scale=scale)
 
 
-def explained(picture: Picture, frame: Frame, persons: int) -> Picture:
+def _visible(result: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    return np.array(result[VISIBLE], np.float64) if VISIBLE in result else None
+
+
+def explained(picture: Picture, frame: Frame, persons: int, *, calibrated: bool) -> Picture:
     """A copy with a strip below: the file's name, a frame's number and time, the number of persons, the legend."""
     place = f", frame {frame.number}, {frame.time_s:.2f} s" if frame.source.is_video else ""
     people = "1 person" if persons == 1 else f"{persons} persons"
-    return with_footer(picture, f"{frame.source.path.name}{place}: {people}", (*SIDES, *UNSURE))
+    hollow = HIDDEN if calibrated else UNSURE
+    return with_footer(picture, f"{frame.source.path.name}{place}: {people}", (*SIDES, *hollow))
 
 
 class Pictures:

@@ -84,6 +84,7 @@ def _predict(
     job = _job(config, file, folder)
     # In this process too where Ray does the work: what is wrong with a checkpoint is one error, before workers start.
     worker = Worker(job, torch.device("cpu") if config.engine == "ray" else config.workers.device_here())
+    worker.predictor.trained.tell_visibility()
     if job.pictures is not None:
         job.pictures.mkdir()
     tasks = _tasks(sources, placed)

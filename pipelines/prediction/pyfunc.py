@@ -3,7 +3,8 @@
 
 One row in, one row out. In: ``image``, the bytes of an image file (base64 in JSON), and ``boxes``, left, top, width and
 height in image pixels of each person; without boxes the whole image is one person's. Out: ``persons``, a list of
-objects with ``id`` (place of the box), ``bbox``, ``score`` and ``keypoints`` (x, y, score of each joint, flat).
+objects with ``id`` (place of the box), ``bbox``, ``score``, ``keypoints`` (x, y, score of each joint, flat) and, where
+the network's validation gave them, ``keypoints_visible`` (probability that each is visible).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.evaluation.predictions import VISIBLE
 from efafnet.pipelines.evaluation.served import FACTS
 from efafnet.pipelines.evaluation.trained import Trained
 from efafnet.pipelines.prediction.persons import Persons, Predictor
@@ -50,7 +52,8 @@ def _is_absent(boxes: Any) -> bool:
 
 
 def _rows(persons: Persons) -> list[dict[str, Any]]:
-    return [{name: entry[name] for name in ("id", "bbox", "score", "keypoints")} for entry in persons.to_coco()]
+    names = ("id", "bbox", "score", "keypoints", VISIBLE)
+    return [{name: entry[name] for name in names if name in entry} for entry in persons.to_coco()]
 
 
 def _load_pyfunc(path: str) -> PersonsModel:

@@ -147,7 +147,8 @@ class Worker:
             labels=self.job.labels,
             scale=1 if scale == "auto" and frame.source.is_video else scale,
         )
-        return explained(drawn, frame, len(record.results))
+        calibrated = self.predictor.trained.visibility is not None
+        return explained(drawn, frame, len(record.results), calibrated=calibrated)
 
     @property
     def _sure_from(self) -> float:
@@ -220,6 +221,7 @@ class Worker:
             padding=trained.padding,
             test=trained.test,
             with_box=True,
+            visible=trained.visible(predictions.scores, self.predictor.skeleton),
         )
         frame = view.frame
         height, width = frame.pixels.shape[:2]

@@ -44,6 +44,8 @@ class Keypoint(_Message):
     """Pixels of the upright image, down."""
     score: float
     """Height of the heatmap's peak, about 0 to 1; at 0 or less the joint was not found."""
+    visible: float | None = None
+    """Probability that the joint is visible; null where the network's checkpoint holds no calibration."""
 
 
 class Heatmaps(_Message):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from efafnet.pipelines.crops.geometry import apply_affine
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
+from efafnet.pipelines.evaluation.predictions import as_json
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.detector import PersonDetector
 from efafnet.pipelines.prediction.person_boxes import Boxes
@@ -110,19 +111,29 @@ class Room:
 
 def _answer(one: Waiting, found: Found, pose: PosePredictor) -> Persons:
     maps = _heatmaps(pose, one.view, found.ids) if one.asked.with_heatmaps and len(found) else [None] * len(found)
+    visible = np.full(found.joint_scores.shape, np.nan) if found.visible is None else found.visible
     persons = [
         Person(
             box_xywh=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
             box_score=round(float(box_score), 4),
             score=round(float(score), 4),
             keypoints=[
-                Keypoint(joint=joint, x=round(float(x), 2), y=round(float(y), 2), score=round(float(value), 4))
-                for joint, (x, y), value in zip(found.skeleton.joints, points, values, strict=True)
+                Keypoint(
+                    joint=joint, x=round(float(x), 2), y=round(float(y), 2), score=round(float(value), 4), visible=p
+                )
+                for joint, (x, y), value, p in zip(found.skeleton.joints, points, values, as_json(chances), strict=True)
             ],
             heatmaps=shown,
         )
-        for box, box_score, score, points, values, shown in zip(
-            found.boxes_xywh_px, found.box_scores, found.scores, found.joints_px, found.joint_scores, maps, strict=True
+        for box, box_score, score, points, values, chances, shown in zip(
+            found.boxes_xywh_px,
+            found.box_scores,
+            found.scores,
+            found.joints_px,
+            found.joint_scores,
+            visible,
+            maps,
+            strict=True,
         )
     ]
     height, width = one.view.image_rgb.shape[:2]

@@ -15,7 +15,7 @@ from efafnet.pipelines.training.context import AsyncValidator, PlainContext
 from efafnet.pipelines.training.monitor import best_metrics, validation_text
 from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Checkpoints, Progress, published_weights, weights_of
-from efafnet.pipelines.training.validation import pictures_of, validate
+from efafnet.pipelines.training.validation import calibrated, pictures_of, val_metrics, validate
 from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, restore_weights
 
 
@@ -90,9 +90,10 @@ class Validations:
         Its newest validation is recorded once more, because it may have been killed before MLflow had the figures.
         The asynchronous validation that ran at its end is begun anew.
         """
-        figures = {f"val/{key}": value for key, value in self.progress.validation.items()}
+        newest = max(self.progress.validations, default=0)
+        figures = val_metrics(self.config, newest, self.progress.validation)
         figures |= best_metrics(self.progress, self.plan, self.metric)
-        self.context.sink.log_metrics(figures, max(self.progress.validations, default=0))
+        self.context.sink.log_metrics(figures, newest)
         step, validator = self.progress.validating, self.context.async_validator
         if step is None or validator is None or self.context.rank != 0:
             return
@@ -129,6 +130,9 @@ class Validations:
     def _count(self, step: int, figures: dict[str, float]) -> None:
         """Take a validation into account, and report it to the user and to whoever supervises the run."""
         self.progress.note_validation(step, figures, self.metric)
+        if self.context.rank == 0:
+            # Where the validation was asynchronous its checkpoint was written before.
+            self.checkpoints.amend(step, calibrated(self.config, step))
         self.context.sink.log_metrics(best_metrics(self.progress, self.plan, self.metric), step)
         self._show(step, figures)
         position = {"epoch": self.plan.epoch(step), "samples": float(step * self.config.batch_size)}
@@ -139,7 +143,7 @@ class Validations:
         if step == self.shown_step:
             return
         self.shown_step = step
-        self.context.sink.log_metrics({f"val/{key}": value for key, value in figures.items()}, step)
+        self.context.sink.log_metrics(val_metrics(self.config, step, figures), step)
         pictures = pictures_of(self.config, step)
         if self.config.validation.overlays and pictures.exists():
             self.context.sink.log_artifact(pictures, "validation")

@@ -31,6 +31,7 @@ from efafnet.pipelines.training.schedule import Plan, due, plan_run
 from efafnet.pipelines.training.speed import Rate, WorkerTime, computing_ms, slowest
 from efafnet.pipelines.training.state import Checkpoints, Progress
 from efafnet.pipelines.training.step import StepLosses, Trainee, average_batch_norm
+from efafnet.pipelines.training.validation import calibrated
 
 
 @dataclass
@@ -216,6 +217,7 @@ class Job:
                 "validations": {str(step): value for step, value in self.progress.validations.items()},
                 "workers": self.context.world_size,
                 "micro_batch": self.trainee.micro_batch,
+                **calibrated(self.config, self.progress.step),
                 **self.facts,
             }
             self.checkpoints.save(self.trainee, self.progress, self.config.model_dump(mode="json"), meta, final=final)

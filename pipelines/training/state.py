@@ -19,6 +19,7 @@ from efafnet.platform import console
 from efafnet.platform.checkpoint import (
     Checkpoint,
     CheckpointError,
+    amend_meta,
     config_of,
     load_checkpoint,
     restore_weights,
@@ -187,6 +188,24 @@ class Checkpoints:
             self._write(path, content, best, wanted, tolerant=not final)
         else:
             self._pending = self._writer.submit(self._write, path, content, best, wanted, tolerant=True)
+
+    def amend(self, step: int, entries: Mapping[str, Any]) -> None:
+        """Add ``entries`` to what the checkpoint of ``step`` says about itself, if it is still there.
+
+        A disk or a store that does not take them costs the entries and not the run.
+        """
+        if not entries:
+            return
+        self.wait()
+        path = self.path(step)
+        if not path.is_dir():
+            return
+        try:
+            amend_meta(path, entries)
+            if self._copies is not None and path.name in self._copies.names():
+                self._copies.push_meta(path)
+        except (OSError, CheckpointError) as error:
+            console.warn(f"checkpoint {path.name} does not learn {', '.join(entries)}: {error}")
 
     def wait(self) -> None:
         """Return once nothing is being written."""

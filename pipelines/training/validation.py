@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from efafnet.models.network import PoseNetwork, build_network
@@ -18,13 +20,21 @@ from efafnet.pipelines.evaluation.inference import predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, write_picture
+from efafnet.pipelines.evaluation.visibility import (
+    META,
+    Calibration,
+    NoCalibrationError,
+    calibrate_on,
+    calibration_of,
+    shown_as_sure,
+)
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.costs import metered
 from efafnet.pipelines.training.inputs import val_reader
 from efafnet.platform import console
 from efafnet.platform.checkpoint import restore_weights
-from efafnet.platform.storage import atomic_directory, write_json
+from efafnet.platform.storage import atomic_directory, make_directory, read_sealed, write_json, write_sealed
 
 SCORES = "metrics.json"
 """Figures, their intervals and the mistakes of a validation, beside its pictures."""
@@ -36,7 +46,7 @@ def validate(
     """Return the figures of ``network`` on every person of ``store``, and the ``seconds`` it took, on all workers.
 
     They are what `efafnet evaluate` finds. Pictures of the best and worst persons and of the errors go to
-    ``pictures_of(config, step)``.
+    ``pictures_of(config, step)``; how probably joints are visible is then known to ``calibrated(config, step)``.
 
     Raises:
         ValueError: the network puts out NaN.
@@ -48,14 +58,53 @@ def validate(
         predictions = Predictions.concat(parts)
         scored = score(config, store, predictions)
         figures = scored.figures
+        calibration = _calibrate(config, store, predictions, step)
         if config.validation.overlays:
-            _draw(config, store, predictions, scored, pictures_of(config, step))
+            joints, sure_from = store.skeleton.joints, config.test.joint_score_threshold
+            sure = shown_as_sure(calibration, predictions.scores, joints, sure_from)
+            _draw(config, store, predictions, scored, sure, pictures_of(config, step))
     return context.agree({**figures, "seconds": time.monotonic() - began})
 
 
 def pictures_of(config: TrainConfig, step: int) -> Path:
     """Directory of the pictures of the validation after ``step`` steps."""
     return config.run_dir / "validation" / f"step-{step:08d}"
+
+
+def _calibration_file(config: TrainConfig, step: int) -> Path:
+    return config.run_dir / "validation" / f"visibility-{step:08d}.json"
+
+
+def _calibrate(config: TrainConfig, store: CropStore, predictions: Predictions, step: int) -> Calibration | None:
+    """Find and write how probably joints are visible, where the store can say; a full disk costs the file."""
+    file = _calibration_file(config, step)
+    truth = reference_of(store.path, store.digest).truth
+    try:
+        found = calibrate_on(store, predictions, truth, flip_test=config.test.flip_test)
+    except NoCalibrationError:
+        return None
+    try:
+        make_directory(file.parent)
+        write_sealed(file, found.model_dump(mode="json"))
+    except OSError as error:
+        console.warn(f"the calibration of visibility was not written: {error}")
+    return found
+
+
+def calibrated(config: TrainConfig, step: int) -> dict[str, Any]:
+    """The entry of a checkpoint's metadata that the validation after ``step`` steps gave; nothing where none did."""
+    try:
+        return {META: read_sealed(_calibration_file(config, step))}
+    except (OSError, ValueError):
+        # There is none, or a disk garbled it: a run goes on without.
+        return {}
+
+
+def val_metrics(config: TrainConfig, step: int, figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures of a validation as the tracking server names them, with the Brier score of visibility beside."""
+    calibration = calibration_of(calibrated(config, step))
+    beside = calibration.figures() if calibration else {}
+    return {f"val/{name}": value for name, value in {**figures, **beside}.items()}
 
 
 def validate_weights(config_json: str, weights: Mapping[str, Tensor], step: int, device: str) -> dict[str, float]:
@@ -123,7 +172,14 @@ def score(config: TrainConfig, store: CropStore, predictions: Predictions) -> Sc
     return score_results(results, reference.truth, scoring, crowd=reference.format == "crowdpose")
 
 
-def _draw(config: TrainConfig, store: CropStore, predictions: Predictions, scored: Scored, folder: Path) -> None:
+def _draw(
+    config: TrainConfig,
+    store: CropStore,
+    predictions: Predictions,
+    scored: Scored,
+    sure: NDArray[np.bool_],
+    folder: Path,
+) -> None:
     """Draw; a full disk costs the pictures and not the run."""
     try:
         with atomic_directory(folder, overwrite=True) as fresh:
@@ -137,7 +193,7 @@ def _draw(config: TrainConfig, store: CropStore, predictions: Predictions, score
                 count=config.validation.overlays,
                 input_size=config.input,
                 padding=config.augmentation.padding,
-                sure_from=config.test.joint_score_threshold,
+                sure=sure,
             )
     except OSError as error:
         console.warn(f"the pictures of the validation were not written: {error}")
