@@ -33,9 +33,9 @@ from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.prediction.persons import Predictor
 from efafnet.pipelines.serving.api import Rules
 from efafnet.pipelines.serving.config import ServeConfig
+from efafnet.pipelines.serving.engine import Engine
 from efafnet.pipelines.serving.models import find_models
-from efafnet.pipelines.serving.room import Room
-from efafnet.pipelines.serving.serve import recipe_of, start
+from efafnet.pipelines.serving.serve import engine_plan, start
 from efafnet.platform import console
 from efafnet.platform.checkpoint import save_checkpoint
 from tests.crop_data import picture
@@ -97,8 +97,8 @@ def _run(path: Path, encoder: str) -> Path:
 def _start(run: Path, port: int) -> None:
     workers = {"count": 1, "gpu": "no", "cluster": {"address": "local"}}
     config = ServeConfig.model_validate({"models": [str(run)], "port": port, "workers": workers})
-    recipe = recipe_of(config, find_models(config.models))
-    start(config, recipe, Rules(tuple(Room(recipe, torch.device("cpu")).models()), config.limits, False, None))
+    plan = engine_plan(config, find_models(config.models))
+    start(config, plan, Rules(tuple(Engine(plan, torch.device("cpu")).models()), config.limits, False, None))
 
 
 def _bare(name: str, answers: Iterator[object], given: argparse.Namespace) -> tuple[object, ...]:

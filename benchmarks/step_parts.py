@@ -23,7 +23,7 @@ from efafnet.pipelines.training.step import Trainee, train_step
 
 Form = Literal["fam", "fsm", "resampling"]
 FORMS: tuple[Form, ...] = ("fam", "fsm", "resampling")
-_DECISIONS = {"fam": (aligned, "pays"), "fsm": (fasm, "usable"), "resampling": (resampling, "_own")}
+_DECISIONS = {"fam": (aligned, "is_faster"), "fsm": (fasm, "usable"), "resampling": (resampling, "_own")}
 _NO_KERNEL = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh",
               "_unsafe_view", "_reshape_alias", "alias", "is_pinned", "device")  # fmt: skip
 
@@ -152,7 +152,9 @@ def counted(part: Part, trainee: Trainee, batch: Batch) -> int:
         for module, name in _DECISIONS.values():
             stack.enter_context(mock.patch.object(module, name, return_value=True))
         # Where the splits are aligned already there is nothing to pad.
-        narrow = mock.patch.object(aligned, "pays", side_effect=lambda fam, _: fam.split_channels % aligned.STEP != 0)
+        narrow = mock.patch.object(
+            aligned, "is_faster", side_effect=lambda fam, _: fam.split_channels % aligned.STEP != 0
+        )
         stack.enter_context(narrow)
         # Neither knows such tensors.
         stack.enter_context(mock.patch.object(trainee.optimizer, "step"))

@@ -25,7 +25,7 @@ _HALF = (torch.bfloat16, torch.float16)
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def pays(fam: FeatureAggregation, x: Tensor) -> bool:
+def is_faster(fam: FeatureAggregation, x: Tensor) -> bool:
     """Whether the aligned form is the faster one: on a GPU in half precision, where the splits are not aligned.
 
     Batch norm over several GPUs computes its statistics in a module of its own, which sees the narrow form only.
@@ -63,7 +63,7 @@ def bottleneck(reduce: nn.Sequential, fam: FeatureAggregation, expand: nn.Sequen
     splits = unit(0, _rows(narrow[0], w, extra))(x)
     # Each G has as many input channels as one split; three of them may be one convolution with three groups.
     inner = [_rows(F.pad(weight, (0, 0, 0, 0, 0, extra)), w, extra) for weight in narrow[1:]]
-    joined = fam.wired(splits, [unit(1 + i, weight) for i, weight in enumerate(inner)])
+    joined = fam.connected(splits, [unit(1 + i, weight) for i, weight in enumerate(inner)])
     norms.write_back()
     last = F.pad(_part(expand, 0, nn.Conv2d).weight.unflatten(1, (SPLITS, w)), (0, 0, 0, 0, 0, extra)).flatten(1, 2)
     y: Tensor = expand[1](F.conv2d(joined, last))

@@ -96,7 +96,7 @@ class Bottleneck(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor:
         """The branch F before its selection, (N, 4*planes, H/stride, W/stride)."""
-        if isinstance(self.aggregate, FeatureAggregation) and aligned.pays(self.aggregate, x):
+        if isinstance(self.aggregate, FeatureAggregation) and aligned.is_faster(self.aggregate, x):
             return aligned.bottleneck(self.reduce, self.aggregate, self.expand, x)
         features: Tensor = self.expand(self.aggregate(self.reduce(x)))
         return features

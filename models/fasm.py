@@ -63,12 +63,12 @@ class FeatureAggregation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 4*split, H, W) -> (N, 4*split, H/stride, W/stride)."""
-        return self.wired(x, self.units)
+        return self.connected(x, self.units)
 
-    def wired(self, x: Tensor, units: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    def connected(self, x: Tensor, units: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         """Eq. 1 with `units` in place of the module's own; the splits are as wide as a quarter of x's channels."""
         if not self.chained:
-            return self._unchained(x, units[0])
+            return self._independent(x, units[0])
         splits = x.chunk(SPLITS, dim=1)
         if self.literal:
             outputs = [splits[0]]
@@ -81,7 +81,7 @@ class FeatureAggregation(nn.Module):
             outputs.append(splits[-1])
         return torch.cat(outputs, dim=1)
 
-    def _unchained(self, x: Tensor, grouped: Callable[[Tensor], Tensor]) -> Tensor:
+    def _independent(self, x: Tensor, grouped: Callable[[Tensor], Tensor]) -> Tensor:
         w = x.shape[1] // SPLITS
         # One split, not two slices: the gradients of slices would be two full-size tensors of zeros, added.
         if self.literal:

@@ -84,7 +84,7 @@ class _Gated(torch.autograd.Function):
         w2: Tensor | None, b2: Tensor | None, v1: Tensor | None, c1: Tensor | None, v2: Tensor | None,
         c2: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        f, identity = even(f), None if identity is None else even(identity)
+        f, identity = in_one_layout(f), None if identity is None else in_one_layout(identity)
         z, index, dots = _ops.fsm_statistics(f, v1, w1 is not None)
         hidden = alpha = logits = beta = None
         if w1 is not None and b1 is not None and w2 is not None and b2 is not None:
@@ -106,7 +106,7 @@ class _Gated(torch.autograd.Function):
         f, y, z, index, hidden, alpha, logits, beta, w1, b1, w2, b2, v1, c1, v2, c2 = ctx.saved_tensors
         how: Gating = ctx.how
         cs, lss = w1 is not None, v1 is not None
-        grad = even(grad)
+        grad = in_one_layout(grad)
         inner, d_alpha, d_beta = _ops.fsm_gate_backward(grad, y, f, cs, lss, how.scale)
         inner = inner if ctx.residual else grad
         d_z = d_logits = None
@@ -138,7 +138,7 @@ def _channel_gate_backward(
     return d_hidden @ w1.to(z.dtype), tuple(g.to(p.dtype) for g, p in zip(of_weights, (w1, b1, w2, b2), strict=True))
 
 
-def even(t: Tensor) -> Tensor:
+def in_one_layout(t: Tensor) -> Tensor:
     """`t` (N, C, H, W), copied into NHWC order if its positions do not lie at equal distances."""
     h, w = t.shape[2:]
     return t if h == 1 or w == 1 or t.stride(2) == w * t.stride(3) else t.contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""A served interface without Ray: the same application and the same room, in a thread of the test's process."""
+"""A served interface without Ray: the same application and the same engine, in a thread of the test's process."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from efafnet.pipelines.evaluation.config import TestOverrides
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.serving.api import Predict, Rules, build_app
 from efafnet.pipelines.serving.config import LimitsConfig
-from efafnet.pipelines.serving.messages import Asked, Persons, Refused
+from efafnet.pipelines.serving.engine import Engine, EnginePlan
+from efafnet.pipelines.serving.messages import Persons, PoseRequest, Refusal
 from efafnet.pipelines.serving.models import Served
-from efafnet.pipelines.serving.room import Recipe, Room
 from tests import prediction_cases
 
 
-def make_room(folder: Path, *names: str) -> Room:
-    """A room with an untrained network under each name."""
+def make_engine(folder: Path, *names: str) -> Engine:
+    """An engine with an untrained network under each name."""
     served = tuple(Served(name, prediction_cases.checkpoint(folder / name / "best")) for name in names)
-    recipe = Recipe(served, "best", "auto", TestOverrides(), DetectorConfig(), max_persons=100)
-    return Room(recipe, torch.device("cpu"))
+    plan = EnginePlan(served, "best", "auto", TestOverrides(), DetectorConfig(), max_persons=100)
+    return Engine(plan, torch.device("cpu"))
 
 
-def answering(room: Room) -> Predict:
+def answering(engine: Engine) -> Predict:
     """What the fronts do by way of Ray, here."""
 
-    async def predict(asked: Asked) -> Persons | Refused:
-        waiting = await asyncio.to_thread(room.waiting, asked)
-        return waiting if isinstance(waiting, Refused) else room.predict([waiting])[0]
+    async def predict(asked: PoseRequest) -> Persons | Refusal:
+        waiting = await asyncio.to_thread(engine.prepare, asked)
+        return waiting if isinstance(waiting, Refusal) else engine.predict([waiting])[0]
 
     return predict
 
 
 @contextmanager
 def listening(
-    room: Room, limits: LimitsConfig | None = None, token_digest: str | None = None, predict: Predict | None = None
+    engine: Engine, limits: LimitsConfig | None = None, token_digest: str | None = None, predict: Predict | None = None
 ) -> Iterator[str]:
     """The address of the interface, while it listens."""
-    rules = Rules(tuple(room.models()), limits or LimitsConfig(), finds_persons=False, token_digest=token_digest)
-    app = build_app(rules, predict or answering(room), lambda: "ray_serve_example 1\n")
+    rules = Rules(tuple(engine.models()), limits or LimitsConfig(), finds_persons=False, token_digest=token_digest)
+    app = build_app(rules, predict or answering(engine), lambda: "ray_serve_example 1\n")
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -32,7 +32,7 @@ def _block(*, recurrence: str = "literal", stride: int = 1, first: bool = False)
 
 
 def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aligned, "pays", lambda *_: True)
+    monkeypatch.setattr(aligned, "is_faster", lambda *_: True)
 
 
 _FORMS = pytest.mark.parametrize(
@@ -126,14 +126,14 @@ def test_training_keeps_the_two_forms_together_and_stores_nothing_else(monkeypat
 def test_it_is_taken_on_a_gpu_in_half_precision_only() -> None:
     fam = _block().aggregate
     aligned_fam = Bottleneck(NetworkConfig(fam="width4"), 64, 64).aggregate
-    assert not aligned.pays(fam, torch.zeros(1, dtype=torch.bfloat16))  # type: ignore[arg-type]
+    assert not aligned.is_faster(fam, torch.zeros(1, dtype=torch.bfloat16))  # type: ignore[arg-type]
     with stand_in_gpu() as gpu:
         half, full = (torch.zeros(1, dtype=dtype, device=gpu.device) for dtype in (torch.bfloat16, torch.float32))
-        assert aligned.pays(fam, half)  # type: ignore[arg-type]
-        assert not aligned.pays(fam, full)  # type: ignore[arg-type]
-        assert not aligned.pays(aligned_fam, half)  # type: ignore[arg-type]
+        assert aligned.is_faster(fam, half)  # type: ignore[arg-type]
+        assert not aligned.is_faster(fam, full)  # type: ignore[arg-type]
+        assert not aligned.is_faster(aligned_fam, half)  # type: ignore[arg-type]
         synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(fam))
-        assert not aligned.pays(synchronised, half)
+        assert not aligned.is_faster(synchronised, half)
 
 
 def test_a_network_in_half_precision_on_a_gpu_copies_nothing() -> None:

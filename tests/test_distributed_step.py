@@ -47,7 +47,7 @@ def worker_of(*, compiled: bool, held: int | None, rounded: bool = False) -> tup
 
     if not rounded:
         wrapped.register_comm_hook(sent, lambda sent, bucket: averaged(bucket.buffer(), sent))
-    trainee.exchange = wrapped
+    trainee.ddp = wrapped
     # The compiler's front end, which is what decides how the wrapping is called; no machine code is made.
     compiling: Any = torch.compile(wrapped, dynamic=False, backend="aot_eager") if compiled else wrapped
     trainee.wrapped = compiling
@@ -105,4 +105,4 @@ def test_gradients_are_exchanged_once_a_step_however_it_is_computed() -> None:
     assert not torch.allclose(gradient(rounded), expected, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(gradient(rounded), expected, rtol=0.02, atol=0.01 * float(expected.abs().max()))
     assert {p.dtype for p in rounded.parameters} == {torch.float32}
-    assert 0 < computing_ms(rounded.exchange) < 10_000
+    assert 0 < computing_ms(rounded.ddp) < 10_000

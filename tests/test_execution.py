@@ -1,4 +1,4 @@
-"""Which way of computing a step is tried, timed and chosen, and what happens where one is not possible."""
+"""Which mode of executing a step is tried, timed and chosen, and what happens where one is not possible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from efafnet.pipelines.training import execution
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
 from efafnet.pipelines.training.context import PlainContext
-from efafnet.pipelines.training.execution import MEASURED, Execution, Way, ways
+from efafnet.pipelines.training.execution import MEASURED, Execution, StepMode, step_modes
 from efafnet.pipelines.training.graph import WARM_UP
 from efafnet.pipelines.training.step import StepLosses, Trainee, train_step
 from efafnet.platform.configuration import ConfigurationError
@@ -22,22 +22,22 @@ STEPS = WARM_UP + 1 + MEASURED
 
 
 def on_gpu(**given: Any) -> Any:
-    """As much of a trainee as the choice of ways looks at."""
+    """As much of a trainee as the choice of modes looks at."""
     trainee = trainee_of(OptimizerConfig(), **given)
     trainee.device = torch.device("cuda", 0)
     return trainee
 
 
 def test_the_ways_that_settings_and_devices_allow() -> None:
-    plain, graph, compiled, both = Way(), Way("off", True), Way("default"), Way("default", True)
-    assert ways(ComputeConfig(), on_gpu()) == [plain, compiled]
-    assert ways(ComputeConfig(graph="auto"), on_gpu()) == [plain, graph, compiled, both]
-    assert ways(ComputeConfig(graph="auto"), on_gpu(world_size=4)) == [plain, compiled]
-    assert ways(ComputeConfig(graph="auto"), on_gpu(scaled=True)) == [plain, compiled]
-    assert ways(ComputeConfig(compile="off", graph="on"), on_gpu()) == [graph]
-    assert ways(ComputeConfig(compile="max-autotune", graph="off"), on_gpu()) == [Way("max-autotune")]
-    assert ways(ComputeConfig(graph="auto"), trainee_of(OptimizerConfig())) == [plain]
-    assert ways(ComputeConfig(compile="default"), trainee_of(OptimizerConfig())) == [compiled]
+    plain, graph, compiled, both = StepMode(), StepMode("off", True), StepMode("default"), StepMode("default", True)
+    assert step_modes(ComputeConfig(), on_gpu()) == [plain, compiled]
+    assert step_modes(ComputeConfig(graph="auto"), on_gpu()) == [plain, graph, compiled, both]
+    assert step_modes(ComputeConfig(graph="auto"), on_gpu(world_size=4)) == [plain, compiled]
+    assert step_modes(ComputeConfig(graph="auto"), on_gpu(scaled=True)) == [plain, compiled]
+    assert step_modes(ComputeConfig(compile="off", graph="on"), on_gpu()) == [graph]
+    assert step_modes(ComputeConfig(compile="max-autotune", graph="off"), on_gpu()) == [StepMode("max-autotune")]
+    assert step_modes(ComputeConfig(graph="auto"), trainee_of(OptimizerConfig())) == [plain]
+    assert step_modes(ComputeConfig(compile="default"), trainee_of(OptimizerConfig())) == [compiled]
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_the_ways_that_settings_and_devices_allow() -> None:
 )
 def test_a_graph_where_there_can_be_none(trainee: Trainee, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=f"compute.graph = on: {reason}.*; leave it to auto"):
-        ways(ComputeConfig(graph="on"), trainee)
+        step_modes(ComputeConfig(graph="on"), trainee)
 
 
 class Run:
-    """Steps whose ways take so many seconds each by a clock of their own; a way in ``broken`` raises."""
+    """Steps whose modes take so many seconds each by a clock of their own; a mode in ``broken`` raises."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost_s: dict[Way, float], **given: Any) -> None:
-        self.cost_s, self.now, self.taken = cost_s, 0.0, list[Way]()
-        self.broken: tuple[Way, ...] = given.pop("broken", ())
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost_s: dict[StepMode, float], **given: Any) -> None:
+        self.cost_s, self.now, self.taken = cost_s, 0.0, list[StepMode]()
+        self.broken: tuple[StepMode, ...] = given.pop("broken", ())
         self.error: Exception = given.pop("error", RuntimeError("no compiler\nat all"))
         self.told: list[str] = []
-        monkeypatch.setattr(execution, "ways", lambda *_: list(cost_s))
+        monkeypatch.setattr(execution, "step_modes", lambda *_: list(cost_s))
         monkeypatch.setattr(execution, "train_step", self.take)
         monkeypatch.setattr(execution, "GraphedStep", lambda _: self.take)
         self.trainee = trainee_of(OptimizerConfig())
@@ -71,22 +71,22 @@ class Run:
         )
 
     def take(self, *arguments: Any) -> StepLosses:
-        way = self.execution._current.way
-        self.taken.append(way)
-        if way in self.broken:
+        mode = self.execution._current.mode
+        self.taken.append(mode)
+        if mode in self.broken:
             raise self.error
-        self.now += self.cost_s[way] + (10 if self.taken.count(way) == 1 and way.compiling != "off" else 0)
+        self.now += self.cost_s[mode] + (10 if self.taken.count(mode) == 1 and mode.compiling != "off" else 0)
         return train_step(*arguments)
 
-    def steps(self, count: int) -> list[Way]:
-        """Take so many steps; the ways that they were taken in."""
+    def steps(self, count: int) -> list[StepMode]:
+        """Take so many steps; the modes that they were taken in."""
         before = len(self.taken)
         for step in range(count):
             self.execution(self.trainee, batch_of(8), step, 0.0)
-        return [way for way, _ in itertools.groupby(self.taken[before:])]
+        return [mode for mode, _ in itertools.groupby(self.taken[before:])]
 
 
-PLAIN, GRAPH, COMPILED = Way(), Way("off", True), Way("default")
+PLAIN, GRAPH, COMPILED = StepMode(), StepMode("off", True), StepMode("default")
 
 
 def test_the_fastest_way_is_chosen_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

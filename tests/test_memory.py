@@ -47,7 +47,7 @@ class Pair(PlainContext):
 
 
 def memory_of(
-    tmp_path: Path, limit: int, *, wanted: Literal["auto"] | int = "auto", tries: bool = True, **given: Any
+    tmp_path: Path, limit: int, *, wanted: Literal["auto"] | int = "auto", probes: bool = True, **given: Any
 ) -> tuple[DeviceMemory, list[str]]:
     torch.manual_seed(3)
     network: Any = Small(limit)
@@ -55,7 +55,7 @@ def memory_of(
     trainee.micro_batch = None if wanted == "auto" else wanted
     told: list[str] = []
     context = given.pop("context", PlainContext(torch.device("cpu")))
-    return DeviceMemory(trainee, context, tmp_path, wanted, told.append, tries=tries), told
+    return DeviceMemory(trainee, context, tmp_path, wanted, told.append, probes=probes), told
 
 
 def asked(trainee: Trainee) -> list[int]:
@@ -112,8 +112,8 @@ def test_workers_agree_and_begin_again_together(tmp_path: Path) -> None:
 
 
 def test_a_device_too_small_for_one_crop(tmp_path: Path) -> None:
-    for tries in (True, False):
-        memory, _ = memory_of(tmp_path, 0, tries=tries)
+    for probes in (True, False):
+        memory, _ = memory_of(tmp_path, 0, probes=probes)
         with pytest.raises(ConfigurationError, match="the CPU cannot hold a training step of a single crop"):
             memory.step(batch_of(2), 0, 0.0)
 

@@ -57,16 +57,16 @@ def begun(tmp_path: Path, precision: str) -> tuple[TrainConfig, RunDirectory]:
 def test_what_auto_came_to_is_recorded_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suits(monkeypatch, "bf16")
     config, directory = begun(tmp_path, "auto")
-    settled, doubts = settle_precision(config, CPU)
-    assert (settled.precision, doubts) == ("bf16", [])
+    settled, drawbacks = settle_precision(config, CPU)
+    assert (settled.precision, drawbacks) == ("bf16", [])
     known = directory.known()
     assert known is not None
     assert known.identity["precision"] == "bf16"
     assert yaml.safe_load((config.run_dir / "config.yaml").read_text())["precision"] == "bf16"
     # Resumed where bf16 is emulated: it is kept, and what that costs is told.
     suits(monkeypatch, "fp32", factor=6.8)
-    settled, doubts = settle_precision(config, CPU)
-    assert (settled.precision, doubts) == (
+    settled, drawbacks = settle_precision(config, CPU)
+    assert (settled.precision, drawbacks) == (
         "bf16",
         ["a small step in bf16 takes 6.8 times as long as in fp32 on this CPU"],
     )

@@ -19,10 +19,10 @@ from efafnet.pipelines.cli import main
 from efafnet.pipelines.prediction import PosePredictor
 from efafnet.pipelines.serving.api import RefusedError, digest_of, parse_boxes, read_body
 from efafnet.pipelines.serving.config import LimitsConfig, ServeConfig
-from efafnet.pipelines.serving.messages import Asked, Box, Persons, Refused
+from efafnet.pipelines.serving.engine import Engine, Prepared
+from efafnet.pipelines.serving.messages import Box, Persons, PoseRequest, Refusal
 from efafnet.pipelines.serving.metrics import chosen
 from efafnet.pipelines.serving.models import find_models
-from efafnet.pipelines.serving.room import Room, Waiting
 from efafnet.pipelines.serving.serve import replica_options, token_of
 from efafnet.platform.cluster import Resources
 from tests import crop_data, prediction_cases, serving_cases
@@ -38,13 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def room(folder: Path) -> Room:
-    return serving_cases.make_room(folder, "alpha", "beta")
+def engine(folder: Path) -> Engine:
+    return serving_cases.make_engine(folder, "alpha", "beta")
 
 
 @pytest.fixture(scope="module")
-def address(room: Room) -> Iterator[str]:
-    with listening(room, LimitsConfig(body_mib=0.5, megapixels=1, persons=3)) as found:
+def address(engine: Engine) -> Iterator[str]:
+    with listening(engine, LimitsConfig(body_mib=0.5, megapixels=1, persons=3)) as found:
         yield found
 
 
@@ -83,10 +83,10 @@ def test_without_boxes_the_whole_image_is_one_person(address: str) -> None:
     assert "heatmaps" not in found["persons"][0]
 
 
-def test_a_heatmaps_peak_lies_where_its_joint_does(room: Room) -> None:
-    waiting = room.waiting(Asked(png(), "alpha", ((10.0, 20.0, 50.0, 90.0),), with_heatmaps=True))
-    assert isinstance(waiting, Waiting)
-    [person] = room.predict([waiting])[0].persons
+def test_a_heatmaps_peak_lies_where_its_joint_does(engine: Engine) -> None:
+    waiting = engine.prepare(PoseRequest(png(), "alpha", ((10.0, 20.0, 50.0, 90.0),), with_heatmaps=True))
+    assert isinstance(waiting, Prepared)
+    [person] = engine.predict([waiting])[0].persons
     assert person.heatmaps is not None
     strip = cv2.imdecode(np.frombuffer(base64.b64decode(person.heatmaps.png_base64), np.uint8), cv2.IMREAD_UNCHANGED)
     # 96x64 crops at stride 4, 17 joints below each other.
@@ -96,7 +96,7 @@ def test_a_heatmaps_peak_lies_where_its_joint_does(room: Room) -> None:
     affine = np.array(person.heatmaps.to_image)
     # The box grown by a quarter: 50 x 90 is 62.5 x 112.5, and as wide as 2:3 wants, 75. So 75/16 pixels per pixel.
     np.testing.assert_allclose(affine[:, :2], np.eye(2) * 75 / 16, atol=1e-6)
-    [raw] = room._predictors["alpha"].pose.heatmaps(waiting.view.crops)[0]
+    [raw] = engine._predictors["alpha"].pose.heatmaps(waiting.view.crops)[0]
     for joint, maps in zip(person.keypoints, raw, strict=True):
         y, x = np.unravel_index(maps.argmax(), maps.shape)
         place = affine @ [x, y, 1]
@@ -104,25 +104,25 @@ def test_a_heatmaps_peak_lies_where_its_joint_does(room: Room) -> None:
         assert np.abs(place - [joint.x, joint.y]).max() <= 75 / 16 / 4 + 0.02
 
 
-def test_requests_of_several_networks_go_together(room: Room) -> None:
+def test_requests_of_several_networks_go_together(engine: Engine) -> None:
     boxes: tuple[Box, Box] = ((10, 20, 50, 90), (100, 30, 60, 40))
     wanted = (("alpha", 1), ("beta", 2), ("alpha", 0), ("alpha", 2))
-    found = [room.waiting(Asked(png(), name, boxes[:count])) for name, count in wanted]
-    answers = room.predict([waiting for waiting in found if isinstance(waiting, Waiting)])
+    found = [engine.prepare(PoseRequest(png(), name, boxes[:count])) for name, count in wanted]
+    answers = engine.predict([waiting for waiting in found if isinstance(waiting, Prepared)])
     assert [(answer.model, len(answer.persons)) for answer in answers] == [
         ("alpha", 1), ("beta", 2), ("alpha", 0), ("alpha", 2)
     ]  # fmt: skip
     assert answers[0].persons[0].keypoints == answers[3].persons[0].keypoints
 
 
-def test_a_turned_photograph_is_looked_at_upright(room: Room) -> None:
+def test_a_turned_photograph_is_looked_at_upright(engine: Engine) -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     done, jpeg = cv2.imencode(".jpg", crop_data.picture(200, 160, 3))
     assert done
     data = jpeg.tobytes()
     turned = data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
-    waiting = room.waiting(Asked(turned, "alpha", None))
-    assert isinstance(waiting, Waiting)
+    waiting = engine.prepare(PoseRequest(turned, "alpha", None))
+    assert isinstance(waiting, Prepared)
     assert waiting.view.image_rgb.shape == (200, 160, 3)
 
 
@@ -174,12 +174,12 @@ def test_a_body_without_a_length_is_cut_off() -> None:
         asyncio.run(read_body(Streamed(), LimitsConfig(body_mib=0.5)))  # type: ignore[arg-type]
 
 
-def test_what_takes_too_long_is_given_up(room: Room) -> None:
-    async def never(_asked: Asked) -> Persons | Refused:
+def test_what_takes_too_long_is_given_up(engine: Engine) -> None:
+    async def never(_asked: PoseRequest) -> Persons | Refusal:
         await asyncio.sleep(60)
         raise AssertionError
 
-    with listening(room, LimitsConfig(timeout_s=0.2), predict=never) as address:
+    with listening(engine, LimitsConfig(timeout_s=0.2), predict=never) as address:
         status, answer = ask(f"{address}/v1/persons", png())
     assert (status, "0.2 s" in answer["error"]) == (504, True)
 
@@ -193,8 +193,8 @@ def test_boxes_that_are_none_are_no_boxes() -> None:
 # ---- who may ask
 
 
-def test_a_token_is_wanted_where_there_is_one(room: Room) -> None:
-    with listening(room, token_digest=digest_of("a-long-enough-token")) as address:
+def test_a_token_is_wanted_where_there_is_one(engine: Engine) -> None:
+    with listening(engine, token_digest=digest_of("a-long-enough-token")) as address:
         assert ask(f"{address}/health") == (200, {"status": "ok"})
         assert ask(f"{address}/")[0] == 200
         for path, body in (("/v1/models", None), ("/v1/persons", png()), ("/metrics", None)):
@@ -208,9 +208,9 @@ def test_names_that_lead_here_from_elsewhere_are_refused(address: str) -> None:
     assert ask(f"{address}/v1/models", Host="localhost:9")[0] == 200
 
 
-def test_who_is_refused_while_sending_hears_why(room: Room) -> None:
+def test_who_is_refused_while_sending_hears_why(engine: Engine) -> None:
     """A connection closed under a body that is on its way is a broken pipe, and no answer."""
-    with listening(room, token_digest=digest_of("a-long-enough-token")) as address:
+    with listening(engine, token_digest=digest_of("a-long-enough-token")) as address:
         for _ in range(5):
             status, answer = ask(address + "/v1/persons", png() + b"\0" * 8_000_000)
             assert (status, "a token is wanted" in answer["error"]) == (401, True)

@@ -12,22 +12,22 @@ pytest.importorskip("ray.serve", reason="Ray Serve is an extra: pip install -e '
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
-from efafnet.pipelines.serving.deployment import Handing
-from efafnet.pipelines.serving.messages import Asked, Persons, Refused
+from efafnet.pipelines.serving.deployment import Dispatcher
+from efafnet.pipelines.serving.messages import Persons, PoseRequest, Refusal
 
-ASKED = Asked(b"image", "alpha", None)
+ASKED = PoseRequest(b"image", "alpha", None)
 ANSWER = Persons(model="alpha", skeleton="coco17", width=1, height=1, boxes_from="request", persons=[])
 
 
 class Replicas:
     """A handle whose replicas do one thing after the other."""
 
-    def __init__(self, *outcomes: Persons | Refused | Exception) -> None:
+    def __init__(self, *outcomes: Persons | Refusal | Exception) -> None:
         self._left = list(outcomes)
-        self.asked: list[Asked] = []
+        self.asked: list[PoseRequest] = []
         self.persons = self
 
-    async def remote(self, asked: Asked) -> Persons | Refused:
+    async def remote(self, asked: PoseRequest) -> Persons | Refusal:
         self.asked.append(asked)
         outcome = self._left.pop(0)
         if isinstance(outcome, Exception):
@@ -36,7 +36,7 @@ class Replicas:
 
 
 class Counted:
-    """Figures as a list."""
+    """Metrics as a list."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[object, ...]] = []
@@ -48,9 +48,9 @@ class Counted:
         self.lines.append(("replayed",))
 
 
-def handing(replicas: Replicas) -> tuple[Callable[[], Persons | Refused], Counted]:
+def handing(replicas: Replicas) -> tuple[Callable[[], Persons | Refusal], Counted]:
     figures = Counted()
-    found = Handing(figures)  # type: ignore[arg-type]
+    found = Dispatcher(figures)  # type: ignore[arg-type]
     found._replicas = replicas  # type: ignore[assignment]
     return lambda: asyncio.run(found(ASKED)), figures
 
@@ -67,7 +67,7 @@ def test_a_request_that_ends_every_replica_is_given_up() -> None:
     replicas = Replicas(*(ActorDiedError() for _ in range(5)))
     call, figures = handing(replicas)
     answer = call()
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Refusal)
     assert (answer.status, "3 replicas died" in answer.reason) == (503, True)
     assert len(replicas.asked) == 3
     assert figures.lines[-1] == ("alpha", 503, 0)
@@ -76,5 +76,5 @@ def test_a_request_that_ends_every_replica_is_given_up() -> None:
 def test_when_too_many_wait_one_is_told_so_at_once() -> None:
     replicas = Replicas(BackPressureError(num_queued_requests=9, max_queued_requests=8))
     answer = handing(replicas)[0]()
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, Refusal)
     assert (answer.status, "try again" in answer.reason, len(replicas.asked)) == (503, True, 1)

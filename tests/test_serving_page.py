@@ -26,7 +26,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str
     fake = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
     with (
         browsing(folder / "profile", *fake) as page,
-        listening(serving_cases.make_room(folder, "alpha", "beta"), token_digest=digest_of(TOKEN)) as address,
+        listening(serving_cases.make_engine(folder, "alpha", "beta"), token_digest=digest_of(TOKEN)) as address,
     ):
         yield page, address, photograph
 

@@ -15,9 +15,9 @@ import torch
 
 from efafnet.pipelines.serving.api import Rules
 from efafnet.pipelines.serving.config import ServeConfig
+from efafnet.pipelines.serving.engine import Engine
 from efafnet.pipelines.serving.models import find_models
-from efafnet.pipelines.serving.room import Room
-from efafnet.pipelines.serving.serve import recipe_of, start
+from efafnet.pipelines.serving.serve import engine_plan, start
 from tests import crop_data, prediction_cases
 from tests.serving_cases import ask
 
@@ -37,9 +37,9 @@ def address(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
         port = free.getsockname()[1]
     settings = {"models": [str(run)], "port": port, "workers": {"count": REPLICAS, "cpus": 0.5, "gpu": "no"}}
     config = ServeConfig.model_validate({**settings, "batching": {"requests": 4, "wait_ms": 5}})
-    recipe = recipe_of(config, find_models(config.models))
-    rules = Rules(tuple(Room(recipe, torch.device("cpu")).models()), config.limits, False, None)
-    start(config, recipe, rules)
+    plan = engine_plan(config, find_models(config.models))
+    rules = Rules(tuple(Engine(plan, torch.device("cpu")).models()), config.limits, False, None)
+    start(config, plan, rules)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 

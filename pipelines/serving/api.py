@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from efafnet.pipelines.formats.headers import declared_size
 from efafnet.pipelines.serving.config import LOOPBACK, LimitsConfig
-from efafnet.pipelines.serving.messages import Asked, Box, Model, Models, Persons, Problem, Refused
+from efafnet.pipelines.serving.messages import Box, Model, Models, Persons, PoseRequest, Problem, Refusal
 
-Predict = Callable[[Asked], Awaitable[Persons | Refused]]
+Predict = Callable[[PoseRequest], Awaitable[Persons | Refusal]]
 
 _PAGE = {
     "/": ("index.html", "text/html"),
@@ -152,10 +152,10 @@ def _add_interface(app: FastAPI, rules: Rules, predict: Predict) -> None:
         try:
             async with asyncio.timeout(rules.limits.timeout_s):
                 image = await read_body(request, rules.limits)
-                answer = await predict(Asked(image, model or names[0], wanted, heatmaps))
+                answer = await predict(PoseRequest(image, model or names[0], wanted, heatmaps))
         except TimeoutError as error:
             raise RefusedError(504, f"no answer within {rules.limits.timeout_s:g} s; try again") from error
-        if isinstance(answer, Refused):
+        if isinstance(answer, Refusal):
             raise RefusedError(answer.status, answer.reason)
         return answer
 
@@ -165,7 +165,7 @@ def _add_operation(app: FastAPI, rules: Rules, metrics: Callable[[], str]) -> No
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics", dependencies=[Depends(_guard(rules))], summary="Figures for Prometheus")
+    @app.get("/metrics", dependencies=[Depends(_guard(rules))], summary="ServingMetrics for Prometheus")
     def figures() -> Response:
         return Response(metrics(), media_type="text/plain; version=0.0.4")
 

@@ -20,9 +20,9 @@ from ray.serve.handle import DeploymentHandle
 
 from efafnet.pipelines.serving.api import Rules, build_app
 from efafnet.pipelines.serving.config import BatchingConfig
-from efafnet.pipelines.serving.messages import Asked, Persons, Refused
-from efafnet.pipelines.serving.metrics import Figures, gathered
-from efafnet.pipelines.serving.room import Recipe, Room, Waiting
+from efafnet.pipelines.serving.engine import Engine, EnginePlan, Prepared
+from efafnet.pipelines.serving.messages import Persons, PoseRequest, Refusal
+from efafnet.pipelines.serving.metrics import ServingMetrics, gathered
 
 REPLICA, FRONT = "predictor", "front"
 _TRIES = 3
@@ -33,7 +33,7 @@ _TRIES = 3
 class ReplicaPlan:
     """How a replica works."""
 
-    recipe: Recipe
+    plan: EnginePlan
     batching: BatchingConfig
     gpu: bool
     threads: int
@@ -44,21 +44,21 @@ class Replica:
 
     def __init__(self, plan: ReplicaPlan) -> None:
         torch.set_num_threads(plan.threads)
-        self._room = Room(plan.recipe, torch.device("cuda" if plan.gpu else "cpu"))
-        self._together: Any = serve.batch(
+        self._engine = Engine(plan.plan, torch.device("cuda" if plan.gpu else "cpu"))
+        self._in_batches: Any = serve.batch(
             max_batch_size=plan.batching.requests, batch_wait_timeout_s=plan.batching.wait_ms / 1e3
         )(self._predict)
 
-    async def persons(self, asked: Asked) -> Persons | Refused:
+    async def persons(self, asked: PoseRequest) -> Persons | Refusal:
         """Answer one request."""
-        waiting = await asyncio.to_thread(self._room.waiting, asked)
-        if isinstance(waiting, Refused):
+        waiting = await asyncio.to_thread(self._engine.prepare, asked)
+        if isinstance(waiting, Refusal):
             return waiting
-        answer: Persons = await self._together(waiting)
+        answer: Persons = await self._in_batches(waiting)
         return answer
 
-    async def _predict(self, waiting: list[Waiting]) -> list[Persons]:
-        return await asyncio.to_thread(self._room.predict, waiting)
+    async def _predict(self, waiting: list[Prepared]) -> list[Persons]:
+        return await asyncio.to_thread(self._engine.predict, waiting)
 
 
 class Front:
@@ -68,36 +68,36 @@ class Front:
         """``_replicas`` makes Ray Serve start them; the interface asks for its handle itself."""
 
 
-class Handing:
+class Dispatcher:
     """Hands requests to the replicas, again where one dies, and counts them."""
 
-    def __init__(self, figures: Figures) -> None:
+    def __init__(self, figures: ServingMetrics) -> None:
         self._replicas: DeploymentHandle[Any] | None = None
         self._figures = figures
 
-    async def __call__(self, asked: Asked) -> Persons | Refused:
+    async def __call__(self, asked: PoseRequest) -> Persons | Refusal:
         """The answer of a replica, or why there is none."""
         began = time.monotonic()
-        answer = await self._tried(asked)
-        status = answer.status if isinstance(answer, Refused) else 200
+        answer = await self._dispatched(asked)
+        status = answer.status if isinstance(answer, Refusal) else 200
         persons = len(answer.persons) if isinstance(answer, Persons) else 0
         self._figures.count(asked.model, status, persons, time.monotonic() - began)
         return answer
 
-    async def _tried(self, asked: Asked) -> Persons | Refused:
+    async def _dispatched(self, asked: PoseRequest) -> Persons | Refusal:
         if self._replicas is None:
             self._replicas = serve.get_deployment_handle(REPLICA)
         for _ in range(_TRIES):
             try:
-                answer: Persons | Refused = await self._replicas.persons.remote(asked)
+                answer: Persons | Refusal = await self._replicas.persons.remote(asked)
                 return answer
             except RayActorError:
                 self._figures.replayed()
             except BackPressureError:
-                return Refused(503, "too many requests wait; try again in a moment")
+                return Refusal(503, "too many requests wait; try again in a moment")
             except (DeploymentUnavailableError, RayServeException) as error:
-                return Refused(503, f"no replica answers: {' '.join(str(error).split())[:200]}")
-        return Refused(503, f"{_TRIES} replicas died while they had this request; look at the image")
+                return Refusal(503, f"no replica answers: {' '.join(str(error).split())[:200]}")
+        return Refusal(503, f"{_TRIES} replicas died while they had this request; look at the image")
 
 
 def application(
@@ -106,7 +106,7 @@ def application(
     """Both deployments, bound together."""
 
     def interface() -> FastAPI:
-        return build_app(rules, Handing(Figures()), gathered)
+        return build_app(rules, Dispatcher(ServingMetrics()), gathered)
 
     replicas: Any = serve.deployment(Replica)
     fronts: Any = serve.deployment(serve.ingress(interface)(Front))

@@ -11,7 +11,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PoseRequest:
     """One request, checked as far as is possible without decoding the image."""
 
     image: bytes
@@ -22,7 +22,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Refused:
+class Refusal:
     """A request that cannot be answered, as a value: an exception would cross processes as a wall of text."""
 
     status: int

@@ -1,4 +1,4 @@
-"""Figures of serving: counted where requests are taken, exported by Ray, and gathered from all nodes for Prometheus."""
+"""Metrics of serving: counted where requests are taken, exported by Ray, and gathered from all nodes for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ _BORDERS_MS = [5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 3
 _TIMEOUT_S = 2.0
 
 
-class Figures:
-    """What a front counts. Ray sums them over processes."""
+class ServingMetrics:
+    """What a front end counts. Ray sums them over processes."""
 
     def __init__(self) -> None:
         from ray.util.metrics import Counter, Histogram

@@ -12,8 +12,8 @@ import torch
 
 from efafnet.pipelines.serving.api import Rules, digest_of
 from efafnet.pipelines.serving.config import ServeConfig
+from efafnet.pipelines.serving.engine import Engine, EnginePlan
 from efafnet.pipelines.serving.models import Served, find_models
-from efafnet.pipelines.serving.room import Recipe, Room
 from efafnet.platform import console
 from efafnet.platform.capacity import capacity
 from efafnet.platform.cluster import Resources, connect, shared_path_problem
@@ -31,18 +31,20 @@ def run_serve(config: ServeConfig) -> None:
     """
     token = token_of(config)
     served = find_models(config.models, config.tracking_uri)
-    recipe = recipe_of(config, served)
+    plan = engine_plan(config, served)
     # Here first: what is wrong with a checkpoint is one line, before Ray starts.
-    room = Room(recipe, torch.device("cpu"))
-    rules = Rules(tuple(room.models()), config.limits, config.detector.weights is not None, token and digest_of(token))
-    del room
+    engine = Engine(plan, torch.device("cpu"))
+    rules = Rules(
+        tuple(engine.models()), config.limits, config.detector.weights is not None, token and digest_of(token)
+    )
+    del engine
     try:
         import ray.serve
     except ModuleNotFoundError as error:
         raise ValueError(
             f"serving needs Ray Serve ({error.name} is missing): pip install -c constraints.txt -e '.[serve]'"
         ) from error
-    start(config, recipe, rules)
+    start(config, plan, rules)
     try:
         _tell(config, rules, token)
         while True:
@@ -51,12 +53,14 @@ def run_serve(config: ServeConfig) -> None:
         ray.serve.delete(config.name)
 
 
-def recipe_of(config: ServeConfig, served: list[Served]) -> Recipe:
-    """What the replicas load."""
-    return Recipe(tuple(served), config.weights, config.skeleton, config.test, config.detector, config.limits.persons)
+def engine_plan(config: ServeConfig, served: list[Served]) -> EnginePlan:
+    """What the engine of every replica loads."""
+    return EnginePlan(
+        tuple(served), config.weights, config.skeleton, config.test, config.detector, config.limits.persons
+    )
 
 
-def start(config: ServeConfig, recipe: Recipe, rules: Rules) -> None:
+def start(config: ServeConfig, plan: EnginePlan, rules: Rules) -> None:
     """Start the application on Ray, or replace the one of its name; returns when it answers."""
     import ray.serve
     from ray.serve.schema import LoggingConfig
@@ -68,18 +72,18 @@ def start(config: ServeConfig, recipe: Recipe, rules: Rules) -> None:
     console.note(str(there))
     if there.is_local:
         _check_port(config)
-    for served in recipe.models if there.nodes > 1 else ():
+    for served in plan.models if there.nodes > 1 else ():
         if problem := shared_path_problem(served.checkpoint):
             raise OSError(f"the replicas load it: {problem}")
     crew = config.workers.crew(capacity(there))
-    plan = ReplicaPlan(recipe, config.batching, crew.gpu, config.workers.threads)
+    replica = ReplicaPlan(plan, config.batching, crew.gpu, config.workers.threads)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     ray.serve.start(
         proxy_location="HeadOnly" if config.proxies == "head" else "EveryNode",
         http_options={"host": config.host, "port": config.port},
         logging_config=quiet,
     )
-    bound = application(plan, rules, replica_options(config, crew.count, there, gpu=crew.gpu), front_options(config))
+    bound = application(replica, rules, replica_options(config, crew.count, there, gpu=crew.gpu), front_options(config))
     ray.serve.run(bound, name=config.name, route_prefix="/", logging_config=quiet)
 
 

@@ -110,9 +110,9 @@ class GraphedStep:
         held = Batch(**{f.name: getattr(part, f.name).to(trainee.device, copy=True) for f in fields(part)})
         used = [p for p in trainee.parameters if p.grad is not None] or trainee.parameters
         gradients = [torch.zeros_like(parameter) for parameter in used]
-        _give(used, gradients)
+        _set_gradients(used, gradients)
         # Before the recording, whose memory would stand beside it.
-        written = self._tried(lambda: backward(trainee, held, nullcontext()), gradients)
+        written = self._measured_without_effect(lambda: backward(trainee, held, nullcontext()), gradients)
         forwards, losses = record(lambda: backward(trainee, held, nullcontext()))
         rate = torch.zeros((), device=trainee.device)
         groups = trainee.optimizer.param_groups
@@ -131,12 +131,12 @@ class GraphedStep:
             forwards()
             return cast(StepLosses, losses)
 
-        found = self._tried(launched, gradients)
+        found = self._measured_without_effect(launched, gradients)
         if any(abs(a - b) > TOLERANCE * abs(b) for a, b in zip(found, written, strict=True)):
             raise GraphMismatchError(f"loss and gradient norm of the graph are {found}, as written {written}")
         return _Recorded(held, rate, used, gradients, forwards, losses, updates, grad_norm)
 
-    def _tried(self, call: Callable[[], StepLosses], gradients: list[Tensor]) -> list[float]:
+    def _measured_without_effect(self, call: Callable[[], StepLosses], gradients: list[Tensor]) -> list[float]:
         """Loss and gradient norm of a pass that leaves no trace."""
         buffers = [buffer.clone() for buffer in self.trainee.module.buffers()]
         torch._foreach_zero_(gradients)
@@ -150,7 +150,7 @@ class GraphedStep:
         recorded.rate.fill_(learning_rate)
         for group in trainee.optimizer.param_groups:
             group["lr"] = learning_rate
-        _give(recorded.parameters, recorded.gradients)
+        _set_gradients(recorded.parameters, recorded.gradients)
         torch._foreach_zero_(recorded.gradients)
         parts = []
         for part, _ in micro_batches(trainee, batch):
@@ -166,8 +166,8 @@ class GraphedStep:
         return combined(parts, recorded.grad_norm.clone())
 
 
-def _give(parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
-    """Let every parameter's gradient be added to the memory that the graphs know."""
+def _set_gradients(parameters: list[nn.Parameter], gradients: list[Tensor]) -> None:
+    """Make ``gradients``, the memory that the graphs know, those of the parameters."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
 

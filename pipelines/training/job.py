@@ -91,8 +91,8 @@ class Job:
             self.config.run_dir,
             self.config.compute.micro_batch,
             self.say,
-            take=self.execution,
-            tries=self.context.device.type == "cuda",
+            take_step=self.execution,
+            probes=self.context.device.type == "cuda",
         )
 
     def batches(self) -> Iterator[Batch]:
@@ -172,7 +172,7 @@ class Job:
         if scale is not None:
             metrics |= {"train/loss_scale": scale, "train/skipped_share": point.skipped_share}
         metrics |= self.rate.metrics(metrics["speed/samples_per_s"]) | {"speed/elapsed_s": self.progress.elapsed_s}
-        own = WorkerTime(computing_ms(self.trainee.exchange), metrics["speed/data_wait_share"])
+        own = WorkerTime(computing_ms(self.trainee.ddp), metrics["speed/data_wait_share"])
         figures, late = slowest(self.context, own)
         metrics |= figures
         self.progress.train_loss = metrics["train/loss"]

@@ -44,12 +44,12 @@ class DeviceMemory:
     """``compute.micro_batch``."""
     say: Callable[[str], None]
     """Tells the user."""
-    take: Callable[[Trainee, Batch, int, float], StepLosses] = train_step
+    take_step: Callable[[Trainee, Batch, int, float], StepLosses] = train_step
     """Takes a step."""
-    tries: bool = False
-    """Whether to try what fits before the first step: on a GPU. A CPU's memory ends processes, not steps."""
-    begun: bool = False
-    """Whether the first slice has been looked at."""
+    probes: bool = False
+    """Whether to find out what fits before the first step: on a GPU. A CPU whose memory runs out ends the process."""
+    probed: bool = False
+    """Whether that was done."""
 
     def step(self, batch: Batch, step: int, learning_rate: float) -> StepLosses:
         """Take a step, again in smaller parts where memory runs out on the way.
@@ -61,11 +61,11 @@ class DeviceMemory:
             ConfigurationError: not even one crop fits, or not as many as ``compute.micro_batch`` says.
             MemoryRanOutError: other workers wait for this one's gradients, and all must begin again.
         """
-        if not self.begun:
-            self._begin(batch)
+        if not self.probed:
+            self._probe(batch)
         while True:
             try:
-                return self.take(self.trainee, batch, step, learning_rate)
+                return self.take_step(self.trainee, batch, step, learning_rate)
             except RuntimeError as error:
                 if not ran_out(error):
                     raise
@@ -78,16 +78,16 @@ class DeviceMemory:
                     f"{self.trainee.micro_batch} crops at once"
                 )
 
-    def _begin(self, batch: Batch) -> None:
+    def _probe(self, batch: Batch) -> None:
         """Agree on what fits before the first step, while nobody waits for anybody's gradients."""
-        self.begun = True
+        self.probed = True
         if self.wanted != "auto":
             return
         known = self._limits().get(self._name)
         self.trainee.micro_batch = len(batch) if known is None else min(known, len(batch))
         # A forward pass that waits for other workers cannot be tried alone.
         alone = self.context.world_size == 1 or not self.trainee.compute.sync_batch_norm
-        while self.tries and alone and (reason := self._refusal(batch)):
+        while self.probes and alone and (reason := self._why_too_large(batch)):
             self._shrink(len(batch), reason)
         if self.context.world_size > 1:
             sizes = self.context.gather(self.trainee.micro_batch)
@@ -95,9 +95,9 @@ class DeviceMemory:
         if self.trainee.micro_batch < len(batch):
             self.say(f"compute.micro_batch=auto: {self.trainee.micro_batch} crops at once on {self._name}")
 
-    def _refusal(self, batch: Batch) -> str:
+    def _why_too_large(self, batch: Batch) -> str:
         """Why a forward and backward pass of the largest part does not fit; empty if it does. Leaves no trace."""
-        trainee = dataclasses.replace(self.trainee, wrapped=self.trainee.module, exchange=None)
+        trainee = dataclasses.replace(self.trainee, wrapped=self.trainee.module, ddp=None)
         buffers = [buffer.clone() for buffer in trainee.module.buffers()]
         try:
             # What the optimizer will hold from its first step on.

@@ -27,13 +27,13 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
     inputs = open_inputs(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    config, doubts = settle_precision(config, context)
+    config, drawbacks = settle_precision(config, context)
     trainee = build_trainee(config, inputs, context)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
     # One reader: a file system that serves some workers late or not at all must not make them begin elsewhere.
     newest = context.from_first(checkpoints.newest)
     plan = plan_of(config, inputs)
-    progress = _beginning(config, context, trainee, plan) if newest is None else restore(*newest, trainee)
+    progress = _initial_progress(config, context, trainee, plan) if newest is None else restore(*newest, trainee)
     job = Job(
         config=config,
         context=context,
@@ -49,10 +49,10 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     )
     if newest is None:
         _say_start(job)
-        _say_precision(job, doubts)
+        _say_precision(job, drawbacks)
         return job
     job.say(f"resuming at step {progress.step} of {job.plan.steps} from {newest[0]}, workers: {context.world_size}")
-    _say_precision(job, doubts)
+    _say_precision(job, drawbacks)
     job.validations.resume()
     return job
 
@@ -68,26 +68,26 @@ def settle_precision(config: TrainConfig, context: PlainContext) -> tuple[TrainC
     wanted = context.agree(wanted if known is None else known.identity.get("precision", wanted))
     each = context.gather(machine.precision_for(wanted, context.device))
     precision: Precision = context.agree(machine.common_precision(each) if context.rank == 0 else "fp32")
-    doubts = context.gather(None if wanted == "auto" else machine.drawback(precision, context.device))
+    drawbacks = context.gather(None if wanted == "auto" else machine.drawback(precision, context.device))
     config = config.model_copy(update={"precision": precision})
     if known is not None:
         directory.settle("precision", precision, to_yaml(config))
     machine.set_float32(precision)
     machine.expect_constant_shapes()
-    return config, sorted({doubt for doubt in doubts if doubt is not None})
+    return config, sorted({drawback for drawback in drawbacks if drawback is not None})
 
 
-def _say_precision(job: Job, doubts: list[str]) -> None:
+def _say_precision(job: Job, drawbacks: list[str]) -> None:
     """Say how the run computes and what it records about that."""
     precision = job.config.precision
     if job.context.rank == 0:
         job.context.sink.log_param("precision", precision)
-    for doubt in doubts:
-        job.say(f"warning: precision = {precision}: {doubt}")
+    for drawback in drawbacks:
+        job.say(f"warning: precision = {precision}: {drawback}")
     job.say(f"precision: {precision}, on {machine.describe(job.context.device)}")
 
 
-def _beginning(config: TrainConfig, context: PlainContext, trainee: Trainee, plan: Plan) -> Progress:
+def _initial_progress(config: TrainConfig, context: PlainContext, trainee: Trainee, plan: Plan) -> Progress:
     """Where a new run begins."""
     progress = Progress()
     if config.fork is not None:
@@ -149,7 +149,7 @@ def build_trainee(config: TrainConfig, inputs: Inputs, context: PlainContext) ->
         module=module,
         origin=origin,
         wrapped=wrapped,
-        exchange=wrapped if isinstance(wrapped, DistributedDataParallel) else None,
+        ddp=wrapped if isinstance(wrapped, DistributedDataParallel) else None,
         micro_batch=None if config.compute.micro_batch == "auto" else config.compute.micro_batch,
         optimizer=build_optimizer(config.optimizer, module),
         scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),

@@ -55,11 +55,11 @@ class WorkerTime:
     """Share of the time waiting for data."""
 
 
-def computing_ms(exchange: DistributedDataParallel | None) -> float:
+def computing_ms(ddp: DistributedDataParallel | None) -> float:
     """Time of a forward and backward pass on this worker, without waiting for others; DDP measures every 100th."""
-    if exchange is None:
+    if ddp is None:
         return 0.0
-    found = exchange._get_ddp_logging_data()
+    found = ddp._get_ddp_logging_data()
     return float(found.get("avg_forward_compute_time", 0) + found.get("avg_backward_compute_time", 0)) / 1e6
 
 

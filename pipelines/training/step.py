@@ -75,8 +75,8 @@ class Trainee:
     device: torch.device
     origin: str = ""
     """One line on where the network's weights came from at the start of the run; empty for random ones."""
-    exchange: DistributedDataParallel | None = None
-    """What exchanges gradients in the backward pass, somewhere inside ``wrapped``; None for one worker."""
+    ddp: DistributedDataParallel | None = None
+    """Exchanges gradients in the backward pass, somewhere inside ``wrapped``; None for one worker."""
     micro_batch: int | None = None
     """Crops that the device holds at once; a larger slice is computed in parts. None for any number."""
     parameters: list[nn.Parameter] = field(init=False)
@@ -181,9 +181,9 @@ def micro_batches(trainee: Trainee, batch: Batch) -> Iterator[tuple[Batch, Abstr
     count = len(batch)
     size = min(trainee.micro_batch or count, count)
     for first in range(0, count, size):
-        silent = first + size < count and trainee.exchange is not None
+        silent = first + size < count and trainee.ddp is not None
         part = batch if size == count else batch.part(first, first + size)
-        yield part, cast(DistributedDataParallel, trainee.exchange).no_sync() if silent else nullcontext()
+        yield part, cast(DistributedDataParallel, trainee.ddp).no_sync() if silent else nullcontext()
 
 
 def _summed(values: list[Tensor]) -> Tensor:

@@ -26,14 +26,14 @@ from efafnet.pipelines.prediction.person_boxes import Boxes
 from efafnet.pipelines.prediction.persons import Persons as Found
 from efafnet.pipelines.prediction.persons import Predictor, View
 from efafnet.pipelines.prediction.predictor import PosePredictor
-from efafnet.pipelines.serving.messages import Asked, Heatmaps, Keypoint, Model, Person, Persons, Refused
+from efafnet.pipelines.serving.messages import Heatmaps, Keypoint, Model, Person, Persons, PoseRequest, Refusal
 from efafnet.pipelines.serving.models import Served
 
 BoxesFrom = Literal["request", "detector", "whole_image"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class EnginePlan:
     """How networks are loaded and used: all that a replica needs to know."""
 
     models: tuple[Served, ...]
@@ -45,52 +45,52 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class Prepared:
     """A request whose crops wait for the network; the decoded image is gone, only its shape is left."""
 
-    asked: Asked
+    asked: PoseRequest
     view: View
     boxes_from: BoxesFrom
 
 
-class Room:
+class Engine:
     """The networks and the detector of one process. Requests may be decoded by several threads at once."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, plan: EnginePlan, device: torch.device) -> None:
         """Raises ValueError or OSError for a checkpoint or a detector that cannot be used."""
-        self._most = recipe.max_persons
-        self._network = PersonDetector(recipe.detector, device) if recipe.detector.weights is not None else None
+        self._most = plan.max_persons
+        self._network = PersonDetector(plan.detector, device) if plan.detector.weights is not None else None
         self._detecting = threading.Lock()
         self._predictors = {
             served.name: Predictor.load(
                 served.checkpoint,
                 detector=self._detect if self._network else None,
-                weights=recipe.weights,
-                skeleton=recipe.skeleton,
-                test=recipe.test,
+                weights=plan.weights,
+                skeleton=plan.skeleton,
+                test=plan.test,
                 device=device,
             )
-            for served in recipe.models
+            for served in plan.models
         }
 
     def models(self) -> list[Model]:
         """What is served, for people and the page."""
         return [described(name, predictor.pose) for name, predictor in self._predictors.items()]
 
-    def waiting(self, asked: Asked) -> Waiting | Refused:
+    def prepare(self, asked: PoseRequest) -> Prepared | Refusal:
         """Decode a request's image, find the persons' boxes, cut what the network sees of them."""
         try:
             image = decode_image(asked.image, upright=True)
         except ImageProblemError as problem:
-            return Refused(413 if problem.reason == "image_too_large" else 422, f"the image: {problem.detail}")
+            return Refusal(413 if problem.reason == "image_too_large" else 422, f"the image: {problem.detail}")
         pixels = np.ascontiguousarray(image[:, :, ::-1])
         try:
             view = self._predictors[asked.model].view(pixels, asked.boxes)
         except ValueError as error:
-            return Refused(400, str(error))
+            return Refusal(400, str(error))
         gone = np.broadcast_to(np.uint8(0), pixels.shape)
         found: BoxesFrom = "detector" if self._network else "whole_image"
-        return Waiting(asked, replace(view, image_rgb=gone), found if asked.boxes is None else "request")
+        return Prepared(asked, replace(view, image_rgb=gone), found if asked.boxes is None else "request")
 
     def _detect(self, image_rgb: NDArray[np.uint8]) -> Boxes:
         assert self._network is not None
@@ -98,7 +98,7 @@ class Room:
             found = self._network(image_rgb)
         return Boxes(found.xywh_px[: self._most], found.scores[: self._most])
 
-    def predict(self, waiting: Sequence[Waiting]) -> list[Persons]:
+    def predict(self, waiting: Sequence[Prepared]) -> list[Persons]:
         """The persons of several requests, those of one network in common passes."""
         answers: dict[int, Persons] = {}
         for name, predictor in self._predictors.items():
@@ -109,7 +109,7 @@ class Room:
         return [answers[n] for n in range(len(waiting))]
 
 
-def _answer(one: Waiting, found: Found, pose: PosePredictor) -> Persons:
+def _answer(one: Prepared, found: Found, pose: PosePredictor) -> Persons:
     maps = _heatmaps(pose, one.view, found.ids) if one.asked.with_heatmaps and len(found) else [None] * len(found)
     visible = np.full(found.joint_scores.shape, np.nan) if found.visible is None else found.visible
     persons = [
