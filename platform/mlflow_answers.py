@@ -6,7 +6,8 @@ Between a run and its tracking server stand proxies, ingresses and sign-on pages
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import posixpath
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -101,3 +102,25 @@ def newest_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
     if run.info.run_id != run_id:
         raise NotMlflowError(f"what answers does not know run {run_id}; is a proxy between?")
     return {metric.key: metric.step for metric in run.data.to_proto().metrics}
+
+
+def confirm_files(client: MlflowClient, run_id: str, sizes: Mapping[str, int]) -> None:
+    """Ask whether files that were answered with "yes" have arrived.
+
+    Only where they went by way of MLflow's server: what a bucket or a directory took is there.
+
+    Args:
+        client: of the run's store.
+        run_id: the run.
+        sizes: bytes that were sent, by path among the run's artifacts.
+
+    Raises:
+        NotMlflowError: one is not there, or shorter.
+    """
+    if not str(client.get_run(run_id).info.artifact_uri).startswith(("mlflow-artifacts:", "http:", "https:")):
+        return
+    for folder in {posixpath.dirname(path) for path in sizes}:
+        there = {file.path: file.file_size or 0 for file in client.list_artifacts(run_id, folder or None)}
+        for path, size in sizes.items():
+            if posixpath.dirname(path) == folder and there.get(path, -1) < size:
+                raise NotMlflowError(f"{path} was answered with success and is not there; is a proxy between?")

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from efafnet.platform import console
-from efafnet.platform.mlflow_answers import CurveSteps, is_refusal
+from efafnet.platform.mlflow_answers import CurveSteps, confirm_files, is_refusal
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.system_metrics import SystemMonitor
 
@@ -252,14 +252,25 @@ class Tracker:
             client.log_batch(self._run_id, tags=[RunTag(item.key, item.value) for item in batch])
         elif first.kind == "param":
             client.log_param(self._run_id, first.key, first.value)
-        elif first.kind == "text":
-            client.log_text(self._run_id, first.value, first.key)
-        elif Path(first.value).is_dir():
-            # A directory keeps its name: log_artifacts would pour its files into the folder.
-            folder = "/".join(part for part in (first.key, Path(first.value).name) if part)
-            client.log_artifacts(self._run_id, first.value, folder)
         else:
-            client.log_artifact(self._run_id, first.value, first.key or None)
+            self._log_files(client, first)
+
+    def _log_files(self, client: MlflowClient, item: _Item) -> None:
+        """Log a text, a file or a directory, and see it there where a proxy may have answered in MLflow's place."""
+        if item.kind == "text":
+            sizes = {item.key: len(item.value.encode())}
+            client.log_text(self._run_id, item.value, item.key)
+        else:
+            source = Path(item.value)
+            place = "/".join(part for part in (item.key, source.name) if part)
+            sizes = _sizes(source, place)
+            if source.is_dir():
+                # A directory keeps its name: log_artifacts would pour its files into the folder.
+                client.log_artifacts(self._run_id, item.value, place)
+            else:
+                client.log_artifact(self._run_id, item.value, item.key or None)
+        if self._uri.startswith("http"):
+            confirm_files(client, self._run_id, sizes)
 
     def _log_points(self, client: MlflowClient, batch: list[_Item]) -> None:
         """Log the points that MLflow does not have yet.
@@ -316,3 +327,11 @@ class Tracker:
                 record = json.loads(line)
                 if record.pop("run_id", None) == self._run_id:
                     self._pending.append(_Item(**record))
+
+
+def _sizes(source: Path, place: str) -> dict[str, int]:
+    """Bytes of a file, or of each file in a directory, by its path among the artifacts, where it is ``place``."""
+    if not source.is_dir():
+        return {place: source.stat().st_size}
+    inside = (path for path in source.rglob("*") if path.is_file())
+    return {f"{place}/{path.relative_to(source).as_posix()}": path.stat().st_size for path in inside}

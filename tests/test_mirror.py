@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -62,7 +64,7 @@ def test_damage_on_the_way_is_an_error_and_leaves_nothing(cache: Path, remote: P
     (remote / "a.bin").write_bytes(_CONTENT[:-1] + b"x")
     with pytest.raises(ValueError, match=r"remote/a.bin has sha256 \w{12} instead of \w{12}: it was damaged"):
         _fetch(Mirror.begin(remote.as_uri(), "k"))
-    assert sorted(path.name for path in (cache / "remote-k").iterdir()) == [".a.bin.lock", ".origin"]
+    assert sorted(path.name for path in (cache / "remote-k").iterdir()) == [".a.bin.lock", ".origin", ".use"]
 
 
 def test_what_is_not_there_is_named(remote: Path) -> None:
@@ -75,9 +77,59 @@ def test_what_is_not_there_is_named(remote: Path) -> None:
 def test_a_full_disk_is_found_before_anything_is_brought(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror_module, "free_bytes", lambda _: 10**9)
     mirror = Mirror.begin(remote.as_uri(), "k")
-    mirror.check_space(10**9)
+    mirror.make_room(10**9)
     with pytest.raises(OSError, match=r"needs 2.0 GB for its local copy in .*remote-k, 1.0 GB are free; set EFAFNET_"):
-        mirror.check_space(2 * 10**9)
+        mirror.make_room(2 * 10**9)
+
+
+def _old_copy(cache: Path, name: str, size: int, used_s: int) -> Path:
+    """What an earlier process left: a copy of ``size`` bytes, last opened at ``used_s``."""
+    (cache / name).mkdir(parents=True)
+    (cache / name / ".origin").write_text("s3://b/" + name)
+    (cache / name / "a.bin").write_bytes(bytes(size))
+    (cache / name / ".use").touch()
+    os.utime(cache / name / ".use", (used_s, used_s))
+    return cache / name
+
+
+def test_copies_that_nobody_uses_make_room_the_longest_unused_first(
+    cache: Path, remote: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """10 MB may be taken: three copies of 3 MB are there, one in use by another process; 6 MB more are wanted."""
+    monkeypatch.setenv("EFAFNET_CACHE_GB", "0.01")
+    newer, oldest, used = (_old_copy(cache, name, 3 * 10**6, at) for name, at in (("n", 300), ("o", 100), ("u", 50)))
+    (cache / "notes").mkdir()  # no copy: nobody's to remove
+    (cache / ".x.removed").mkdir()  # what a kill left
+    with (used / ".use").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        mirror = Mirror.begin(remote.as_uri(), "k")
+        mirror.make_room(10**6 // 2)
+        assert newer.exists()
+        assert oldest.exists()
+        assert not (cache / ".x.removed").exists()
+        mirror.make_room(4 * 10**6 - 100)
+        assert (newer.exists(), oldest.exists(), used.exists()) == (True, False, True)
+        with pytest.raises(OSError, match=r"needs 0.0 GB .* copies in use take 0.0 GB of EFAFNET_CACHE_GB=0.01; raise"):
+            mirror.make_room(8 * 10**6)
+        assert (newer.exists(), used.exists(), mirror.directory.exists()) == (False, True, True)
+    mirror.make_room(8 * 10**6)
+    assert not used.exists(), "its process has ended"
+    assert (cache / "notes").exists()
+    assert f"{oldest} is removed to make room (0.0 GB)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_full_disk_is_emptied_of_old_copies(cache: Path, remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oldest, newer = _old_copy(cache, "o", 10, 100), _old_copy(cache, "n", 10, 200)
+    monkeypatch.setattr(mirror_module, "free_bytes", lambda _: 5 if oldest.exists() else 15)
+    Mirror.begin(remote.as_uri(), "k").make_room(12)
+    assert (oldest.exists(), newer.exists()) == (False, True)
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "0", "nan"])
+def test_a_bound_that_is_none_is_named(remote: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("EFAFNET_CACHE_GB", given)
+    with pytest.raises(OSError, match=rf"EFAFNET_CACHE_GB={given}: give a number of gigabytes above 0, or unset it"):
+        Mirror.begin(remote.as_uri(), "k").make_room(1)
 
 
 def test_processes_share_a_copy(remote: Path) -> None:

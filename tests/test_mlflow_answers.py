@@ -36,6 +36,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, list[dict[str, Any]]] = {}
+        self.files: dict[str, int] = {}
+        """Bytes of the files that it took, by path."""
         self.taken: dict[str, str] = {}
         """What answers in MLflow's place, by run."""
         self.asked: dict[str, int] = {}
@@ -58,7 +60,24 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.serve(self.path.rpartition("mlflow/")[2], json.loads(body))
 
+    def do_PUT(self) -> None:
+        """A file, for which it stands to a run as its path says: 0/RUN/artifacts/…"""
+        place, body = self.path.partition("/artifacts/")[2], self.rfile.read(int(self.headers["Content-Length"]))
+        mode = self.server.taken.get("files")
+        if mode is None:
+            self.server.files[place] = len(body)
+        self.answer(*INSTEAD[mode] if mode else (200, "{}"))
+
+    def list_files(self, place: str) -> None:
+        found = {name: size for name, size in self.server.files.items() if name.rpartition("/")[0] == place}
+        files = [{"path": name.rpartition("/")[2], "is_dir": False, "file_size": n} for name, n in found.items()]
+        self.answer(200, json.dumps({"files": files}))
+
     def serve(self, what: str, asked: dict[str, Any]) -> None:
+        if self.path.partition("?")[0].endswith("mlflow-artifacts/artifacts"):
+            return self.list_files(asked["path"])
+        if what == "logged-models/search":  # asked before a directory is sent
+            return self.answer(200, "{}")
         run_id = str(asked.get("run_id", ""))
         mode = self.server.taken.get(run_id) or self.server.taken.get("*")
         if mode is not None:
@@ -74,6 +93,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, json.dumps({"metrics": [p for p in points if p["key"] == asked["metric_key"]]}))
         newest = {p["key"]: p for p in sorted(points, key=lambda p: int(p["step"]))}
         info = {"run_id": run_id, "run_uuid": run_id, "experiment_id": "0", "status": "RUNNING", "start_time": 1}
+        info["artifact_uri"] = f"mlflow-artifacts:/0/{run_id}/artifacts"
         return self.answer(200, json.dumps({"run": {"info": info, "data": {"metrics": [*newest.values()]}}}))
 
     def answer(self, code: int, body: str) -> None:
@@ -152,6 +172,30 @@ def test_what_never_came_through_is_sent_by_the_next_process_of_the_run(server: 
         assert tracker.flush(10)
     # Later points that arrived before do not stand for the earlier ones; what is there is not sent again.
     assert sorted(steps(server, run_id)) == [1, 2, 3, 9]
+    assert not spill.exists()
+
+
+def test_files_that_something_else_took_are_sent_again(server: Server, tmp_path: Path) -> None:
+    """A proxy answers "200 {}" to uploads; the next process of the run sends what its spill file holds."""
+    run_id, spill, folder = "a" * 32, tmp_path / "spill.jsonl", tmp_path / "step-00000005"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"w" * 70)
+    (tmp_path / "train.log").write_bytes(b"log of 12 by")
+    server.runs = {run_id: []}
+    server.taken = {"files": "200 {}"}
+    with Tracker(server.address, run_id, spill=spill) as tracker:
+        tracker.log_text("{}", "environment.json")
+        tracker.log_artifact(folder, "checkpoints")
+        tracker.log_artifact(tmp_path / "train.log")
+        lost = tracker.close(timeout_s=0.5)
+    assert (lost.count, lost.file, server.files) == (3, spill, {})
+    assert "environment.json was answered with success and is not there" in lost.reason
+    server.taken = {}
+    with Tracker(server.address, run_id, spill=spill) as tracker:
+        assert tracker.flush(10)
+    place = f"0/{run_id}/artifacts"
+    arrived = {"environment.json": 2, "checkpoints/step-00000005/weights": 70, "train.log": 12}
+    assert server.files == {f"{place}/{name}": size for name, size in arrived.items()}
     assert not spill.exists()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from efafnet.pipelines.training.recording import located, send_kept
-from efafnet.pipelines.training.rundir import RunRecord
+from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform.storage import write_json
 from tests.test_mlflow_answers import Server, steps
 from tests.training_cases import config_of
@@ -37,6 +37,9 @@ def test_ended_runs_send_what_they_kept_to_where_mlflow_is_now(
         server.shutdown()
     assert steps(server, kept) == [3]
     assert [(place / name / "unlogged.jsonl").exists() for name in ("0000", "0001", "0002")] == [False, True, True]
+    # What a run says of itself follows MLflow where it was found, and only there.
+    known = [RunDirectory(place / name).known() for name in ("0000", "0001")]
+    assert [record.tracking_uri for record in known if record] == [server.address, GONE]
     assert f"at {server.address} now, was at {GONE}" in " ".join(capsys.readouterr().err.split())
 
 

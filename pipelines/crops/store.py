@@ -281,7 +281,7 @@ def _nearby(path: Path, manifest: Manifest) -> Mirror | None:
         return None
     try:
         mirror = Mirror.begin(str(path.absolute()), manifest.digest[:16])
-        mirror.check_space(sum(r.bytes for r in manifest.shards if not (mirror.directory / r.name).is_file()))
+        mirror.make_room(sum(r.bytes for r in manifest.shards if not (mirror.directory / r.name).is_file()))
     except OSError as error:
         console.warn(f"{error}; crop store {path} is read where it is")
         return None
@@ -292,7 +292,7 @@ def _mirror(location: str, manifest: Manifest, document: bytes) -> Mirror:
     """The local copy of a store in object storage: manifest and tables at once, shards when they are read."""
     mirror = Mirror.begin(location, manifest.digest[:16])
     records = (*manifest.shards, *manifest.tables)
-    mirror.check_space(sum(r.bytes for r in records if not (mirror.directory / r.name).is_file()))
+    mirror.make_room(sum(r.bytes for r in records if not (mirror.directory / r.name).is_file()))
     write_bytes(mirror.directory / MANIFEST, document)
     for record in manifest.tables:
         mirror.fetch(record.name, record.bytes, record.sha256)

@@ -117,6 +117,19 @@ def located(config: TrainConfig, record: RunRecord) -> RunRecord:
     return replace(record, tracking_uri=uri)
 
 
+def _follow(directory: RunDirectory, record: RunRecord) -> None:
+    """Let ``run.json`` of a run that nobody trains name the MLflow of ``record``, if that took all that waited."""
+    known = directory.known()
+    if known is None or known.tracking_uri == record.tracking_uri or _waiting(directory.path):
+        return
+    directory.note(replace(known, tracking_uri=record.tracking_uri))
+
+
+def _waiting(run_dir: Path) -> list[str]:
+    """Names of the files in a run's directory that hold what MLflow did not take."""
+    return [name for name in (UNLOGGED, UNLOGGED_FILES) if (run_dir / name).exists()]
+
+
 def _unlogged(config: TrainConfig) -> dict[str, Any]:
     """Settings that are no parameters in MLflow, or not yet: what ``auto`` comes to is logged once it is known."""
     return {**_PLUMBING, "precision": True} if config.precision == "auto" else _PLUMBING
@@ -188,7 +201,7 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
 
 def catch_up(config: TrainConfig, inputs: Inputs, record: RunRecord, result: TrainResult) -> None:
     """Send what MLflow has not heard of a run that ended while it was away."""
-    waiting = [name for name in (UNLOGGED, UNLOGGED_FILES) if (config.run_dir / name).exists()]
+    waiting = _waiting(config.run_dir)
     if not waiting:
         return
     record = located(config, record)
@@ -198,6 +211,7 @@ def catch_up(config: TrainConfig, inputs: Inputs, record: RunRecord, result: Tra
     with Tracker(record.tracking_uri, record.mlflow_run_id, spill=config.run_dir / UNLOGGED):
         pass
     close_record(config, inputs, record, result)
+    _follow(RunDirectory(config.run_dir), record)
 
 
 def send_kept(place: Path, config: TrainConfig) -> None:
@@ -215,9 +229,9 @@ def send_kept(place: Path, config: TrainConfig) -> None:
             continue
         uri, run_id = record.tracking_uri, record.mlflow_run_id
         console.note(f"sending to MLflow what {run_dir.name} kept")
-        for name in (UNLOGGED, UNLOGGED_FILES):
-            if (run_dir / name).exists():
-                Tracker(uri, run_id, spill=run_dir / name).close()
+        for name in _waiting(run_dir):
+            Tracker(uri, run_id, spill=run_dir / name).close()
+        _follow(directory, record)
         if directory.result_file.exists():
             tracking.finish_run(uri, run_id)
 

@@ -140,7 +140,7 @@ class RunDirectory:
         own = RunRecord(self.path.name, identity_digest(identity), dict(identity), _now(), told=dict(told or {}))
         known = self.known()
         if known is None:
-            write_sealed(self.path / "run.json", asdict(own))
+            self.note(own)
             return own
         if changed := _changed(known, identity):
             raise RunConflictError(
@@ -190,9 +190,13 @@ class RunDirectory:
         identity = {**record.identity, key: value}
         self.record(replace(record, identity=identity, digest=identity_digest(identity)), config_yaml)
 
+    def note(self, record: RunRecord) -> None:
+        """Write what the run is."""
+        write_sealed(self.path / "run.json", asdict(record))
+
     def record(self, record: RunRecord, config_yaml: str) -> None:
         """Write what the run is and the settings it starts with now."""
-        write_sealed(self.path / "run.json", asdict(record))
+        self.note(record)
         (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
 
     def result(self) -> TrainResult | None:
