@@ -12,6 +12,7 @@ from typing import Any
 
 from efafnet.platform import console
 from efafnet.platform.interruption import ending_on_signals, told, was_terminated
+from efafnet.platform.ray_output import quiet_native
 
 Tree = dict[str, Any]
 
@@ -144,10 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted, 143 terminated.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
     console.open_streams()
-    with ending_on_signals():
-        return _main(words)
+    with quiet_native(), ending_on_signals():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
 
 
 def _main(words: list[str]) -> int:

@@ -210,8 +210,9 @@ def run_command(stage: str, command: Sequence[str]) -> None:
         KeyboardInterrupt: it was interrupted, and had time to close what it was at.
     """
     console.say("$ efafnet " + shlex.join(command), style="cyan")
+    arguments = [sys.executable, "-m", "efafnet.pipelines", *command]
     # In a process group of its own: a signal reaches it once, from here, and leaves it time to end in order.
-    with subprocess.Popen([sys.executable, "-m", "efafnet.pipelines", *command], process_group=0) as running:
+    with subprocess.Popen(arguments, process_group=0, stderr=console.error_descriptor()) as running:
         try:
             code = running.wait()
         except KeyboardInterrupt as stop:

@@ -21,6 +21,7 @@ from efafnet.platform import ray_private
 from efafnet.platform.credentials import bare, leave_in_cluster
 from efafnet.platform.interruption import keeping_sigterm
 from efafnet.platform.provenance import code_version, is_checkout, package_root
+from efafnet.platform.ray_output import choose_worker_lines
 
 T = TypeVar("T")
 
@@ -132,6 +133,7 @@ def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str], sh
     try:
         with keeping_sigterm():
             ray.init(**options)
+        choose_worker_lines()
         leave_in_cluster()
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -41,6 +41,20 @@ def harmless(text: object) -> str:
     return _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), hidden(str(text)))
 
 
+_error_descriptor = 2
+
+
+def error_descriptor() -> int:
+    """The file descriptor on which people read this program's errors, for who writes past Python or starts programs."""
+    return _error_descriptor
+
+
+def set_error_descriptor(descriptor: int) -> None:
+    """Name another one: descriptor 2 leads elsewhere meanwhile."""
+    global _error_descriptor
+    _error_descriptor = descriptor
+
+
 def open_streams() -> None:
     """Give a program that was started with closed streams (``>&-``, some init and cron set-ups) ones that lead nowhere.
 

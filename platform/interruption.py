@@ -86,7 +86,7 @@ def _watch(heard: socket.socket) -> None:
     time.sleep(max(0.0, deadline - time.monotonic()))
     if not ended:
         text = f"\nwarning: ended {GRACE_S:g} s after the signal: something does not answer, perhaps a file system\n"
-        os.write(2, text.encode())
+        os.write(console.error_descriptor(), text.encode())
     os._exit(128 + ends)
 
 

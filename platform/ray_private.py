@@ -7,6 +7,7 @@ use; ``tests/test_ray_private.py`` names all of them, and pyproject.toml bounds 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 
@@ -68,6 +69,20 @@ def _job_key() -> str:
     import ray
 
     return f"left-for-workers-{ray.get_runtime_context().get_job_id()}"
+
+
+def choose_worker_lines(choose: Callable[[dict[str, Any]], list[str]]) -> None:
+    """Let ``choose`` say which lines of each piece of the workers' output the connected driver prints."""
+    from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+
+    for name, show in [pair for pair in dispatcher.handlers if pair[0] == "ray_print_logs"]:
+        dispatcher.remove_handler(name)
+
+        def chosen(data: dict[str, Any], show: Callable[[dict[str, Any]], None] = show) -> None:
+            if lines := choose(data):
+                show({**data, "lines": lines})
+
+        dispatcher.add_handler(name, chosen)
 
 
 def torch_backend() -> type[Any]:

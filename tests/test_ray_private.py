@@ -50,6 +50,19 @@ def test_what_is_asked_of_a_connected_ray() -> None:
     assert gcs == ray.get_runtime_context().gcs_address
 
 
+def test_lines_of_workers_are_chosen_before_they_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import ray_logging
+
+    dispatcher = ray_logging.WorkerStandardStreamDispatcher()
+    shown: list[object] = []
+    monkeypatch.setattr(ray_logging, "global_worker_stdstream_dispatcher", dispatcher)
+    dispatcher.add_handler("ray_print_logs", shown.append)
+    ray_private.choose_worker_lines(lambda data: [line for line in data["lines"] if line != "noise"])
+    dispatcher.emit({"pid": 1, "lines": ["noise", "word"]})
+    dispatcher.emit({"pid": 1, "lines": ["noise"]})
+    assert shown == [{"pid": 1, "lines": ["word"]}]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_what_is_left_for_workers_reaches_them_and_is_shown_nowhere() -> None:
