@@ -57,7 +57,7 @@ def draw(folder: Path, kind: People, seed: int, train: int, val: int) -> Path:
 def cut(folder: Path, name: str, annotations: Path, images: Path) -> Path:
     """Prepare a store."""
     out = folder / name
-    run_prepare(PrepareConfig(annotations=annotations, images=images, out=out, envelope=ENVELOPE, engine="process"))
+    run_prepare(PrepareConfig(annotations=annotations, images=images, out=out, envelope=ENVELOPE, workers=0))
     return out
 
 
@@ -109,7 +109,7 @@ def photographs(given: argparse.Namespace, folder: Path, record: Record) -> None
 def measured(folder: Path, run: Path, store: Path) -> Scored:
     """The figures of a run's network on a store, with their 95 % intervals."""
     words = {"checkpoint": run, "data": store, "output": folder / "evaluation", "overwrite": True}
-    config = EvaluateConfig.model_validate({**words, "workers": {"distributed": False}})
+    config = EvaluateConfig.model_validate({**words, "workers": 0})
     return run_evaluate(config).scored
 
 

@@ -80,13 +80,13 @@ def compare(data: People, cuts: Cuts, rounds: int, cores: int, record: Record) -
         console.say(f"Ray started in {time.perf_counter() - began:.1f} s")
         contenders: dict[str, Callable[[], object]] = {
             "decode, cut, encode": lambda: bare(cuts, cores),
-            "prepare, Ray Data": lambda: prepare(data, "ray"),
+            "prepare, Ray Data": lambda: prepare(data, None),
         }
         if cores == 1:
-            contenders["prepare, engine=process"] = lambda: prepare(data, "process")
+            contenders["prepare workers=0"] = lambda: prepare(data, 0)
         # Ray's workers load the code once; a long job does not notice.
         began = time.perf_counter()
-        prepare(data, "ray")
+        prepare(data, None)
         console.say(f"first store through Ray Data: {time.perf_counter() - began:.1f} s")
         found: dict[str, list[Rate]] = {name: [] for name in contenders}
         for _ in range(rounds):
@@ -101,10 +101,10 @@ def compare(data: People, cuts: Cuts, rounds: int, cores: int, record: Record) -
     _show(found, cores, rounds)
 
 
-def prepare(data: People, engine: str) -> None:
+def prepare(data: People, workers: int | None) -> None:
     """Prepare a store from nothing."""
     shutil.rmtree(data.stores / "again", ignore_errors=True)
-    data.store("again", engine=engine)
+    data.store("again", workers=workers)
 
 
 def _leave_ray() -> None:
@@ -128,7 +128,7 @@ def _show(found: dict[str, list[Rate]], cores: int, rounds: int) -> None:
 def extrapolate(data: People, store: CropStore, rounds: int) -> None:
     """Print what COCO's training set would take, from one process: persons and images are told apart."""
     rate = statistics.median(
-        timed(lambda: prepare(data, "process"), store.manifest.counts.images_read).cpu_ms for _ in range(rounds)
+        timed(lambda: prepare(data, 0), store.manifest.counts.images_read).cpu_ms for _ in range(rounds)
     )
     counts, size = store.manifest.counts, sum(record.bytes for record in store.manifest.shards)
     per_person = counts.persons / counts.images_read

@@ -42,7 +42,7 @@ class People:
     def store(self, name: str, **settings: Any) -> CropStore:
         """Prepare the store ``name``, unless it is there."""
         given = {"annotations": self.annotations, "images": self.images, "out": self.stores / name, **settings}
-        return run_prepare(PrepareConfig.model_validate({"engine": "process", **given}))
+        return run_prepare(PrepareConfig.model_validate({"workers": 0, **given}))
 
 
 @dataclass(frozen=True)

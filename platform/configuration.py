@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from efafnet.models.settings import Settings
+from efafnet.platform.configuration_errors import explain, nearest, unknown_key
 from efafnet.platform.configuration_help import default_of, describe, field_models
 from efafnet.platform.storage import sha256_json
 from efafnet.platform.yaml_text import dump_yaml, load_yaml, problem_of
@@ -108,7 +107,7 @@ def load_preset(name_or_path: str, package: str = PRESETS) -> Tree:
     names = preset_names(package)
     if name_or_path not in names:
         raise ConfigurationError(
-            f"there is no preset {name_or_path!r}{_nearest(name_or_path, names)}; "
+            f"there is no preset {name_or_path!r}{nearest(name_or_path, names)}; "
             f"presets: {', '.join(names) or 'none'}; a file is named by its path, for example ./{name_or_path}.yaml"
         )
     text = (resources.files(package) / f"{name_or_path}.yaml").read_text(encoding="utf-8")
@@ -220,95 +219,6 @@ def _same_kind(value: Mapping[str, Any], default: BaseModel, field: FieldInfo) -
         kind = getattr(default, field.discriminator)
         return bool(value.get(field.discriminator, kind) == kind)
     return len(field_models(field.annotation)) == 1 or set(value) <= set(type(default).model_fields)
-
-
-def explain(error: ValidationError, model_class: type[BaseModel], source: str = "") -> str:
-    """Say in one line what is wrong: the first problem in full, and the number of the others."""
-    problems: dict[str, ErrorDetails] = {}
-    for detail in error.errors():
-        problems.setdefault(_dotted(detail["loc"], model_class), detail)
-    key, detail = next(iter(problems.items()))
-    prefix = f"{source}: " if source else ""
-    more = f" (and {len(problems) - 1} more: {', '.join([*problems][1:4])})" if len(problems) > 1 else ""
-    return prefix + _problem(key, detail, model_class) + more
-
-
-def _problem(key: str, detail: ErrorDetails, model_class: type[BaseModel]) -> str:
-    kind = detail["type"]
-    known = {row.key: row for row in describe(model_class)}
-    if kind == "extra_forbidden":
-        return f"there is no setting {key!r}{_nearest_key(key, list(known))}"
-    help_text = f" ({known[key].text})" if key in known and known[key].text else ""
-    if kind == "missing":
-        wanted = f" ({known[key].type})" if key in known else ""
-        return f"{key} is required{wanted}: give {key}=…{help_text}"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if not key:
-        return message
-    value = detail["input"]
-    if isinstance(value, dict) and key in known and not known[key].is_group and kind.endswith("_type"):
-        return f"{key} is one setting ({known[key].type}) and holds no {', '.join(value)}; give {key}=…{help_text}"
-    # A rule about several settings together already names them; repeating the whole group would bury the message.
-    shown = "" if isinstance(value, dict | BaseModel) else f" = {_short(value)}"
-    return f"{key}{shown}: {message}" + ("" if kind in {"value_error", "assertion_error"} else help_text)
-
-
-def _dotted(loc: Sequence[int | str], model_class: type[BaseModel]) -> str:
-    """Turn pydantic's location into a key: tags of unions and types are dropped, indices of lists end the key."""
-    models: tuple[type[BaseModel], ...] = (model_class,)
-    tags: set[str] = set()
-    parts: list[str] = []
-    for index, part in enumerate(loc):
-        fields = {name: field for model in models for name, field in model.model_fields.items()}
-        if isinstance(part, str) and part in fields:
-            parts.append(part)
-            models = field_models(fields[part].annotation)
-            tags = _tags(fields[part])
-        elif index == len(loc) - 1 and isinstance(part, str) and models and "[" not in part and part not in tags:
-            parts.append(part)
-    return ".".join(parts)
-
-
-def _tags(field: FieldInfo) -> set[str]:
-    """What pydantic may put into a location for the kinds of a group: their classes, or what tells them apart."""
-    models = field_models(field.annotation)
-    tags = {model.__name__ for model in models}
-    if isinstance(field.discriminator, str):
-        tags.update(*(get_args(model.model_fields[field.discriminator].annotation) for model in models))
-    return tags
-
-
-def _short(value: object, limit: int = 80) -> str:
-    text = repr(value) if not isinstance(value, Path) else str(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _nearest(word: str, candidates: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _nearest_key(key: str, known: Sequence[str]) -> str:
-    """Suggest the key most like ``key``: spelled alike, or of the same last name in another group."""
-    if key in known:
-        return f" in the chosen kind of {key.rpartition('.')[0]!r}; it belongs to another kind, choose that one too"
-    group, _, leaf = key.rpartition(".")
-    siblings = [other for other in known if other.rpartition(".")[0] == group]
-    alike = difflib.get_close_matches(leaf, [other.rpartition(".")[2] for other in siblings], n=1, cutoff=0.6)
-    same_name = [other for other in known if other.rpartition(".")[2] == leaf]
-    anywhere = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if alike:
-        return f"; did you mean {'.'.join(filter(None, [group, alike[0]]))!r}?"
-    if same_name or anywhere:
-        return f"; did you mean {[*same_name, *anywhere][0]!r}?"
-    where = repr(group) if group else "the top level"
-    return f"; in {where} there are: {', '.join(siblings) or 'none'}"
-
-
-def unknown_key(key: str, model_class: type[BaseModel]) -> str:
-    """Say that there is no such setting or group, and which was meant."""
-    known = list(dict.fromkeys(row.key for row in describe(model_class)))
-    return f"there is no setting or group {key!r}{_nearest_key(key, known)}"
 
 
 # ---- paths, names, text

@@ -30,11 +30,13 @@ class HelpRow:
     """The field's docstring on one line."""
     is_group: bool = False
     """Whether this is a group of settings."""
+    only_with: str = ""
+    """The kind of its group that has it, as ``network.kind=hrnet``; empty where the group is of one kind."""
 
 
 def describe(model_class: type[BaseModel]) -> list[HelpRow]:
     """Return one row for every setting of ``model_class`` in declaration order, groups before their members."""
-    return list(_rows(model_class, prefix="", given=None))
+    return list(_rows(model_class, "", None))
 
 
 def field_models(annotation: Any) -> tuple[type[BaseModel], ...]:
@@ -47,7 +49,7 @@ def field_models(annotation: Any) -> tuple[type[BaseModel], ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _rows(model_class: type[BaseModel], prefix: str, given: BaseModel | None) -> Iterator[HelpRow]:
+def _rows(model_class: type[BaseModel], prefix: str, given: BaseModel | None, only_with: str = "") -> Iterator[HelpRow]:
     """Yield the rows of one group; ``given`` is the instance its owner uses as default, whose values win."""
     for name, field in model_class.model_fields.items():
         key = f"{prefix}{name}"
@@ -56,10 +58,16 @@ def _rows(model_class: type[BaseModel], prefix: str, given: BaseModel | None) ->
         text = " ".join((field.description or "").split())
         kind = type_name(field.annotation, field.metadata)
         shown = "" if isinstance(default, BaseModel) else _show(default)
-        yield HelpRow(key, kind, shown, text, is_group=bool(groups))
+        yield HelpRow(key, kind, shown, text, bool(groups), only_with)
         for group in groups:
             inner = default if isinstance(default, group) else None
-            yield from _rows(group, prefix=f"{key}.", given=inner)
+            which = f"{key}.kind={_kind_of(group)}" if len(groups) > 1 and "kind" in group.model_fields else only_with
+            yield from _rows(group, f"{key}.", inner, which)
+
+
+def _kind_of(group: type[BaseModel]) -> str:
+    """What tells a group of one kind from its other kinds."""
+    return " | ".join(map(str, get_args(group.model_fields["kind"].annotation)))
 
 
 def _nested(annotation: Any) -> tuple[type[BaseModel], ...]:
@@ -107,11 +115,13 @@ def _base_name(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(_show(part) for part in parts)
     if origin in (Union, types.UnionType):
-        return " or ".join(_base_name(part) for part in parts)
+        return " or ".join(dict.fromkeys(_base_name(part) for part in parts))
     if origin in (tuple, list, frozenset, set):
         return _sequence_name(parts)
     if origin is dict:
-        return f"map of {_base_name(parts[1])}"
+        return "KEY=VALUE pairs" if parts[1] is Any else f"map of {_base_name(parts[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "group"
     if annotation is Path:
         return "path"
     if annotation is str:
@@ -138,3 +148,5 @@ def _bounds(item: Any) -> Iterator[str]:
     ):
         if isinstance(item, kind):
             yield f"{sign} {getattr(item, name):g}"
+    if pattern := getattr(item, "pattern", None):
+        yield f"that matches {pattern}"

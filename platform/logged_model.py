@@ -209,8 +209,8 @@ def _refusal(holder: Mapping[str, str], merit: Merit | None) -> str:
 def log_checkpoints(uri: str, run_id: str, checkpoints: Mapping[int, Path], name: str = "network") -> None:
     """Make each checkpoint (by its step) a logged model of the run, with the metrics the run has at that step.
 
-    Its name is ``NAME-step-STEP``. The files stay where they are; the model's tag ``path`` names them. What was logged
-    before is left alone.
+    Its name is ``step-STEP-NAME``, because MLflow shows the beginning of a long one. The files stay where they are; the
+    model's tag ``path`` names them. What was logged before is left alone.
 
     Raises:
         TrackingError: MLflow did not take them.
@@ -225,7 +225,7 @@ def log_checkpoints(uri: str, run_id: str, checkpoints: Mapping[int, Path], name
         known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
         names = {model.name for model in known}
         for step, path in sorted(checkpoints.items()):
-            title = f"{name}-step-{step}"
+            title = f"step-{step}-{name}"
             if title not in names:
                 model = mlflow.create_external_model(
                     title,

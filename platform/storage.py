@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,16 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
     if path.is_symlink() or path.is_file():
         raise OutputExistsError(f"output {path} is a file or a link; name a directory that does not exist yet")
     if path.is_dir() and not overwrite and any(path.iterdir()):
-        raise OutputExistsError(f"output {path} exists and is not empty; name another one, or remove it first")
+        raise OutputExistsError(
+            f"output {path} exists and is not empty; name another one, for example {_numbered(path).name}, or replace "
+            "it with overwrite=true"
+        )
     _make_parent(path)
+
+
+def _numbered(path: Path) -> Path:
+    """The first of ``NAME-2``, ``NAME-3``, … that does not exist."""
+    return next(free for number in count(2) if not (free := path.with_name(f"{path.name}-{number}")).exists())
 
 
 def check_output_file(path: Path, *, overwrite: bool = False) -> None:

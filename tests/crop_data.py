@@ -114,7 +114,7 @@ def config(folder: Path, **settings: Any) -> PrepareConfig:
         "annotations": folder / "annotations.json",
         "images": folder / "images",
         "out": folder / "store",
-        "engine": "process",
+        "workers": 0,
         "max_reject_share": 1.0,
         **settings,
     }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,17 @@ import pytest
 from pydantic import Field
 
 from efafnet.models.settings import Settings
-from efafnet.pipelines import cli
-from efafnet.pipelines.cli import COMMANDS, Command, main
-from efafnet.platform.configuration import load_preset, preset_names, whole_keys
+from efafnet.pipelines.cli import main
+from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
+from efafnet.platform.configuration import (
+    ConfigurationError,
+    apply_overrides,
+    describe,
+    load_preset,
+    preset_names,
+    resolve,
+    whole_keys,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +58,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     vars(module).update(ToyConfig=ToyConfig, run_toy=calls.append)
     monkeypatch.setitem(sys.modules, "toy_module", module)
     command = Command("toy", "toy_module", "ToyConfig", "run_toy", ("source", "out"), "Play.")
-    monkeypatch.setitem(cli._BY_NAME, "toy", command)
+    monkeypatch.setitem(BY_NAME, "toy", command)
     calls.clear()
     return module
 
@@ -97,7 +106,7 @@ def test_the_last_argument_may_be_given_often_where_the_command_says_so(
     command = Command(
         "many", "toy_module", "ManyConfig", "run_toy", ("source", "inputs"), "", takes_many=True, options=("out",)
     )
-    monkeypatch.setitem(cli._BY_NAME, "many", command)
+    monkeypatch.setitem(BY_NAME, "many", command)
     monkeypatch.chdir("/")
     assert main(["many", "a", "b", "--out", "x", "c"]) == 0
     assert main(["many", "a", "--out=y", "b"]) == 0
@@ -198,10 +207,17 @@ def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str
         (["toy", "a", "--dry-run"], "unknown option --dry-run; settings are written without dashes: dry_run=VALUE"),
         (["toy", "a", "--depth", "4"], "unknown option --depth; settings are written without dashes: network.depth=4"),
         (["toy", "--help", "bogus"], "there is no setting or group 'bogus'; in the top level there are: source, out"),
+        (["toy", "a", "network=3"], "network = 3: is a group of settings; write network.depth=…"),
+        (
+            ["train", "nano_test", "network=hrnet"],
+            "network = 'hrnet': is a group of settings; write network.kind=hrnet",
+        ),
+        (["train", "nano_test", "loss.kind=ohkn"], "loss.kind = 'ohkn': takes mse | ohkm; did you mean 'ohkm'?"),
+        (["train", "nano_test", "protocol=[a]"], "protocol = ['a']: takes paper | sbn | hrnet | mmpose or null"),
         (["train"], "PRESET is missing: efafnet train PRESET [key=value …]; for example synth_nano"),
         (["toy", "a", "rat=3"], "there is no setting 'rat'; did you mean 'rate'?"),
-        (["toy", "a", "rate=fast"], "rate = 'fast': Input should be a valid number"),
-        (["toy", "a", "network.depth=0"], "network.depth = 0: Input should be greater than or equal to 1"),
+        (["toy", "a", "rate=fast"], "rate = 'fast': takes float (Rate per second.)"),
+        (["toy", "a", "network.depth=0"], "network.depth = 0: must be at least 1"),
         (
             ["toy", "a", "network.depth.x=0"],
             "network.depth is one setting (int >= 1) and holds no x; give network.depth=…",
@@ -216,6 +232,63 @@ def test_mistakes_are_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], wo
     assert message in err
     assert err.count("\n") == 1
     assert calls == []
+
+
+def test_arguments_in_another_order_are_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("store/manifest.json", "run/run.json", "images/1.jpg", "labels.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    for words, told in (
+        ("train store nano_test", "store is a crop store: efafnet train nano_test data.train=store"),
+        ("train store", "store is a crop store: efafnet train PRESET data.train=store"),
+        ("evaluate store run", "did you mean: efafnet evaluate run store"),
+        ("prepare images labels.json out", "did you mean: efafnet prepare labels.json images out"),
+        ("tune nano_test ohkm", "did you mean: efafnet tune ohkm nano_test"),
+        ("study nano_test table_x", "did you mean: efafnet study table_x nano_test"),
+    ):
+        assert main(words.split()) == 2
+        assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_setting_is_refused_in_pydantics_words() -> None:
+    """Every setting of every command, given a group, a list and a word where it takes none."""
+    foreign = re.compile(
+        r"Input should|valid (dict|str|num|int)|instance of|Value error|Extra inputs|Config\b|NoneType| = None"
+    )
+    said: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for command in COMMANDS:
+        model = command.settings()
+        rows = [row for row in describe(model) if (row.key, row.type) not in seen]
+        seen |= {(row.key, row.type) for row in rows}
+        for row in rows:
+            kinds = [row.only_with] if row.only_with and not row.key.endswith(".kind") else []
+            for value in ("{q: 1}", "[a, {b: 1}]", "soso"):
+                try:
+                    resolve(model, apply_overrides({}, [*kinds, f"{row.key}={value}"]))
+                except ConfigurationError as error:
+                    said[f"{command.name} {row.key}={value}"] = str(error)
+    assert {where: text for where, text in said.items() if foreign.search(text)} == {}
+    assert len(said) > 600
+
+
+def test_help_begins_with_what_matters_and_goes_by_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("First: what is set most") < lines.index("batch_size  (int >= 1)  default 64")
+    assert lines.index("batch_size  (int >= 1)  default 64") < lines.index("optimizer: How gradients become weights.")
+    keys = [
+        line.split()[0] + line.partition("  with ")[2]
+        for line in lines
+        if re.match(r"[a-z_.]+  \(", line) and ".kind  " not in line
+    ]
+    assert len(keys) == len(set(keys)), "each setting once"
+    assert "network.width  (int >= 4)  default 32  with network.kind=hrnet" in lines
+    assert main(["help", "train", "loss"]) == 0
+    assert capsys.readouterr().out.startswith("loss  (group)\n")
 
 
 @pytest.mark.parametrize(
@@ -303,12 +376,10 @@ def command_modules() -> list[Command]:
 def test_every_command_explains_every_setting_with_its_unit(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from efafnet.platform.configuration import describe
-
     assert main([command.name, "--help"]) == 0
     text = capsys.readouterr().out
     assert command.usage() in text
-    model = cli._load_config(command)
+    model = command.settings()
     rows = describe(model)
     silent = [row.key for row in rows if not row.text and not row.is_group and not row.key.endswith("kind")]
     assert not silent, f"settings without an explanation: {silent}"
@@ -365,8 +436,8 @@ def test_signals_end_the_program_in_order(tmp_path: Path, sent: signal.Signals, 
         "    try:\n        time.sleep(60)\n    finally:\n        print('closed', flush=True)\n"
     )
     program = (
-        "import sys\nfrom efafnet.pipelines import cli\n"
-        "cli._BY_NAME['toy'] = cli.Command('toy', 'slow_toy', 'C', 'run', (), '')\n"
+        "import sys\nfrom efafnet.pipelines import cli, commands\n"
+        "commands.BY_NAME['toy'] = commands.Command('toy', 'slow_toy', 'C', 'run', (), '')\n"
         "sys.exit(cli.main(['toy']))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import torch
 
-from efafnet.pipelines.cli import user_message
 from efafnet.pipelines.crops.schema import PERSON_SCHEMA
 from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, REJECTS, CropStore
 from efafnet.pipelines.search import study_db
 from efafnet.pipelines.search.ledger import Ledger, open_study
 from efafnet.pipelines.search.study_db import StudyFileError, StudyUnavailableError
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
+from efafnet.pipelines.user_errors import user_message
 from efafnet.platform.checkpoint import load_checkpoint, save_checkpoint
 from efafnet.platform.configuration import load_preset
 from efafnet.tune_spaces.reading import parse_space

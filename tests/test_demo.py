@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from efafnet.pipelines import cli, demo
+from efafnet.pipelines import demo
+from efafnet.pipelines.arguments import base_tree
+from efafnet.pipelines.commands import BY_NAME
 from efafnet.pipelines.demo import Clock, DemoConfig, DemoError, run_demo, stages_of, verdict
 from efafnet.platform.configuration import apply_overrides, resolve
 from efafnet.platform.machine import cores
@@ -24,9 +26,9 @@ def commands(config: DemoConfig, clock: Clock) -> list[tuple[str, ...]]:
 
 def settings(command: Sequence[str]) -> Any:
     """What the command line makes of a command's words."""
-    entry = cli._command(command[0])
-    tree, source, overrides = cli._base_tree(entry, list(command[1:]))
-    return resolve(cli._load_config(entry), apply_overrides(tree, overrides), source)
+    entry = BY_NAME[command[0]]
+    tree, source, overrides = base_tree(entry, list(command[1:]))
+    return resolve(entry.settings(), apply_overrides(tree, overrides), source)
 
 
 @pytest.mark.parametrize("size", ["full", "small"])

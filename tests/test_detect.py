@@ -87,7 +87,7 @@ def test_prepare_evaluate_and_predict_take_the_boxes(place: Path) -> None:
     assert store.num_persons == 6
     prediction_cases.checkpoint(place / "checkpoint")
     config = EvaluateConfig.model_validate(
-        {"checkpoint": place / "checkpoint", "data": store.path, "workers": {"distributed": False},
+        {"checkpoint": place / "checkpoint", "data": store.path, "workers": 0,
          "scoring": {"bootstrap": 0, "errors": False}}
     )  # fmt: skip
     figures = evaluate(config, CropStore.open(store.path)).scored.figures

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from efafnet.pipelines import cli
+from efafnet.pipelines.commands import BY_NAME, COMMANDS
 from efafnet.platform.configuration import describe
 from tests.check_wheel import ROOT
 
@@ -54,7 +55,7 @@ def lines() -> list[tuple[str, str, bool]]:
 @pytest.mark.parametrize(("page", "line", "whole"), lines())
 def test_a_command_line_parses(page: str, line: str, whole: bool, capsys: pytest.CaptureFixture[str]) -> None:
     words = words_of(line)
-    assert words[0] in cli._BY_NAME, f"{page}: there is no command {words[0]!r}"
+    assert words[0] in BY_NAME, f"{page}: there is no command {words[0]!r}"
     if "--help" not in words:
         words = [*filled(words), "--print-config"] if whole or len(words) > 1 else [*words, "--help"]
     code = cli.main(words)
@@ -63,7 +64,7 @@ def test_a_command_line_parses(page: str, line: str, whole: bool, capsys: pytest
 
 def filled(words: list[str]) -> list[str]:
     """A command with a stand-in for each argument that is left out, so that its settings can be resolved."""
-    command = cli._BY_NAME[words[0]]
+    command = BY_NAME[words[0]]
     plain = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
     given = {word.partition("=")[0] for word in words[1:]}
     plain += [word for word in words[1:2] if re.search(r"=\w+\(", word)]  # ranges stand for the space
@@ -79,8 +80,8 @@ def filled(words: list[str]) -> list[str]:
 @cache
 def known_keys() -> frozenset[str]:
     keys: set[str] = set()
-    for command in cli.COMMANDS:
-        keys.update(row.key for row in describe(cli._load_config(command)))
+    for command in COMMANDS:
+        keys.update(row.key for row in describe(command.settings()))
     return frozenset(keys)
 
 
@@ -138,5 +139,5 @@ def test_a_benchmark_that_is_named_exists(page: Path) -> None:
 
 def test_every_command_stands_on_some_page() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
-    missing = [command.name for command in cli.COMMANDS if f"efafnet {command.name}" not in text]
+    missing = [command.name for command in COMMANDS if f"efafnet {command.name}" not in text]
     assert missing == [], f"no page shows {missing}"

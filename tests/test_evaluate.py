@@ -75,7 +75,7 @@ def _config(checkpoint: Path, data: Path, output: Path, *overrides: str) -> Eval
         "checkpoint": str(checkpoint),
         "data": str(data),
         "output": str(output),
-        "workers": {"distributed": False},
+        "workers": 0,
         "scoring": {"bootstrap": 20},
         "overlays": 3,
     }
@@ -231,9 +231,7 @@ def test_a_checkpoint_of_another_architecture_names_the_switches(trained_run: Pa
     assert same.trained.settings == NANO
     message = _error(_config(*place, "network.kind=hrnet", "network.width=48"))
     assert "holds another network: network.kind='efafnet' instead of 'hrnet'; name the checkpoint" in message
-    assert "network.width: Extra inputs are not permitted by network.kind=efafnet" in _error(
-        _config(*place, "network.width=48")
-    )
+    assert "network.width: is no setting of network.kind=efafnet" in _error(_config(*place, "network.width=48"))
 
 
 def test_the_protocol_is_told_with_what_the_test_changes(
@@ -319,7 +317,7 @@ def test_ray_data_gives_what_one_process_gives(trained_run: Path, tmp_path: Path
     place = (trained_run / "runs" / "nano_test", trained_run / "train", tmp_path / "out")
     store = CropStore.open(trained_run / "train")
     here = evaluate(_config(*place, "test.batch_size=16"), store)
-    ray = evaluate(_config(*place, "test.batch_size=16", "workers.distributed=true", "workers.count=2"), store)
+    ray = evaluate(_config(*place, "test.batch_size=16", "workers=2"), store)
     _same(here.predictions, ray.predictions)
     assert ray.scored.figures == pytest.approx(here.scored.figures, abs=1e-6)
     assert here.scored.figures["ap"] > 0.05
@@ -334,11 +332,7 @@ def test_a_damaged_store_ends_a_distributed_evaluation_with_one_error(tmp_path: 
     start = content.find(b"\xff\xd8\xff")
     content[start : start + 3] = b"\x00\x00\x00"
     shard.write_bytes(bytes(content))
-    message = _error(
-        _config(
-            _checkpoint(tmp_path / "c"), store.path, tmp_path / "out", "workers.distributed=true", "workers.count=1"
-        )
-    )
+    message = _error(_config(_checkpoint(tmp_path / "c"), store.path, tmp_path / "out", "workers=1"))
     assert "cannot be read" in message
     assert "prepare it again" in message
 

@@ -31,6 +31,8 @@ RANKS = {
     "pipelines.report": 8,
     "pipelines.fabric": 8,
     "pipelines.fitness": 8,
+    "pipelines.commands": 8,
+    "pipelines.user_errors": 8,
     "pipelines.cli": 10,
     "pipelines.__main__": 11,
 }
@@ -260,7 +262,7 @@ def test_settings_are_explained_without_anything_heavy() -> None:
     """``efafnet COMMAND --help`` answers in a fraction of a second: importing torch alone takes longer."""
     program = (
         "import importlib, sys\n"
-        "from efafnet.pipelines.cli import COMMANDS\n"
+        "from efafnet.pipelines.commands import COMMANDS\n"
         "for command in COMMANDS:\n"
         "    importlib.import_module(command.config_module or command.module)\n"
         "    loaded = {'torch', 'ray', 'mlflow', 'optuna', 'pandas', 'plotly', 'matplotlib'} & set(sys.modules)\n"

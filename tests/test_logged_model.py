@@ -76,8 +76,8 @@ def test_checkpoints_are_models_with_the_metrics_of_their_step(uri: str, run_id:
     models = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
     found = {model.name: {metric.key: metric.value for metric in model.metrics or ()} for model in models}
     assert found == {
-        "sbn-r50-64x64-step-10": {"val/ap": 0.1, "val/ar": 0.5},
-        "sbn-r50-64x64-step-20": {"val/ap": 0.2, "val/ar": 0.5},
+        "step-10-sbn-r50-64x64": {"val/ap": 0.1, "val/ar": 0.5},
+        "step-20-sbn-r50-64x64": {"val/ap": 0.2, "val/ar": 0.5},
     }
     assert {model.tags["path"] for model in models} == {f"{tmp_path}/ten", f"{tmp_path}/twenty"}
     assert [(p.step, p.value) for p in client.get_metric_history(run_id, "val/ap")] == [(10, 0.1), (20, 0.2)]

@@ -53,7 +53,7 @@ def _read(path: Path) -> Any:
 def test_the_results_are_those_of_evaluation_with_their_boxes(place: Path, tmp_path: Path) -> None:
     done = _predict(place, tmp_path / "out")
     config = EvaluateConfig.model_validate(
-        {"checkpoint": place / "checkpoint", "data": place / "store", "workers": {"distributed": False},
+        {"checkpoint": place / "checkpoint", "data": place / "store", "workers": 0,
          "scoring": {"bootstrap": 0, "errors": False}}
     )  # fmt: skip
     expected = evaluate(config, CropStore.open(place / "store")).results
@@ -291,7 +291,7 @@ def test_ray_gives_what_one_process_gives(place: Path, tmp_path: Path) -> None:
     inputs = (place / "images", video)
     settings: dict[str, Any] = {"boxes": "whole_image"}
     here = _predict(place, tmp_path / "here", *inputs, **settings)
-    ray = _predict(place, tmp_path / "ray", *inputs, engine="ray", workers={"count": 2}, **settings)
+    ray = _predict(place, tmp_path / "ray", *inputs, workers=2, **settings)
     assert ray.images == here.images
     assert [r["image_id"] for r in ray.results] == [r["image_id"] for r in here.results]
     for found, expected in zip(ray.results, here.results, strict=True):
@@ -300,5 +300,5 @@ def test_ray_gives_what_one_process_gives(place: Path, tmp_path: Path) -> None:
     assert names[0] == names[1]
     assert len(names[0]) == 5
     (tmp_path / "bad.jpg").write_bytes(b"x")
-    message = _error(place, tmp_path, tmp_path / "bad.jpg", engine="ray", workers={"count": 1}, **settings)
+    message = _error(place, tmp_path, tmp_path / "bad.jpg", workers=1, **settings)
     assert "bad.jpg cannot be decoded" in message

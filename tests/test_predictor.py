@@ -43,7 +43,7 @@ def test_the_same_joints_as_evaluation_finds_in_a_store(tmp_path: Path, heatmap:
     path = prediction_cases.checkpoint(tmp_path / "checkpoint", heatmap={"sigma_px": 1.0, **heatmap})
     store = crop_data.make_store(tmp_path, images=4, encoding={"format": "png"})
     trained = load_trained(path, store.skeleton)
-    expected = predict_here(trained, store, trained.test, WorkersConfig(distributed=False)).persons
+    expected = predict_here(trained, store, trained.test, WorkersConfig(count=0)).persons
     predictor = PosePredictor.load(path)
     content = json.loads((tmp_path / "annotations.json").read_text())
     found = []

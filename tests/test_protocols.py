@@ -196,9 +196,7 @@ def test_boxes_of_another_rule_are_a_difference_detections_are_not() -> None:
 
 
 def test_an_unknown_protocol_and_an_impossible_input_are_refused_by_name() -> None:
-    with pytest.raises(
-        ConfigurationError, match="protocol = 'modern': Input should be 'paper', 'sbn', 'hrnet' or 'mmpose'"
-    ):
+    with pytest.raises(ConfigurationError, match=r"protocol = 'modern': takes paper \| sbn \| hrnet \| mmpose or null"):
         _resolved("protocol=modern")
     with pytest.raises(ConfigurationError, match="multiple of 32; got 250"):
         _resolved("protocol=sbn", "input=250x192")

@@ -311,7 +311,7 @@ def test_things_in_front_hide_joints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("crowding=1.5", ("crowding", "1.5", "less than or equal to 1")),
+        ("crowding=1.5", ("crowding", "1.5", "at most 1")),
         ("occlusion=-0.1", ("occlusion", "-0.1")),
         ("people_per_image=4-1", ("people_per_image", "fewest (4)", "swap")),
         ("people_per_image=many", ("people_per_image", "FEWEST-MOST", "many")),

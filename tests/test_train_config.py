@@ -57,7 +57,7 @@ def resolved(*overrides: str) -> TrainConfig:
         (["workers=4..2"], r"workers is a number, or FEWEST..MOST like 1..4; got '4..2'"),
         (["workers=2", "worker.fewest=3"], "worker.fewest=3 is more than workers=2"),
         (["epochs=0"], "epochs"),
-        (["seed=1764144000000"], "seed = 1764144000000: Input should be less than or equal to 4294967295"),
+        (["seed=1764144000000"], "seed = 1764144000000: must be at most 4294967295"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_remedy(overrides: list[str], message: str) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -59,8 +59,9 @@ class PrepareConfig(SourceConfig):
     """Persons in a Parquet row group: what a reader reads at once."""
     rows_per_shard: int = Field(default=512, ge=1)
     """Persons in a file (exceeded only by one image with more): what a task writes at once."""
-    engine: Literal["ray", "process"] = "ray"
-    """ray uses all CPUs of the cluster; process works in this process alone, for small sets and debuggers."""
+    workers: int | None = Field(default=None, ge=0)
+    """Ray's tasks that work at a time: null for one per core of the cluster; 0 for this very process, without Ray, for
+    small sets and debuggers."""
     cluster: ClusterConfig = ClusterConfig()
     """Which Ray."""
 
@@ -68,7 +69,7 @@ class PrepareConfig(SourceConfig):
     def filled(cls, tree: Mapping[str, Any]) -> Mapping[str, Any]:
         """The tree with its protocol's envelope wherever it says nothing itself."""
         name, given = tree.get("protocol"), tree.get("envelope", {})
-        if name not in PROTOCOLS or not isinstance(given, Mapping):
+        if not isinstance(name, str) or name not in PROTOCOLS or not isinstance(given, Mapping):
             return tree
         return {**tree, "envelope": {**envelope_settings(name), **given}}
 
@@ -221,7 +222,7 @@ def _work(
         console.note(f"continuing: {len(results)} of {len(plans)} shards are there from an earlier run")
     total, done = sum(plan.num_images for plan in plans), sum(result.images for result in results)
     todo = [plan for plan in plans if plan.index not in {result.index for result in results}]
-    arriving = run_plans(todo, settings, work.path, config.engine, config.cluster)
+    arriving = run_plans(todo, settings, work.path, config.workers, config.cluster)
     began = time.perf_counter()
     rejects = [reject for source in sources for reject in source.rejects]
     with console.progress("preparing crops", total, unit="images", done=done) as advance:

@@ -142,7 +142,7 @@ def follow(tree: Mapping[str, Any], default_input: InputSize) -> dict[str, Any]:
     """A training configuration's tree with its protocol's constants for COCO wherever it says nothing itself."""
     result = copy.deepcopy(dict(tree))
     name = result.get("protocol")
-    if name not in PROTOCOLS:
+    if not isinstance(name, str) or name not in PROTOCOLS:
         return result
     try:
         size = InputSize.model_validate(result.get("input", default_input))

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import cv2
 import pyarrow as pa
@@ -76,20 +76,25 @@ def run_plans(
     plans: Sequence[ShardPlan],
     settings: CropSettings,
     directory: Path,
-    engine: Literal["ray", "process"],
+    workers: int | None,
     ray_config: cluster.ClusterConfig,
 ) -> Iterator[ShardResult]:
-    """Results of ``plans`` as they are finished, in any order; workers are there when this returns."""
-    if engine == "process" or not plans:
+    """Results of ``plans`` as they are finished, in any order; workers are there when this returns.
+
+    ``workers`` is as in ``PrepareConfig``: 0 for this process, None for as many of Ray's tasks as there is room for.
+    """
+    if workers == 0 or not plans:
         return (write_shard(settings, plan.index, plan.images.to_pylist(), directory) for plan in plans)
     found = cluster.connect(ray_config)
     console.note(str(found))
     if found.nodes > 1 and (problem := cluster.shared_path_problem(directory)):
         raise OSError(f"several nodes write into one directory: {problem}")
-    return _run_with_ray(plans, settings, directory)
+    return _run_with_ray(plans, settings, directory, workers)
 
 
-def _run_with_ray(plans: Sequence[ShardPlan], settings: CropSettings, directory: Path) -> Iterator[ShardResult]:
+def _run_with_ray(
+    plans: Sequence[ShardPlan], settings: CropSettings, directory: Path, workers: int | None
+) -> Iterator[ShardResult]:
     import ray
     import ray.data
 
@@ -102,6 +107,7 @@ def _run_with_ray(plans: Sequence[ShardPlan], settings: CropSettings, directory:
         batch_format="pyarrow",
         zero_copy_batch=True,
         fn_kwargs={"settings": settings, "directory": str(directory)},
+        concurrency=workers,
     )
     try:
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.config import ReaderConfig
@@ -79,14 +79,30 @@ class Crew:
 class ActorsConfig(Settings):
     """What each of the processes that predict gets."""
 
-    count: int | None = Field(default=None, ge=1)
-    """Actors that hold the network; none for one per GPU, or on CPUs for as many as leave a core for reading."""
+    count: int | None = Field(default=None, ge=0)
+    """Ray's actors that hold the network: null for one per GPU, or on CPUs for as many as leave a core for reading;
+    0 for this very process, without Ray. Also written workers=N."""
     cpus: float = Field(default=1, gt=0)
     """CPU cores of each actor; also the threads of its arithmetic."""
     gpu: Literal["auto", "yes", "no"] = "auto"
     """One GPU per actor (or for this process): auto takes it where there is one."""
     cluster: ClusterConfig = ClusterConfig()
     """Which Ray."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_alone(cls, tree: Any) -> Any:
+        """Read ``workers: 0`` as ``workers: {count: 0}``."""
+        if isinstance(tree, int) and not isinstance(tree, bool):
+            return {"count": tree}
+        if isinstance(tree, str):
+            raise ValueError(f"workers is a number of actors, 0 for none but this process; got {tree!r}")
+        return tree
+
+    @property
+    def without_ray(self) -> bool:
+        """Whether this very process predicts."""
+        return self.count == 0
 
     @property
     def threads(self) -> int:
@@ -114,8 +130,6 @@ class ActorsConfig(Settings):
 class WorkersConfig(ActorsConfig):
     """Who predicts."""
 
-    distributed: bool = True
-    """Predict through Ray Data on all workers; false for this very process, without Ray."""
     reader: ReaderConfig = ReaderConfig()
     """Reading without Ray."""
 

@@ -66,8 +66,8 @@ class Evaluation:
 
 def run_evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate, write everything to ``config.output``, print the figures."""
-    check_output(config.output, overwrite=config.overwrite)
     store = open_store(config.data)
+    check_output(config.output, overwrite=config.overwrite)
     evaluation = evaluate(config, store)
     with atomic_directory(config.output, overwrite=config.overwrite) as folder:
         _write(folder, config, store, evaluation)
@@ -85,14 +85,14 @@ def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
     trained = _prepared(config, store)
     test = trained.test
     workers = config.workers
-    if workers.distributed:
+    if not workers.without_ray:
         # Before the clock starts: a local Ray takes longer to start than a small store to predict.
         connect(workers.cluster)
     began = time.monotonic()
-    if workers.distributed:
-        predicted = predict_with_ray(trained, store, test, workers, config.weights)
-    else:
+    if workers.without_ray:
         predicted = predict_here(trained, store, test, workers)
+    else:
+        predicted = predict_with_ray(trained, store, test, workers, config.weights)
     predictions, ended = predicted.persons, time.monotonic()
     reference = read_reference(store.path)
     if config.calibrate:

@@ -22,6 +22,7 @@ from efafnet.pipelines.evaluation.config import TestConfig, TestOverrides, Weigh
 from efafnet.pipelines.evaluation.visibility import META, Calibration, calibration_of
 from efafnet.platform import console
 from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, read_meta, restore_weights
+from efafnet.platform.configuration_errors import rule_of
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
         parts = {name: model.model_validate(config[name]) for name, model in models.items()}
         return {"network": network_config(config["network"]), **parts}
     except (KeyError, ValidationError) as error:
-        detail = f"no group {error}" if isinstance(error, KeyError) else error.errors()[0]["msg"]
+        detail = f"no group {error}" if isinstance(error, KeyError) else rule_of(error.errors()[0])
         raise CheckpointError(
             f"checkpoint {path}: its config.json is not that of a training run of this version ({detail})"
         ) from error
@@ -182,9 +183,8 @@ def check_switches(path: Path, has: AnyNetworkConfig, expected: Mapping[str, Any
         first = error.errors()[0]
         # The first part names the kind in the union.
         where = ".".join(str(part) for part in ("network", *first["loc"][1:]))
-        reason = first["msg"].removeprefix("Value error, ")
-        kind = f" by network.kind={first['loc'][0]}" if first["type"] == "extra_forbidden" else ""
-        raise ValueError(f"{where}: {reason}{kind}") from error
+        unknown = f"is no setting of network.kind={first['loc'][0]}" if first["type"] == "extra_forbidden" else ""
+        raise ValueError(f"{where}: {unknown or rule_of(first)}") from error
     differ = [
         f"network.{n}={mine!r} instead of {theirs!r}" for n, (mine, theirs) in differing_switches(has, wanted).items()
     ]

@@ -95,10 +95,8 @@ class PredictConfig(Settings):
     skip_unreadable: bool = False
     """Leave out files that cannot be read, with a warning, instead of stopping at the first. A video that ends early is
     predicted as far as it goes, with a warning, either way."""
-    engine: Literal["process", "ray"] = "process"
-    """process works in this process; ray shares out the files among all workers of the cluster, a video as a whole."""
-    workers: ActorsConfig = ActorsConfig()
-    """The processes that predict with ray; for this one process, gpu counts only."""
+    workers: ActorsConfig = ActorsConfig(count=0)
+    """Who predicts: this process, or workers=N of Ray that share the files, a video as a whole."""
 
     @model_validator(mode="after")
     def _boxes_from_one_place(self) -> PredictConfig:

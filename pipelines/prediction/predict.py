@@ -83,7 +83,7 @@ def _predict(
 ) -> Prediction:
     job = _job(config, file, folder)
     # In this process too where Ray does the work: what is wrong with a checkpoint is one error, before workers start.
-    worker = Worker(job, torch.device("cpu") if config.engine == "ray" else config.workers.device_here())
+    worker = Worker(job, config.workers.device_here() if config.workers.without_ray else torch.device("cpu"))
     worker.predictor.trained.tell_visibility()
     if job.pictures is not None:
         job.pictures.mkdir()
@@ -91,7 +91,7 @@ def _predict(
     began = time.monotonic()
     people = People()
     with Spool(folder / ".records") as spool:
-        records = worker(tasks) if config.engine == "process" else work_with_ray(tasks, job, config.workers)
+        records = worker(tasks) if config.workers.without_ray else work_with_ray(tasks, job, config.workers)
         for record in _counted(records, sources, config):
             spool.add(record)
         seconds = time.monotonic() - began

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from efafnet.pipelines.formats.headers import declared_size
 from efafnet.pipelines.serving.config import LOOPBACK, LimitsConfig
 from efafnet.pipelines.serving.messages import Box, Model, Models, Persons, PoseRequest, Problem, Refusal
+from efafnet.platform.configuration_errors import rule_of
 
 Predict = Callable[[PoseRequest], Awaitable[Persons | Refusal]]
 
@@ -275,4 +276,4 @@ async def _refusal(_request: Request, error: Exception) -> Response:
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}; got {str(first.get('input'))[:60]!r}"}, 400)
+    return JSONResponse({"error": f"{first['loc'][-1]}: {rule_of(first)}; got {str(first.get('input'))[:60]!r}"}, 400)

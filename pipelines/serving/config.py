@@ -20,6 +20,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 class ReplicasConfig(ActorsConfig):
     """The processes that predict; ``count`` of them hold the networks, one per GPU or core unless given."""
 
+    count: int | None = Field(default=None, ge=1)
+    """Replicas that hold the networks; null for one per GPU or core. Also written workers=N."""
     at_least: int | None = Field(default=None, ge=1)
     """Replicas that stay when nobody asks; with fewer than count their number follows the load. None for count."""
     target_requests: float | None = Field(default=None, gt=0)

@@ -183,9 +183,7 @@ def _predict(config: TrainConfig, result: TrainResult) -> None:
     if file.exists() or config.data.val is None:
         return
     # Ray's own workers may have GPUs that this process has not.
-    workers = WorkersConfig(
-        distributed=config.workers > 0, count=max(1, config.workers), cpus=config.worker.threads, reader=config.reader
-    )
+    workers = WorkersConfig(count=config.workers, cpus=config.worker.threads, reader=config.reader)
     wanted = EvaluateConfig(
         checkpoint=result.checkpoint, data=config.data.val, workers=workers, scoring=_FIGURES_ONLY, overlays=0
     )

@@ -27,7 +27,7 @@ from efafnet.pipelines.synth.scene import Recipe, draw_scene
 from efafnet.pipelines.synth.textures import bank
 from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform import console
-from efafnet.platform.storage import OutputExistsError, atomic_directory, check_output, sha256_json, write_text
+from efafnet.platform.storage import atomic_directory, check_output, sha256_json, write_text
 
 SPLITS = ("train", "val")
 SMALLEST_SIDE_PX = 96
@@ -159,7 +159,7 @@ def run_synth(config: SynthConfig) -> None:
         UnwritableError: the output cannot be written.
     """
     began = time.perf_counter()
-    _check_output(config)
+    check_output(config.out, overwrite=config.overwrite)
     records: dict[str, list[ImageRecord]] = {split: [] for split in SPLITS}
     with atomic_directory(config.out, overwrite=config.overwrite) as directory:
         for split in SPLITS:
@@ -173,13 +173,6 @@ def run_synth(config: SynthConfig) -> None:
             document = coco_document(records[split], split, config.content(), drawing_digest())
             write_text(directory / "annotations" / f"{split}.json", document)
     _summarise(config.out, records, time.perf_counter() - began)
-
-
-def _check_output(config: SynthConfig) -> None:
-    try:
-        check_output(config.out, overwrite=config.overwrite)
-    except OutputExistsError as error:
-        raise OutputExistsError(f"{error} (or let overwrite=true do it)" if config.out.is_dir() else error) from None
 
 
 def _tasks(config: SynthConfig, workers: int) -> list[Task]:

@@ -139,7 +139,7 @@ def _size(config: TrainConfig, inputs: Inputs) -> dict[str, float]:
     """What the network weighs and one crop costs, as parameters: figures of a run that no step changes."""
     joints = inputs.skeleton.num_joints
     parameters, multiply_adds = parameters_and_multiply_adds(config.network, joints, config.input)
-    return {"network.parameters_m": round(parameters / 1e6, 3), "network.gmac": float(f"{multiply_adds / 1e9:.4g}")}
+    return {"size.parameters_m": round(parameters / 1e6, 3), "size.gmac": float(f"{multiply_adds / 1e9:.4g}")}
 
 
 def _data_input(store: CropStore, context: str) -> Any:

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from efafnet.pipelines.training.identity import ADDED
 from efafnet.platform import console
+from efafnet.platform.configuration_errors import rule_of
 from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.storage import make_directory, read_sealed, remove_leftovers, sha256_json, write_sealed
 
@@ -89,7 +90,7 @@ def _named(file: Path, remedy: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{file} is damaged: {place}: {first['msg']}; {remedy}") from error
+        raise ValueError(f"{file} is damaged: {place}: {rule_of(first)}; {remedy}") from error
     except ValueError as error:
         raise ValueError(f"{error}; {remedy}") from error
 

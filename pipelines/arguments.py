@@ -1,0 +1,148 @@
+"""From the words of a command line to settings: which of them is an argument, a setting or a preset, or wrong."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from efafnet.pipelines.commands import PRESET, Command
+from efafnet.pipelines.user_errors import UsageError
+
+Tree = dict[str, Any]
+
+
+def base_tree(command: Command, words: list[str]) -> tuple[Tree, str, list[str]]:
+    """Split a command's words into the tree of its positional arguments (and preset), its source, and overrides."""
+    from efafnet.platform.configuration import load_preset, preset_names
+
+    plain, overrides = _split(words)
+    if command.name == "tune":
+        plain, overrides = _with_ranges(plain, overrides)
+    arguments: list[Any] = [*plain]
+    last = len(command.positional) - 1
+    if command.takes_many and plain[last:]:
+        arguments[last:] = [plain[last:]]
+    _check_order(command, plain)
+    if len(arguments) > len(command.positional):
+        extra = arguments[len(command.positional)]
+        raise UsageError(f"unexpected argument {extra!r}; usage: {command.usage()}; settings are written key=value")
+    named = dict(zip(command.positional, arguments, strict=False))
+    given = {override.partition("=")[0] for override in overrides}
+    if twice := sorted(set(named) & given):
+        raise UsageError(f"{twice[0]} is given twice: {named[twice[0]]!r} and as {twice[0]}=…; give it once")
+    preset = named.pop(PRESET, command.preset)
+    if preset is None and PRESET in command.positional and not overrides:
+        raise UsageError(
+            f"PRESET is missing: {command.usage()}; for example synth_nano, and `efafnet presets` lists all"
+        )
+    if preset is None:
+        return dict(named), "", overrides
+    tree = load_preset(preset)
+    if command.name != "train" and preset in preset_names():
+        # The project's presets name trainings; a search or a study that starts from one must not be taken for it.
+        tree.pop("name", None)
+    return {**tree, **named}, f"{command.name} {preset}", overrides
+
+
+def _with_ranges(plain: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Put ranges such as ``optimizer.lr=log(1e-4, 1e-2)`` in the place of the space."""
+    from efafnet.tune_spaces.inline import is_range
+
+    ranges = [word for word in overrides if is_range(word)]
+    space = ["\n".join(ranges)] if ranges else []
+    return [*space, *plain], [word for word in overrides if word not in ranges]
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Tell arguments from settings: a setting's key is made of names and dots, so ``./a=b`` is an argument."""
+    plain: list[str] = []
+    overrides: list[str] = []
+    for word in words:
+        key, separator, _ = word.partition("=")
+        is_setting = bool(separator) and all(part.isidentifier() for part in key.split("."))
+        (overrides if is_setting else plain).append(word)
+    return plain, overrides
+
+
+def as_settings(command: Command, words: list[str]) -> list[str]:
+    """Write the command's options, ``--output DIR`` and ``--output=DIR``, as settings."""
+    written: list[str] = []
+    following = iter(words)
+    for word in following:
+        name, separator, value = word.removeprefix("--").partition("=")
+        if not (word.startswith("--") and name in command.options):
+            written.append(word)
+        elif (given := value if separator else next(following, None)) is not None:
+            written.append(f"{name}={given}")
+        else:
+            raise UsageError(f"{word} needs a value: {word} {name.upper()}, or {name}={name.upper()}")
+    return written
+
+
+def corrected(command: Command, option: str, words: list[str]) -> str:
+    """Say how a setting that was written as an option is written here, whole: ``--lr 1e-3`` is optimizer.lr=1e-3."""
+    from efafnet.platform.configuration import ConfigurationError, whole_keys
+
+    key, _, value = option.lstrip("-").partition("=")
+    following = [*words[words.index(option) + 1 :], ""][0]
+    value = value or ("" if following.startswith("-") or "=" in following else following) or "VALUE"
+    fix = f"{key.replace('-', '_')}={value}"
+    with contextlib.suppress(ConfigurationError):
+        fix = whole_keys([fix], command.settings())[0]
+    return f"unknown option {option}; settings are written without dashes: {fix}"
+
+
+# ---- arguments in another order
+
+
+def _check_order(command: Command, words: Sequence[str]) -> None:
+    """Refuse arguments that stand where others belong, and say how they are meant.
+
+    Only where what they are is plain to see: a preset's name, a file or a directory of a kind.
+
+    Raises:
+        UsageError: such arguments; it names the right order.
+    """
+    wanted = command.positional
+    if wanted == (PRESET,):
+        stores = [word for word in words if _is_store(word)]
+        if stores:
+            presets = [word for word in words if word not in stores] or ["PRESET"]
+            data = [f"{key}={store}" for key, store in zip(("data.train", "data.val"), stores, strict=False)]
+            raise UsageError(f"{stores[0]} is a crop store: efafnet {' '.join([command.name, presets[0], *data])}")
+    elif len(words) >= 2 and not command.takes_many:
+        looks = [_LOOKS.get(name) for name in wanted[:2]]
+        first, second = words[:2]
+        swapped = all(look is None or look(word) for look, word in zip(looks, (second, first), strict=False))
+        plain = [look(word) for look, word in zip(looks, (first, second), strict=False) if look is not None]
+        if swapped and plain and not any(plain):
+            raise UsageError(
+                f"the arguments stand in another order: {command.usage()}; did you mean: "
+                f"{' '.join(['efafnet', command.name, second, first, *words[2:]])}"
+            )
+
+
+def _is_store(word: str) -> bool:
+    return (Path(word) / "manifest.json").is_file()
+
+
+def _is_trained(word: str) -> bool:
+    return any((Path(word) / name).exists() for name in ("run.json", "meta.json"))
+
+
+def _is_preset(word: str) -> bool:
+    from efafnet.platform.configuration import preset_names
+
+    return word in preset_names()
+
+
+_LOOKS: dict[str, Callable[[str], bool]] = {
+    PRESET: _is_preset,
+    "checkpoint": _is_trained,
+    "data": _is_store,
+    "annotations": lambda word: Path(word).is_file(),
+    "images": lambda word: Path(word).is_dir(),
+}
+"""What arguments of these names look like."""

@@ -1,0 +1,54 @@
+"""Which errors are the user's, and how they are told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class UsageError(ValueError):
+    """The words of a command line do not make a command."""
+
+
+def user_message(error: BaseException) -> str | None:
+    """Return what to tell the user, or None for an error that is ours and deserves its traceback."""
+    cause = _user_error(error, set())
+    if cause is None:
+        return None
+    from pydantic import ValidationError
+
+    if isinstance(cause, ValidationError):
+        from efafnet.platform.configuration_errors import rule_of
+
+        first = cause.errors()[0]
+        return ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), rule_of(first)]))
+    if isinstance(cause, ModuleNotFoundError):
+        return f"this command needs the package {cause.name!r}; install it: pip install -c constraints.txt -e ."
+    return str(cause) or type(cause).__name__
+
+
+def _user_error(error: BaseException | None, seen: set[int]) -> BaseException | None:
+    """Find the user's error inside what Ray wraps around an exception of a worker, innermost first."""
+    if error is None or id(error) in seen:
+        return None
+    seen.add(id(error))
+    if _made_by(error, "ray"):
+        return next((found for inner in _wrapped(error) if (found := _user_error(inner, seen))), None)
+    if isinstance(error, ModuleNotFoundError):
+        return error if (error.name or "").partition(".")[0] != "efafnet" else None
+    return error if isinstance(error, ValueError | OSError) or _made_by(error, "mlflow") else None
+
+
+def _made_by(error: BaseException, package: str) -> bool:
+    """Tell whether an exception is a package's own (Ray's task error is also an instance of its cause's class)."""
+    return any(base.__module__.partition(".")[0] == package for base in type(error).__mro__)
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions an exception of Ray Core, Data, Train or Tune carries."""
+    failures = getattr(error, "worker_failures", None)
+    if isinstance(failures, dict):
+        yield from (failure for failure in failures.values() if isinstance(failure, BaseException))
+    for name in ("controller_failure", "cause", "__cause__"):
+        inner = getattr(error, name, None)
+        if isinstance(inner, BaseException):
+            yield inner
