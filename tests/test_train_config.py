@@ -44,7 +44,7 @@ def resolved(*overrides: str) -> TrainConfig:
         (["network.kind=hrnet", "heatmap.stride=2"], "network.kind=hrnet puts out heatmaps of stride 4"),
         (["network.kind=hrnet", "network.encoder=nano"], "no setting 'network.encoder' in the chosen kind"),
         (["network.fsm=none", "network.lss_relu=true"], r"^network: lss_relu=true belongs to LSS"),
-        (["network.kind=cpn"], "Input tag 'cpn' .* expected tags: 'efafnet', 'hrnet', 'hourglass'"),
+        (["network.kind=cpn"], r"network.kind = 'cpn': takes efafnet \| hrnet \| hourglass"),
         (["network.kind=hourglass", "imagenet.download=true"], "network.kind=hourglass has none; leave them out"),
         (["init=a", "imagenet.weights=b.pth"], "the checkpoint would overwrite the imagenet weights"),
         (["input=250x192"], "multiple of 32; got 250, try 224 or 256"),
