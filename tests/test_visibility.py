@@ -295,7 +295,7 @@ def test_evaluate_calibrates_an_old_checkpoint_and_measures(
     config = EvaluateConfig.model_validate(
         {
             "checkpoint": checkpoint, "data": str(store.path), "output": tmp_path / "out", "overlays": 0,
-            "workers": {"distributed": False}, "scoring": {"bootstrap": 0, "errors": False},
+            "workers": 0, "scoring": {"bootstrap": 0, "errors": False},
         }
     )  # fmt: skip
     assert run_evaluate(config).visibility is None
