@@ -33,8 +33,9 @@ import psutil
 
 from benchmarks.record import Record, add_option, recorded
 from efafnet.pipelines.search.config import SearchConfig, TuneConfig, paced, trial_config
-from efafnet.pipelines.search.ledger import Assignment, Ledger, State, open_study
-from efafnet.pipelines.search.searcher import Desk
+from efafnet.pipelines.search.controller import Controller
+from efafnet.pipelines.search.earlier import open_study
+from efafnet.pipelines.search.ledger import Assignment, Ledger, State
 from efafnet.pipelines.search.stopping import rungs
 from efafnet.pipelines.search.trial import Watch
 from efafnet.pipelines.search.tune import rule_of, tune
@@ -363,7 +364,7 @@ class Replay:
             sampler=search.sampler, seed=seed, startup=search.startup_trials, waits=search.sets_aside,
             judged_at=grace if self.waits_for_all else None,
         )  # fmt: skip
-        self.desk = Desk(self.ledger, rule, self, lambda: at_once)
+        self.controller = Controller(self.ledger, rule, self, lambda: at_once)
         self.events: list[tuple[float, int]] = []
         """When a trial shows its next figure, in samples trained one after the other, and its number."""
         self.now = 0.0
@@ -382,19 +383,19 @@ class Replay:
                 self.ledger.finish(number, "complete")
                 if curve[samples] >= target:
                     return self.spent / self.table.budget, True
-            elif self.desk.gives_up(number):
-                self.desk.give_up(number)
+            elif self.controller.gives_up(number):
+                self.controller.give_up(number)
             else:
                 self._await(number)
         return self.spent / self.table.budget, False
 
     def _fill(self) -> bool:
         """Begin what there is room for; false when the search is over."""
-        while len(self.events) < self.at_once and self.desk.next("") is not None:
+        while len(self.events) < self.at_once and self.controller.next("") is not None:
             pass
         if self.events or not self.waits_for_all or self.ledger.trials >= MOST:
             return bool(self.events)
-        self.desk.close_aside()
+        self.controller.close_aside()
         self.ledger.trials += BATCH
         return self._fill()
 
@@ -403,7 +404,7 @@ class Replay:
         following = min(set(self.table.curve(self.settings[number])) - set(seen))
         heapq.heappush(self.events, (self.now + following - max(seen, default=0), number))
 
-    # What a search's books do where there is no training.
+    # What hears of trials where there is no training.
 
     @property
     def settings(self) -> dict[int, Settings]:

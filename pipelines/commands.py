@@ -112,7 +112,7 @@ COMMANDS = (
         "Measure a results file against annotations.",
     ),
     Command(
-        "tune", f"{_HERE}.study.promotion", "TuneConfig", "run_promoted", ("space", PRESET),
+        "tune", f"{_HERE}.promotion", "TuneConfig", "run_promoted", ("space", PRESET),
         "Search settings with Ray Tune and Optuna, and where asked repeat the best with new seeds.",
         config_module=f"{_HERE}.search.config",
         first=(

@@ -21,7 +21,8 @@ import torch
 from efafnet.pipelines.crops.schema import PERSON_SCHEMA
 from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, REJECTS, CropStore
 from efafnet.pipelines.search import study_db
-from efafnet.pipelines.search.ledger import Ledger, open_study
+from efafnet.pipelines.search.earlier import open_study
+from efafnet.pipelines.search.ledger import Ledger
 from efafnet.pipelines.search.study_db import StudyFileError, StudyUnavailableError
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.pipelines.user_errors import user_message

@@ -26,7 +26,8 @@ RANKS = {
     "pipelines.prediction": 5,
     "pipelines.training": 5,
     "pipelines.serving": 6,
-    "pipelines.search": 6,
+    "pipelines.runs": 6,
+    "pipelines.search": 7,
     "pipelines.study": 7,
     "pipelines.report": 8,
     "pipelines.fabric": 8,
@@ -53,11 +54,11 @@ RAY_PLACES = {
     "pipelines/training/ray_run.py": "launch",
     "pipelines/training/ray_worker.py": "wrap and report",
     "pipelines/training/process_group.py": "the network that workers talk over",
-    "pipelines/search/placement.py": "giving reservations back",
+    "pipelines/runs/reservations.py": "giving reservations back",
+    "pipelines/runs/run_set.py": "runs side by side",
     "pipelines/search/searcher.py": "Tune's searcher and scheduler",
     "pipelines/search/trial.py": "a trial",
     "pipelines/search/tune.py": "the launch of a search",
-    "pipelines/study/runs.py": "runs side by side",
     "pipelines/doctor.py": "what is there",
     "pipelines/fabric.py": "the network between the nodes",
     "pipelines/demo.py": "the whole road",
@@ -214,6 +215,15 @@ def test_no_modules_import_each_other(folder: str) -> None:
         for targets in [[target for target, at_once in imports(path) if at_once or folder != "models"]]
     }
     assert circles({name: others & graph.keys() for name, others in graph.items()}) == []
+
+
+def test_search_and_study_meet_in_the_room_of_runs_only() -> None:
+    """What both need is in pipelines/runs, and who needs both (promotion, the report) stands above them."""
+    assert RANKS["pipelines.runs"] < RANKS["pipelines.search"] == RANKS["pipelines.study"]
+    for own, other in (("search", "study"), ("study", "search")):
+        for path in (ROOT / "pipelines" / own).glob("*.py"):
+            found = [name for name, _ in imports(path) if name.startswith(f"efafnet.pipelines.{other}")]
+            assert not found, f"{relative(path)} imports {found}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.py")), ids=relative)

@@ -23,7 +23,7 @@ from typing import Any
 import optuna
 import pytest
 
-from efafnet.pipelines.search.ledger import open_study
+from efafnet.pipelines.search.earlier import open_study
 from efafnet.platform.mlflow_client import mlflow_client
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,11 @@ from optuna.trial import TrialState, create_trial
 
 from efafnet.models.cost import network_cost
 from efafnet.pipelines.search.config import TuneConfig
-from efafnet.pipelines.search.ledger import Ledger, open_study
+from efafnet.pipelines.search.costs import cost_of
+from efafnet.pipelines.search.earlier import open_study
+from efafnet.pipelines.search.ledger import Ledger
 from efafnet.pipelines.search.outcome import show
-from efafnet.pipelines.search.pareto import COST, both_objectives, cost_of, front
+from efafnet.pipelines.search.pareto import COST, both_objectives, front
 from efafnet.pipelines.search.tune import tune
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
@@ -139,4 +141,4 @@ def test_a_search_for_a_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "are beaten by none in both ap and gmac" in told
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
     assert result.mlflow_run_id is not None
-    assert "search/front.png" in [file.path for file in client.list_artifacts(result.mlflow_run_id, "search")]
+    assert "search/charts.html" in [file.path for file in client.list_artifacts(result.mlflow_run_id, "search")]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from efafnet.pipelines.search import placement as search_placement
-from efafnet.pipelines.search.placement import Room
+from efafnet.pipelines.runs import concurrency
+from efafnet.pipelines.runs.concurrency import Concurrency
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.placement import needs, placed, slots
 from efafnet.platform.capacity import Capacity, Shape
@@ -132,18 +132,18 @@ def test_as_many_runs_at_once_as_their_workers_fit(overrides: tuple[str, ...], t
 
 def test_a_search_follows_the_cluster(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now: dict[str, Any] = {"there": nodes((4, 1)), "s": 0.0}
-    monkeypatch.setattr(search_placement, "resources", lambda: None)
-    monkeypatch.setattr(search_placement, "capacity", lambda _: now["there"])
+    monkeypatch.setattr(concurrency, "resources", lambda: None)
+    monkeypatch.setattr(concurrency, "capacity", lambda _: now["there"])
     monkeypatch.setattr("time.monotonic", lambda: now["s"])
     config = placed(config_of("workers=1", "worker.cpus=1"), now["there"])
-    room = Room(config, None)
-    assert room() == 1
+    at_once = Concurrency(config, None)
+    assert at_once() == 1
     now["there"] = nodes((4, 1), (4, 1), (4, 1))
-    assert room() == 1, "it is not looked at for every question"
+    assert at_once() == 1, "it is not looked at for every question"
     now["s"] = 11.0
-    assert room() == 3
+    assert at_once() == 3
     now.update(there=nodes((4, 1)), s=22.0)
-    assert room() == 1
+    assert at_once() == 1
     told = capsys.readouterr()
     assert "room for 3 runs at a time now, 1 before" in told.out + told.err
-    assert Room(config, 7)() == 7, "what is asked for stays"
+    assert Concurrency(config, 7)() == 7, "what is asked for stays"

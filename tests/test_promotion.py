@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from efafnet.pipelines.search.config import TuneConfig
-from efafnet.pipelines.search.outcome import RankedTrial
-from efafnet.pipelines.study.promotion import (
+from efafnet.pipelines.promotion import (
     AS_GIVEN,
     conclusion,
     finals_config,
@@ -17,6 +15,8 @@ from efafnet.pipelines.study.promotion import (
     run_promoted,
     winner_of,
 )
+from efafnet.pipelines.search.config import TuneConfig
+from efafnet.pipelines.search.outcome import RankedTrial
 from efafnet.pipelines.study.statistics import Measured, compare
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs

@@ -20,10 +20,10 @@ from mlflow.entities import Metric
 from efafnet.pipelines.report.config import ReportConfig
 from efafnet.pipelines.report.curves import MOST_POINTS, by_settings, run_charts, thinned
 from efafnet.pipelines.report.data import ReportError, RunData, axes_of, differing, load_runs
-from efafnet.pipelines.report.figures import study_charts
 from efafnet.pipelines.report.forest import forest
 from efafnet.pipelines.report.report import remarks, run_report
 from efafnet.pipelines.report.tables import duration, grouped, origin_table, run_table, setting_text
+from efafnet.pipelines.search.charts import study_charts
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json, study_to_json
 from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet
 from efafnet.pipelines.training.recording import log_cost, of_children

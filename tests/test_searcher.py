@@ -20,14 +20,14 @@ import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from efafnet.pipelines.runs.failures import reason_of
 from efafnet.pipelines.search.config import SearchConfig
+from efafnet.pipelines.search.controller import Controller
+from efafnet.pipelines.search.earlier import Terms, check_terms, open_study
 from efafnet.pipelines.search.ledger import (
     Assignment,
     Ledger,
     State,
-    Terms,
-    check_terms,
-    open_study,
 )
 from efafnet.pipelines.search.samplers import as_judged, make_sampler, settled_sampler
 from efafnet.pipelines.search.searcher import (
@@ -35,10 +35,8 @@ from efafnet.pipelines.search.searcher import (
     METRIC,
     OVERTIME,
     SAMPLES,
-    Desk,
     StudyScheduler,
     StudySearch,
-    reason_of,
 )
 from efafnet.pipelines.search.stopping import (
     Rule,
@@ -50,7 +48,7 @@ from efafnet.pipelines.search.stopping import (
 )
 from efafnet.pipelines.search.study_db import open_storage
 from efafnet.tune_spaces.reading import parse_space
-from efafnet.tune_spaces.space import Space, suggest
+from efafnet.tune_spaces.space import Space, grid, suggest
 
 SPACE = """\
 search:
@@ -161,7 +159,7 @@ def test_a_grid_is_walked_once_whatever_happens(tmp_path: Path) -> None:
     seen = []
     for _ in range(3):
         book = ledger(tmp_path, space=space(text), sampler="grid", trials=3)
-        book.enqueue_grid()
+        book.enqueue_grid(grid(book.space))
         assigned = book.next()
         assert assigned is not None
         seen.append(assigned.settings["loss.hard_joints"])
@@ -355,7 +353,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(tmp_path: Path) -> None:
 FINISHED: Any = Searcher.FINISHED
 
 
-class Books:
+class Listener:
     """Remembers what it was told."""
 
     def __init__(self) -> None:
@@ -378,10 +376,10 @@ class Books:
 HALVING = Rule(lambda curves, number: halving_stops(curves, number, [100], 2))
 
 
-def tune(book: Ledger, rule: Rule = HALVING, **more: Any) -> tuple[Desk, StudySearch, StudyScheduler, Books]:
-    books = Books()
-    desk = Desk(book, rule, books, lambda: 100, **more)
-    return desk, StudySearch(desk), StudyScheduler(desk), books
+def tune(book: Ledger, rule: Rule = HALVING, **more: Any) -> tuple[Controller, StudySearch, StudyScheduler, Listener]:
+    listener = Listener()
+    controller = Controller(book, rule, listener, lambda: 100, **more)
+    return controller, StudySearch(controller), StudyScheduler(controller), listener
 
 
 def trial(name: str) -> Any:
@@ -393,7 +391,7 @@ def result(samples: int, figure: float, **more: Any) -> dict[str, Any]:
 
 
 def test_a_stopped_trial_is_pruned_with_its_last_figure_and_a_finished_one_complete(tmp_path: Path) -> None:
-    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    _, search, scheduler, listener = tune(ledger(tmp_path, trials=2))
     assert search.suggest("a") == {"number": 0}
     assert search.suggest("b") == {"number": 1}
     assert search.suggest("c") is FINISHED
@@ -403,10 +401,10 @@ def test_a_stopped_trial_is_pruned_with_its_last_figure_and_a_finished_one_compl
     assert scheduler.on_trial_result(None, trial("a"), result(200, 0.75)) == "CONTINUE"
     assert scheduler.on_trial_result(None, trial("a"), result(100, 0.5)) == "CONTINUE"  # told again after a restart
     search.on_trial_complete("a", result(200, 0.75))
-    one, two = search.desk.ledger.study.trials
+    one, two = search.controller.ledger.study.trials
     assert (one.state, one.value, one.intermediate_values) == (TrialState.COMPLETE, 0.75, {100: 0.5, 200: 0.75})
     assert (two.state, two.value, two.intermediate_values) == (TrialState.PRUNED, 0.25, {100: 0.25})
-    assert books.told == [("began", 0, 1), ("began", 1, 1), ("ended", 1, "pruned", ""), ("ended", 0, "complete", "")]
+    assert listener.told == [("began", 0, 1), ("began", 1, 1), ("ended", 1, "pruned", ""), ("ended", 0, "complete", "")]
 
 
 def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -418,19 +416,19 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(tmp_path: Path) 
     scheduler.on_trial_error(None, died)  # type: ignore[arg-type]
     search.on_trial_complete("b", None, error=True)
     search.on_trial_complete("c", None, error=True)
-    reasons = [each.user_attrs["reason"] for each in search.desk.ledger.study.trials]
+    reasons = [each.user_attrs["reason"] for each in search.controller.ledger.study.trials]
     assert reasons == ["DivergedError: the loss", "RuntimeError: node lost", "its process died"]
     assert search.suggest("d") == {"number": 3}
 
 
 def test_a_trial_whose_figure_is_no_number_fails_with_that(tmp_path: Path) -> None:
-    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    _, search, scheduler, listener = tune(ledger(tmp_path, trials=2))
     search.suggest("a")
     assert scheduler.on_trial_result(None, trial("a"), result(100, 0.5)) == "CONTINUE"
     assert scheduler.on_trial_result(None, trial("a"), result(200, math.nan)) == "STOP"
     search.on_trial_complete("a", result(200, math.nan))
-    assert books.told[-1] == ("ended", 0, "failed", "the validation figure after 200 samples is nan")
-    (one,) = search.desk.ledger.study.trials
+    assert listener.told[-1] == ("ended", 0, "failed", "the validation figure after 200 samples is nan")
+    (one,) = search.controller.ledger.study.trials
     assert (one.state, one.intermediate_values) == (TrialState.FAIL, {100: 0.5})
 
 
@@ -443,15 +441,15 @@ def failing(search: StudySearch, *reasons: str) -> None:
 
 
 def test_three_failures_alike_and_no_figure_end_the_search(tmp_path: Path) -> None:
-    desk, search, scheduler, _ = tune(ledger(tmp_path, trials=9))
+    controller, search, scheduler, _ = tune(ledger(tmp_path, trials=9))
     failing(search, "OSError: trials/0000 is full", "ValueError: other", "OSError: trials/0001 is full")
-    assert desk.broken == ""
+    assert controller.broken == ""
     search.suggest("x")
     failing(search, "OSError: trials/0004 is full")
-    assert desk.broken == "OSError: trials/0004 is full"
+    assert controller.broken == "OSError: trials/0004 is full"
     assert search.suggest("y") is None  # x still runs
     scheduler.on_trial_result(None, trial("x"), result(50, 0.5))
-    assert desk.broken == ""  # it can be done: what failed failed for itself
+    assert controller.broken == ""  # it can be done: what failed failed for itself
     assert isinstance(search.suggest("y"), dict)
 
 
@@ -459,19 +457,19 @@ def test_a_search_that_was_ended_by_failures_tries_again_when_it_is_given_again(
     _, search, _, _ = tune(ledger(tmp_path, trials=9))
     failing(search, "OSError: full 1", "OSError: full 2", "OSError: full 3")
     assert search.suggest("x") is FINISHED
-    desk, search, _, _ = tune(ledger(tmp_path, trials=9))
-    assert desk.broken == ""
+    controller, search, _, _ = tune(ledger(tmp_path, trials=9))
+    assert controller.broken == ""
     assert isinstance(search.suggest("x"), dict)
 
 
 def test_settings_that_diverge_do_not_end_a_search(tmp_path: Path) -> None:
-    desk, search, _, _ = tune(ledger(tmp_path, trials=9))
+    controller, search, _, _ = tune(ledger(tmp_path, trials=9))
     failing(search, *(f"DivergedError: training diverged at step {step}" for step in range(4)))
-    assert desk.broken == ""
+    assert controller.broken == ""
 
 
 def test_a_trial_whose_process_died_goes_on_and_is_judged_by_how_it_ends(tmp_path: Path) -> None:
-    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    _, search, scheduler, listener = tune(ledger(tmp_path, trials=2))
     search.suggest("a")
     scheduler.on_trial_add(None, trial("a"))
     assert scheduler.on_trial_result(None, trial("a"), result(50, 0.25)) == "CONTINUE"
@@ -483,8 +481,8 @@ def test_a_trial_whose_process_died_goes_on_and_is_judged_by_how_it_ends(tmp_pat
     assert scheduler.on_trial_result(None, trial("a"), result(50, 0.25)) == "CONTINUE"
     assert scheduler.on_trial_result(None, trial("a"), result(100, 0.8)) == "CONTINUE"
     search.on_trial_complete("a", result(100, 0.8, done=True))
-    assert books.told[1:] == [("again", 0, "RuntimeError: killed"), ("began", 1, 1), ("ended", 0, "complete", "")]
-    one = search.desk.ledger.study.trials[0]
+    assert listener.told[1:] == [("again", 0, "RuntimeError: killed"), ("began", 1, 1), ("ended", 0, "complete", "")]
+    one = search.controller.ledger.study.trials[0]
     assert (one.state, one.intermediate_values) == (TrialState.COMPLETE, {50: 0.25, 100: 0.8})
 
 
@@ -494,10 +492,10 @@ def test_a_trial_killed_after_a_losing_figure_is_not_run_again(tmp_path: Path) -
     search.suggest("b")
     scheduler.on_trial_result(None, trial("a"), result(100, 0.5))
     scheduler.on_trial_result(None, trial("b"), result(100, 0.25))  # and the driver dies
-    _, search, _, books = tune(ledger(tmp_path, trials=2))
+    _, search, _, listener = tune(ledger(tmp_path, trials=2))
     assert search.suggest("x") == {"number": 0}
     assert search.suggest("y") is FINISHED
-    assert books.told == [("began", 0, 2), ("ended", 1, "pruned", "")]
+    assert listener.told == [("began", 0, 2), ("ended", 1, "pruned", "")]
 
 
 def test_tune_pickles_searcher_and_scheduler(tmp_path: Path) -> None:
@@ -543,7 +541,7 @@ def run_through(search: StudySearch, scheduler: StudyScheduler, figures: list[li
             assert job is FINISHED
             return happened
         for name in list(live):
-            number = search.desk.numbers[name]
+            number = search.controller.numbers[name]
             told = len(figures[number]) - len(live[name]) + 1
             last = result(100 * told, live[name].pop(0))
             stopped = scheduler.on_trial_result(None, trial(name), last) == "STOP"
@@ -568,21 +566,21 @@ def test_a_trial_goes_on_once_those_behind_it_leave_it_among_the_best_half(tmp_p
     the second rung, where it waits alone; 2 is among the best 1 of 3 and goes on, at 200 among the best 1 of 2, to the
     end; 3 waits. Of four the best two are 2 and 0, which have gone on; of two at 200 it was 2. The rest is closed.
     """
-    _, search, scheduler, books = tune(ledger(tmp_path, trials=4), PROMOTING)
+    _, search, scheduler, listener = tune(ledger(tmp_path, trials=4), PROMOTING)
     curves = [[0.3, 0.35, 0.4], [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]]
     happened = run_through(search, scheduler, curves, at_once=1)
     assert happened == ["+0", "-0", "+1", "-1", "+0", "-0", "+2", "!2", "+3", "-3"]
-    search.desk.close_aside()
-    zero, one, two, three = search.desk.ledger.study.trials
+    search.controller.close_aside()
+    zero, one, two, three = search.controller.ledger.study.trials
     assert [each.state.name for each in (zero, one, two, three)] == ["PRUNED", "PRUNED", "COMPLETE", "PRUNED"]
     assert zero.intermediate_values == {100: 0.3, 200: 0.35}
-    assert [told for told in books.told if told[0] == "aside"] == [
+    assert [told for told in listener.told if told[0] == "aside"] == [
         ("aside", 0),
         ("aside", 1),
         ("aside", 0),
         ("aside", 3),
     ]
-    assert (two.value, search.desk.ledger.remaining()) == (0.6, 0)
+    assert (two.value, search.controller.ledger.remaining()) == (0.6, 0)
 
 
 def test_every_trial_waits_at_one_point_and_then_the_best_go_on(tmp_path: Path) -> None:
@@ -590,9 +588,14 @@ def test_every_trial_waits_at_one_point_and_then_the_best_go_on(tmp_path: Path) 
     curves = [[0.3, 0.9], [0.1, 0.2], [0.4, 0.5], [0.2, 0.3]]
     happened = run_through(search, scheduler, curves, at_once=2)
     assert happened == ["+0", "+1", "-0", "-1", "+2", "+3", "-2", "-3", "+2", "+0", "!2", "!0"]
-    search.desk.close_aside()
-    assert [each.state.name for each in search.desk.ledger.study.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "PRUNED"]
-    best = search.desk.ledger.best()
+    search.controller.close_aside()
+    assert [each.state.name for each in search.controller.ledger.study.trials] == [
+        "COMPLETE",
+        "PRUNED",
+        "COMPLETE",
+        "PRUNED",
+    ]
+    best = search.controller.ledger.best()
     assert best is not None
     assert best.number == 0
 
@@ -604,11 +607,11 @@ def test_what_waits_waits_through_a_kill(tmp_path: Path) -> None:
     search.on_trial_complete("a", result(100, 0.5))  # it waits
     search.suggest("b")
     scheduler.on_trial_result(None, trial("b"), result(100, 0.25))  # and the driver dies before b waits
-    _, search, scheduler, books = tune(ledger(tmp_path, trials=2), CONSTANT)
-    assert search.desk.ledger.remaining() == 2
+    _, search, scheduler, listener = tune(ledger(tmp_path, trials=2), CONSTANT)
+    assert search.controller.ledger.remaining() == 2
     assert run_through(search, scheduler, [[0.5, 0.6], [0.25, 0.75]], at_once=1) == ["+0", "!0", "+1", "!1"]
-    assert books.told[0] == ("aside", 1)  # as would have been decided then
-    assert states(search.desk.ledger) == ["COMPLETE", "COMPLETE"]
+    assert listener.told[0] == ("aside", 1)  # as would have been decided then
+    assert states(search.controller.ledger) == ["COMPLETE", "COMPLETE"]
 
 
 def test_no_more_are_begun_after_so_many_without_a_better_one(tmp_path: Path) -> None:
@@ -616,17 +619,20 @@ def test_no_more_are_begun_after_so_many_without_a_better_one(tmp_path: Path) ->
     _, search, scheduler, _ = tune(ledger(tmp_path, trials=9), none, patience=2)
     happened = run_through(search, scheduler, [[0.3], [0.4], [0.2], [0.39], [0.9]], at_once=1)
     assert happened == ["+0", "!0", "+1", "!1", "+2", "!2", "+3", "!3"]
-    assert search.desk.out_of_patience
+    assert search.controller.out_of_patience
 
 
 def test_a_trial_whose_time_is_up_is_stopped_or_has_failed(tmp_path: Path) -> None:
-    _, search, scheduler, books = tune(ledger(tmp_path, trials=2))
+    _, search, scheduler, listener = tune(ledger(tmp_path, trials=2))
     search.suggest("a")
     search.suggest("b")
     scheduler.on_trial_result(None, trial("a"), result(50, 0.5))
     search.on_trial_complete("a", result(50, 0.5, **{OVERTIME: "its 9 s were over"}))
     search.on_trial_complete("b", result(0, math.nan, **{OVERTIME: "its 9 s were over"}))
-    assert books.told[2:] == [("ended", 0, "pruned", "its 9 s were over"), ("ended", 1, "failed", "its 9 s were over")]
+    assert listener.told[2:] == [
+        ("ended", 0, "pruned", "its 9 s were over"),
+        ("ended", 1, "failed", "its 9 s were over"),
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ samplers

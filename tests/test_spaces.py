@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from efafnet.pipelines.search.config import with_settings
+from efafnet.pipelines.runs.settings import with_settings
 from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform.configuration import load_preset, resolve

@@ -15,8 +15,8 @@ import pytest
 import torch
 from ray.tune.result import DONE
 
-from efafnet.pipelines.search import trial as trial_module
-from efafnet.pipelines.search.placement import PlacementNote, release
+from efafnet.pipelines.runs import attempt
+from efafnet.pipelines.runs.reservations import PlacementNote, release
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES
 from efafnet.pipelines.search.trial import Figure, TrialActor, TrialRun, Watch
 from efafnet.pipelines.training import execution
@@ -93,7 +93,7 @@ def test_a_trial_trains_reports_every_validation_and_keeps_its_words(
     assert [each[SAMPLES] for each in told] == [40, 80, 120, 160, 160]
     assert all(0 <= each[METRIC] <= 1 for each in told)
     assert (told[-1][DONE], told[-1][METRIC]) == (True, told[-2][METRIC])
-    assert "validation at step 20" in (config.run_dir / "trial.log").read_text()
+    assert "validation at step 20" in (config.run_dir / "run.log").read_text()
     assert capsys.readouterr().err == ""
     assert results(TrialRun(job(config))) == told  # after a kill whose last figures were not heard
 
@@ -121,7 +121,7 @@ def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
     assert actor.reset_config(job(config_of(tmp_path, "epochs=1", "name=short")))
     with RunDirectory(long.run_dir).locked():
         pass
-    assert "validation at step 2000" not in (long.run_dir / "trial.log").read_text()
+    assert "validation at step 2000" not in (long.run_dir / "run.log").read_text()
     assert [actor.step()[SAMPLES], actor.step()[DONE]] == [40, True]
     actor.cleanup()
     # The stopped one can be gone on with: a search that was killed just then may do so.
@@ -146,7 +146,7 @@ def test_a_trial_waits_for_the_process_of_an_earlier_attempt(tmp_path: Path, mon
     holder.wait()
     assert time.monotonic() - began > 1.4
     assert FAILURE not in told[-1]
-    monkeypatch.setattr(trial_module, "RELEASE_S", 0.5)
+    monkeypatch.setattr(attempt, "RELEASE_S", 0.5)
     (tmp_path / "runs" / "b").mkdir()
     with (tmp_path / "runs" / "b" / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -17,11 +17,14 @@ import psutil
 import pytest
 from mlflow.entities import Run, ViewType
 
-from efafnet.pipelines.search.config import TuneConfig, automatic_name, paced, trial_config, with_settings
-from efafnet.pipelines.search.ledger import open_study, study_identity
+from efafnet.pipelines.promotion import run_promoted
+from efafnet.pipelines.runs.concurrency import driver_resources
+from efafnet.pipelines.runs.settings import automatic_name, with_settings
+from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
+from efafnet.pipelines.search.earlier import open_study, study_identity
 from efafnet.pipelines.search.naming import describe, short_names
-from efafnet.pipelines.search.tune import _advise_grid, run_tune, trial_resources, tune
-from efafnet.pipelines.study.promotion import run_promoted
+from efafnet.pipelines.search.opening import advise_grid
+from efafnet.pipelines.search.tune import run_tune, tune
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.placement import placed
@@ -152,9 +155,9 @@ def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(
 
 def test_a_grid_is_advised_where_trials_would_repeat_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     space = parse_space("search:\n  loss.hard_joints: {int: [1, 17]}\n", "r.yaml")
-    _advise_grid(space, 16, "tpe")
+    advise_grid(space, 16, "tpe")
     assert capsys.readouterr().err == ""
-    _advise_grid(space, 17, "tpe")
+    advise_grid(space, 17, "tpe")
     assert "r.yaml has 17 settings, and 17 trials are wanted: search.sampler=grid" in capsys.readouterr().err
 
 
@@ -179,13 +182,13 @@ def nodes(*each: tuple[float, float]) -> Capacity:
 
 def test_a_trial_reserves_for_itself_only_what_it_uses_itself(tmp_path: Path) -> None:
     there = nodes((2, 1))
-    assert trial_resources(placed(config_of(tmp_path, "workers=2", "worker.gpu=no"), there)) == {
+    assert driver_resources(placed(config_of(tmp_path, "workers=2", "worker.gpu=no"), there)) == {
         "node:__internal_head__": 0.001
     }
-    assert trial_resources(placed(config_of(tmp_path, "workers=0", "worker.gpu=no"), there)) == {"CPU": 1.0}
-    assert trial_resources(placed(config_of(tmp_path, "workers=0", "worker.gpu=yes"), there)) == {"CPU": 1, "GPU": 1}
+    assert driver_resources(placed(config_of(tmp_path, "workers=0", "worker.gpu=no"), there)) == {"CPU": 1.0}
+    assert driver_resources(placed(config_of(tmp_path, "workers=0", "worker.gpu=yes"), there)) == {"CPU": 1, "GPU": 1}
     shared = config_of(tmp_path, "workers=0", "worker.gpu=yes", "worker.gpus=0.25")
-    assert trial_resources(placed(shared, there)) == {"CPU": 1.0, "GPU": 0.25}
+    assert driver_resources(placed(shared, there)) == {"CPU": 1.0, "GPU": 0.25}
 
 
 def test_workers_of_one_run_never_share_a_gpu(tmp_path: Path) -> None:
@@ -235,7 +238,7 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
         file.path
         for file in mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").list_artifacts(parent.info.run_id, "search")
     ]
-    assert {"search/best.yaml", "search/study.json", "search/my.yaml", "search/history.png"} <= set(files)
+    assert {"search/best.yaml", "search/study.json", "search/my.yaml", "search/charts.html"} <= set(files)
     kept = [path.parent.name for path in (tmp_path / "runs/small/trials").glob("*/checkpoints")]
     assert kept == [f"{best.number:04d}"]
     preset = resolve(TrainConfig, load_preset(str(tmp_path / "runs/small/best.yaml")))
@@ -339,7 +342,7 @@ def kill_trial(checkpoints: Path) -> None:
         time.sleep(0.05)
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):  # among them are some that have ended
-            if any(file.path == str(checkpoints.parent / "trial.log") for file in process.open_files()):
+            if any(file.path == str(checkpoints.parent / "run.log") for file in process.open_files()):
                 process.kill()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from efafnet.pipelines.report.data import Axis, RunData, axes_of, differing
-from efafnet.pipelines.report.figures import GREY, PALETTE, Chart, styled
+from efafnet.pipelines.runs.chart import GREY, PALETTE, Chart, styled
 
 MOST_POINTS = 300
 """Points drawn of a curve; of a longer one every second, third, …, and the last."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from efafnet.pipelines.report.figures import GREY, PALETTE, Chart, styled
+from efafnet.pipelines.runs.chart import GREY, PALETTE, Chart, styled
 
 _TOLD, _OPEN = PALETTE[0], "#8a94a3"
 _ROW_PX, _FRAME_PX = 44, 110

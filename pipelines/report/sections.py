@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from efafnet.pipelines.report.curves import run_charts
 from efafnet.pipelines.report.data import RunData, differing, load_json, pictures, taken_by
-from efafnet.pipelines.report.figures import Chart, study_charts
 from efafnet.pipelines.report.forest import forest
 from efafnet.pipelines.report.tables import Cell, Column, Row, Table, origin_table, run_table
+from efafnet.pipelines.runs.chart import Chart
+from efafnet.pipelines.search.charts import study_charts
 from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_from_json
 from efafnet.pipelines.study.sheet import SHEET_FILE

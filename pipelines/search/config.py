@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from efafnet.models.settings import MAX_SEED, Settings
+from efafnet.pipelines.runs.settings import with_settings
 from efafnet.pipelines.search.stopping import rungs
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.schedule import Plan, plan_run
+from efafnet.platform.addresses import BareAddress
 from efafnet.platform.configuration import resolve
 
 if TYPE_CHECKING:
@@ -26,6 +28,19 @@ TRIALS = 20
 _TUNE_ONLY = ("space", "search", "promote")
 _MAY_CHANGE = {"trials", "concurrency", "retries", "retry_failed", "time_s", "trial_s", "patience", "keep",
                "learn_from"}  # fmt: skip
+
+
+class LimitConfig(Settings):
+    """What a trial's network may cost at most: settings above a limit are drawn, but not trained."""
+
+    gmac: float | None = Field(default=None, gt=0)
+    """Multiply-adds of one crop, in 10^9. Null for no limit."""
+    params_m: float | None = Field(default=None, gt=0)
+    """Parameters in millions, without the auxiliary heads. Null for no limit."""
+
+    def values(self) -> dict[str, float]:
+        """The limits that there are."""
+        return self.model_dump(exclude_none=True)
 
 
 class SearchConfig(Settings):
@@ -51,6 +66,8 @@ class SearchConfig(Settings):
     """What the figure is weighed against, for a Pareto front in place of one best trial: gmac, multiply-adds of one
     crop in 10^9; latency_ms, milliseconds of one on the machine that runs the search. tpe then draws for both. Needs
     stop=none, since asha and median would stop the cheap networks for their figure alone."""
+    limit: LimitConfig = LimitConfig()
+    """What a trial's network may cost. tpe and gp are told by how much, and learn to keep below it."""
     grace: float = Field(default=0.25, gt=0, le=1)
     """Share of a trial's budget that every trial gets; asha's first rung."""
     reduction: float = Field(default=2.0, gt=1)
@@ -82,6 +99,21 @@ class SearchConfig(Settings):
     """Whose checkpoints stay: the best complete trial's, or all. A search leaves hundreds of megabytes otherwise."""
     learn_from: Path | None = None
     """Directory of an earlier search over the same space, whose results are known to this one from the start."""
+    storage: BareAddress | None = None
+    """Where the study is kept; none for an sqlite file in the search's directory, which must not lie on a network file
+    system. journal for a file there that may, or journal:PATH; or the address of a database, postgresql://HOST/NAME.
+    Commands with ``runs`` of their own that share a study search together."""
+
+    @field_validator("storage")
+    @classmethod
+    def _known(cls, storage: str | None) -> str | None:
+        sound = storage is None or storage == "journal" or storage.startswith("journal:") or "://" in storage
+        if not sound or str(storage).startswith("sqlite:"):
+            raise ValueError(
+                f"storage = {storage}: give journal, journal:PATH or the address of a database, "
+                "postgresql://USER:PASSWORD@HOST/NAME; leave it out for an sqlite file in the search's directory"
+            )
+        return storage
 
     @model_validator(mode="after")
     def _consistent(self) -> SearchConfig:
@@ -210,9 +242,9 @@ class TuneConfig(TrainConfig):
         How many trials there are, how many run at a time and the like may change from one continuation to the next.
         """
         # What came later is left out where it changes nothing: searches from before go on under their names.
-        later = ({"finish"} if self.search.stop != "constant" else set()) | (
-            set() if self.search.promotes else {"promotes"}
-        )
+        there = {"finish": self.search.stop == "constant", "promotes": self.search.promotes,
+                 "limit": bool(self.search.limit.values()), "storage": self.search.storage is not None}  # fmt: skip
+        later = {key for key, matters in there.items() if not matters}
         search = self.search.model_dump(mode="json", exclude=_MAY_CHANGE | later)
         return super().identity(train_digest, val_digest) | {f"search.{key}": v for key, v in search.items()}
 
@@ -247,33 +279,3 @@ def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
     keep_last = max(trial.checkpoint.keep_last, validations)
     checkpoint = trial.checkpoint.model_copy(update={"keep_last": keep_last})
     return trial.model_copy(update={"validation": validation, "checkpoint": checkpoint})
-
-
-def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The tree with dotted settings put in; the input stays as it is."""
-    result = dict(tree)
-    for key, value in settings.items():
-        group, _, rest = key.partition(".")
-        inner = result.get(group)
-        result[group] = with_settings(inner if isinstance(inner, Mapping) else {}, {rest: value}) if rest else value
-    return result
-
-
-def check_trial(trial: TrainConfig, inputs: Inputs) -> None:
-    """Refuse what only the data shows to be impossible.
-
-    Raises:
-        ValueError: more hard joints than the skeleton has, or samples that the crop store was not prepared for.
-    """
-    trial.loss.check(inputs.skeleton.num_joints)
-    manifest = inputs.train.manifest
-    manifest.envelope.check(trial.augmentation, trial.input, any_reduced=manifest.counts.reduced > 0)
-
-
-def automatic_name(config: TrainConfig, space_name: str, identity: Mapping[str, Any]) -> str:
-    """A name that the same command gives again and any other does not: ``ohkm-3f9a01c2``."""
-    if config.name != "auto":
-        return config.name
-    from efafnet.platform.storage import sha256_json
-
-    return f"{space_name}-{sha256_json(dict(identity))[:8]}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,34 +17,25 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from efafnet.pipelines.search.earlier import COST_UNIT, TERMS, Terms, study_identity
+from efafnet.pipelines.search.limits import DRAWS, INFEASIBLE, Limits, judge_again
 from efafnet.pipelines.search.pareto import COST, both_objectives
 from efafnet.pipelines.search.samplers import LEARN_ALONE, as_judged, make_sampler
 from efafnet.pipelines.search.stopping import Standings
-from efafnet.pipelines.search.study_db import StudyFileError, open_storage, readable
-from efafnet.tune_spaces.space import Settings, Space, grid, parameters, suggest
+from efafnet.pipelines.search.study_db import StudyFileError, check_beside, open_storage, readable
+from efafnet.tune_spaces.space import Settings, Space, parameters, suggest
 
 State = Literal["complete", "pruned", "failed"]
 IMPORTED = "imported_from"
 """Attribute of trials that were taken over from another study: which study, and which trial of it."""
 RETRY_OF = "retry_of"
 """Attribute of a trial that tries a failed one again: that one's number."""
-TERMS = "terms"
-"""Attribute of a study: what its figures are figures of (``Terms``)."""
 ASIDE = "set_aside"
 """Attribute of a trial: whether it waits where it stands, and may go on."""
-COST_UNIT = "cost_unit"
-"""Attribute of a study: what its trials' costs are, as ``search.against`` names it."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What makes the figures of two searches comparable."""
-
-    metric: str
-    skeleton: str
-    """Name of the skeleton and its number of joints."""
-    samples: int
-    """Training samples of a trial of the base settings."""
+DRIVER = "driver"
+"""Attribute of a trial of a shared study: which command runs it."""
+IDENTITY = "identity"
+"""Attribute of a shared study: digest of what makes it the search it is."""
 
 
 @dataclass(frozen=True)
@@ -59,54 +50,16 @@ class Assignment:
     """What was noted about the trial before, for example its MLflow run."""
 
 
-def open_study(path: Path) -> optuna.Study:
-    """Open the one study of an earlier search's file.
+@dataclass(frozen=True)
+class Shared:
+    """A study that is not kept in the search's directory, so that several commands may search together."""
 
-    Raises:
-        ValueError: there is none.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: name the directory of an earlier search, which holds {path.name}")
-    storage = open_storage(path)
-    with readable(path):
-        names = optuna.get_all_study_names(storage)
-        study = optuna.load_study(study_name=names[0], storage=storage) if len(names) == 1 else None
-        if study is not None:
-            study.get_trials(deepcopy=False)
-    if study is None:
-        raise StudyFileError(f"{path} holds {len(names)} studies; a search's file holds one")
-    return study
-
-
-def study_identity(study: optuna.Study) -> str:
-    """What tells a study from all others, wherever its file lies: its name and when its first trial began."""
-    began = min((trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start),
-                default=None)  # fmt: skip
-    return f"{study.study_name}@{began.isoformat() if began else 'empty'}"
-
-
-def check_terms(earlier: optuna.Study, own: Terms, source: Path) -> str:
-    """Compare what the figures of an earlier search are with ``own``; returns what is to be said, or nothing.
-
-    Raises:
-        ValueError: its figures are of another kind and would mislead.
-    """
-    told = earlier.user_attrs.get(TERMS)
-    if told is None:
-        return f"{source} does not say what its figures are of; make sure that they are {own.metric} on {own.skeleton}"
-    terms = Terms(**told)
-    for what, its, ours in (("metric", terms.metric, own.metric), ("skeleton", terms.skeleton, own.skeleton)):
-        if its != ours:
-            raise ValueError(
-                f"search.learn_from={source}: its {what} is {its}, this search's {ours}; figures of two kinds cannot "
-                "be compared, so leave it out"
-            )
-    if terms.samples != own.samples:
-        return (
-            f"trials of {source} trained on {terms.samples} samples, those of this search train on {own.samples}: its "
-            f"figures are {'lower' if terms.samples < own.samples else 'higher'} for that alone"
-        )
-    return ""
+    storage: str
+    """As ``search.storage`` names it."""
+    driver: str
+    """What tells this command from the others, whenever it is given again."""
+    identity: str
+    """Digest of what makes the search the search it is; the same for all."""
 
 
 def _finite(curve: Mapping[int, float]) -> dict[int, float]:
@@ -131,6 +84,12 @@ class Ledger:
         weighed: whether the sampler weighs the figure against the trials' cost (``pareto``).
         waits: whether trials may be set aside: the sampler then sees those that wait as stopped and not as running.
         judged_at: samples at which every trial waits; the sampler then learns from the figures there.
+        limits: what networks may cost; None for no limits.
+        shared: where the study is kept, if not in ``path``.
+
+    Raises:
+        ValueError: the study cannot be used, is another search's, or cannot be shared in this way.
+        OSError: what keeps it does not answer.
     """
 
     def __init__(
@@ -146,25 +105,59 @@ class Ledger:
         weighed: bool = False,
         waits: bool = False,
         judged_at: int | None = None,
+        limits: Limits | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self.space, self.trials, self._sampler, self._seed, self._startup = space, trials, sampler, seed, startup
         self._weighed, self._waits, self._judged_at = weighed, waits, judged_at
+        self._limits, self._shared = limits, shared
+        self.nothing_within = ""
+        """Why nothing more is drawn: all is above the limits. Nothing while something is not."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = open_storage(path)
+        storage = open_storage(path, shared.storage if shared else None)
         with readable(path):
             self.study = optuna.create_study(
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
             self._live: dict[int, Trial] = {}
-            running = [trial for trial in self.own() if trial.state == TrialState.RUNNING]
+            running = [trial for trial in self.own() if trial.state == TrialState.RUNNING and self._is_mine(trial)]
             self._aside = {trial.number for trial in running if trial.user_attrs.get(ASIDE)}
             self._interrupted = [trial for trial in running if trial.number not in self._aside]
             self.curves = {trial.number: _finite(trial.intermediate_values) for trial in self.own()}
+        if shared is not None:
+            self._check_shared(path, shared)
+
+    def _check_shared(self, path: Path, shared: Shared) -> None:
+        if not self.study.get_trials(deepcopy=False):
+            check_beside(path, f"search.storage={shared.storage} holds no trials of {self.study.study_name}")
+        known = self.study.user_attrs.get(IDENTITY)
+        if known is None:
+            self.study.set_user_attr(IDENTITY, shared.identity)
+        elif known != shared.identity:
+            raise StudyFileError(
+                f"search.storage={shared.storage} holds another search named {self.study.study_name}, with other "
+                "settings or data; choose another name=…"
+            )
+        if self._waits and not all(map(self._is_mine, self.own())):
+            raise StudyFileError(
+                f"search.storage={shared.storage}: another command searches in this study, and trials that wait go on "
+                "only where their checkpoints are; share it with stop=asha, median or none, and promotes=false"
+            )
+
+    def _is_mine(self, trial: FrozenTrial) -> bool:
+        return self._shared is None or trial.user_attrs.get(DRIVER) == self._shared.driver
 
     # ---- what there is
 
     def own(self) -> list[FrozenTrial]:
-        """The trials of this search, in order; enqueued ones that were not handed out yet are not among them."""
+        """The trials of this search, in order; what was not handed out yet, or is above a limit, is not among them."""
+        return [trial for trial in self._asked() if INFEASIBLE not in trial.user_attrs]
+
+    def infeasible(self) -> int:
+        """How many trials were drawn above a limit, and never trained."""
+        return sum(INFEASIBLE in trial.user_attrs for trial in self._asked())
+
+    def _asked(self) -> list[FrozenTrial]:
         return [
             trial
             for trial in self.study.get_trials(deepcopy=False)
@@ -195,9 +188,9 @@ class Ledger:
 
     # ---- before the search
 
-    def enqueue_grid(self) -> None:
-        """Queue every combination of the space, once."""
-        for settings in grid(self.space):
+    def enqueue_grid(self, points: Sequence[Settings]) -> None:
+        """Queue combinations of the space, each once."""
+        for settings in points:
             self.study.enqueue_trial(parameters(self.space, settings), skip_if_exists=True)
 
     def enqueue_start(self) -> None:
@@ -232,6 +225,7 @@ class Ledger:
                 trial.user_attrs.pop(COST, None)
                 if cost is not None and (told := cost(trial)) is not None:
                     trial.user_attrs[COST] = told
+                judge_again(trial, self._limits)
                 self.study.add_trial(trial)
                 taken += 1
         return taken
@@ -257,24 +251,30 @@ class Ledger:
     def next(self, *, begin: bool = True) -> Assignment | None:
         """The next trial: first those that were interrupted, then, with ``begin``, new ones; None when all have been
         handed out."""
-        if self._interrupted:
-            frozen = self._interrupted.pop(0)
-            return self._hand_out(self._trial(frozen))
+        while self._interrupted:
+            if assignment := self._hand_out(self._trial(self._interrupted.pop(0))):
+                return assignment
         if not begin or self.exhausted():
             return None
-        self._set_sampler(asked=len(self.own()))
-        if (self._weighed or self._waits) and self._sampler not in LEARN_ALONE:
+        for _ in range(DRAWS):
+            self._set_sampler(asked=len(self._asked()))
             self._enqueue_drawn()
-        return self._hand_out(self.study.ask())
+            if assignment := self._hand_out(self.study.ask()):
+                return assignment
+        assert self._limits is not None, "without limits every trial is handed out"
+        self.nothing_within = self._limits.none_found(self.space.source, f"{DRAWS} settings drawn in a row")
+        return None
 
     def exhausted(self) -> bool:
-        """Whether every trial has been handed out."""
-        return not self._interrupted and len(self.counted()) >= self.trials
+        """Whether every trial has been handed out, or there is none within the limits."""
+        return not self._interrupted and (bool(self.nothing_within) or len(self.counted()) >= self.trials)
 
     def _enqueue_drawn(self) -> None:
-        """Queue what the sampler draws on a copy that shows it more than the study can, unless something is queued."""
+        """Queue what the sampler draws on a copy that shows it more than the study can, where it needs that and nothing
+        is queued."""
         trials = self.study.get_trials(deepcopy=False)
-        if any(trial.state == TrialState.WAITING for trial in trials):
+        needed = (self._weighed or self._waits) and self._sampler not in LEARN_ALONE
+        if not needed or any(trial.state == TrialState.WAITING for trial in trials):
             return
         copy = both_objectives(trials) if self._weighed else as_judged(trials, self._aside, self._judged_at)
         copy.sampler = self.study.sampler
@@ -284,21 +284,32 @@ class Ledger:
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
         # With the sampler it had: the kill may have come before it drew anything.
-        self._set_sampler(asked=sum(trial.number < frozen.number for trial in self.own()))
+        self._set_sampler(asked=sum(trial.number < frozen.number for trial in self._asked()))
         return Trial(self.study, frozen._trial_id)
 
     def _set_sampler(self, asked: int) -> None:
         self.study.sampler = make_sampler(self._sampler, self._seed, asked, self._startup)
 
-    def _hand_out(self, trial: Trial) -> Assignment:
+    def _hand_out(self, trial: Trial) -> Assignment | None:
+        """Give a trial its settings; None where its network is above a limit: it is closed then."""
         # Values that an interrupted attempt had drawn are in the study and come out the same.
         settings = suggest(self.space, trial)
         attempt = int(trial.user_attrs.get("attempts", 0)) + 1
+        if attempt == 1 and self._shared is not None:
+            trial.set_user_attr(DRIVER, self._shared.driver)
+        if attempt == 1 and self._limits is not None and (above := self._limits.judge(trial, settings)):
+            self._close_above(trial, above)
+            return None
         trial.set_user_attr("settings", settings)
         trial.set_user_attr("attempts", attempt)
         self._live[trial.number] = trial
         self.curves.setdefault(trial.number, {})
         return Assignment(trial.number, settings, attempt, dict(trial.user_attrs))
+
+    def _close_above(self, trial: Trial, above: str) -> None:
+        trial.set_user_attr(INFEASIBLE, above)
+        # Stopped and not failed: of failed trials samplers take no note.
+        self.study.tell(trial, state=TrialState.PRUNED)
 
     def note(self, number: int, key: str, value: Any) -> None:
         """Remember something about a trial that runs."""
@@ -317,6 +328,8 @@ class Ledger:
             return False
         self._live[number].report(value, samples)
         self.curves[number][samples] = value
+        if self._shared is not None:  # others' figures, to judge this one by
+            self.curves |= {t.number: _finite(t.intermediate_values) for t in self.own() if not self._is_mine(t)}
         return True
 
     def set_aside(self, number: int) -> None:
@@ -329,7 +342,9 @@ class Ledger:
         trial = self._trial(self.study.get_trials(deepcopy=False)[number])
         trial.set_user_attr(ASIDE, False)
         self._aside.remove(number)
-        return self._hand_out(trial)
+        assignment = self._hand_out(trial)
+        assert assignment is not None, "a trial that waits had been handed out"
+        return assignment
 
     def close_aside(self) -> list[int]:
         """Close the trials that were set aside, as stopped; returns their numbers."""

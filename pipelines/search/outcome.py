@@ -1,21 +1,18 @@
-"""What a search found: the best trial's settings as a preset, a table, and pictures for the search's run in MLflow."""
+"""What a search found: the best trial's settings as a preset, a table, and charts for the search's run in MLflow."""
 
 from __future__ import annotations
 
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from efafnet.pipelines.search.books import STATES, Books
-from efafnet.pipelines.search.config import with_settings
+from efafnet.pipelines.runs.settings import with_settings
 from efafnet.pipelines.search.naming import describe, short_names, short_value
-from efafnet.pipelines.search.pareto import COST, both_objectives, front
+from efafnet.pipelines.search.pareto import COST, front
+from efafnet.pipelines.search.tracking import STATES, SearchTracking
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.recording import log_total
 from efafnet.platform import console
@@ -62,11 +59,11 @@ class SearchResult:
     """Where the figure was weighed against a cost: the trials that none beats in both, the cheapest first."""
 
 
-def conclude(books: Books) -> SearchResult:
+def conclude(tracking: SearchTracking) -> SearchResult:
     """Write the best settings as a preset and collect the result."""
-    config, trials, best = books.config, books.ledger.own(), books.ledger.best()
+    config, trials, best = tracking.config, tracking.ledger.own(), tracking.ledger.best()
     counts = {name: sum(trial.state.name == state for trial in trials) for state, name in STATES.items()}
-    preset = _write_preset(books, best) if best is not None else None
+    preset = _write_preset(tracking, best) if best is not None else None
     result = SearchResult(
         directory=config.run_dir,
         counts=counts,
@@ -74,15 +71,15 @@ def conclude(books: Books) -> SearchResult:
         best_value=best.value if best else None,
         best_settings=dict(best.user_attrs["settings"]) if best else {},
         best_preset=preset,
-        mlflow_run_id=books.record.mlflow_run_id,
+        mlflow_run_id=tracking.record.mlflow_run_id,
         ranking=_ranking(trials),
         front=tuple(front(trials)) if config.search.against != "none" else (),
     )
-    _write_result(books, result)
-    books.tidy()
-    books.tell_study()
-    books.tell_standing()
-    books.tell_parent(lambda client, run_id: _tell(client, run_id, books, result), "logging the search's result")
+    _write_result(tracking, result)
+    tracking.tidy()
+    tracking.tell_study()
+    tracking.tell_standing()
+    tracking.tell_parent(lambda client, run_id: _tell(client, run_id, tracking, result), "logging the search's result")
     return result
 
 
@@ -95,36 +92,36 @@ def _ranking(trials: Sequence[FrozenTrial]) -> tuple[RankedTrial, ...]:
     return tuple(sorted(complete, key=lambda trial: (-trial.value, trial.number)))
 
 
-def _write_result(books: Books, result: SearchResult) -> None:
+def _write_result(tracking: SearchTracking, result: SearchResult) -> None:
     """Write the result where a search's directory keeps it, for programs."""
     content = {
         "trials": result.counts,
         "best_trial": result.best_number,
         "best_value": result.best_value,
         "best_settings": result.best_settings,
-        "best_name": describe(result.best_settings, books.searched),
+        "best_name": describe(result.best_settings, tracking.searched),
         "front": list(result.front),
         "mlflow_run_id": result.mlflow_run_id,
     }
-    write_json(books.config.run_dir / RESULT, content)
+    write_json(tracking.config.run_dir / RESULT, content)
 
 
-def _write_preset(books: Books, best: FrozenTrial) -> Path:
-    config = books.config
+def _write_preset(tracking: SearchTracking, best: FrozenTrial) -> Path:
+    config = tracking.config
     tree = with_settings(config.base(), best.user_attrs["settings"]) | {"name": f"{config.name}-best"}
     settings = resolve(TrainConfig, tree)
-    head = f"# Trial {best.number} of the search {config.name}: {books.metric} {best.value:.4f}, one run.\n"
+    head = f"# Trial {best.number} of the search {config.name}: {tracking.metric} {best.value:.4f}, one run.\n"
     path = config.run_dir / BEST
     write_text(path, head + to_yaml(settings))
     return path
 
 
-def show(books: Books, result: SearchResult) -> None:
+def show(tracking: SearchTracking, result: SearchResult) -> None:
     """Print all trials, best first, and what to do next."""
-    config, searched = books.config, books.searched
+    config, searched = tracking.config, tracking.searched
     names = short_names(searched)
     order = {TrialState.COMPLETE: 0, TrialState.PRUNED: 1}
-    trials = sorted(books.ledger.own(), key=lambda trial: (order.get(trial.state, 2), -_figure(trial), trial.number))
+    trials = sorted(tracking.ledger.own(), key=lambda trial: (order.get(trial.state, 2), -_figure(trial), trial.number))
     rows = [
         [
             trial.number,
@@ -136,35 +133,37 @@ def show(books: Books, result: SearchResult) -> None:
         ]
         for trial in trials
     ]
-    columns = ["trial", "end", books.metric, "samples", *names.values(), "why"]
+    columns = ["trial", "end", tracking.metric, "samples", *names.values(), "why"]
     if config.search.against != "none":
         columns = [*columns[:3], config.search.against, "front", *columns[3:]]
         rows = [[*row[:3], *_weighed(trial, result), *row[3:]] for row, trial in zip(rows, trials, strict=True)]
     if not any(row[-1] for row in rows):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    console.table(columns, rows, title=f"search {config.name} over {books.space.name}")
+    console.table(columns, rows, title=f"search {config.name} over {tracking.space.name}")
+    if above := tracking.ledger.infeasible():
+        console.say(f"{above} more were drawn above search.limit, and not trained")
     if result.best_preset is None:
         console.say("no trial ran to its end: there is no best one")
-        _show_cost(books, result)
+        _show_cost(tracking, result)
         return
     if result.front:
-        console.say(f"front: trials {', '.join(map(str, result.front))} are beaten by none in both {books.metric} and "
-                    f"{config.search.against}; one run each")  # fmt: skip
-    _show_cost(books, result)
+        console.say(f"front: trials {', '.join(map(str, result.front))} are beaten by none in both "
+                    f"{tracking.metric} and {config.search.against}; one run each")  # fmt: skip
+    _show_cost(tracking, result)
     told = describe(result.best_settings, searched)
-    console.say(f"best: trial {result.best_number}, {books.metric} {result.best_value:.4f}, {told}")
+    console.say(f"best: trial {result.best_number}, {tracking.metric} {result.best_value:.4f}, {told}")
     if config.promote.finalists == 0:
         console.say("one run per setting does not tell small differences from luck: promote.finalists=3 repeats the "
                     "best with new seeds")  # fmt: skip
     console.say(f"train it as it is: efafnet train {result.best_preset} seed=1 name=…")
 
 
-def _show_cost(books: Books, result: SearchResult) -> None:
+def _show_cost(tracking: SearchTracking, result: SearchResult) -> None:
     """Say what all trials took, and what a point gained over the first trial came to."""
-    taken, currency = log_total(books.record), books.config.cost.currency
+    taken, currency = log_total(tracking.record), tracking.config.cost.currency
     if taken is None or taken == Consumption():
         return
-    gained = gained_over_first(books.ledger.own(), result.best_value)
+    gained = gained_over_first(tracking.ledger.own(), result.best_value)
     each = f"; {taken.per_point(gained, currency)} per point gained over trial 0" if gained else ""
     console.say(f"cost: {taken.text(currency)} for all trials{each}")
 
@@ -200,57 +199,18 @@ def _setting(trial: FrozenTrial, key: str) -> Any:
     return trial.user_attrs.get("settings", {}).get(key, "")
 
 
-def _tell(client: MlflowClient, run_id: str, books: Books, result: SearchResult) -> None:
-    """Put the result on the search's run: tags, files and pictures; its figures stand there already."""
+def _tell(client: MlflowClient, run_id: str, tracking: SearchTracking, result: SearchResult) -> None:
+    """Put the result on the search's run: tags, files and charts; its figures stand there already."""
     client.log_dict(run_id, {"settings": result.best_settings, "trial": result.best_number}, "search/best.json")
-    client.log_text(run_id, books.space.text, f"search/{books.space.name}.yaml")
+    client.log_text(run_id, tracking.space.text, f"search/{tracking.space.name}.yaml")
     if result.best_preset is not None and result.best_value is not None:
         client.log_artifact(run_id, str(result.best_preset), "search")
         client.set_tag(run_id, "efafnet.best_trial", str(result.best_number))
-    with tempfile.TemporaryDirectory() as place:
-        for path in _pictures(books, Path(place)):
-            client.log_artifact(run_id, str(path), "search")
+    # Only where somebody looks at it: what draws charts takes seconds to import.
+    from efafnet.pipelines.search.charts import page_of, study_charts
+    from efafnet.pipelines.search.study_file import study_from_json, study_to_json
 
-
-def _pictures(books: Books, place: Path) -> Iterator[Path]:
-    """Optuna's views as PNG, which MLflow's pages show at a click."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from optuna.visualization import matplotlib as view
-
-    study, against = books.ledger.study, books.config.search.against
-    if against != "none":
-        both = both_objectives(books.ledger.own())
-        drawn = partial(view.plot_pareto_front, target_names=[books.metric, against])
-        if both.best_trials and _draw(drawn, both, place / "front.png"):
-            yield place / "front.png"
-    complete = [trial for trial in books.ledger.own() if trial.state == TrialState.COMPLETE]
-    metric = books.metric
-    # Optuna leaves out every trial without one of the settings: in a space with options that would be most.
-    shared = sorted(set.intersection(*(set(trial.params) for trial in complete))) if complete else []
-    drawings: dict[str, tuple[Callable[..., Any], int]] = {
-        "history": (partial(view.plot_optimization_history, target_name=metric), 1),
-        "intermediate_values": (view.plot_intermediate_values, 1),
-        "importance": (partial(view.plot_param_importances, target_name=metric), 4),
-        "slices": (partial(view.plot_slice, target_name=metric), 2),
-        "parallel_coordinates": (partial(view.plot_parallel_coordinate, params=shared or None, target_name=metric), 2),
-    }
-    for name, (draw, needed) in drawings.items():
-        if len(complete) >= needed and _draw(draw, study, place / f"{name}.png"):
-            yield place / f"{name}.png"
-
-
-def _draw(draw: Callable[..., Any], study: Any, path: Path) -> bool:
-    from matplotlib import pyplot
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            draw(study)
-        pyplot.gcf().savefig(path, dpi=110, bbox_inches="tight")
-    except (ValueError, RuntimeError, ZeroDivisionError):
-        return False  # nothing to rate, for example where all figures are equal
-    finally:
-        pyplot.close("all")
-    return True
+    trials = tracking.ledger.own()
+    names = {trial.number: describe(trial.user_attrs.get("settings", {}), tracking.searched) for trial in trials}
+    charts = study_charts(study_from_json(study_to_json(trials)), names)
+    client.log_text(run_id, page_of(charts, f"search {tracking.config.name}"), "search/charts.html")

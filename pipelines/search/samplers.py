@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, Ra
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from efafnet.pipelines.search.config import SAMPLERS, SearchConfig
+from efafnet.pipelines.search.limits import copy_constraints
 from efafnet.pipelines.search.stopping import at_rung
 from efafnet.tune_spaces.space import Choice, Space
 
@@ -133,13 +134,12 @@ def as_judged(trials: Sequence[FrozenTrial], aside: Collection[int], at: int | N
         elif trial.number in aside:
             state = TrialState.PRUNED
         newest = {max(curve): curve[max(curve)]} if curve and state == TrialState.PRUNED else None
-        study.add_trial(
-            create_trial(
-                state=state,
-                value=value,
-                params=trial.params,
-                distributions=trial.distributions,
-                intermediate_values=newest,
-            )
+        copy = create_trial(
+            state=state,
+            value=value,
+            params=trial.params,
+            distributions=trial.distributions,
+            intermediate_values=newest,
         )
+        study.add_trial(copy_constraints(trial, copy))
     return study

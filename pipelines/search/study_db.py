@@ -1,4 +1,8 @@
-"""The sqlite file of a search's study: opened where it can be used, refused with one sentence where it cannot."""
+"""Where a search's study is kept: opened where it can be used, refused with one sentence where it cannot.
+
+That is an sqlite file in the search's directory unless ``search.storage`` names another place: Optuna's journal, a
+file that may lie on a network file system, or a database that Optuna can use.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,10 @@ from urllib.parse import quote
 import optuna
 
 from efafnet.platform import console
+from efafnet.platform.credentials import full, hidden
 
+JOURNAL = ".journal"
+"""How a journal's file ends."""
 SQLITE_TIMEOUT_S = 60
 """Seconds a writer waits for another; sqlite's own default of 5 is too short on a busy machine."""
 PATIENCE_S = 20.0
@@ -31,27 +38,72 @@ class StudyUnavailableError(OSError):
     """A study.db that cannot be used at present: another program holds it, or the file system refuses."""
 
 
-def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """Open or create the sqlite file of a study.
+def open_storage(path: Path, address: str | None = None) -> optuna.storages.BaseStorage:
+    """Open or create what keeps a study.
+
+    Args:
+        path: the sqlite file in the search's directory.
+        address: as ``search.storage`` names another place; None for ``path``.
 
     Raises:
         StudyFileError: it is damaged, no study, or without the trials that lie beside it.
-        StudyUnavailableError: another program holds it.
+        StudyUnavailableError: another program holds it, or the database does not answer.
     """
-    _check(path)
-    with readable(path):
-        return optuna.storages.RDBStorage(
-            f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
-        )
+    if address is None:
+        _check(path)
+        with readable(path):
+            return optuna.storages.RDBStorage(
+                f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
+            )
+    if address == "journal" or address.startswith("journal:"):
+        return _open_journal(path, Path(address.removeprefix("journal").removeprefix(":") or path.with_suffix(JOURNAL)))
+    with _answering(address):
+        return optuna.storages.RDBStorage(full(address), engine_kwargs={"pool_pre_ping": True})
+
+
+def _open_journal(path: Path, file: Path) -> optuna.storages.BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    if not file.exists() or not file.stat().st_size:
+        check_beside(path, f"{file} {'is empty' if file.exists() else 'is missing'}")
+    with readable(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # A lock by a file that must not exist, which network file systems keep to, where they do not keep to locks.
+        return JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file))))
+
+
+@contextmanager
+def _answering(address: str) -> Iterator[None]:
+    """Make of anything that goes wrong with a database one error that names the setting."""
+    try:
+        yield
+    except ImportError as error:
+        raise StudyUnavailableError(
+            f"search.storage={address}: Python cannot talk to it ({_brief(error)}); install its driver, for PostgreSQL "
+            "psycopg2-binary"
+        ) from error
+    except Exception as error:
+        raise StudyUnavailableError(
+            f"search.storage={address} does not answer ({hidden(_brief(error))}); check the address, name and password"
+        ) from error
+
+
+def check_beside(path: Path, what: str) -> None:
+    """Refuse to begin anew beside trials of which the study knows nothing.
+
+    Raises:
+        StudyFileError: ``what`` is wrong with the study, and there are trials in the directory of ``path``.
+    """
+    trials = sum(1 for _ in path.parent.glob("trials/*/"))
+    if trials:
+        raise StudyFileError(f"{what}, but {path.parent / 'trials'} holds {trials} trials; {_REMEDY}")
 
 
 def _check(path: Path) -> None:
     tables = _tables(path) if path.exists() and path.stat().st_size else set()
     if not tables:
-        trials = sum(1 for _ in path.parent.glob("trials/*/"))
-        if trials:
-            what = "is empty" if path.exists() else "is missing"
-            raise StudyFileError(f"{path} {what}, but {path.parent / 'trials'} holds {trials} trials; {_REMEDY}")
+        check_beside(path, f"{path} {'is empty' if path.exists() else 'is missing'}")
     elif not tables >= _TABLES:
         raise StudyFileError(f"{path} is a database of something else, without {min(_TABLES - tables)}; {_REMEDY}")
 

@@ -8,33 +8,25 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ray.tune import Trainable
 from ray.tune.result import DONE
 
-from efafnet.pipelines.search.searcher import FAILURE, METRIC, OVERTIME, SAMPLES, reason_of
+from efafnet.pipelines.runs.attempt import train_attempt
+from efafnet.pipelines.search.searcher import FAILURE, METRIC, OVERTIME, SAMPLES
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.rundir import LOCK
 from efafnet.platform.checkpoint import read_meta
-from efafnet.platform.locks import LockHeldError, hold
 
 POLL_S = 0.5
 """Seconds between two looks at the run's directory."""
-PLACEMENT = "placement"
-"""File in a trial's directory that notes what its workers have reserved."""
-LEAVE = "leave"
-"""File in a trial's directory that asks whoever trains it to end after its step."""
-RELEASE_S = 60.0
-"""Longest wait for an earlier attempt's process to end, seconds."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class TrialRun:
     """One trial in a thread of this process: its figures as they come, then how it ended.
 
     Args:
-        job: from ``Books.began``.
+        job: from ``SearchTracking.began``.
     """
 
     def __init__(self, job: Mapping[str, Any]) -> None:
@@ -106,8 +98,8 @@ class TrialRun:
             self._last = self._heard.popleft()
             return {METRIC: self._last.value, SAMPLES: self._last.samples}
         over = {METRIC: self._last.value, SAMPLES: self._last.samples, DONE: True}
-        error = self._training.error
-        return over if error is None else over | {FAILURE: reason_of(error)}
+        failure = self._training.failure
+        return over | {FAILURE: failure} if failure else over
 
     def give_up(self) -> None:
         """End the trial where it stands. One in this process ends after its step, which is waited for; Ray's workers
@@ -140,49 +132,17 @@ class TrialActor(Trainable):
         self._trial.give_up()
 
 
-def ask_to_leave(run_dir: Path) -> None:
-    """Have whoever trains a run end after its step: Tune tells a process that it keeps for another trial nothing."""
-    (run_dir / LEAVE).touch()
-
-
-def await_release(run_dir: Path) -> None:
-    """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run."""
-    with suppress(LockHeldError), hold(run_dir / LOCK, wait_s=RELEASE_S):
-        pass
-
-
 class _Training(threading.Thread):
     """The run in a thread of its own. A daemon: a process that Tune ends must not wait for it."""
 
     def __init__(self, config: TrainConfig, parent_run_id: str | None, tags: dict[str, str]) -> None:
         super().__init__(name="training", daemon=True)
         self._arguments = config, parent_run_id, tags
-        self._leave = config.run_dir / LEAVE
         self.in_this_process = config.workers == 0
         self.given_up = threading.Event()
-        self.error: Exception | None = None
-
-    def _unwanted(self) -> bool:
-        return self.given_up.is_set() or self._leave.exists()
+        self.failure = ""
+        """Why it failed; nothing where it did not."""
 
     def run(self) -> None:
-        from efafnet.pipelines.search.placement import PlacementNote
-        from efafnet.pipelines.training.ray_run import train
-
         config, parent_run_id, tags = self._arguments
-        note = cast(Any, PlacementNote(config.run_dir / PLACEMENT))
-        await_release(config.run_dir)
-        (config.run_dir / LEAVE).unlink(missing_ok=True)  # it was meant for the attempt before this one
-        with logged(config.run_dir / "trial.log"):
-            try:
-                train(config, callbacks=[note], parent_run_id=parent_run_id, tags=tags, given_up=self._unwanted)
-            except Exception as error:
-                self.error = error
-
-
-@contextmanager
-def logged(path: Path) -> Iterator[None]:
-    """Write what the training says to the trial's own log; the terminal shows the search."""
-    with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stderr(file):
-        yield
-    sys.stderr.flush()
+        self.failure = train_attempt(config, parent_run_id=parent_run_id, tags=tags, given_up=self.given_up.is_set)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from efafnet.models.variants import VARIANTS
-from efafnet.pipelines.search.config import check_trial, with_settings
+from efafnet.pipelines.runs.settings import check_run, with_settings
 from efafnet.pipelines.study.scale import row_settings
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform.configuration import resolve
@@ -147,7 +147,7 @@ def plan_rows(study: Study, config: TrainConfig, tree: Mapping[str, Any], inputs
 def _checked(study: Study, row: StudyRow, config: TrainConfig, tree: Mapping[str, Any], inputs: Inputs) -> TrainConfig:
     def build(settings: Mapping[str, Any]) -> TrainConfig:
         trained = row_config(config, tree, row, settings)
-        check_trial(trained, inputs)
+        check_run(trained, inputs)
         return trained
 
     def problem(settings: Mapping[str, Any]) -> str:

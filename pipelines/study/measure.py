@@ -12,7 +12,7 @@ from efafnet.pipelines.evaluation.bootstrap import FIGURES, effective_images, re
 from efafnet.pipelines.evaluation.columns import detections
 from efafnet.pipelines.evaluation.matching import match
 from efafnet.pipelines.evaluation.results_file import reference_of
-from efafnet.pipelines.study.runs import figure_of, has_images, is_done, predictions_of
+from efafnet.pipelines.runs.measured import figure_of, has_images, is_done, predictions_of
 from efafnet.pipelines.study.statistics import PERCENT, Measured
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efafnet.models.variants import VARIANTS
-from efafnet.pipelines.search.books import STAGE, remove_orphans
-from efafnet.pipelines.search.config import automatic_name
+from efafnet.pipelines.runs.children import STAGE, reconcile
+from efafnet.pipelines.runs.measured import precisions_of
+from efafnet.pipelines.runs.run_set import Running, run_all
+from efafnet.pipelines.runs.settings import automatic_name
 from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
 from efafnet.pipelines.study.measure import measure
 from efafnet.pipelines.study.people import synthetic_people
-from efafnet.pipelines.study.runs import Running, precisions_of, run_all
 from efafnet.pipelines.study.scale import scale_note
 from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet, sheet_of, to_json
 from efafnet.pipelines.study.statistics import Comparison, compare
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.job import plan_of
-from efafnet.pipelines.training.recording import fail_record, log_total, open_record, send_kept
+from efafnet.pipelines.training.recording import fail_record, log_total, open_record
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, to_yaml
@@ -138,8 +139,7 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
     metric = config.validation.metric or inputs.metric
     place = config.run_dir / RUNS
     runs = runs_of(plans, seeds, place)
-    send_kept(place, config)
-    remove_orphans(record, place)
+    reconcile(record, place, config)
     how = Running(
         parent_run_id=record.mlflow_run_id,
         metric=metric,

@@ -1,68 +1,25 @@
-"""What a chart of the report is, and Optuna's own views of a search."""
+"""Optuna's own views of a search, for the report and for the search's run in MLflow."""
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any
 
 import optuna
 import plotly.graph_objects as go
 from optuna.trial import TrialState
+from plotly.io import to_html
 
+from efafnet.pipelines.runs.chart import GREY, PALETTE, Chart, styled
 from efafnet.pipelines.search.naming import short_names
 from efafnet.pipelines.search.pareto import COST, both_objectives
 
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f68ad", "#6b7f99", "#b8860b", "#a0665a")
-"""Colours that most colour-blind readers can tell apart (after Okabe and Ito), on white and on black."""
-GREY = "#a9b2be"
-_HEIGHT_PX = 380
+_STYLE = "<style>body{font:15px system-ui,sans-serif;max-width:70em;margin:1em auto;padding:0 1em}</style>"
 ENOUGH_FOR_IMPORTANCE = 10
 """Complete trials below which shares of importance would say more of chance than of the settings."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One chart with its heading, and a sentence on how to read it."""
-
-    title: str
-    note: str
-    figure: go.Figure | None
-    """None where the note says why there is no chart."""
-    axes: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
-    """Titles of the x axes to choose from, each with the x of every trace; the first is drawn. Empty for no choice."""
-
-    def drawing(self) -> dict[str, Any] | None:
-        """What the page's script draws, as plain JSON values; None where there is no chart."""
-        if self.figure is None:
-            return None
-        content = json.loads(self.figure.to_json())
-        return {"data": content["data"], "layout": content["layout"], "axes": dict(self.axes)}
-
-
-def styled(figure: go.Figure, x: str = "", y: str = "", height: int = _HEIGHT_PX) -> go.Figure:
-    """The page's look."""
-    figure.layout.template = None  # the page has one of its own, in light and dark
-    figure.update_layout(
-        title=None,
-        autosize=True,
-        width=None,
-        height=height,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        colorway=PALETTE,
-        legend={"orientation": "h", "font": {"size": 11}, "yref": "container", "y": 0, "yanchor": "bottom"},
-        hoverlabel={"namelength": -1},
-    )
-    figure.update_yaxes(exponentformat="none", separatethousands=True, automargin=True)
-    figure.update_xaxes(exponentformat="none", automargin=True)
-    if x:
-        figure.update_xaxes(title_text=x)
-    if y:
-        figure.update_yaxes(title_text=y)
-    return figure
 
 
 def study_charts(study: optuna.Study, names: dict[int, str]) -> list[Chart]:
@@ -208,3 +165,15 @@ def _axis(name: str, label: str, trials: Sequence[optuna.trial.FrozenTrial]) -> 
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def page_of(charts: Sequence[Chart], title: str) -> str:
+    """The charts on a page of their own, which needs no network."""
+    parts = [f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title>", _STYLE, f"<h1>{escape(title)}</h1>"]
+    plotly: bool = True
+    for chart in charts:
+        parts.append(f"<h2>{escape(chart.title)}</h2><p>{escape(chart.note)}</p>")
+        if chart.figure is not None:
+            parts.append(to_html(chart.figure, include_plotlyjs=plotly, full_html=False))
+            plotly = False
+    return "\n".join(parts) + "\n"

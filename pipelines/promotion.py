@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from efafnet.pipelines.search.books import STAGE, remove_orphans
-from efafnet.pipelines.search.config import TuneConfig, with_settings
+from efafnet.pipelines.runs.children import STAGE, reconcile
+from efafnet.pipelines.runs.measured import figure_of
+from efafnet.pipelines.runs.run_set import Running, run_all
+from efafnet.pipelines.runs.settings import with_settings
+from efafnet.pipelines.search.config import TuneConfig
 from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.outcome import RankedTrial, SearchResult
 from efafnet.pipelines.search.tune import run_tune
 from efafnet.pipelines.study.config import StudyConfig, row_config
-from efafnet.pipelines.study.runs import Running, figure_of, run_all
 from efafnet.pipelines.study.statistics import Comparison, Standing, rank_correlation
 from efafnet.pipelines.study.study import StudyResult, compare_rows
 from efafnet.pipelines.training.config import TrainConfig
@@ -132,7 +134,7 @@ def _run_longer(
     place = config.run_dir / "longer"
     record = RunDirectory(config.run_dir).known()
     assert record is not None, "the search has left its record"
-    remove_orphans(record, place)
+    reconcile(record, place, config)
     runs = {}
     for trial in trials:
         settings = {**trial.settings, "max_samples": samples}

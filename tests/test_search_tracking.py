@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from efafnet.pipelines.search import books
-from efafnet.pipelines.search.books import remove_orphans
+from efafnet.pipelines.runs import children
+from efafnet.pipelines.runs.children import remove_orphans
+from efafnet.pipelines.search import tracking
 from efafnet.pipelines.search.ledger import Ledger
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.platform.storage import write_json
@@ -32,7 +33,7 @@ def test_only_runs_that_nothing_was_noted_of_are_removed(tmp_path: Path, monkeyp
         (trials / name).mkdir(parents=True)
         record: dict[str, object] = {"name": name, "digest": "", "identity": {}, "created": "", "mlflow_run_id": run_id}
         write_json(trials / name / "run.json", record)
-    children = [
+    found = [
         child("known", "trials/0000"),
         child("left", "trials/0001"),
         child("left too", "trials/0002"),
@@ -47,10 +48,10 @@ def test_only_runs_that_nothing_was_noted_of_are_removed(tmp_path: Path, monkeyp
     removed: list[str] = []
     client = SimpleNamespace(
         get_run=lambda _: SimpleNamespace(info=SimpleNamespace(experiment_id="1")),
-        search_runs=lambda *_, **__: children,
+        search_runs=lambda *_, **__: found,
         delete_run=removed.append,
     )
-    monkeypatch.setattr(books, "mlflow_client", lambda _: client)
+    monkeypatch.setattr(children, "mlflow_client", lambda _: client)
     remove_orphans(PARENT, trials)
     assert removed == ["left", "left too"]
 
@@ -63,7 +64,7 @@ def test_a_search_tells_its_run_what_its_trials_took_each_counted_once(
     config: Any = SimpleNamespace(
         run_dir=tmp_path, search=SimpleNamespace(keep="all"), validation=SimpleNamespace(metric="ap")
     )
-    mine = books.Books(config, cast(Any, None), space, ledger, PARENT)
+    mine = tracking.SearchTracking(config, cast(Any, None), space, ledger, PARENT)
     points: list[tuple[str, float, int]] = []
 
     def log_batch(run_id: str, metrics: Any) -> None:
@@ -71,7 +72,7 @@ def test_a_search_tells_its_run_what_its_trials_took_each_counted_once(
         points.extend((metric.key, metric.value, metric.step) for metric in metrics)
 
     client = SimpleNamespace(log_batch=log_batch, log_dict=lambda *_: None)
-    monkeypatch.setattr(books, "mlflow_client", lambda _: client)
+    monkeypatch.setattr(tracking, "mlflow_client", lambda _: client)
     for number, end in ((0, "complete"), (1, "pruned"), (2, "complete")):
         assignment = ledger.next()
         assert assignment is not None
@@ -100,7 +101,7 @@ def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_wit
     config: Any = SimpleNamespace(
         run_dir=tmp_path, search=SimpleNamespace(keep="best"), validation=SimpleNamespace(metric="ap")
     )
-    mine = books.Books(config, cast(Any, None), space, ledger, RunRecord("search", "", {}, ""))
+    mine = tracking.SearchTracking(config, cast(Any, None), space, ledger, RunRecord("search", "", {}, ""))
     told: list[int] = []
     removed: list[str] = []
     rmtree = shutil.rmtree
@@ -109,7 +110,7 @@ def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_wit
         removed.append(path.parent.name)
         rmtree(path, **more)
 
-    monkeypatch.setattr(books, "study_to_json", lambda trials: told.append(len(trials)))
+    monkeypatch.setattr(tracking, "study_to_json", lambda trials: told.append(len(trials)))
     monkeypatch.setattr(shutil, "rmtree", remove)
     for figure in range(150):
         assignment = ledger.next()

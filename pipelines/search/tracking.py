@@ -11,15 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efafnet.pipelines.runs.attempt import ask_to_leave
+from efafnet.pipelines.runs.children import STAGE, left_to_be_continued, reconcile
 from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
+from efafnet.pipelines.search.costs import LATENCIES, Costs
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State
 from efafnet.pipelines.search.naming import describe
-from efafnet.pipelines.search.pareto import COST, cost_of
+from efafnet.pipelines.search.pareto import COST
 from efafnet.pipelines.search.study_file import STUDY_FILE, study_to_json
-from efafnet.pipelines.search.trial import ask_to_leave
 from efafnet.pipelines.training.costs import FOLDER
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.recording import cost_step, fail_record, send_kept
+from efafnet.pipelines.training.recording import cost_step, fail_record
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.consumption import Consumption, consumed, total
@@ -31,7 +33,6 @@ from efafnet.tune_spaces.space import Space
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-STAGE = "efafnet.stage"
 NUMBER = "efafnet.trial"
 STATE = "efafnet.trial_state"
 SETTINGS = "efafnet.trial_settings"
@@ -44,7 +45,7 @@ STATES = {"COMPLETE": "complete", "PRUNED": "stopped early", "FAIL": "failed", "
 _MLFLOW_STATUS = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "waits": "KILLED"}
 
 
-class Books:
+class SearchTracking:
     """Begins and ends trials in MLflow and on the terminal; MLflow's answers are never waited for.
 
     Args:
@@ -60,6 +61,7 @@ class Books:
         self.searched = [entry.key for entry in space.searched]
         self.metric = config.validation.metric or inputs.metric
         """Name of the figure that is searched for."""
+        self.costs = Costs(config.search.against, inputs.skeleton.num_joints, config.run_dir / LATENCIES)
         self.environment: dict[str, str] = {}
         """Environment variables of the trials' processes."""
         self.over: list[int] = []
@@ -71,7 +73,7 @@ class Books:
         self._taken: dict[int, Consumption] = {}
         """What each trial took that was over."""
         # One thread, so that what is told about a trial arrives in order.
-        self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="books")
+        self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
 
     @property
     def trials_dir(self) -> Path:
@@ -80,20 +82,18 @@ class Books:
 
     def reconcile(self) -> None:
         """Send what trials kept while MLflow was away, and remove runs that a kill left before their first note."""
-        send_kept(self.trials_dir, self.config)
-        remove_orphans(self.record, self.trials_dir)
+        reconcile(self.record, self.trials_dir, self.config)
 
-    def _run_of(self, number: int) -> RunRecord | None:
-        return RunDirectory(self.trials_dir / f"{number:04d}").known()
+    def _dir_of(self, number: int) -> Path:
+        return self.trials_dir / f"{number:04d}"
 
     def began(self, assignment: Assignment) -> dict[str, Any]:
         """Prepare a trial and return its job for ``TrialRun``."""
         name = describe(assignment.settings, self.searched)
         trial = trial_config(self.config, assignment.settings, assignment.number, self.trials_dir)
         trial = paced(trial, self.inputs, self.config.search.validations)
-        against = self.config.search.against
-        if against != "none" and COST not in assignment.attributes:
-            self.ledger.note(assignment.number, COST, cost_of(trial, self.inputs.skeleton.num_joints, against))
+        if self.config.search.against != "none" and COST not in assignment.attributes:
+            self.ledger.note(assignment.number, COST, self.costs.of(trial))
         titled = trial.tracking.model_copy(update={"run_name": f"#{assignment.number} {name}"})
         self.over = [number for number in self.over if number != assignment.number]
         again = "goes on" if assignment.attempt > 1 else "starts"
@@ -130,7 +130,7 @@ class Books:
     def set_aside(self, number: int) -> None:
         """Tell that a trial waits where it stands, and make its process leave."""
         self.over.append(number)
-        ask_to_leave(self.trials_dir / f"{number:04d}")
+        ask_to_leave(self._dir_of(number))
         curve = self.ledger.curves[number]
         console.note(f"trial {number} waits: {self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples")
         self._mlflow.submit(self._end_in_mlflow, number, "waits", "", dict(curve))
@@ -147,10 +147,10 @@ class Books:
             ended &= {*self.over[-LATELY:], *([] if self._best is None else [self._best])}
         self._best = None if best is None else best.number
         for number in ended - {self._best}:
-            shutil.rmtree(self.trials_dir / f"{number:04d}" / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self._dir_of(number) / "checkpoints", ignore_errors=True)
 
     def _end_in_mlflow(self, number: int, state: str, reason: str, curve: Mapping[int, float]) -> None:
-        known = self._run_of(number)
+        known = RunDirectory(self._dir_of(number)).known()
         if known is None or known.mlflow_run_id is None or known.tracking_uri is None:
             return
         uri, run_id = known.tracking_uri, known.mlflow_run_id
@@ -200,7 +200,7 @@ class Books:
         for trial in self.ledger.own():
             # A trial that ended now is read again: it may have been set aside before, and gone on.
             if trial.state.is_finished() and (trial.number not in self._taken or trial.number in self.over[-1:]):
-                self._taken[trial.number] = consumed(self.trials_dir / f"{trial.number:04d}" / FOLDER)
+                self._taken[trial.number] = consumed(self._dir_of(trial.number) / FOLDER)
         return total(self._taken.values())
 
     def tell_study(self) -> None:
@@ -223,43 +223,15 @@ class Books:
         if isinstance(error, KeyboardInterrupt):
             told(error, f"{self.ledger.over()} of {self.ledger.trials} trials over, {len(live)} running; the same "
                         f"command continues search {self.config.name}")  # fmt: skip
-        for record in (*map(self._run_of, live), self.record):
-            if record is not None:
-                fail_record(record, interrupted=interrupted)
+        left_to_be_continued(map(self._dir_of, live), interrupted=interrupted)
+        fail_record(self.record, interrupted=interrupted)
 
     def leave(self) -> int:
         """Say in MLflow that the trials that still run stopped, to be continued; returns how many they are."""
         live = self.ledger.live()
-        for record in map(self._run_of, live):
-            if record is not None:
-                fail_record(record, interrupted=True)
+        left_to_be_continued(map(self._dir_of, live))
         return len(live)
 
     def close(self) -> None:
         """Wait until MLflow has been told everything."""
         self._mlflow.shutdown(wait=True)
-
-
-def remove_orphans(parent: RunRecord, directory: Path) -> None:
-    """Remove those children of an MLflow run in ``directory`` that a kill left between their creation and the first
-    note on disk: they run, have no figure, and the run directory is there and knows another run or none.
-
-    What has figures or ended stays, whatever is on disk: directories are tidied away, and their runs are not.
-    """
-    uri, parent_id = parent.tracking_uri, parent.mlflow_run_id
-    if uri is None or parent_id is None:
-        return
-
-    def remove() -> None:
-        client = mlflow_client(uri)
-        experiment = client.get_run(parent_id).info.experiment_id
-        for run in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent_id}'", max_results=5000):
-            # By the last two names: the whole may have been moved.
-            place = Path(run.data.tags.get("efafnet.run_dir", ""))
-            if place.parent.name != directory.name or run.info.status != "RUNNING" or run.data.metrics:
-                continue
-            known = RunDirectory(directory / place.name).known()
-            if known is not None and run.info.run_id != known.mlflow_run_id:
-                client.delete_run(run.info.run_id)
-
-    quietly(remove, "looking for what a kill left")

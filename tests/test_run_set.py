@@ -1,0 +1,76 @@
+"""A set of runs side by side: when the rest is not begun any more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from efafnet.pipelines.runs import run_set
+from efafnet.pipelines.runs.concurrency import Launch
+from efafnet.pipelines.runs.failures import AlikeFailures
+from efafnet.pipelines.runs.run_set import Running
+from efafnet.pipelines.training.config import TrainConfig
+
+
+def outcome(
+    monkeypatch: pytest.MonkeyPatch, failures: Sequence[str], *, done: int = 0
+) -> tuple[dict[str, str], list[str]]:
+    """Run a set whose runs end as ``failures`` says, two at a time; returns what is told of it and who was begun."""
+    configs: Any = [SimpleNamespace(name=str(place), tracking=SimpleNamespace(run_name=None))
+                    for place in range(len(failures))]  # fmt: skip
+    begun: list[str] = []
+
+    class Task:
+        def remote(self, job: dict[str, str]) -> str:
+            begun.append(job["name"])
+            return job["name"]
+
+    class Set(run_set._RunSet):
+        def _task(self) -> Any:
+            return Task()
+
+        def _job(self, run: TrainConfig) -> dict[str, Any]:
+            return {"name": run.name}
+
+    ray = SimpleNamespace(wait=lambda live, **_: (live[:1], live[1:]), get=lambda name: failures[int(name)])
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(run_set, "figure_of", lambda *_: 0.5)
+    there: Any = Launch(configs, lambda: 2, {}, "")  # type: ignore[arg-type]
+    return Set(there, Running(None, "ap"), by_image=False, done=done).run(), begun
+
+
+def test_three_that_fail_alike_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = [f"OSError: /mnt/run-{place} is not mounted" for place in range(8)]
+    failures, begun = outcome(monkeypatch, reasons)
+    assert begun == ["0", "1", "2", "3"]  # the fourth ran beside the third
+    assert failures["3"] == reasons[3]
+    assert [failures[name] for name in "4567"] == [f"not begun: {reasons[3]}"] * 4
+
+
+@pytest.mark.parametrize(
+    ("reasons", "done"),
+    [
+        (["OSError: full"] * 6, 1),  # an earlier command of this set had a run that ended
+        (["", *["OSError: full"] * 6], 0),
+        ([f"DivergedError: at step {step}" for step in range(6)], 0),
+        (["OSError: full", "ValueError: no", "OSError: full", "ValueError: no", "RuntimeError: lost"], 0),
+    ],
+)
+def test_all_are_tried_where_others_may_do_better(
+    monkeypatch: pytest.MonkeyPatch, reasons: list[str], done: int
+) -> None:
+    failures, begun = outcome(monkeypatch, reasons, done=done)
+    assert begun == [str(place) for place in range(len(reasons))]
+    assert list(failures.values()) == [reason for reason in reasons if reason]
+
+
+def test_reasons_are_alike_whatever_numbers_they_hold() -> None:
+    alike = AlikeFailures()
+    for place in (1, 22, 333):
+        assert alike.repeated == ""
+        alike.add(f"OSError: port {place}")
+    assert alike.repeated == "OSError: port 333"
