@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,6 @@ class SearchTracking:
         self.searched = [entry.key for entry in space.searched]
         self.metric = config.validation.metric or inputs.metric
         """Name of the figure that is searched for."""
-        self.costs = Costs(config.search.against, inputs.skeleton.num_joints, config.run_dir / LATENCIES)
         self.environment: dict[str, str] = {}
         """Environment variables of the trials' processes."""
         self.over: list[int] = []
@@ -74,6 +74,11 @@ class SearchTracking:
         """What each trial took that was over."""
         # One thread, so that what is told about a trial arrives in order.
         self._mlflow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What the networks cost, where that is weighed."""
+        return Costs(self.config.search.against, self.inputs.skeleton.num_joints, self.config.run_dir / LATENCIES)
 
     @property
     def trials_dir(self) -> Path:
