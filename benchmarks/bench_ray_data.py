@@ -22,13 +22,13 @@ from benchmarks.people import Rate, arguments, cpu_s, people
 from benchmarks.record import recorded
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.config import ReaderConfig
+from efafnet.pipelines.crops.groups import COLUMNS
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.store_prediction import CropView
 from efafnet.platform import cluster, console
 
 SIZE, BATCH = InputSize(height=256, width=192), 64
-COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh", "person_id"]
 
 
 def through_ray(store: CropStore) -> Generator[int]:
@@ -38,7 +38,7 @@ def through_ray(store: CropStore) -> Generator[int]:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     view = CropView(store.manifest.encoding, SIZE, 1.25, False)
     shards = [str(store.file(shard).absolute()) for shard in store.manifest.shards]
-    rows = ray.data.read_parquet(shards, override_num_blocks=2 * len(shards)).select_columns(COLUMNS)
+    rows = ray.data.read_parquet(shards, override_num_blocks=2 * len(shards)).select_columns([*COLUMNS, "person_id"])
     crops = rows.map_batches(_warp, batch_size=BATCH, batch_format="pyarrow", fn_kwargs={"view": view})
     for batch in crops.iter_batches(batch_size=BATCH, batch_format="pyarrow"):
         yield len(batch)

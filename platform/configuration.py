@@ -25,6 +25,7 @@ __all__ = [
     "apply_overrides",
     "describe",
     "digest",
+    "flatten",
     "load_preset",
     "parse_value",
     "paths_of",
@@ -285,3 +286,14 @@ def to_yaml(settings: BaseModel | Mapping[str, Any]) -> str:
     """Return the settings as YAML that ``load_preset`` reads back to equal settings."""
     tree = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else dict(settings)
     return dump_yaml(tree)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """Nested groups as one level of dotted keys; an empty group stays, as ``{}``."""
+    flat: Tree = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

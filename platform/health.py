@@ -27,7 +27,7 @@ _LOW_DISK_GIB = 10.0
 _NO_DISK_GIB = 1.0
 _LOW_SHARED_GIB = 1.0
 _LOW_FILES = 4096
-_ESSENTIAL = ("torch", "torchvision", "ray", "mlflow", "optuna", "pyarrow", "cv2", "pycocotools", "safetensors")
+_ESSENTIAL = ("torch", "torchvision", "ray", "mlflow", "optuna", "pyarrow", "cv2", "safetensors")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 from efafnet.models.settings import Settings
 from efafnet.platform import console
 from efafnet.platform.addresses import BareAddress
+from efafnet.platform.configuration import flatten
 from efafnet.platform.credentials import bare
 from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_answers import NotMlflowError, is_absent, newest_steps
@@ -45,7 +46,7 @@ __all__ = [
     "dataset_input",
     "find_run",
     "finish_run",
-    "flatten",
+    "params_of",
     "prepare_tracking",
     "quietly",
     "sqlite_file",
@@ -331,7 +332,7 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
     client = mlflow_client(uri)
-    flat = flatten(params)
+    flat = params_of(params)
     entities = [Param(key, _short(value)) for key, value in flat.items()]
     for start in range(0, len(entities), _PARAMS_PER_BATCH):
         client.log_batch(run_id, params=entities[start : start + _PARAMS_PER_BATCH])
@@ -339,15 +340,11 @@ def log_params(uri: str, run_id: str, params: Mapping[str, Any]) -> None:
         client.log_text(run_id, json.dumps(params, indent=2, default=str), "params.json")
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as dotted keys and texts; an empty group stays visible as ``{}``."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
-    return flat
+def params_of(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Nested settings as MLflow's parameters: dotted keys and texts."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in flatten(tree).items()
+    }
 
 
 def _short(text: str) -> str:

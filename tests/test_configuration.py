@@ -16,6 +16,7 @@ from efafnet.platform.configuration import (
     apply_overrides,
     describe,
     digest,
+    flatten,
     load_preset,
     parse_value,
     preset_names,
@@ -328,3 +329,8 @@ def test_documents_within_measure_are_read() -> None:
     assert tree["l2"] == [[["x"]] * 9] * 9
     assert (tree["n"], tree["f"], tree["g"]) == (-(2**63), float("inf"), 1e308)
     assert read_tree("", "mine.yaml") == {}
+
+
+def test_flatten_makes_dotted_keys() -> None:
+    tree = {"a": {"b": {"c": 1}, "d": [2]}, "e": None, "f": {}}
+    assert flatten(tree) == {"a.b.c": 1, "a.d": [2], "e": None, "f": {}}

@@ -17,7 +17,7 @@ from efafnet.platform import cluster, console, credentials
 from efafnet.platform.configuration import apply_overrides, resolve, to_yaml
 from efafnet.platform.credentials import bare, full, hidden
 from efafnet.platform.mlflow_client import mlflow_client
-from efafnet.platform.tracking import flatten
+from efafnet.platform.tracking import params_of
 
 SECRET = "s3cr=t/pw"
 QUOTED = "s3cr%3Dt%2Fpw"
@@ -60,7 +60,7 @@ def test_settings_never_hold_a_password() -> None:
         f"checkpoint.copy_to=s3://K:{QUOTED}@b/runs",
     ]  # fmt: skip
     config = resolve(TrainConfig, apply_overrides({"name": "x"}, overrides))
-    for text in (to_yaml(config), config.model_dump_json(), repr(config), json.dumps(flatten(config.model_dump()))):
+    for text in (to_yaml(config), config.model_dump_json(), repr(config), json.dumps(params_of(config.model_dump()))):
         assert QUOTED not in text
         assert SECRET not in text
     assert full(config.tracking.uri or "") == f"mysql://me:{QUOTED}@db/mlflow"

@@ -15,7 +15,8 @@ from efafnet.models.network import PoseOutput
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.evaluation.inference import predict_batch, predict_batches, predict_heatmaps, to_image
+from efafnet.pipelines.crops.geometry import apply_affine
+from efafnet.pipelines.evaluation.inference import predict_batch, predict_batches, predict_heatmaps
 
 INPUT = InputSize(height=64, width=64)
 LEFT_EYE, RIGHT_EYE = 1, 2
@@ -139,7 +140,7 @@ def test_a_network_that_says_nan_is_an_error() -> None:
 
 def test_affine_with_rotation() -> None:
     quarter_turn = np.array([[[0.0, -2.0, 5.0], [2.0, 0.0, 7.0]]])
-    assert to_image(np.array([[[3.0, 4.0]]]), quarter_turn)[0, 0].tolist() == [-3.0, 13.0]
+    assert apply_affine(quarter_turn, [[[3.0, 4.0]]])[0, 0].tolist() == [-3.0, 13.0]
 
 
 def test_batches_come_in_order_while_the_next_is_under_way() -> None:

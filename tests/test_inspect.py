@@ -12,7 +12,7 @@ import torch
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.config import InspectConfig
-from efafnet.pipelines.crops.inspect import contact_sheet, run_inspect
+from efafnet.pipelines.crops.inspect import run_inspect, sheet_of_samples
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.drawing.poses import LEFT
 from tests import crop_data
@@ -88,7 +88,7 @@ def test_joints_are_drawn_where_they_are() -> None:
         rows=torch.arange(3),
         input_to_image=torch.zeros((3, 2, 3), dtype=torch.float64),
     )
-    sheet = contact_sheet(batch, COCO_17, columns=2)
+    sheet = sheet_of_samples(batch, COCO_17, columns=2)
     # Two rows of 192 pixels and 40 of captions; a legend is wider than two persons of 64 pixels.
     assert sheet.shape == (74 + 2 * (192 + 40 + 14), 880, 3)
     first, second, third = (sheet[74 + y :, 14 + x :][:192, :64] for y, x in ((0, 0), (0, 78), (246, 0)))

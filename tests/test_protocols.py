@@ -14,14 +14,20 @@ from efafnet.pipelines.crops.prepare import PrepareConfig
 from efafnet.pipelines.crops.protocols import PROTOCOLS, ProtocolName, compared, constants, departures, described
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext, pick_device
-from efafnet.pipelines.training.identity import flatten
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.recording import open_record
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.platform import tracking
 from efafnet.platform.checkpoint import load_checkpoint
-from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, preset_names, resolve
+from efafnet.platform.configuration import (
+    ConfigurationError,
+    apply_overrides,
+    flatten,
+    load_preset,
+    preset_names,
+    resolve,
+)
 from tests.training_cases import config_of
 
 SMALL = InputSize(height=256, width=192)

@@ -10,9 +10,16 @@ import scipy.io
 
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
 from efafnet.pipelines.evaluation.config import ScoringConfig
-from efafnet.pipelines.evaluation.metrics import evaluate_predictions
+from efafnet.pipelines.evaluation.metrics import METRIC_NAMES, evaluate_predictions
 from efafnet.pipelines.evaluation.score import ScoreConfig, run_score, score
-from tests.evaluation_cases import published_predictions, pycocotools_boxes, random_case, result, shared_json
+from tests.evaluation_cases import (
+    published_predictions,
+    pycocotools_boxes,
+    pycocotools_stats,
+    random_case,
+    result,
+    shared_json,
+)
 
 QUICK = ScoringConfig(bootstrap=50)
 
@@ -20,6 +27,10 @@ QUICK = ScoringConfig(bootstrap=50)
 def _write(path: Path, content: Any) -> Path:
     path.write_text(json.dumps(content))
     return path
+
+
+def _by_pycocotools(annotations: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    return dict(zip(METRIC_NAMES, pycocotools_stats(annotations, results), strict=True))
 
 
 @pytest.fixture
@@ -33,11 +44,11 @@ def test_the_published_figures_of_tiny_coco_from_files(tmp_path: Path) -> None:
     annotations = shared_json("tiny-coco/test_coco.json")
     results = published_predictions(annotations["annotations"], (0.98, 1.02))
     paths = _write(tmp_path / "r.json", results), _write(tmp_path / "a.json", annotations)
-    for tool in ("efafnet", "pycocotools"):
-        figures = score(ScoreConfig(predictions=paths[0], annotations=paths[1], scoring={"tool": tool})).figures
-        assert figures["ap"] == 0.5287458745874587
-        assert figures["ap_medium"] == 0.42475247524752474
-        assert figures["ap_large"] == 0.6219554455445544
+    figures = score(ScoreConfig(predictions=paths[0], annotations=paths[1])).figures
+    for tool in (figures, _by_pycocotools(annotations, results)):
+        assert tool["ap"] == 0.5287458745874587
+        assert tool["ap_medium"] == 0.42475247524752474
+        assert tool["ap_large"] == 0.6219554455445544
 
 
 def test_a_bbox_field_moves_ap_by_size_and_can_be_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,13 +68,13 @@ def test_a_bbox_field_moves_ap_by_size_and_can_be_ignored(tmp_path: Path, capsys
         "predictions": _write(tmp_path / "r.json", boxed),
         "annotations": _write(tmp_path / "a.json", annotations),
     }
-    for tool in ("efafnet", "pycocotools"):
-        used = score(ScoreConfig(**files, scoring={"tool": tool})).figures
-        assert used["ap_medium"] == 0.4168316831683168
-        assert used["ap"] == 0.5287458745874587
-        assert "bbox field" in capsys.readouterr().err
-        ignored = score(ScoreConfig(**files, result_boxes="ignore", scoring={"tool": tool})).figures
-        assert ignored["ap_medium"] == 0.42475247524752474
+    used, ignored = score(ScoreConfig(**files)).figures, score(ScoreConfig(**files, result_boxes="ignore")).figures
+    assert "bbox field" in capsys.readouterr().err
+    for tool in (used, _by_pycocotools(annotations, boxed)):
+        assert tool["ap_medium"] == 0.4168316831683168
+        assert tool["ap"] == 0.5287458745874587
+    for tool in (ignored, _by_pycocotools(annotations, results)):
+        assert tool["ap_medium"] == 0.42475247524752474
 
 
 def test_tiny_crowdpose_is_recognised(tmp_path: Path) -> None:

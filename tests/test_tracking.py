@@ -31,7 +31,7 @@ from efafnet.platform.tracking import (
     create_run,
     dataset_input,
     finish_run,
-    flatten,
+    params_of,
     prepare_tracking,
 )
 
@@ -140,7 +140,7 @@ def test_a_fresh_store_survives_processes_that_all_create_it(tmp_path: Path) -> 
 
 
 def test_settings_are_flat_and_long_ones_cut_but_kept_apart() -> None:
-    flat = flatten({"a": {"b": 1e-3, "c": {"d": None}}, "e": {}, "f": [1, "x"], "g": True, "h": "text"})
+    flat = params_of({"a": {"b": 1e-3, "c": {"d": None}}, "e": {}, "f": [1, "x"], "g": True, "h": "text"})
     assert flat == {"a.b": "0.001", "a.c.d": "null", "e": "{}", "f": '[1, "x"]', "g": "true", "h": "text"}
 
 

@@ -9,11 +9,12 @@ import torch
 
 from efafnet.models.cost import network_cost
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.identity import IDENTITY, INCIDENTAL, TOLD, flatten, is_in
+from efafnet.pipelines.training.identity import IDENTITY, INCIDENTAL, TOLD, is_in
 from efafnet.platform.configuration import (
     ConfigurationError,
     apply_overrides,
     describe,
+    flatten,
     load_preset,
     preset_names,
     resolve,
@@ -109,10 +110,6 @@ def test_the_largest_seed_can_be_drawn_from_at_every_step_and_worker() -> None:
 def _leaf(override: str) -> str:
     key = override.partition("=")[0]
     return {"input": "input.height"}.get(key, key)
-
-
-def test_flatten_makes_dotted_keys() -> None:
-    assert flatten({"a": {"b": {"c": 1}, "d": [2]}, "e": None}) == {"a.b.c": 1, "a.d": [2], "e": None}
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.platform.mounts import is_on_network
 from efafnet.platform.storage import UnreadableFileError
 
-_COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh"]
+COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh"]
+"""Columns of a store's person shards that a sample needs."""
 _OPEN_FILES = 64
 
 
@@ -44,6 +46,17 @@ class Group:
     def image(self, index: int) -> npt.NDArray[np.uint8]:
         """Encoded bytes of crop ``index``, without copying (Arrow's own access to one value copies it)."""
         return self.images[self.offsets[index] : self.offsets[index + 1]]
+
+    def warp(
+        self, index: int, decoder: CropDecoder, to_crop: npt.NDArray[np.float64], out: npt.NDArray[np.uint8]
+    ) -> None:
+        """Decode crop ``index`` and draw it into ``out`` (3, H, W), whose pixels ``to_crop`` (2, 3) maps to the crop's.
+
+        Raises:
+            UndecodableCropError: the stored bytes are no image of that size.
+        """
+        width, height = self.crop_size[index].tolist()
+        decoder.warp_into(decoder.decode(self.image(index), width, height), to_crop, out)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -112,7 +125,7 @@ class GroupReader:
         groups = self._store.row_groups
         try:
             file = self._file(int(groups.shard[group]))
-            return group_from_table(file.read_row_group(int(groups.index[group]), columns=_COLUMNS, use_threads=False))
+            return group_from_table(file.read_row_group(int(groups.index[group]), columns=COLUMNS, use_threads=False))
         except (OSError, ValueError) as error:
             name = self._store.manifest.shards[int(groups.shard[group])].name
             # Arrow calls what a file system garbles invalid: another read may find it well.

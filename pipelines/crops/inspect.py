@@ -17,8 +17,7 @@ from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, REJECTS, CropStore
 from efafnet.pipelines.drawing.poses import Picture, Strength, draw_person, encoded
-from efafnet.pipelines.drawing.sheets import Cell
-from efafnet.pipelines.drawing.sheets import contact_sheet as sheet_of
+from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import HIDDEN, SIDES
 from efafnet.pipelines.formats.plausibility import Persons, odd_persons, odd_skeleton
 from efafnet.platform import console, storage
@@ -149,7 +148,7 @@ def _draw(config: InspectConfig, store: CropStore) -> None:
     title = f"{count} of {store.num_persons} persons of {store.location}, {kind}"
     path = config.sheet or _sheet_beside(config.store)
     storage.check_output_file(path, overwrite=True)
-    storage.write_bytes(path, encoded(contact_sheet(batch, store.skeleton, names, title=title), path.suffix))
+    storage.write_bytes(path, encoded(sheet_of_samples(batch, store.skeleton, names, title=title), path.suffix))
     console.say(f"contact sheet of {count} persons: {path}")
 
 
@@ -160,7 +159,7 @@ def _sheet_beside(store: str) -> Path:
     return path.parent / f"{path.name}-sheet.jpg"
 
 
-def contact_sheet(
+def sheet_of_samples(
     batch: Batch, skeleton: Skeleton, names: Sequence[str] = (), *, title: str = "", columns: int = 8
 ) -> Picture:
     """Picture (h, w, 3) uint8 RGB of all samples with their joints, row numbers and file ``names``."""
@@ -176,7 +175,7 @@ def contact_sheet(
             strict=True,
         )
     ]  # fmt: skip
-    return sheet_of(cells, title, (*SIDES, *HIDDEN), columns)
+    return contact_sheet(cells, title, (*SIDES, *HIDDEN), columns)
 
 
 def _drawn(image: Picture, joints: npt.NDArray[np.float32], visibility: Picture, skeleton: Skeleton) -> Picture:

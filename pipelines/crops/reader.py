@@ -154,14 +154,12 @@ class _Pipeline:
     def _draw_pictures(self, batch: Batch, samples: list[tuple[Group, int]], to_crop: Float64, first: int) -> None:
         images = batch.images.numpy()
         for n, (group, i) in enumerate(samples):
-            width, height = group.crop_size[i].tolist()
             try:
-                crop = self._decoder.decode(group.image(i), width, height)
+                group.warp(i, self._decoder, to_crop[n], images[first + n])
             except UndecodableCropError as error:
                 raise UndecodableCropError(
                     f"crop store {self._store.path}, row {int(batch.rows[first + n])}: {error}"
                 ) from error
-            self._decoder.warp_into(crop, to_crop[n], images[first + n])
 
     def close(self) -> None:
         """Stop all threads; work that has not started is dropped."""

@@ -147,8 +147,6 @@ class ScoringConfig(Settings):
     """Analyse the mistakes by kind (jitter, inversion, swap, miss), with a picture where there is an output."""
     crowd_split: CrowdSplit = "tool"
     """Borders of CrowdPose's easy, medium and hard images: the official tool's (.2, .8) or its paper's (.1, .8)."""
-    tool: Literal["efafnet", "pycocotools"] = "efafnet"
-    """Who computes COCO's figures; both agree to the last bit, pycocotools takes several times longer."""
 
 
 class EvaluateConfig(Settings):

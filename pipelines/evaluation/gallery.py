@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.decode import CropDecoder
-from efafnet.pipelines.crops.groups import group_from_table
+from efafnet.pipelines.crops.groups import COLUMNS, group_from_table
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.drawing.poses import Picture, Strength, draw_box, draw_mistakes, draw_person, write_picture
 from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
@@ -26,7 +26,6 @@ from efafnet.pipelines.evaluation.oks import oks_of_pairs
 from efafnet.pipelines.evaluation.predictions import Predictions
 
 _HEIGHT_PX = 320
-_GROUP_COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh"]
 NOBODY = -1
 
 
@@ -156,15 +155,11 @@ def persons_in_view(
         group = int(store.row_groups.group_of(np.array([row]))[0])
         shard = store.manifest.shards[int(store.row_groups.shard[group])]
         with pq.ParquetFile(store.file(shard)) as file:
-            content = group_from_table(file.read_row_group(int(store.row_groups.index[group]), columns=_GROUP_COLUMNS))
+            content = group_from_table(file.read_row_group(int(store.row_groups.index[group]), columns=COLUMNS))
         place = row - int(store.row_groups.first_row[group])
-        centre, extent = geometry.box_to_centre_scale(content.boxes_xywh[place], aspect, padding)
-        to_view = geometry.input_affine(centre, extent, 0.0, size)
-        view_to_crop = geometry.compose_affine(
-            geometry.invert_affine(content.crop_to_image[place]), geometry.invert_affine(to_view)
-        )
+        to_image = geometry.view_of_boxes(content.boxes_xywh[place], size, padding)
+        to_crop = geometry.compose_affine(geometry.invert_affine(content.crop_to_image[place]), to_image)
         planes = np.empty((3, size.height, size.width), np.uint8)
-        width, height = content.crop_size[place].tolist()
-        decoder.warp_into(decoder.decode(content.image(place), width, height), view_to_crop, planes)
-        views.append((np.ascontiguousarray(planes.transpose(1, 2, 0)), to_view))
+        content.warp(place, decoder, to_crop, planes)
+        views.append((np.ascontiguousarray(planes.transpose(1, 2, 0)), geometry.invert_affine(to_image)))
     return views

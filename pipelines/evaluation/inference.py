@@ -21,6 +21,7 @@ from efafnet.models.network import normalise
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.geometry import apply_affine
 from efafnet.platform import machine
 from efafnet.platform.machine import WantedPrecision
 
@@ -86,7 +87,7 @@ class Underway:
         if self.copied is not None:
             self.copied.synchronize()
         found = self.found.numpy()
-        joints_px = to_image(found[..., :2], self.batch.input_to_image.cpu().numpy())
+        joints_px = apply_affine(self.batch.input_to_image.cpu().numpy(), found[..., :2])
         scores = found[..., 2].copy()
         if not (np.isfinite(scores).all() and np.isfinite(joints_px).all()):
             raise ValueError(
@@ -153,10 +154,3 @@ def _launch(network: nn.Module, batch: Batch, input_size: InputSize, *, heatmap:
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(found.device))
     return Underway(batch, host, copied)
-
-
-def to_image(joints_px: NDArray[np.floating], input_to_image: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Map joints (N, K, 2) in input pixels through affines (N, 2, 3) to pixels of the original image, in float64."""
-    linear, shift = input_to_image[:, :, :2], input_to_image[:, :, 2]
-    mapped: NDArray[np.float64] = np.einsum("nij,nkj->nki", linear, joints_px.astype(np.float64)) + shift[:, None]
-    return mapped

@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.models.skeleton import MPII_16
-
-HEAD_BIAS = 0.6
-"""Head size over the diagonal of the annotated head box (source: MPII's evaluation)."""
+from efafnet.pipelines.formats.mpii import HEAD_SHARE
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "head": ("head_top",),
@@ -30,7 +28,7 @@ MPII_NAMES = (*(f"pckh_{group}" for group in GROUPS), "pckh", "pckh_01")
 def head_size(box_xyxy: NDArray[np.floating]) -> NDArray[np.float64]:
     """Head sizes (N,) in pixels of head boxes (N, 4) given by two corners: 0.6 of the diagonal."""
     corners = np.asarray(box_xyxy, np.float64)
-    return np.asarray(HEAD_BIAS * np.linalg.norm(corners[:, 2:] - corners[:, :2], axis=1))
+    return np.asarray(HEAD_SHARE * np.linalg.norm(corners[:, 2:] - corners[:, :2], axis=1))
 
 
 def pckh(

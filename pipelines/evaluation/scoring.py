@@ -18,7 +18,6 @@ from efafnet.pipelines.evaluation.errors_taxonomy import KINDS, ErrorAnalysis, a
 from efafnet.pipelines.evaluation.matching import MatchTable, match
 from efafnet.pipelines.evaluation.metrics import METRIC_NAMES, NO_PERSONS, curves, summary
 from efafnet.pipelines.evaluation.mpii import MPII_NAMES, pckh
-from efafnet.pipelines.evaluation.referee import pycocotools_figures
 from efafnet.platform import console
 
 
@@ -85,8 +84,6 @@ def score_results(
     found = detections(results, truth, area_from_box=area_from_box)
     table = match(truth, found)
     figures = _figures(table, truth, config, crowd)
-    if config.tool == "pycocotools":
-        figures |= {k: v for k, v in _original_figures(results, truth, area_from_box).items() if k in figures}
     resampling: dict[str, Any] = {
         "replicates": config.bootstrap,
         "confidence": config.confidence,
@@ -104,11 +101,6 @@ def score_results(
 
 def _figures(table: MatchTable, truth: Truth, config: ScoringConfig, crowd: bool) -> dict[str, float]:
     return crowdpose_figures(table, truth, config.crowd_split) if crowd else summary(curves(table))
-
-
-def _original_figures(results: Sequence[Mapping[str, Any]], truth: Truth, area_from_box: bool) -> dict[str, float]:
-    drop = set() if area_from_box else {"bbox"}
-    return pycocotools_figures([{k: v for k, v in r.items() if k not in drop} for r in results], truth)
 
 
 def score_persons(results: Sequence[Mapping[str, Any]], truth: Truth, head_size_px: Mapping[int, float]) -> Scored:

@@ -24,7 +24,7 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.decode import CropDecoder
-from efafnet.pipelines.crops.groups import group_from_table
+from efafnet.pipelines.crops.groups import COLUMNS, group_from_table
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
@@ -37,7 +37,7 @@ from efafnet.platform import console, machine
 if TYPE_CHECKING:
     import ray.data
 
-_COLUMNS = ["image", "crop_width", "crop_height", "crop_to_image", "joints_px", "visibility", "box_xywh", "person_id"]
+_COLUMNS = [*COLUMNS, "person_id"]
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,8 @@ class CropView:
         to_crop = geometry.compose_affine(geometry.invert_affine(group.crop_to_image), to_image)
         pixels = np.empty((table.num_rows, 3, size.height, size.width), np.uint8)
         for i, person in enumerate(table["person_id"].to_pylist()):
-            width, height = group.crop_size[i].tolist()
             try:
-                decoder.warp_into(decoder.decode(group.image(i), width, height), to_crop[i], pixels[i])
+                group.warp(i, decoder, to_crop[i], pixels[i])
             except ValueError as error:
                 raise ValueError(f"the crop of person {person} cannot be read: {error}") from error
         return pa.table(

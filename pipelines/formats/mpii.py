@@ -23,7 +23,7 @@ from efafnet.pipelines.formats.values import MAX_PX, flag, number, shown, text
 _PIXELS_PER_SCALE = 200.0
 _CENTRE_SHIFT = 15.0
 # MPII's head size: this share of the head box's diagonal.
-_HEAD_SHARE = 0.6
+HEAD_SHARE = 0.6
 _CATEGORY_ID = 1
 
 
@@ -114,7 +114,7 @@ def _head_size(person: Any) -> float | None:
     if len(known) < 4:
         return None
     x1, y1, x2, y2 = known
-    return _HEAD_SHARE * float(np.hypot(x2 - x1, y2 - y1))
+    return HEAD_SHARE * float(np.hypot(x2 - x1, y2 - y1))
 
 
 def _collect(persons: Iterable[_Person | Reject], images: Iterable[tuple[int, str]], form: str) -> Annotations:

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from efafnet.pipelines.formats.annotations import AREA_OF_BOX
 from efafnet.pipelines.prediction.config import TrackingConfig
 
 _SPEED_CUTOFF_HZ = 1.0
 """Cut-off of the low-pass filter on speeds, as in the authors' examples."""
-_AREA_OF_BOX = 0.53
-"""Share of its box that a person covers, where no mask says: CrowdPose's rule."""
 
 
 @dataclass
@@ -89,7 +88,7 @@ class Tracker:
         both = (track.keypoints[:, 2] > self._sure_from) & (keypoints[:, 2] > self._sure_from)
         if not both.any():
             return overlap
-        area = _AREA_OF_BOX * (box[2] * box[3] + track.box_xywh_px[2] * track.box_xywh_px[3]) / 2
+        area = AREA_OF_BOX * (box[2] * box[3] + track.box_xywh_px[2] * track.box_xywh_px[3]) / 2
         squared = ((track.keypoints[both, :2] - keypoints[both, :2]) ** 2).sum(axis=1)
         oks = float(np.exp(-squared / (2 * area * self._variances[both])).mean())
         return (oks + overlap) / 2

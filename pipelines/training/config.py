@@ -22,9 +22,10 @@ from efafnet.pipelines.training.config_groups import (
     ProfileConfig,
     ValidationConfig,
 )
-from efafnet.pipelines.training.identity import IDENTITY, TOLD, chosen, flatten
+from efafnet.pipelines.training.identity import IDENTITY, TOLD, chosen
 from efafnet.pipelines.training.schedule import ScheduleConfig
 from efafnet.platform.cluster import ClusterConfig
+from efafnet.platform.configuration import flatten
 from efafnet.platform.consumption import CostConfig
 from efafnet.platform.machine import WantedPrecision
 from efafnet.platform.mirror import Location

@@ -38,17 +38,6 @@ ADDED = {
 """Settings that came later, at the values under which a run is what it was without them."""
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested groups as one level of dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def chosen(flat: Mapping[str, Any], groups: tuple[str, ...]) -> dict[str, Any]:
     """The settings of ``flat`` (dotted keys) that ``groups`` names, each by itself or by a group it is in."""
     return {key: value for key, value in flat.items() if any(is_in(key, group) for group in groups)}
