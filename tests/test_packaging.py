@@ -75,8 +75,12 @@ def test_every_folder_with_code_is_in_the_wheel() -> None:
 
 def copy_of_tree(target: Path) -> Path:
     """Copy what a clone holds, so that building leaves nothing in the checkout."""
-    hidden = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "runs", "demo")
-    return Path(shutil.copytree(ROOT, target, symlinks=True, ignore=hidden))
+    hidden = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build")
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return hidden(folder, names) | ({"runs", "demo"} & {*names} if Path(folder) == ROOT else set())
+
+    return Path(shutil.copytree(ROOT, target, symlinks=True, ignore=left_out))
 
 
 @pytest.fixture(scope="module")

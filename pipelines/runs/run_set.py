@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory
 from efafnet.platform import console
 from efafnet.platform.interruption import told
+
 
 @dataclass(frozen=True)
 class Running:

@@ -1,0 +1,91 @@
+"""One attempt at one run of a set, in the process that Ray gave it: a run is gone on with from wherever it stands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, suppress
+from pathlib import Path
+from typing import Any, cast
+
+from efafnet.pipelines.runs.failures import reason_of
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.rundir import LOCK, TrainResult
+from efafnet.platform.locks import LockHeldError, hold
+
+LOG = "run.log"
+"""File in a run's directory with what its training says."""
+LEAVE = "leave"
+"""File in a run's directory that asks whoever trains it to end after its step."""
+RELEASE_S = 60.0
+"""Longest wait for an earlier attempt's process to end, seconds."""
+
+
+def train_attempt(
+    config: TrainConfig,
+    *,
+    parent_run_id: str | None,
+    tags: Mapping[str, str],
+    given_up: Callable[[], bool] = lambda: False,
+    then: Callable[[TrainResult], object] = lambda _: None,
+) -> str:
+    """Train a run from wherever it stands, its words in its own log.
+
+    Args:
+        config: the run, placed; its directory is made where there is none.
+        parent_run_id: MLflow run that it is a child of.
+        tags: of its own MLflow run.
+        given_up: asked before each step of a run in this process; true ends it there. So does ``ask_to_leave``.
+        then: what follows the training, in the same log.
+
+    Returns:
+        Why it failed, as one line; nothing where it did not.
+    """
+    from efafnet.pipelines.runs.reservations import PLACEMENT, PlacementNote, release
+    from efafnet.pipelines.training.ray_run import train
+
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    leave = config.run_dir / LEAVE
+    placement = config.run_dir / PLACEMENT
+    note = cast(Any, PlacementNote(placement))
+    if await_release(config.run_dir):
+        release(placement)  # of an attempt whose process died
+    leave.unlink(missing_ok=True)  # it was meant for the attempt before this one
+    with logged(config.run_dir / LOG):
+        try:
+            then(
+                train(
+                    config,
+                    callbacks=[note],
+                    parent_run_id=parent_run_id,
+                    tags=tags,
+                    given_up=lambda: given_up() or leave.exists(),
+                )
+            )
+        except Exception as error:
+            return reason_of(error)
+    return ""
+
+
+def ask_to_leave(run_dir: Path) -> None:
+    """Have whoever trains a run end after its step: Tune tells a process that it keeps for another trial nothing."""
+    (run_dir / LEAVE).touch()
+
+
+def await_release(run_dir: Path) -> bool:
+    """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run.
+
+    Returns:
+        Whether it is gone.
+    """
+    with suppress(LockHeldError), hold(run_dir / LOCK, wait_s=RELEASE_S):
+        return True
+    return False
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Write what the training says to the run's own log; the terminal shows the set."""
+    with path.open("a", encoding="utf-8", buffering=1) as file, redirect_stderr(file):
+        yield
+    sys.stderr.flush()

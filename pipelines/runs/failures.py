@@ -1,0 +1,53 @@
+"""Why runs failed, in one line each, and when failures say that the rest of a set would fail too."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+SAME_REASON = 3
+"""Runs that fail alike, while none has shown a figure, after which no more are begun."""
+
+
+class AlikeFailures:
+    """Tells failures that the machine or the command is to blame for from those of single runs.
+
+    Only what failed in this process counts, so that the same command tries again once the cause is mended.
+    """
+
+    def __init__(self) -> None:
+        self._alike: Counter[str] = Counter()
+        self._last = ""
+
+    def add(self, reason: str) -> None:
+        """Count a failure. A training that diverged says something about its settings, and others may do better."""
+        if reason.startswith("DivergedError"):
+            return
+        # Without the digits: paths, ports and numbers of runs differ where the cause is one.
+        self._alike[kind := re.sub(r"\d+", "#", reason)] += 1
+        self._last = reason if self._alike[kind] >= SAME_REASON else self._last
+
+    @property
+    def repeated(self) -> str:
+        """The last reason that was given ``SAME_REASON`` times; nothing while there is none."""
+        return self._last
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong inside what Ray wrapped around it, as one line: ``ValueError: the loss is NaN``."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        error = _inside(error) or error
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+def _inside(error: BaseException) -> BaseException | None:
+    """The exception that one of Ray's carries; None for all others, whose own words say more than their causes."""
+    if not any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__):
+        return None
+    failures = getattr(error, "worker_failures", None)
+    carried = [*failures.values()] if isinstance(failures, dict) else []
+    carried += [getattr(error, name, None) for name in ("controller_failure", "cause", "__cause__")]
+    return next((inner for inner in carried if isinstance(inner, BaseException)), None)
