@@ -69,7 +69,7 @@ COMMANDS = (
         first=("data.train", "data.val", "network.encoder", "input", "persons", "out", "limit_s"),
     ),
     Command(
-        "train", f"{_HERE}.training.ray_run", "TrainConfig", "run_train", (PRESET,),
+        "train", f"{_HERE}.training.start", "TrainConfig", "run_train", (PRESET,),
         "Train a network on crop stores, on one machine or a Ray cluster.",
         config_module=f"{_HERE}.training.config", options=("fork",),
         first=(

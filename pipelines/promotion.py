@@ -25,9 +25,9 @@ from efafnet.pipelines.study.statistics import Comparison, Standing, rank_correl
 from efafnet.pipelines.study.study import StudyResult, compare_rows
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
-from efafnet.pipelines.training.ray_run import run_train
 from efafnet.pipelines.training.rundir import RunDirectory
 from efafnet.pipelines.training.schedule import plan_run
+from efafnet.pipelines.training.start import run_train
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, resolve, to_yaml
 from efafnet.platform.storage import write_text

@@ -26,14 +26,13 @@ RECORD = RunRecord("nano_test", "", {}, "")
 
 def introduced(tmp_path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
     config = config_of(tmp_path, *overrides)
-    introduce(config, open_inputs(config), RECORD)
+    introduce(config, open_inputs(config))
     return capsys.readouterr().err
 
 
 def test_a_run_says_what_it_is_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = introduced(tmp_path, capsys, "epochs=3", "batch_size=12", "workers=5")
     digest = json.loads((tmp_path / "train" / "manifest.json").read_text())["digest"][:12]
-    assert f"run nano_test in {tmp_path}/runs/nano_test\n" in text
     assert f"train: 40 persons of 40 images, digest {digest}, {tmp_path}/train" in text
     assert "val: 11 persons of 11 images" in text
     # 3 x 40 persons in steps of 12 are 10 steps; 12 crops for five workers are two or three each.

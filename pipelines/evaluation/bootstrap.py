@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from efafnet.pipelines.evaluation.matching import OKS_THRESHOLDS, MatchTable
 from efafnet.pipelines.evaluation.metrics import NO_PERSONS, RECALL_LEVELS
@@ -130,6 +129,8 @@ def interval(
     std = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     if std < _STILL:
         return Interval(float(figure), float(figure), spread, approximate=share)
+    from scipy import special  # here, because every training imports this module, and scipy takes a while
+
     df = max(1.0, images - 1)
     half = float(special.stdtrit(df, (1 + confidence) / 2)) * float(np.sqrt((df + 1) / df)) * std
     middle = 2 * centre - float(values.mean())
@@ -138,7 +139,8 @@ def interval(
 
 
 def _logit(shares: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(special.logit(np.clip(shares, _EDGE, 1 - _EDGE)))
+    inside = np.clip(shares, _EDGE, 1 - _EDGE)
+    return np.asarray(np.log(inside / (1 - inside)))
 
 
 def resample(table: MatchTable, *, replicates: int, seed: int = 0) -> NDArray[np.float64]:

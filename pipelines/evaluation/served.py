@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.evaluation.visibility import META
 from efafnet.platform.checkpoint import Checkpoint
 from efafnet.platform.logged_model import Served
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FACTS = "pose.json"
 LOADER = "efafnet.pipelines.prediction.pyfunc"
@@ -56,6 +58,8 @@ def _signature() -> Any:
 
 def _example() -> pd.DataFrame:
     """One grey picture with a box: what a request looks like, not what a person looks like."""
+    import pandas as pd
+
     file = io.BytesIO()
     Image.fromarray(np.full((96, 64, 3), 128, np.uint8)).save(file, "PNG")
     return pd.DataFrame({"image": [file.getvalue()], "boxes": [[[8.0, 8.0, 48.0, 80.0]]]})

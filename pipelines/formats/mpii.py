@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from efafnet.models.skeleton import MPII_16
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotation, Annotations, ImageEntry
@@ -80,6 +79,8 @@ def _triples(entry: dict[str, Any]) -> list[tuple[Any, Any, int]] | None:
 
 def read_mpii_mat(path: Path) -> Annotations:
     """The original release, ``mpii_human_pose_v1_u12_1.mat``: every annotated person, with head sizes."""
+    import scipy.io  # here, because every training imports this module, and few read MATLAB files
+
     try:
         release = scipy.io.loadmat(str(path), struct_as_record=False, squeeze_me=True)["RELEASE"]
         images = [(i, str(entry.image.name)) for i, entry in enumerate(np.atleast_1d(release.annolist))]

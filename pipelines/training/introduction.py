@@ -25,29 +25,34 @@ from efafnet.platform.mlflow_pages import page_of
 from efafnet.platform.storage import read_json
 
 
-def introduce(config: TrainConfig, inputs: Inputs, record: RunRecord) -> None:
+def introduce(config: TrainConfig, inputs: Inputs) -> None:
     """Say before the first step what is trained on what, for how long, where it lies, how to stop and to go on.
 
-    What the devices compute with is said by the workers, once they have agreed on it.
+    Its name was said before this. What the devices compute with is said by the workers, once they have agreed on it,
+    and where MLflow shows the run once it is there.
     """
-    console.note(f"run {config.name} in {config.run_dir}")
-    rows = {
-        "data": store_text("train", inputs.train),
-        "": "val: none" if inputs.val is None else store_text("val", inputs.val),
-        "network": network_text(config, inputs),
-        "length": _length_text(config, inputs),
-        "workers": _share_text(config),
-    }
-    if address := address_of(record):
-        rows["MLflow"] = address
-    rows["stop"] = f"Ctrl-C; the same command goes on from the last checkpoint ({_checkpoints_text(config)})"
-    for name, text in rows.items():
-        console.note(f"  {name:<8} {text}")
+    _tell("data", store_text("train", inputs.train))
+    _tell("", "val: none" if inputs.val is None else store_text("val", inputs.val))
+    _tell("length", _length_text(config, inputs))
+    _tell("workers", _share_text(config))
+    _tell("stop", f"Ctrl-C; the same command goes on from the last checkpoint ({_checkpoints_text(config)})")
     if inputs.val is None:
         console.warn(
             "no data.val: nothing is validated, no checkpoint is the best, and the result has no figure; give "
             "data.val=STORE to see what the network is worth"
         )
+    # Last, because counting makes torch import its compiler, which the optimizer would else do: more than a second.
+    _tell("network", network_text(config, inputs))
+
+
+def tell_address(record: RunRecord) -> None:
+    """Say where MLflow shows the run, if it does."""
+    if address := address_of(record):
+        _tell("MLflow", address)
+
+
+def _tell(name: str, text: str) -> None:
+    console.note(f"  {name:<8} {text}")
 
 
 def store_text(name: str, store: CropStore) -> str:

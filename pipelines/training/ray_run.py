@@ -21,7 +21,7 @@ from efafnet.pipelines.training.context import GivenUpError, PlainContext, Statu
 from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.faults import Failures, persevere
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
-from efafnet.pipelines.training.introduction import conclude, introduce
+from efafnet.pipelines.training.introduction import conclude, introduce, tell_address
 from efafnet.pipelines.training.monitor import PASSING
 from efafnet.pipelines.training.placement import needs, placed
 from efafnet.pipelines.training.ray_worker import STATUS, WorkerJob, read_status, train_on_worker
@@ -57,7 +57,7 @@ def train(
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     given_up: Callable[[], bool] = lambda: False,
-    begin: Callable[[TrainConfig, Inputs, RunRecord], None] | None = None,
+    begin: Callable[[TrainConfig, Inputs], None] | None = None,
 ) -> TrainResult:
     """Train a run to its end, from wherever it stands; a run that has ended is returned as it is.
 
@@ -89,16 +89,17 @@ def train(
         if copies is None or not copies.names():
             directory.clear_unstarted(identity)
         record = directory.claim(identity, config.told())
-        ended = directory.result()
-        if ended is not None:
+        if (ended := directory.result()) is not None:
             catch_up(config, inputs, record, ended)
             return ended
+        if begin is not None:
+            begin(config, inputs)
         record = open_record(config, inputs, record, parent_run_id=parent_run_id, tags=tags or {})
         directory.record(record, to_yaml(config))
         if copies is not None:
             copies.push_file(directory.path / "run.json")
         if begin is not None:
-            begin(config, inputs, record)
+            tell_address(record)
         with _failure_told(config, record), _live(config, watched=begin is not None) as live:
             if config.workers == 0:
                 outcome = _here(config, record, given_up, live)
