@@ -215,7 +215,8 @@ class _LineProgress:
             self._last = now
             of = f"/{self._total:g}" if self._total is not None else ""
             elapsed_s = now - self._began
-            line = f"{self._description}: {self._done:g}{of} {self._unit} after {elapsed_s:.0f} s"
+            done = f"{self._done:g}" if self._done.is_integer() else f"{self._done:.1f}"
+            line = f"{self._description}: {done}{of} {self._unit} after {elapsed_s:.0f} s"
             note((line if finished else line + self._pace(elapsed_s)).replace("  ", " "))
 
     def _pace(self, elapsed_s: float) -> str:
