@@ -2,13 +2,12 @@
 
     python -m benchmarks.bench_search trials [--trials 100]       # overhead per trial, and what grows over many trials
     python -m benchmarks.bench_search scale [--trials 1000]       # ask and tell at the end of a long search
-    python -m benchmarks.bench_search searchers --curves CSV      # each way to search to the same figure
-    python -m benchmarks.bench_search searchers --table DIR       # the same on a small table that it trains first
+    python -m benchmarks.bench_search searchers [--curves CSV]    # each way to search to the same figure
+    python -m benchmarks.bench_search table --out DIR             # train such a table: 120 runs, hours of a core
 
 ``trials`` runs a real search of tiny trials on a Ray of its own. ``searchers`` lets the project's own ledger and rules
 search a table of real runs many times: all figures are those of real runs, only the waiting is left out. The table is
-a CSV of curves (``read_table``), or one of 36 settings that is trained once (``--table`` keeps the runs, and goes on
-where it stopped).
+a CSV of curves (``read_table``). ``table`` makes one; killed, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,14 +16,18 @@ import argparse
 import csv
 import heapq
 import math
+import multiprocessing
 import random
+import shutil
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,8 @@ from efafnet.pipelines.study.statistics import rank_correlation
 from efafnet.pipelines.synth.dataset import SplitCounts
 from efafnet.pipelines.training.config import DataConfig, TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
+from efafnet.pipelines.training.monitor import DivergedError
+from efafnet.pipelines.training.schedule import due
 from efafnet.platform import console
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
 from efafnet.platform.storage import read_json, write_json
@@ -227,11 +232,14 @@ def scale(count: int, record: Record, looks: int = 10) -> None:
 
 # ---- what a learning search saves
 
-RATES = tuple(1e-3 * 10 ** (step / 3) for step in range(6))
-"""1e-3 to 4.6e-2, three to a decade."""
-SIGMAS = (0.75, 1.0, 1.5)
-LOSSES: dict[str, Settings] = {"mse": {"loss.kind": "mse"}, "ohkm8": {"loss.kind": "ohkm", "loss.hard_joints": 8}}
-VALIDATIONS = 4
+CURVES = Path(__file__).with_name("curves_clear.csv")
+"""The table that is kept."""
+RATES = (1e-3, 2.5e-3, 6.3e-3, 1.6e-2, 4e-2)
+SIGMAS = (0.75, 1.25, 2.0)
+SCHEDULES = ("one_cycle", "cosine")
+HARD_JOINTS = (17, 8, 4, 12)
+"""R of OHKM; all 17 are the plain mean. The outermost: what is finished of the table is whole for the first of them."""
+VALIDATIONS = 8
 BATCH = 20
 """Trials of a search; where all must wait for the last, that many more are given to it whenever it is over."""
 MOST = 200
@@ -296,11 +304,13 @@ def _are_numbers(values: tuple[str, ...]) -> bool:
 def read_table(file: Path) -> Table:
     """Read curves: a header, a column for each setting, then ``samples`` and ``figure``; a row for each validation.
 
+    Lines with # in front tell what they are.
+
     Raises:
         ValueError: other columns, or a combination of values that has no run.
     """
     with file.open(newline="", encoding="utf-8") as text:
-        header, *rows = csv.reader(text)
+        header, *rows = csv.reader(line for line in text if not line.startswith("#"))
     if header[-2:] != ["samples", "figure"]:
         raise ValueError(f"{file}: the last two columns are {header[-2:]}; they must be samples and figure")
     curves: dict[tuple[str, ...], dict[int, float]] = {}
@@ -316,38 +326,66 @@ def read_table(file: Path) -> Table:
     return Table(curves, columns)
 
 
-def write_table(file: Path, names: list[str], curves: Mapping[tuple[str, ...], Mapping[int, float]]) -> None:
-    """Write curves as ``read_table`` reads them."""
+def write_table(
+    file: Path, names: list[str], curves: Mapping[tuple[str, ...], Mapping[int, float]], about: str
+) -> None:
+    """Write curves as ``read_table`` reads them; ``about`` is the first line."""
     with file.open("w", newline="", encoding="utf-8") as text:
+        text.write(f"# {about}\n")
         out = csv.writer(text, lineterminator="\n")
         out.writerow([*names, "samples", "figure"])
         for settings, curve in curves.items():
             out.writerows([*settings, samples, f"{value:.5f}"] for samples, value in sorted(curve.items()))
 
 
-def train_table(place: Path, samples: int, data: DataConfig | None) -> Path:
-    """Train what is missing of a small table, one run after the other in this process; returns its file."""
-    from efafnet.pipelines.training.ray_run import train
+def train_table(place: Path, samples: int, data: DataConfig | None, at_once: int = 1) -> Path:
+    """Train what is missing of a table, ``at_once`` runs at a time, each in a process of one thread; returns its file.
 
-    changes = [f"runs={place}", "workers=0", "network.base_width=8", "input=64x64", "batch_size=16", "space=ohkm",
-               "augmentation.rotation_deg=0", "augmentation.scale_factor=0.15", f"max_samples={samples}",
-               "validation.metric=ap_50", "tracking.enabled=false", "cluster.address=local"]  # fmt: skip
+    The file is written anew whenever all runs of an R are there, so a table that was interrupted can be searched too.
+    """
+    changes = [f"runs={place}", "workers=0", "network.base_width=8", "input=64x64", "space=ohkm", "epochs=20",
+               "batch_size=16", f"max_samples={samples}", "test.flip_test=false", "tracking.enabled=false",
+               "cluster.address=local"]  # fmt: skip
     base = apply_overrides(load_preset("synth_nano"), changes)
     data = data or synthetic_people(resolve(TrainConfig, {k: v for k, v in base.items() if k != "space"}))
     config = resolve(TuneConfig, base | {"data": data.model_dump(mode="json")})
-    inputs = open_inputs(config)
+    about = (f"validation AP of real runs: bench_search table --samples {samples}; clear people "
+             f"({open_inputs(config).train.num_persons} to train on), nano network of width 8, 64x64, one seed")  # fmt: skip
+    rest = list(product(SCHEDULES, SIGMAS, RATES))
     curves: dict[tuple[str, ...], dict[int, float]] = {}
-    for number, (rate, sigma, loss) in enumerate(product(RATES, SIGMAS, LOSSES)):
-        file = place / f"{number:04d}.json"
-        if not file.exists():
-            settings = {"optimizer.lr": rate, "heatmap.sigma_px": sigma, **LOSSES[loss]}
-            run = paced(trial_config(config, settings, number, place), inputs, VALIDATIONS)
-            train(run)
-            write_json(file, {figure.samples: figure.value for figure in Watch(run.run_dir).new()})
-        curve = {int(seen): value for seen, value in read_json(file).items()}
-        curves[(f"{rate:.6f}", f"{sigma:g}", loss)] = curve
-    write_table(place / "curves.csv", ["optimizer.lr", "heatmap.sigma_px", "loss"], curves)
+    # Fresh processes: what a fork inherits of torch's threads hangs.
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for block, hard in enumerate(HARD_JOINTS):
+            loss = {"loss.kind": "mse"} if hard == max(HARD_JOINTS) else {"loss.kind": "ohkm", "loss.hard_joints": hard}
+            drawn: list[Settings] = [
+                {"optimizer.lr": rate, "heatmap.sigma_px": sigma, "schedule.kind": schedule, **loss}
+                for schedule, sigma, rate in rest
+            ]
+            numbers = range(block * len(rest), (block + 1) * len(rest))
+            trained = pool.map(_trained, repeat(config), drawn, numbers)
+            for (schedule, sigma, rate), curve in zip(rest, trained, strict=True):
+                curves[f"{rate:g}", f"{sigma:g}", str(hard), schedule] = curve
+            names = ["optimizer.lr", "heatmap.sigma_px", "loss.hard_joints", "schedule.kind"]
+            write_table(place / "curves.csv", names, curves, about)
     return place / "curves.csv"
+
+
+def _trained(config: TuneConfig, settings: Settings, number: int) -> dict[int, float]:
+    """The curve of one run; trained unless its figures lie there already."""
+    from efafnet.pipelines.training.ray_run import train
+
+    file = config.runs / f"{number:04d}.json"
+    if not file.exists():
+        inputs = open_inputs(config)
+        run = paced(trial_config(config, settings, number, config.runs), inputs, VALIDATIONS)
+        steps = config.plan(inputs).steps
+        curve = {step * run.batch_size: 0.0 for step in range(1, steps + 1) if due(step, steps / VALIDATIONS)}
+        with suppress(DivergedError):  # a search would close it as failed: in a table it has found nobody from there on
+            train(run)
+        curve |= {figure.samples: figure.value for figure in Watch(run.run_dir).new()}
+        write_json(file, curve)
+        shutil.rmtree(run.run_dir)
+    return {int(seen): value for seen, value in read_json(file).items()}
 
 
 class Replay:
@@ -457,14 +495,15 @@ def searchers(table: Table, seeds: int, arms: list[str], record: Record) -> None
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["trials", "scale", "searchers"], nargs="?", default="trials")
+    parser.add_argument("what", choices=["trials", "scale", "searchers", "table"], nargs="?", default="trials")
     parser.add_argument("--trials", type=int, default=None, help="trials of the search; 20, or 1000 for scale")
-    parser.add_argument("--curves", type=Path, default=None, help="CSV of curves: settings, samples, figure")
+    parser.add_argument("--curves", type=Path, default=CURVES, help="CSV of curves: settings, samples, figure")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="ways to search")
-    parser.add_argument("--table", type=Path, default=Path("runs/bench_search"), help="where the table's runs lie")
-    parser.add_argument("--samples", type=int, default=3200, help="training samples of each run of the table")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench_search"), help="where table leaves its figures")
+    parser.add_argument("--samples", type=int, default=10240, help="training samples of each run of a table")
     parser.add_argument("--seeds", type=int, default=20, help="searches of the table per searcher")
-    parser.add_argument("--data", type=Path, default=None, help="folder with crop stores train and val; else drawn")
+    parser.add_argument("--data", type=Path, default=None, help="folder of table's stores, train and val; else drawn")
+    parser.add_argument("--at-once", type=int, default=1, help="processes of table, of one thread each")
     add_option(parser)
     given = parser.parse_args()
     with recorded("bench_search", given) as record:
@@ -478,11 +517,12 @@ def measure(given: argparse.Namespace, record: Record) -> None:
         trials(given.trials or 20, record)
     elif given.what == "scale":
         scale(given.trials or 1000, record)
-    else:
+    elif given.what == "table":
         data = None if given.data is None else DataConfig(train=given.data / "train", val=given.data / "val")
-        given.table.mkdir(parents=True, exist_ok=True)
-        curves = given.curves or train_table(given.table, given.samples, data)
-        searchers(read_table(curves), given.seeds, given.arms, record)
+        given.out.mkdir(parents=True, exist_ok=True)
+        console.say(f"{train_table(given.out, given.samples, data, given.at_once)} holds the curves")
+    else:
+        searchers(read_table(given.curves), given.seeds, given.arms, record)
     console.say(f"{time.monotonic() - began:.0f} s in all")
 
 
