@@ -244,9 +244,16 @@ def test_a_row_that_scatters_unlike_the_others_is_said_so() -> None:
     measured = [Measured(name, dict(enumerate(values))) for name, values in figures.items()]
     made = sheet_of("x", plans, compare(measured, "0", resolve=0.5), [], {})
     assert cell(made, "wild", "told apart") == "no, by own seeds"
-    assert cell(made, "4", "told apart") == "yes"
+    assert cell(made, "4", "told apart") == "yes, by own seeds"
     told = "\n".join(made.texts)
     assert "scatter more than the others, and are left out of the pool: wild" in told
+    assert "seeds do not show that rows scatter alike: each difference is judged by those of its two rows alone" in told
+    even = [
+        Measured(name, {seed: float(seed + (seed == row)) for seed in range(6)}) for row, name in enumerate(figures)
+    ]
+    alike = sheet_of("x", plans, compare(even, "0"), [], {})
+    assert any("rows scatter alike as far as seeds show: one spread, widened by 10%" in text for text in alike.texts)
+    assert cell(alike, "4", "told apart") == "no"
     assert "a true difference of 0.5 points would stand out in this table every second time with" in told
 
 

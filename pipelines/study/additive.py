@@ -82,24 +82,8 @@ def layout_of(runs: Runs) -> Layout:
 @lru_cache(maxsize=256)
 def most_uneven(runs: Runs) -> NDArray[np.float64]:
     """float64 (D,), sorted: the largest share of a row in tables of this layout whose rows scatter alike."""
-    return np.sort(layout_of(runs).shares(_simulated(runs)).max(axis=1))
-
-
-@lru_cache(maxsize=1024)
-def own_beside_pooled(runs: Runs, row: int, other: int) -> NDArray[np.float64]:
-    """float64 (D,), sorted: the variance of two rows' differences seed by seed, over that of all runs together, in
-    tables of this layout whose rows scatter alike."""
-    layout, figures = layout_of(runs), _simulated(runs)
-    pooled = ((figures @ layout.left.T) ** 2).sum(axis=1) / max(1, layout.df)
-    mine, theirs = ({layout.seeds[n]: n for n in np.flatnonzero(layout.rows == r)} for r in (row, other))
-    both = sorted(mine.keys() & theirs.keys())
-    pairs = figures[:, [mine[s] for s in both]] - figures[:, [theirs[s] for s in both]]
-    return np.sort(pairs.var(axis=1, ddof=1) / (2 * pooled))
-
-
-def _simulated(runs: Runs) -> NDArray[np.float64]:
-    """float64 (D, N): the same for the same layout."""
-    return np.random.default_rng(0).standard_normal((SIMULATED, sum(map(sum, runs))))
+    drawn = np.random.default_rng(0).standard_normal((SIMULATED, sum(map(sum, runs))))
+    return np.sort(layout_of(runs).shares(drawn).max(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,23 +124,27 @@ class Fit:
 
     def noisiest(self, level: float) -> str | None:
         """The row that scatters beyond what a table of rows that scatter alike shows with probability ``level``."""
-        if not self._comparable:
+        shares = self._shares()
+        if shares is None or self._usual(shares, level):
             return None
-        shares = self.layout.shares(self.figures)
-        return self.names[int(shares.argmax())] if shares.max() > _quantile(most_uneven(self.runs), level) else None
+        return self.names[int(shares.argmax())]
+
+    def alike(self, level: float) -> bool:
+        """Whether rows scatter so much alike that of tables whose rows truly do, ``level`` show a row that stands out
+        more. True where that cannot be asked (``comparable``)."""
+        shares = self._shares()
+        return shares is None or self._usual(shares, level)
 
     @property
-    def _comparable(self) -> bool:
+    def comparable(self) -> bool:
         """Whether scatter can be compared: of two rows what is left of one is what is left of the other."""
         return sum(sum(row) > 1 for row in self.runs) > 2 and self.residual > 0
 
-    def unlike(self, row: str, other: str, own_variance: float, level: float) -> bool:
-        """Whether the differences of two rows scatter beyond what pooling supposes: ``own_variance`` of them is larger
-        than in all but ``level`` of tables whose rows scatter alike."""
-        if not self._comparable:
-            return False
-        drawn = own_beside_pooled(self.runs, self.names.index(row), self.names.index(other))
-        return own_variance / (2 * self.residual**2) > _quantile(drawn, level)
+    def _shares(self) -> NDArray[np.float64] | None:
+        return self.layout.shares(self.figures) if self.comparable else None
+
+    def _usual(self, shares: NDArray[np.float64], level: float) -> bool:
+        return bool(shares.max() <= _quantile(most_uneven(self.runs), level))
 
 
 def _quantile(drawn: NDArray[np.float64], level: float) -> float:

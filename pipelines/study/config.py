@@ -45,7 +45,7 @@ class StudyConfig(TrainConfig):
     scatter: Literal["auto", "equal", "own"] = "auto"
     """Whether rows are taken to scatter alike. equal: one spread from all rows, which sees most. own: each difference
     is judged by the seeds of its own two rows, which is right however rows scatter, and wants five seeds or more. auto:
-    equal, except for rows and differences that are found to scatter more than the others."""
+    own, except where the seeds show rows to be so much alike that one spread for all is safe."""
     resolve: float | None = Field(default=None, gt=0)
     """A difference in percent points: the table says how many seeds would show it."""
     bootstrap: int = Field(default=1000, ge=0)

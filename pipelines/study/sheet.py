@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from efafnet.pipelines.study.config import Plan
-from efafnet.pipelines.study.statistics import Comparison, Difference, Measured, Standing, rank_correlation
+from efafnet.pipelines.study.statistics import (
+    WIDENED,
+    Comparison,
+    Difference,
+    Measured,
+    Standing,
+    rank_correlation,
+)
 from efafnet.pipelines.study.uncertainty import MOST_RUNS, RANGE, Chance, Runs, Span
 from efafnet.platform import console
 
@@ -85,8 +92,8 @@ def _columns(found: Comparison) -> tuple[tuple[str, str], ...]:
         ("p", "probability of so large a difference between equal settings, by Holm's correction for the whole table"),
         (
             "told apart",
-            f"whether p is below {1 - found.confidence:.2g}; by own seeds: the difference scatters unlike the others, "
-            "so the seeds of its two rows alone judge it",
+            f"whether p is below {1 - found.confidence:.2g}; by own seeds: not all rows' spread, but the seeds of "
+            "the row and the baseline alone judge it",
         ),
         (
             "better",
@@ -162,14 +169,22 @@ def _noise(found: Comparison) -> list[str]:
 
 
 def _unlike(found: Comparison) -> list[str]:
-    """Say which rows do not scatter as the others do."""
+    """Say whose scatter judges the differences, and which rows do not scatter as the others do."""
     noisy = found.noise.noisy if found.noise is not None else ()
-    own = [row.name for row in found.rows if row.difference is not None and row.difference.own_seeds]
-    texts = []
-    if noisy:
-        texts.append(f"scatter more than the others, and are left out of the pool: {', '.join(noisy)}")
-    if own:
-        texts.append(f"judged by the seeds of its two rows alone: the difference of {', '.join(own)}")
+    judged = [row for row in found.rows if row.difference is not None and row.difference.p is not None]
+    alone = [row.name for row in judged if row.difference is not None and not row.difference.own_seeds]
+    texts = [f"scatter more than the others, and are left out of the pool: {', '.join(noisy)}"] if noisy else []
+    if found.widened:
+        texts.append(
+            f"rows scatter alike as far as seeds show: one spread, widened by {WIDENED - 1:.0%}, judges them all"
+        )
+    elif found.scatter == "auto" and len(alone) < len(judged):
+        texts.append(
+            "seeds do not show that rows scatter alike: each difference is judged by those of its two rows alone "
+            "(scatter=equal supposes that they do, and sees more; five seeds show it better than three)"
+        )
+        if alone:
+            texts.append(f"with fewer than two seeds in common, judged by the spread of all rows: {', '.join(alone)}")
     return texts
 
 

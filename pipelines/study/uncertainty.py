@@ -12,7 +12,7 @@ seed's spread, supposed normal, whose exact interval is that of the noncentral t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy import special
 
@@ -73,10 +73,12 @@ class Scatter:
     """Standard error by the draw of the images; 0 without bootstrap."""
     images: float = math.inf
     """Effective number of images that ``image_error`` is known from."""
+    widened: float = 1.0
+    """Factor on what the seeds move, in errors and intervals, where ``single`` may be too small for this difference."""
 
     def error(self, pairs: float) -> tuple[float, float]:
         """Standard error of the mean over ``pairs`` seeds, and its degrees of freedom."""
-        seeds, images = self.single**2 / pairs, self.image_error**2
+        seeds, images = (self.widened * self.single) ** 2 / pairs, self.image_error**2
         both = seeds + images
         if both == 0:
             return 0.0, self.df
@@ -122,7 +124,7 @@ class Scatter:
 
         def enough(runs: int) -> bool:
             df = max(1, round(df_per_seed * (runs - 1)))
-            return Scatter(self.single, df, self.image_error, self.images).p(value, runs) <= level
+            return replace(self, df=df).p(value, runs) <= level
 
         low, high = 1, MOST_RUNS
         if not enough(high):
@@ -146,10 +148,11 @@ class Scatter:
         """Seeds in all for a true difference of ``points``: with the spread as it was found, and with the smallest and
         the largest that it may be (``RANGE``, by the distribution of a variance)."""
         ends = [
-            Scatter(self.single * math.sqrt(self.df / special.chdtri(self.df, share)), self.df, self.image_error,
-                    self.images).needed(points, pairs, level)
+            replace(self, single=self.single * math.sqrt(self.df / special.chdtri(self.df, share))).needed(
+                points, pairs, level
+            )
             for share in ((1 - RANGE) / 2, (1 + RANGE) / 2)
-        ]  # fmt: skip
+        ]
         return self.needed(points, pairs, level), Runs(*ends)
 
 
