@@ -147,3 +147,31 @@ def test_slices_in_whole_parts_are_made_of_the_same_parts_for_any_number_of_work
         cuts = [slice_bounds(62, rank, workers, 16) for rank in range(workers)]
         parts = [(a, min(a + 16, last)) for first, last in cuts for a in range(first, last, 16)]
         assert parts == [(0, 16), (16, 32), (32, 48), (48, 62)]
+
+
+def test_a_resampled_stream_is_that_of_row_groups_drawn_with_replacement() -> None:
+    """Every epoch has every drawn group as often as it was drawn, whole; seeds draw differently, workers alike."""
+    groups = RowGroups.of([150, 70, 5], 16)
+    order = SampleOrder(groups, "d", 7, 4, resampled=True)
+    expected = np.concatenate([groups.first_row[g] + np.arange(groups.rows[g]) for g in order.drawn])
+    assert len(order.drawn) == len(groups)
+    assert len(set(order.drawn.tolist())) < len(groups)
+    by_epoch: dict[int, list[int]] = {}
+    for step in range(3 * len(expected)):
+        planned = order.batch(step, 4)
+        np.testing.assert_array_equal(planned.groups, groups.group_of(planned.rows))
+        for epoch, row in zip(planned.epochs.tolist(), planned.rows.tolist(), strict=True):
+            by_epoch.setdefault(epoch, []).append(row)
+    assert sorted(by_epoch) == list(range(12))
+    assert all(sorted(rows) == sorted(expected.tolist()) for rows in by_epoch.values())
+    other = SampleOrder(groups, "d", 8, 4, resampled=True)
+    assert not np.array_equal(order.drawn, other.drawn)
+    halves = [order.batch(3, 32, rank, 2).rows for rank in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves), order.batch(3, 32).rows)
+
+
+def test_a_draw_takes_about_two_thirds_of_the_row_groups() -> None:
+    """With replacement n of n take part with probability 1 - (1 - 1/n)^n, 63.2 % of many."""
+    many = RowGroups.of([16 * 4000], 16)
+    drawn = SampleOrder(many, "d", 0, 64, resampled=True).drawn
+    assert abs(len(np.unique(drawn)) / 4000 - 0.632) < 0.025

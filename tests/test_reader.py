@@ -103,6 +103,24 @@ def test_resuming_continues_with_the_next_sample(store: CropStore) -> None:
     np.testing.assert_array_equal(np.concatenate([batch.images.numpy() for batch in found]), images)
 
 
+def test_another_training_set_is_read_from_the_row_groups_that_were_drawn(
+    store: CropStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crops of its rows are those of the store; six row groups are too few unless a test says otherwise."""
+    with pytest.raises(
+        ValueError, match="has 6 row groups; another training set is drawn from at least 20: set resample=none"
+    ):
+        _train(store, resampled=True)
+    monkeypatch.setattr(reader_module, "FEWEST_DRAWN", 6)
+    still = AugmentationConfig().without_variation()
+    with _train(store, resampled=True, augmentation=still) as reader, EvalReader(store, input_size=_SIZE) as plain:
+        rows, images, joints_px = _all(reader.batches(0, 6))
+        _, every_image, every_joint = _all(plain.batches())
+    assert len(set(rows.tolist())) < 18
+    np.testing.assert_array_equal(images, every_image[rows])
+    np.testing.assert_allclose(joints_px, every_joint[rows])
+
+
 def test_large_crops_are_shuffled_in_smaller_windows(store: CropStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six groups of equal bytes (but for the last of each shard): room for two and a half of them means two."""
     assert len(store.row_groups) == 6

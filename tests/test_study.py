@@ -24,7 +24,7 @@ from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
 from efafnet.pipelines.study.people import synthetic_people
 from efafnet.pipelines.study.sheet import Sheet, sheet_of, to_json
 from efafnet.pipelines.study.statistics import Measured, compare
-from efafnet.pipelines.study.study import names_of, seeds_of, study
+from efafnet.pipelines.study.study import circumstances, names_of, seeds_of, study
 from efafnet.pipelines.synth import dataset
 from efafnet.pipelines.synth.dataset import SplitCounts, SynthConfig
 from efafnet.pipelines.training.config import TrainConfig
@@ -86,6 +86,19 @@ def test_rows_are_training_runs_validated_at_their_end(tmp_path: Path) -> None:
     assert (last.seed, last.run_dir, last.tracking.run_name) == (6, tmp_path / "runs/slow-s6", "slow, seed 6")
 
 
+def test_another_training_set_for_each_seed_is_every_rows_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"train: crop store .* row groups; another training set is drawn from"):
+        planned(config_of(tmp_path, "resample=train"))
+    monkeypatch.setattr("efafnet.pipelines.crops.reader.FEWEST_DRAWN", 2)
+    config = config_of(tmp_path, "resample=train")
+    plans = planned(config)
+    assert [plan.config.resample for plan in plans if plan.config is not None] == ["train", "train"]
+    told = circumstances(config, open_inputs(config), plans, [0, 1, 2], "ap", "fp32")
+    assert any(text.startswith("training sets: another for each seed, the same for all rows") for text in told)
+
+
 def test_depth_cannot_be_studied_at_nano_scale(tmp_path: Path) -> None:
     text = "about: depth\nbaseline: 50\nsettings: {loss.hard_joints: 2, input: 64x64}\nrows:\n" + "".join(
         f"  - {{name: {depth}, network: efafnet_r{depth}_384x288}}\n" for depth in (50, 101, 152)
@@ -126,7 +139,8 @@ def test_a_study_is_looked_at_before_people_are_drawn_for_it(tmp_path: Path, mon
         study(config)
 
 
-@pytest.mark.parametrize("key", ["seed: 3", "max_samples: 80", "validation.metric: ap_50", "data.val: x"])
+@pytest.mark.parametrize("key", ["seed: 3", "max_samples: 80", "validation.metric: ap_50", "data.val: x",
+                                 "resample: train"])  # fmt: skip
 def test_a_row_must_not_set_what_makes_it_incomparable(tmp_path: Path, key: str) -> None:
     config = config_of(tmp_path, text=TEXT.replace("{optimizer.lr: 1e-5}", f"{{{key}}}"))
     with pytest.raises(SpaceError, match=rf"mine\.yaml:5: {key.split(':')[0]} must not be set here: "):
@@ -139,13 +153,14 @@ def test_a_row_must_not_set_what_makes_it_incomparable(tmp_path: Path, key: str)
         ("data.val=null", "give both, or neither for synthetic people"),
         ("max_time_s=60", "runs of a study need equal budgets"),
         ("bootstrap=1", "one resampling has no spread"),
+        ("resample=train seeds=1", "one draw of the training data shows no spread"),
         ("seeds=0", "seeds"),
         ("seedz=3", "did you mean 'seed"),
     ],
 )
 def test_impossible_studies_are_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        config_of(tmp_path, override)
+        config_of(tmp_path, *override.split())
 
 
 def test_the_command_starts_from_the_small_preset_and_takes_no_name_from_any(

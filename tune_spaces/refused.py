@@ -13,6 +13,7 @@ _MACHINE = "every run has the place that is reserved for it; set it for all of t
 REFUSED: Mapping[str, str] = {
     "seed": "all settings meet the same seeds; of several seeds the luckiest would win",
     "data": "figures on other data cannot be compared",
+    "resample": "all settings meet the same draws of the training data",
     "validation": "how and when runs are measured is the same for all of them",
     "test": "figures of differently tested networks cannot be compared",
     "max_time_s": "runs need equal budgets",

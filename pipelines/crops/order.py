@@ -18,7 +18,7 @@ from efafnet.pipelines.crops.store import RowGroups
 
 Int64 = npt.NDArray[np.int64]
 
-_GROUPS, _ROWS, _PHASES = 3, 4, 5
+_GROUPS, _ROWS, _PHASES, _DRAWN = 3, 4, 5, 6
 _GOLDEN = (5**0.5 - 1) / 2
 # Share of the window by which a row may miss its place in the spread of its group.
 _JITTER = 0.1
@@ -80,11 +80,19 @@ class SampleOrder:
     Within a global batch the samples are put in the order in which their row groups are visited: a rank's slice then
     touches a contiguous part of the window, and W ranks read the store about once instead of W times. What is kept in
     memory grows with the number of row groups, not of rows.
+
+    A resampled stream is that of another store of as many row groups, each drawn from all with replacement: a
+    bootstrap of clusters, since persons of one image lie in one group. ``EpochOrder`` and windows are of drawn groups.
     """
 
-    def __init__(self, groups: RowGroups, digest: str, seed: int, window_groups: int) -> None:
-        self._groups = groups
+    def __init__(
+        self, groups: RowGroups, digest: str, seed: int, window_groups: int, *, resampled: bool = False
+    ) -> None:
         self._key = philox.key_of("order", digest, seed)
+        self._store = groups
+        self.drawn = _drawn(len(groups), self._key) if resampled else np.arange(len(groups))
+        """int64 (G,): the store's row group in each place of the stream's."""
+        self._groups = groups.chosen(self.drawn) if resampled else groups
         self._num_windows = max(1, -(-len(groups) // window_groups))
         self.epoch = lru_cache(maxsize=2)(self._epoch)
         self.window = lru_cache(maxsize=4)(self._window)
@@ -125,4 +133,13 @@ class SampleOrder:
             windows[chosen] = numbers + epoch * self._num_windows
         by_place = np.lexsort((rows, places, epochs))
         mine = by_place[slice(*slice_bounds(global_batch, rank, world_size, unit))]
-        return Planned(step, rows[mine], epochs[mine], self._groups.group_of(rows[mine]), windows[mine])
+        places_drawn = self._groups.group_of(rows[mine])
+        in_store = self.drawn[places_drawn]
+        own_rows = rows[mine] - self._groups.first_row[places_drawn] + self._store.first_row[in_store]
+        return Planned(step, own_rows, epochs[mine], in_store, windows[mine])
+
+
+def _drawn(count: int, key: int) -> Int64:
+    """(count,) numbers below ``count``, drawn with replacement."""
+    draws = philox.uniforms(np.arange(count), 0, (_DRAWN,), key)[0, :, 0]
+    return np.floor(draws * count).astype(np.int64)

@@ -169,6 +169,10 @@ class _Pipeline:
         self._pool.shutdown(wait=True)
 
 
+FEWEST_DRAWN = 20
+"""Row groups that a training set can be drawn from: of fewer, one more or less of a kind decides."""
+
+
 class _Reader:
     """What both readers share: settings, checks, the life of the threads."""
 
@@ -265,8 +269,13 @@ class TrainReader(_Reader):
         config: ReaderConfig | None = None,
         pin_memory: bool = False,
         udp: bool = False,
+        resampled: bool = False,
     ) -> None:
-        """Raises ValueError where the store's envelope does not cover the samples, or a rank would get no sample."""
+        """``resampled``: read another training set, drawn by ``seed`` from the store's row groups with replacement.
+
+        Raises ValueError where the store's envelope does not cover the samples, a rank would get no sample, or there
+        are too few row groups to draw from.
+        """
         config = config or ReaderConfig()
         groups = window_groups(store, config.shuffle_groups) if store.num_persons else 1
         super().__init__(store, _Sampling(input_size, augmentation, seed, udp), config, pin_memory, groups)
@@ -283,11 +292,17 @@ class TrainReader(_Reader):
             )
         self.global_batch = global_batch
         self._rank, self._world_size, self._unit = rank, world_size, unit
-        self._order = SampleOrder(store.row_groups, store.digest, seed, groups)
+        if resampled and len(store.row_groups) < FEWEST_DRAWN:
+            raise ValueError(
+                f"crop store {store.location} has {len(store.row_groups)} row groups; another training set is drawn "
+                f"from at least {FEWEST_DRAWN}: set resample=none, or prepare with smaller ones, "
+                f"rows_per_group={max(1, store.num_persons // FEWEST_DRAWN)}"
+            )
+        self._order = SampleOrder(store.row_groups, store.digest, seed, groups, resampled=resampled)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Rows of the store: each is seen once per epoch over all ranks."""
+        """Rows of the store: each is seen once per epoch over all ranks, unless the training set is resampled."""
         return self.store.num_persons
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:

@@ -69,6 +69,11 @@ class RowGroups:
         """Group (N,) of each row (N,)."""
         return np.searchsorted(self.first_row, rows, side="right") - 1
 
+    def chosen(self, groups: npt.NDArray[np.int64]) -> RowGroups:
+        """The row groups of a store that has ``groups`` (C,) of this one, one after the other, repeated or not."""
+        rows = self.rows[groups]
+        return RowGroups(self.shard[groups], self.index[groups], np.cumsum(rows) - rows, rows)
+
     @classmethod
     def of(cls, shard_rows: Sequence[int], rows_per_group: int) -> RowGroups:
         """Groups of shards with ``shard_rows`` rows, each cut every ``rows_per_group`` rows."""

@@ -62,6 +62,9 @@ class StudyConfig(TrainConfig):
             )
         if self.max_time_s is not None:
             raise ValueError("max_time_s: runs of a study need equal budgets; use max_samples or epochs")
+        if self.resample == "train" and self.seeds == 1:
+            raise ValueError("resample=train with seeds=1: one draw of the training data shows no spread; give seeds=3 "
+                             "or more, or resample=none")  # fmt: skip
         if self.bootstrap == 1:
             raise ValueError("bootstrap = 1: one resampling has no spread; use 0 for none, or about 1000")
         return self

@@ -184,6 +184,14 @@ def circumstances(
         f"budget: {samples} samples per run, {samples / inputs.train.num_persons:.3g} epochs{papers}; "
         f"batch {config.batch_size}, peak rate {optimizer.lr:g}, {schedule.kind}, {precision}; seeds "
         f"{', '.join(map(str, seeds))}, the same for all rows",
+        *(
+            [
+                "training sets: another for each seed, the same for all rows, drawn from the store's row groups with "
+                "replacement; figures are lower than with the whole store, and intervals are for new training sets too"
+            ]
+            if config.resample == "train"
+            else []
+        ),
         *([f"every run goes on from the weights of {config.init.name}"] if config.init is not None else []),
         *([scale_note(named, config)] if named else []),
     ]

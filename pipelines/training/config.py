@@ -119,6 +119,9 @@ class TrainConfig(Settings):
     Such a run depends on the machine and cannot be repeated exactly."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of initialisation, sample order and augmentation."""
+    resample: Literal["none", "train"] = "none"
+    """train: another training set for each seed, as many row groups of the store drawn with replacement (a bootstrap;
+    about 63 % of them take part, some twice or more), so that runs with different seeds also differ by the data."""
     precision: WantedPrecision = "auto"
     """Arithmetic of the network: fp32 (float32); tf32 (its products rounded, on GPUs); bf16 or fp16 (under autocast
     with float32 weights). auto: bf16 where the devices compute it in hardware, else fp16 on GPUs and fp32 on CPUs;

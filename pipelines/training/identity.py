@@ -10,7 +10,7 @@ from typing import Any
 
 IDENTITY = (
     "network", "input", "init", "fork", "imagenet", "augmentation", "heatmap", "loss", "optimizer", "schedule",
-    "batch_size", "epochs", "max_samples", "max_time_s", "seed", "precision", "compute.sync_batch_norm",
+    "batch_size", "epochs", "max_samples", "max_time_s", "seed", "resample", "precision", "compute.sync_batch_norm",
     "reader.shuffle_groups", "test.flip_test", "test.precision", "test.joint_score_threshold", "test.nms",
     "test.nms_threshold", "validation.metric",
 )  # fmt: skip
@@ -30,6 +30,7 @@ INCIDENTAL = (
 
 ADDED = {
     "fork": None,
+    "resample": "none",
     "network.ffm_order": "around_decoder",
     "augmentation.shift_factor": 0.0,
     "augmentation.shift_probability": 0.0,

@@ -145,6 +145,7 @@ def train_reader(config: TrainConfig, store: CropStore, context: PlainContext) -
         config=config.reader,
         pin_memory=context.device.type == "cuda",
         udp=config.heatmap.encoding == "udp",
+        resampled=config.resample == "train",
     )
 
 
