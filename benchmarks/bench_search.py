@@ -349,8 +349,9 @@ def train_table(place: Path, samples: int, data: DataConfig | None, at_once: int
     base = apply_overrides(load_preset("synth_nano"), changes)
     data = data or synthetic_people(resolve(TrainConfig, {k: v for k, v in base.items() if k != "space"}))
     config = resolve(TuneConfig, base | {"data": data.model_dump(mode="json")})
-    about = (f"validation AP of real runs: bench_search table --samples {samples}; clear people "
-             f"({open_inputs(config).train.num_persons} to train on), nano network of width 8, 64x64, one seed")  # fmt: skip
+    persons = open_inputs(config).train.num_persons
+    about = (f"validation AP of real runs: bench_search table --samples {samples}; {persons} clear people to train on, "
+             "nano network of width 8, 64x64, one seed")  # fmt: skip
     rest = list(product(SCHEDULES, SIGMAS, RATES))
     curves: dict[tuple[str, ...], dict[int, float]] = {}
     # Fresh processes: what a fork inherits of torch's threads hangs.
