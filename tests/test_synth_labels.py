@@ -17,10 +17,10 @@ from efafnet.pipelines.synth.outfit import Cloth, Fabric, Outfit, sample_fabric,
 from efafnet.pipelines.synth.picture import LEAST_AREA_PX, Label, Picture, person, thing
 from efafnet.pipelines.synth.pose import Bone, Pose
 from efafnet.pipelines.synth.shading import Light
-from efafnet.pipelines.synth.solids import Frames, Model
+from efafnet.pipelines.synth.solids import Camera, Frames, Model, see
 from efafnet.pipelines.synth.stage import View
 from efafnet.pipelines.synth.textures import bank
-from efafnet.pipelines.synth.things import Thing
+from efafnet.pipelines.synth.things import Thing, sample_cover
 
 WIDTH, HEIGHT, SCALE = 200, 200, 90.0
 FACE = [JOINT[name] for name in ("nose", "left_eye", "right_eye", "left_ear", "right_ear")]
@@ -41,6 +41,7 @@ def _outfit(stance: Stance, **changes: object) -> Outfit:
         "hair": "short", "hat": "", "glasses": False, "beard": False, "watch": False, "badge": False, "armband": False,
         "placket": False, "logo": False, "number": False, "strap": False, "backpack": False, "skirt": False,
         "sleeve": 0.5, "hem": 1.9, "socks": 1.0, "parted": False, "loose_top": 1.1, "loose_bottom": 1.1,
+        "coat": 0.0,
     }  # fmt: skip
     return replace(drawn, **(plain | changes))  # type: ignore[arg-type]
 
@@ -50,10 +51,12 @@ def _picture() -> Picture:
     return Picture(grey, Light((0.0, 0.3, 0.95), 0.7, (1.0, 1.0, 1.0)), bank(0))
 
 
-def _add(picture: Picture, x: float, yaw: float = 0.0, scale: float = SCALE, stance: Stance | None = None) -> int:
+def _add(
+    picture: Picture, x: float, yaw: float = 0.0, scale: float = SCALE, stance: Stance | None = None, **outfit: object
+) -> int:
     stance = _stance(yaw) if stance is None else stance
     view = View(WIDTH, HEIGHT, horizon=HEIGHT - 15 - 1.2 * scale, eye=1.2, focal=400.0)
-    return picture.add(person(stance, _outfit(stance), view.aim(x, scale, 0.875)))
+    return picture.add(person(stance, _outfit(stance, **outfit), view.aim(x, scale, 0.875)))
 
 
 def _label(picture: Picture, number: int = 1) -> Label:
@@ -78,6 +81,21 @@ def test_everything_shows_of_somebody_who_stands_alone_and_faces_the_camera() ->
     # About 1.75 m at 90 px/m, and an area between that of a stick and that of a box.
     assert h == pytest.approx(157, abs=12)
     assert 0.08 * h**2 < label.area_px < 0.5 * w * h
+
+
+def test_a_coat_closes_the_gap_between_the_thighs_down_to_its_hem_and_hides_no_joint() -> None:
+    for coat, at_half, at_knees in ((0.0, 0, 0), (0.8, 1, 0)):
+        picture = _picture()
+        _add(picture, 100, coat=coat)
+        label = _label(picture)
+        assert (label.keypoints[:, 2] == 2).all()
+        hip, knee = (
+            (label.keypoints[JOINT[f"left_{name}"], :2] + label.keypoints[JOINT[f"right_{name}"], :2]) / 2
+            for name in ("hip", "knee")
+        )
+        for share, shows in ((0.6, at_half), (1.0, at_knees)):
+            x, y = np.floor(hip + share * (knee - hip) + 0.5).astype(int)
+            assert picture.ids[y, x] == shows, (coat, share)
 
 
 def test_left_and_right_swap_sides_between_front_and_back() -> None:
@@ -304,3 +322,17 @@ def test_crowd_index_of_a_scene_worked_out_by_hand() -> None:
     nobody = np.zeros((5, 3))
     assert crowd_index(boxes, [a, nobody]) == 0.0
     assert crowd_index([], []) == 0.0
+
+
+def test_what_covers_somebody_reaches_the_waist_or_the_chest_and_is_wider_than_they_are() -> None:
+    highest = []
+    for seed in range(60):
+        made = sample_cover(np.random.default_rng(seed), 1.7)
+        screen = see(made.model, made.frames, Camera(np.eye(3), np.zeros(3), 1e6, 100.0, (0.0, 0.0)))
+        # Without the bottles and boxes on it: 100 px/m, y down, windows rounded outwards by up to 2 px.
+        left, top, right, _ = screen.boxes[screen.tags[:, 1] != 2].T
+        assert right.max() - left.min() >= 100
+        highest.append(-float(top.min()) / 170)
+    assert min(highest) > 0.4
+    assert max(highest) < 0.85
+    assert np.mean(np.array(highest) > 0.53) > 0.6, "most of them hide the hips, at .53 of the stature"

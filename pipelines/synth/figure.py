@@ -1,4 +1,4 @@
-"""A dressed person as solids: bones wrapped in ellipsoids and cones, with hair, hat, loose sleeves and a skirt."""
+"""A dressed person as solids: bones wrapped in ellipsoids and cones, with hair, hat, sleeves, a skirt and a coat."""
 
 from __future__ import annotations
 
@@ -63,8 +63,11 @@ def build_person(stance: Stance, outfit: Outfit) -> Model:
     for side in (0, 1):
         _arm(model, stance, outfit, side)
         _leg(model, stance, outfit, side)
-    if outfit.skirt and fits_skirt(stance):
-        _skirt(model, stance, outfit)
+    if fits_skirt(stance):
+        if outfit.skirt:
+            _skirt(model, stance, outfit.hem, Cloth.BOTTOM, outfit.loose_bottom)
+        if outfit.coat:
+            _skirt(model, stance, outfit.coat, Cloth.TOP, 1.15 * outfit.loose_top)
     _luggage(model, stance, outfit)
     return model
 
@@ -107,7 +110,7 @@ def flesh_of(stance: Stance, outfit: Outfit) -> Array:
 
 def _trunk(model: Model, stance: Stance, outfit: Outfit) -> None:
     body, h, trunk = stance.body, stance.body.stature, stance.body.trunk
-    loose, woman = 0.5 + 0.5 * outfit.loose_top, body.kind == "woman"
+    loose, woman = (0.53 if outfit.coat else 0.5) * (1 + outfit.loose_top), body.kind == "woman"
     hips = 0.096 * h * body.hip_girth
     waist = (0.079 if woman else 0.088) * h * body.waist_girth * loose
     ribs = (0.087 if woman else 0.096) * h * (0.6 + 0.4 * body.waist_girth) * loose
@@ -208,9 +211,9 @@ def _leg(model: Model, stance: Stance, outfit: Outfit, side: int) -> None:
         model.cone(hip, (upper, 0, -outfit.hem * body.thigh, 0), (0.055 * g, wide), thigh)
     sole, length = body.ankle_height, body.foot
     for y, z, radii in (
-        (-0.52, 0.22, (0.025 * h, 0.50 * sole, 0.42 * length)),
-        (-0.62, 0.46, (0.026 * h, 0.38 * sole, 0.26 * length)),
-        (-0.45, -0.03, (0.022 * h, 0.55 * sole, 0.18 * length)),
+        (-0.52, 0.22, (0.029 * h, 0.54 * sole, 0.45 * length)),
+        (-0.62, 0.48, (0.030 * h, 0.42 * sole, 0.28 * length)),
+        (-0.45, -0.03, (0.026 * h, 0.62 * sole, 0.20 * length)),
     ):
         model.ellipsoid((foot, 0, y * sole, z * length), radii, shoe)
 
@@ -222,14 +225,15 @@ def fits_skirt(stance: Stance) -> bool:
     return bool(left @ right > 0.80 and min(left @ trunk, right @ trunk) > 0.6)
 
 
-def _skirt(model: Model, stance: Stance, outfit: Outfit) -> None:
+def _skirt(model: Model, stance: Stance, hem: float, cloth: Cloth, loose: float) -> None:
+    """Hang cloth around both thighs, down to the fraction ``hem`` of them."""
     body, h = stance.body, stance.body.stature
-    tag: Tag = (Surface.PELVIS, Cloth.BOTTOM, Bone.PELVIS)
+    tag: Tag = (Surface.PELVIS, cloth, Bone.PELVIS)
     apart = float(np.linalg.norm(stance.origins[Bone.SHANK_L] - stance.origins[Bone.SHANK_R]))
     waist = 0.092 * h * body.hip_girth
-    edge = max(1.2 * waist, 0.5 * outfit.hem * apart + 0.06 * h * body.limb_girth * outfit.loose_bottom)
+    edge = max(1.2 * waist, 0.5 * hem * apart + 0.06 * h * body.limb_girth * loose)
     top: Spot = (Bone.PELVIS, 0, 0.03 * h, 0)
-    model.cone(top, (Bone.HEM, 0, (1 - outfit.hem) * body.thigh, 0), (waist, edge), tag, 0.86)
+    model.cone(top, (Bone.HEM, 0, (1 - hem) * body.thigh, 0), (waist, edge), tag, 0.86)
 
 
 def _luggage(model: Model, stance: Stance, outfit: Outfit) -> None:
@@ -238,5 +242,5 @@ def _luggage(model: Model, stance: Stance, outfit: Outfit) -> None:
         pack = (Bone.CHEST, 0, 0.18 * trunk, -0.115 * h)
         model.ellipsoid(pack, (0.088 * h, 0.13 * h, 0.058 * h), (Surface.WORN, Cloth.PRINT, Bone.CHEST))
     if outfit.strap:
-        bag = (Bone.PELVIS, -0.115 * h * stance.body.hip_girth, -0.02 * h, 0.01 * h)
-        model.ellipsoid(bag, (0.028 * h, 0.06 * h, 0.07 * h), (Surface.WORN, Cloth.PRINT, Bone.PELVIS))
+        bag = (Bone.PELVIS, -0.12 * h * stance.body.hip_girth, -0.03 * h, 0.01 * h)
+        model.ellipsoid(bag, (0.04 * h, 0.08 * h, 0.09 * h), (Surface.WORN, Cloth.PRINT, Bone.PELVIS))

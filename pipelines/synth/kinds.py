@@ -20,6 +20,8 @@ class Kind:
     """Probability that a person stands right beside another one."""
     occlusion: float
     """Probability that a thing stands in front of a person."""
+    covers: float
+    """Share of those things that hide a person from the waist or the chest down: counters, tables, hedges, cars."""
     close_ups: float
     """Share of the people who are nearer than a whole figure would fit into the picture."""
     at_sides: float
@@ -30,12 +32,12 @@ class Kind:
 
 KINDS: dict[People, Kind] = {
     "clear": Kind(
-        fewest=1, most=2, crowding=0.0, occlusion=0.1, close_ups=0.12, at_sides=0.2, distant_crowds=0.0,
+        fewest=1, most=2, crowding=0.0, occlusion=0.1, covers=0.0, close_ups=0.12, at_sides=0.2, distant_crowds=0.0,
     ),
     "coco": Kind(
-        fewest=1, most=4, crowding=0.3, occlusion=0.3, close_ups=0.05, at_sides=0.65, distant_crowds=0.05,
+        fewest=1, most=4, crowding=0.15, occlusion=0.38, covers=0.95, close_ups=0.08, at_sides=0.6, distant_crowds=0.05,
     ),
     "crowd": Kind(
-        fewest=2, most=6, crowding=0.75, occlusion=0.2, close_ups=0.12, at_sides=0.5, distant_crowds=0.05,
+        fewest=2, most=6, crowding=0.75, occlusion=0.2, covers=0.0, close_ups=0.12, at_sides=0.5, distant_crowds=0.05,
     ),
 }  # fmt: skip

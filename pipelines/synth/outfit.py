@@ -70,6 +70,8 @@ class Outfit:
     sleeve: float
     hem: float
     skirt: bool
+    coat: float
+    """Where a coat or a long shirt ends, as a fraction of the thigh; 0 for a top that ends at the hips."""
     loose_top: float
     loose_bottom: float
     tucked: bool
@@ -145,15 +147,16 @@ def sample_outfit(rng: Rng, body: Body) -> Outfit:
     has = dict(zip(_CHANCES, (rng.random(len(_CHANCES)) < list(_CHANCES.values())).tolist(), strict=True))
     female = body.kind == "woman" or (body.kind == "child" and rng.random() < 0.5)
     hair = _STYLES[pick(rng, (6, 4, 4, 2, 1, 2, 0) if female else (0.5, 1, 0.5, 0, 1, 11, 2))]
-    skirt = female and rng.random() < 0.3
+    skirt = female and rng.random() < 0.38
     hem = float(rng.uniform(0.5, 0.85)) if skirt else _HEMS[pick(rng, (0.08, 0.1, 0.12, 0.1, 0.6))]
     return Outfit(
         fabrics=_fabrics(rng, dress=skirt and rng.random() < 0.4),
-        sleeve=_SLEEVES[pick(rng, (0.1, 0.15, 0.2, 0.1, 0.05, 0.1, 0.3))],
+        sleeve=_SLEEVES[pick(rng, (0.07, 0.12, 0.18, 0.12, 0.05, 0.1, 0.36))],
         hem=hem,
         skirt=skirt,
-        loose_top=float(rng.uniform(1.05, 1.7)),
-        loose_bottom=float(rng.uniform(1.05, 1.6)),
+        coat=float(rng.uniform(0.2, 0.95)) if has["coat"] else 0.0,
+        loose_top=float(rng.uniform(1.1, 1.8)),
+        loose_bottom=float(rng.uniform(1.1, 1.8)),
         tucked=has["tucked"],
         neckline=(-0.1, 0.03, 0.08, 0.16)[int(rng.integers(4))],
         hair=hair,
@@ -182,7 +185,8 @@ _SLEEVES = (0.0, 0.35, 0.5, 0.62, 1.0, 1.5, 1.93)
 # number on the back.
 _CHANCES = {
     "tucked": 0.35, "hat": 0.14, "parted": 0.6, "glasses": 0.15, "beard": 0.3, "watch": 0.5, "badge": 0.4,
-    "armband": 0.2, "placket": 0.4, "logo": 0.35, "number": 0.35, "strap": 0.16, "backpack": 0.12, "socks": 0.5,
+    "armband": 0.2, "placket": 0.4, "logo": 0.35, "number": 0.35, "strap": 0.2, "backpack": 0.15, "socks": 0.5,
+    "coat": 0.4,
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ turning to the left)."""
 class Bone(IntEnum):
     """The rigid parts of a body, parents before children, and two frames that no joint turns.
 
-    WORLD turns with the person and stands on the ground below; HEM is the lower edge of a skirt.
+    WORLD turns with the person and stands on the ground below; HEM is the lower edge of a skirt or a coat.
     """
 
     PELVIS = 0
@@ -293,8 +293,8 @@ def _active(rng: Rng) -> Pose:
 
 
 FAMILIES = (
-    (_standing, 0.28), (_walking, 0.16), (_running, 0.08), (_sitting, 0.15), (_floor_sitting, 0.05), (_squatting, 0.05),
-    (_bending, 0.05), (_reaching, 0.08), (_lying, 0.04), (_active, 0.06),
+    (_standing, 0.31), (_walking, 0.18), (_running, 0.07), (_sitting, 0.17), (_floor_sitting, 0.05), (_squatting, 0.05),
+    (_bending, 0.05), (_reaching, 0.05), (_lying, 0.03), (_active, 0.04),
 )  # fmt: skip
 
 

@@ -27,7 +27,10 @@ from efafnet.pipelines.synth.stage import (
     sample_yaw,
 )
 from efafnet.pipelines.synth.textures import Bank
-from efafnet.pipelines.synth.things import add_held, add_seat, sample_thing
+from efafnet.pipelines.synth.things import Thing, add_held, add_seat, sample_cover, sample_thing
+
+_LEAST_COVERED_M = 0.9
+"""Whoever lies or sits on the ground is not put behind a counter: nothing but a strip would show."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label
     places = place_people(rng, view, guests, recipe.kind)
     standing = [(guest, place) for guest, place in zip(guests, places, strict=True) if place is not None]
     queue = [(place.scale, _person_actor(rng, view, guest.stance, place)) for guest, place in standing]
-    queue += _things(rng, view, [place for _, place in standing], recipe.kind.occlusion)
+    queue += _before(rng, view, standing, recipe.kind)
+    queue += _about(rng, view, [place for _, place in standing])
     if rng.random() < recipe.kind.distant_crowds:
         queue += _crowd(rng, view)
     queue.sort(key=lambda pair: pair[0])
@@ -101,23 +105,33 @@ def _crowd(rng: Rng, view: View) -> list[tuple[float, Actor]]:
     return actors
 
 
-def _things(rng: Rng, view: View, places: list[Place], occlusion: float) -> list[tuple[float, Actor]]:
-    """Draw things before people, and things that just stand about."""
-    spots = [
-        Place(place.x + place.scale * float(rng.uniform(-0.6, 0.6)), place.scale * float(rng.uniform(1.04, 1.3)))
-        for place in places
-        if rng.random() < occlusion
-    ]
+def _before(rng: Rng, view: View, standing: list[tuple[Guest, Place]], kind: Kind) -> list[tuple[float, Actor]]:
+    """Draw things that stand in front of people."""
+    actors = []
+    for guest, place in standing:
+        if rng.random() >= kind.occlusion:
+            continue
+        if guest.span > _LEAST_COVERED_M and rng.random() < kind.covers:
+            made, nearer, aside = sample_cover(rng, guest.span), 1.12, 0.3
+        else:
+            made, nearer, aside = sample_thing(rng), 1.3, 0.6
+        x = place.x + place.scale * float(rng.uniform(-aside, aside))
+        actors.append(_thing_actor(view, made, Place(x, place.scale * float(rng.uniform(1.04, nearer)))))
+    return actors
+
+
+def _about(rng: Rng, view: View, places: list[Place]) -> list[tuple[float, Actor]]:
+    """Draw things that just stand about."""
     nearest = max((place.scale for place in places), default=100.0)
-    spots += [
+    spots = [
         Place(view.width * float(rng.random()), nearest * float(np.exp(rng.uniform(-1.2, 0.1))))
         for _ in range(pick(rng, (0.45, 0.4, 0.15)))
     ]
-    actors = []
-    for spot in spots:
-        made = sample_thing(rng)
-        actors.append((spot.scale, thing(made, view.aim(spot.x, spot.scale, 0.5 * made.height))))
-    return actors
+    return [_thing_actor(view, sample_thing(rng), spot) for spot in spots]
+
+
+def _thing_actor(view: View, made: Thing, spot: Place) -> tuple[float, Actor]:
+    return spot.scale, thing(made, view.aim(spot.x, spot.scale, 0.5 * made.height))
 
 
 def _cast_shadow(picture: Picture, actor: Actor) -> None:

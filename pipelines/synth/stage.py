@@ -60,7 +60,7 @@ class Place:
 
 def sample_yaw(rng: Rng) -> float:
     """Draw where a person faces: often to the camera, else away or sideways. Radians."""
-    kind = pick(rng, (0.42, 0.18, 0.40))
+    kind = pick(rng, (0.58, 0.22, 0.20))
     if kind == 2:
         return float(rng.uniform(-np.pi, np.pi))
     return float(np.deg2rad(rng.normal(180 * kind, 35)))

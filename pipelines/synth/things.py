@@ -36,11 +36,23 @@ def sample_thing(rng: Rng) -> Thing:
     maker = makers[pick(rng, tuple(_MAKERS.values()))]
     model = Model()
     height = maker(model, rng)
+    return _finished(rng, model, height, float(rng.uniform(-np.pi, np.pi)))
+
+
+def sample_cover(rng: Rng, span: float) -> Thing:
+    """Draw a thing that hides somebody ``span`` metres high from the waist or the chest down, and faces the camera."""
+    maker = _COVERS[pick(rng, (0.4, 0.3, 0.2, 0.1))]
+    model, height = Model(), span * float(rng.uniform(0.45, 0.78))
+    maker(model, rng, height)
+    return _finished(rng, model, height, float(rng.uniform(-0.35, 0.35)))
+
+
+def _finished(rng: Rng, model: Model, height: float, yaw: float) -> Thing:
     fabrics = tuple(sample_fabric(rng, muted_colour(rng), 0.5, muted_colour) for _ in range(3))
     leaves = (float(rng.uniform(0.1, 0.35)), float(rng.uniform(0.3, 0.55)), float(rng.uniform(0.08, 0.25)))
     dark = (0.5 * leaves[0], 0.5 * leaves[1], 0.5 * leaves[2])
     plant = Fabric(leaves, dark, Pattern.MOTTLED, 0.35, 0.2)
-    frames = Frames(np.zeros((1, 3)), turn(float(rng.uniform(-np.pi, np.pi)))[None])
+    frames = Frames(np.zeros((1, 3)), turn(yaw)[None])
     return Thing(model, frames, (*fabrics, plant), height)
 
 
@@ -162,6 +174,46 @@ _MAKERS: dict[Callable[[Model, Rng], float], float] = {
     _table: 0.16, _crate: 0.16, _post: 0.12, _bush: 0.12, _tree: 0.08, _fence: 0.10, _ball: 0.06, _barrel: 0.07,
     _dog: 0.06, _parasol: 0.03, _coat_stand: 0.04, _board: 0.10,
 }  # fmt: skip
+
+
+def _counter(model: Model, rng: Rng, height: float) -> None:
+    half, deep = float(rng.uniform(0.5, 1.6)), float(rng.uniform(0.2, 0.35))
+    model.box((0, 0, 0.5 * height, 0), (half, 0.5 * height, deep), _tag(0))
+    model.box((0, 0, height, 0), (1.02 * half, 0.025, 1.1 * deep), _tag(1))
+    for x in rng.uniform(-0.9, 0.9, int(rng.integers(0, 4))).tolist():
+        size = float(rng.uniform(0.03, 0.09))
+        model.box((0, x * half, height + size, 0), (size, size, size), _tag(2))
+
+
+def _laid_table(model: Model, rng: Rng, height: float) -> None:
+    """A table whose cloth hangs to the ground, with plates and bottles."""
+    half, deep = float(rng.uniform(0.5, 1.2)), float(rng.uniform(0.3, 0.5))
+    model.box((0, 0, 0.5 * height, 0), (half, 0.5 * height, deep), _tag(0))
+    for x in rng.uniform(-0.85, 0.85, int(rng.integers(1, 5))).tolist():
+        z = deep * float(rng.uniform(-0.7, 0.7))
+        if rng.random() < 0.5:
+            model.ellipsoid((0, x * half, height + 0.01, z), (0.12, 0.02, 0.12), _tag(1))
+        else:
+            model.cone((0, x * half, height, z), (0, x * half, height + 0.24, z), (0.04, 0.02), _tag(2))
+
+
+def _hedge(model: Model, rng: Rng, height: float) -> None:
+    half = float(rng.uniform(0.5, 1.2))
+    for x in np.arange(-half, half, 0.22).tolist():
+        high = 0.5 * height * float(rng.uniform(0.9, 1.05))
+        model.ellipsoid((0, x, high, 0), (0.3, high, 0.25), _tag(3))
+
+
+def _car(model: Model, rng: Rng, height: float) -> None:
+    """A car seen from its side: its roof hides to ``height``, its bonnet less."""
+    half, low = float(rng.uniform(1.2, 1.9)), 0.62 * height
+    model.box((0, 0, 0.5 * low + 0.1 * height, 0), (half, 0.5 * low, 0.4), _tag(0))
+    model.box((0, -0.15 * half, low + 0.5 * (height - low), 0), (0.55 * half, 0.5 * (height - low), 0.36), _tag(1))
+    for x in (-0.62, 0.62):
+        model.ellipsoid((0, x * half, 0.2 * height, 0.4), (0.2 * height, 0.2 * height, 0.06), _tag(2))
+
+
+_COVERS: tuple[Callable[[Model, Rng, float], None], ...] = (_counter, _laid_table, _hedge, _car)
 
 
 def add_seat(model: Model, stance: Stance, rng: Rng) -> None:
