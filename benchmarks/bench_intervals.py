@@ -3,7 +3,8 @@
 ``python -m benchmarks.bench_intervals`` makes populations of images (crowded and empty, easy and hard, with persons
 missed, found badly and found twice, and predictions of nobody), draws many samples of 25 to 1,000 of their images, and
 counts how often the 95 % interval of a sample holds the population's figure, and on which side it lies where it does
-not. Beside it what the percentile interval from the same replicates does. With ``--annotations`` and ``--results`` the
+not. Beside it what the percentile interval from the same replicates does. ``--paired`` does so for the interval of the
+difference between two networks on the same images. With ``--annotations`` and ``--results`` the
 population is made of real annotations and results.
 """
 
@@ -19,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.record import Record, add_option, recorded
-from efafnet.pipelines.evaluation.bootstrap import FIGURES, effective_images, figures_of, interval, resample
+from efafnet.pipelines.evaluation.bootstrap import (
+    FIGURES,
+    bootstrap_difference,
+    effective_images,
+    figures_of,
+    interval,
+    resample,
+)
 from efafnet.pipelines.evaluation.columns import detections, truth
 from efafnet.pipelines.evaluation.matching import OKS_THRESHOLDS, MatchTable, Pairs, match
 from efafnet.platform import console
@@ -70,13 +78,48 @@ class Coverage:
 def made_population(making: Making, num_images: int, seed: int = 0) -> MatchTable:
     """The match table of a made population: what a matcher would have said of it."""
     rng = np.random.default_rng(seed)
+    difficulty, persons, person = _made_people(rng, num_images)
+    return _predicted(making, difficulty, persons, person, rng)
+
+
+def made_pair(
+    making: Making, num_images: int, *, gain: float = 0.2, likeness: float = 0.8, seed: int = 0
+) -> tuple[MatchTable, MatchTable]:
+    """Two networks on one population, the first better by ``gain`` on the logit scale.
+
+    ``likeness`` is the correlation of what they make of one person beyond what its image makes easy for both.
+    """
+    rng = np.random.default_rng(seed)
+    difficulty, persons, person = _made_people(rng, num_images)
+    better = replace(making, quality=making.quality + gain, found=making.found + gain)
+    other = likeness * person + np.sqrt(1 - likeness**2) * rng.normal(size=len(person))
+    return (
+        _predicted(better, difficulty, persons, person, rng),
+        _predicted(making, difficulty, persons, other, rng),
+    )
+
+
+def _made_people(
+    rng: np.random.Generator, num_images: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    """How easy images (I,) are, how many persons (I,) they hold, and how easy each of all persons is beyond that."""
     difficulty = rng.normal(size=num_images)
     persons = np.minimum(rng.geometric(0.42, size=num_images), 15)
-    image = np.repeat(np.arange(num_images), persons)
-    quality = making.quality + making.by_image * difficulty[image] + 1.1 * rng.normal(size=len(image))
+    return difficulty, persons, rng.normal(size=int(persons.sum()))
+
+
+def _predicted(
+    making: Making,
+    difficulty: NDArray[np.float64],
+    persons: NDArray[np.int64],
+    person: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> MatchTable:
+    image = np.repeat(np.arange(len(persons)), persons)
+    quality = making.quality + making.by_image * difficulty[image] + 1.1 * person
     seen = rng.random(len(image)) < _share(making.found + 0.5 * difficulty[image])
     scores = 0.6 * quality + making.score_noise * rng.normal(size=len(image)) + 0.3 * difficulty[image]
-    nobody = np.repeat(np.arange(num_images), rng.poisson(making.extra_share * persons))
+    nobody = np.repeat(np.arange(len(persons)), rng.poisson(making.extra_share * persons))
     extra = rng.normal(size=len(nobody)) - 1 + 0.2 * difficulty[nobody]
     oks = np.concatenate([_share(quality[seen]), np.zeros(len(nobody))])
     right = oks >= OKS_THRESHOLDS[:, None]
@@ -142,6 +185,46 @@ def coverage(
     )  # type: ignore[return-value]
 
 
+def paired_coverage(
+    pair: tuple[MatchTable, MatchTable], num_images: int, *, trials: int, replicates: int, seed: int = 0
+) -> dict[str, Coverage]:
+    """By figure, what intervals of the difference between two networks cover, both on the same sampled images."""
+    rng = np.random.default_rng(seed)
+    truths = figures_of(pair[0]) - figures_of(pair[1])
+    ends = np.zeros((trials, len(FIGURES), 2))
+    for trial in range(trials):
+        images = rng.choice(pair[0].num_true.shape[1], num_images, replace=False)
+        tables = [sampled(population, images) for population in pair]
+        made = bootstrap_difference(*tables, replicates=replicates, confidence=CONFIDENCE, seed=trial)
+        ends[trial] = [(made[name].low, made[name].high) for name in FIGURES]
+    return {name: Coverage.of(ends[:, i], float(truths[i])) for i, name in enumerate(FIGURES)}
+
+
+def report_pair(
+    name: str,
+    pair: tuple[MatchTable, MatchTable],
+    sizes: Sequence[int],
+    trials: int,
+    replicates: int,
+    record: Record,
+) -> None:
+    """Print the table of one pair's differences."""
+    truths = figures_of(pair[0]) - figures_of(pair[1])
+    figures = ", ".join(f"{n} {v:+.3f}" for n, v in zip(FIGURES, truths, strict=True))
+    rows: list[list[object]] = []
+    for size in sizes:
+        found = paired_coverage(pair, size, trials=trials, replicates=replicates)
+        for figure in FIGURES:
+            off = abs(found[figure].covered - 100 * CONFIDENCE)
+            record.add(f"difference, {name}, {size} images, {figure}: off {CONFIDENCE:.0%}", "points", [off])
+        rows.append([size, *(_told(found[n]) for n in FIGURES)])
+    console.table(
+        ["images", *FIGURES],
+        rows,
+        title=f"difference, {name} ({figures}): {trials} trials of {replicates} replicates; % covered (below/above)",
+    )
+
+
 def real_population(annotations: Path, results: Path) -> MatchTable:
     """The match table of a results file, images without persons left out."""
     reference = truth(json.loads(annotations.read_bytes()))
@@ -179,6 +262,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400, help="samples of each size")
     parser.add_argument("--replicates", type=int, default=400, help="resamplings of each sample")
     parser.add_argument("--population", type=int, default=60_000, help="images of a made population")
+    parser.add_argument("--paired", action="store_true", help="the difference of two networks on the same images")
     parser.add_argument("--annotations", type=Path, help="COCO annotations of a real population")
     parser.add_argument("--results", type=Path, help="results on them")
     add_option(parser)
@@ -189,6 +273,10 @@ def main() -> None:
             report(given.results.name, population, given.sizes, given.trials, given.replicates, record)
             return
         for name, making in MAKINGS.items():
+            if given.paired:
+                pair = made_pair(making, given.population)
+                report_pair(name, pair, given.sizes, given.trials, given.replicates, record)
+                continue
             population = made_population(making, given.population)
             report(name, population, given.sizes, given.trials, given.replicates, record)
 

@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.record import Record, add_option, recorded
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.pipelines.crops.file_table import FileTable
 from efafnet.pipelines.crops.manifest import (
-    FORMAT_VERSION,
+    COLUMNS_VERSION,
     Counts,
     Encoding,
-    FileRecord,
     Manifest,
     parse_manifest,
     sealed,
@@ -40,12 +40,12 @@ T = TypeVar("T")
 def document(shards: int, rows: int) -> bytes:
     """A sound manifest of shards that do not exist."""
     sha = "0" * 64
-    record = FileRecord(name="persons-00000.parquet", rows=rows, bytes=rows * 30_000, sha256=sha, footer_sha256=sha)
-    named = tuple(record.model_copy(update={"name": f"persons-{n:05d}.parquet"}) for n in range(shards))
+    names = [f"persons-{n:05d}.parquet" for n in range(shards)]
+    named = FileTable(names, [rows] * shards, [rows * 30_000] * shards, [sha] * shards, [sha] * shards)
     persons = shards * rows
     counts = Counts(images=persons, images_read=persons, annotations=persons, crowds=0, persons=persons, reduced=0)
     manifest = Manifest(
-        format_version=FORMAT_VERSION, skeleton=COCO_17, sources=(), envelope=Envelope(), encoding=Encoding(),
+        format_version=COLUMNS_VERSION, skeleton=COCO_17, sources=(), envelope=Envelope(), encoding=Encoding(),
         max_oversampling=2.0, rows_per_group=32, shards=named, tables=(), counts=counts, rejects={}, versions={},
         input_digest=sha, digest=sha, page_checksums=True,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def measure(path: Path, record: Record) -> None:
     manifest = measured("read the manifest", lambda: parse_manifest(content, path), record)
     groups = measured(
         "lay out the row groups",
-        lambda: RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group),
+        lambda: RowGroups.of(manifest.shards.rows, manifest.rows_per_group),
         record,
     )
     order = SampleOrder(groups, manifest.digest, 0, 64)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from efafnet.models.skeleton import COCO_17
+from efafnet.pipelines.crops import file_table, inspect
+from efafnet.pipelines.crops import store as store_module
 from efafnet.pipelines.crops.card import CARD, column_table, meaning
+from efafnet.pipelines.crops.manifest import parse_manifest, sealed
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, PERSON_SCHEMA, REJECTS_SCHEMA
-from efafnet.pipelines.crops.store import CropStore, RowGroups
+from efafnet.pipelines.crops.store import GROUND_TRUTH, PERSONS, CropStore, RowGroups
 from tests import crop_data
 
 DOCS = Path(__file__).parent.parent / "docs" / "data.md"
@@ -79,6 +84,64 @@ def test_duckdb_reads_it(store: CropStore) -> None:
     duckdb = pytest.importorskip("duckdb")
     query = f"SELECT count(*), min(visibility[1]), max(image_width) FROM '{store.path}/persons-*.parquet'"
     assert duckdb.sql(query).fetchall() == [(store.num_persons, 2, 200)]
+
+
+def test_many_shards_are_columns_and_mean_the_same(store: CropStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = store.manifest
+    document = sealed(listed)
+    assert isinstance(document["shards"], list)
+    monkeypatch.setattr(file_table, "LISTED_UP_TO", 0)
+    columns = sealed(listed.model_copy(update={"format_version": 2}))
+    assert columns["shards"]["name"] == [record["name"] for record in document["shards"]]
+    assert set(columns["shards"]) == {"name", "rows", "bytes", "sha256", "footer_sha256"}
+    read = parse_manifest(json.dumps(columns).encode(), "there")
+    assert list(read.shards) == list(listed.shards)
+    assert list(read.tables) == list(listed.tables)
+    assert (read.shards[-1], read.shards[:1]) == (listed.shards[-1], [listed.shards[0]])
+    assert read.shards.total_bytes == sum(record.bytes for record in listed.shards)
+    # A digit of one file's digest, a column that is too short, one that is missing, a number that is text.
+    changes: tuple[dict[str, Any], ...] = (
+        {"sha256": ["0" * 64] * len(read.shards)}, {"rows": []}, {"name": None}, {"bytes": ["many"] * len(read.shards)},
+    )  # fmt: skip
+    for change in changes:
+        damaged = {**columns, "shards": {**columns["shards"], **change}}
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            parse_manifest(json.dumps(damaged).encode(), "there")
+
+
+def test_a_store_of_columns_reads_as_one_of_records(
+    store: CropStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(store.path, copy)
+    monkeypatch.setattr(file_table, "LISTED_UP_TO", 0)
+    content = sealed(store.manifest.model_copy(update={"format_version": 2}))
+    (copy / "manifest.json").write_text(json.dumps(content))
+    opened = CropStore.open(copy)
+    assert opened.columns(["person_id"]) == store.columns(["person_id"])
+    assert opened.verify() == []
+    (copy / "persons-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"persons-00000\.parquet is missing"):
+        CropStore.open(copy)
+
+
+def test_rows_and_parts_are_those_of_the_whole(store: CropStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BATCH_ROWS", 2)
+    whole = store.columns(["person_id", "box_xywh"])
+    assert store.rows(["person_id"], [4, 0])["person_id"].to_pylist() == whole.take([4, 0])["person_id"].to_pylist()
+    parts = list(store.batches(PERSONS, ["person_id", "box_xywh"]))
+    assert max(part.num_rows for part in parts) == 2
+    assert pa.concat_tables(parts).combine_chunks() == whole.combine_chunks()
+    monkeypatch.setattr(inspect, "_MOST_LOOKED_AT", 3)
+    thinned = inspect._thinned(store, GROUND_TRUTH, ["annotation_id"])
+    assert thinned["annotation_id"].to_pylist() == store.table(GROUND_TRUTH)["annotation_id"].to_pylist()[::2]
+
+
+def test_percentiles_by_counting() -> None:
+    values = np.random.default_rng(0).integers(0, 50, 1000)
+    counts = dict(zip(*(column.tolist() for column in np.unique(values, return_counts=True)), strict=True))
+    assert inspect.spread(counts) == [f"{v:.0f}" for v in np.percentile(values, (0, 5, 25, 50, 75, 95, 100))]
+    assert inspect.spread({7: 1}) == ["7"] * 7
 
 
 def test_row_groups_are_laid_out_as_they_are_written() -> None:

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.envelope import Envelope
-from efafnet.pipelines.crops.manifest import Counts, Encoding, FileRecord, Manifest, SourceRecord
+from efafnet.pipelines.crops.file_table import FileRecord, FileTable
+from efafnet.pipelines.crops.manifest import Counts, Encoding, Manifest, SourceRecord
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA, person_schema
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
@@ -126,7 +127,7 @@ def _manifest(path: Path, persons: int, skeleton: Skeleton, group: int) -> Manif
         encoding=Encoding(format="raw"),
         max_oversampling=4.0,
         rows_per_group=group,
-        shards=(records["persons-00000.parquet"],),
+        shards=FileTable.of([records["persons-00000.parquet"]]),
         tables=tuple(record for name, record in records.items() if not name.startswith("persons")),
         counts=Counts(images=persons, images_read=persons, annotations=persons, crowds=0, persons=persons, reduced=0),
         rejects={},

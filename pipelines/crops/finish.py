@@ -15,14 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efafnet.pipelines.crops.card import CARD, card
+from efafnet.pipelines.crops.file_table import LISTED_UP_TO, FileRecord, FileTable
 from efafnet.pipelines.crops.manifest import (
+    COLUMNS_VERSION,
     FORMAT_VERSION,
     GROUND_TRUTH,
     IMAGES,
     MANIFEST,
     REJECTS,
     Counts,
-    FileRecord,
     Manifest,
     footer_sha256,
     sealed,
@@ -146,14 +147,14 @@ def _manifest(
         reduced=sum(result.reduced for result in results),
     )
     return Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=FORMAT_VERSION if len(shards) <= LISTED_UP_TO else COLUMNS_VERSION,
         skeleton=settings.skeleton,
         sources=tuple(source.record for source in sources),
         envelope=settings.envelope,
         encoding=settings.encoding,
         max_oversampling=settings.max_oversampling,
         rows_per_group=settings.rows_per_group,
-        shards=tuple(shards),
+        shards=FileTable.of(shards),
         tables=tuple(tables),
         counts=counts,
         rejects=dict(sorted(Counter(row["reason"] for row in rejects).items())),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from efafnet.models.skeleton import Skeleton
@@ -15,7 +17,7 @@ from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.reader import read_rows
-from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, REJECTS, CropStore
+from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, PERSONS, REJECTS, CropStore
 from efafnet.pipelines.drawing.poses import Picture, Strength, draw_person, encoded
 from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import HIDDEN, SIDES
@@ -24,6 +26,8 @@ from efafnet.platform import console, storage
 from efafnet.platform.mirror import is_address
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+_MOST_LOOKED_AT = 1_000_000
+"""Annotations that remarks are made of."""
 
 
 def run_inspect(config: InspectConfig) -> None:
@@ -42,7 +46,7 @@ def run_inspect(config: InspectConfig) -> None:
 
 def _tell_counts(store: CropStore) -> None:
     manifest, counts = store.manifest, store.manifest.counts
-    size = sum(record.bytes for record in (*manifest.shards, *manifest.tables))
+    size = manifest.shards.total_bytes + sum(record.bytes for record in manifest.tables)
     encoding = manifest.encoding
     stored = f"jpeg, quality {encoding.quality}" if encoding.format == "jpeg" else encoding.format
     inputs = ", ".join(str(size) for size in manifest.envelope.inputs)
@@ -70,43 +74,54 @@ def _envelope_text(store: CropStore) -> str:
 
 
 def _tell_sizes(store: CropStore) -> None:
-    table = store.columns(["box_xywh", "crop_width", "crop_height", "visibility"])
-    boxes = table["box_xywh"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
-    joints = table["visibility"].combine_chunks().flatten().to_numpy().reshape(len(boxes), -1)
-    pixels = table["crop_width"].to_numpy().astype(np.int64) * table["crop_height"].to_numpy()
-    rows = [
-        ("box width, px", *_spread(boxes[:, 2])),
-        ("box height, px", *_spread(boxes[:, 3])),
-        ("crop, 1000 px", *_spread(pixels / 1000)),
-        ("annotated joints", *_spread((joints > 0).sum(axis=1))),
-        ("hidden joints", *_spread((joints == 1).sum(axis=1))),
-    ]
+    names = ("box width, px", "box height, px", "crop, 1000 px", "annotated joints", "hidden joints")
+    found: dict[str, Counter[int]] = {name: Counter() for name in names}
+    for table in store.batches(PERSONS, ["box_xywh", "crop_width", "crop_height", "visibility"]):
+        boxes = table["box_xywh"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
+        joints = table["visibility"].combine_chunks().flatten().to_numpy().reshape(len(boxes), -1)
+        pixels = table["crop_width"].to_numpy().astype(np.int64) * table["crop_height"].to_numpy()
+        measured = (boxes[:, 2], boxes[:, 3], pixels / 1000, (joints > 0).sum(axis=1), (joints == 1).sum(axis=1))
+        for counts, values in zip(found.values(), measured, strict=True):
+            whole, times = np.unique(np.rint(values).astype(np.int64), return_counts=True)
+            counts.update(dict(zip(whole.tolist(), times.tolist(), strict=True)))
+    rows = [(name, *spread(counts)) for name, counts in found.items()]
     console.table(["per person", *("min" if p == 0 else "max" if p == 100 else f"{p} %" for p in _PERCENTILES)], rows)
 
 
-def _spread(values: npt.NDArray[np.number]) -> list[str]:
-    return [f"{value:.0f}" for value in np.percentile(values, _PERCENTILES)]
+def spread(counts: Mapping[int, int]) -> list[str]:
+    """Percentiles of whole numbers that occur ``counts`` times each."""
+    values = np.array(sorted(counts), np.int64)
+    ends = np.cumsum([counts[value] for value in values.tolist()])
+    places = np.array(_PERCENTILES) / 100 * (ends[-1] - 1)
+    low, high = (values[np.searchsorted(ends, place(places), side="right")] for place in (np.floor, np.ceil))
+    return [f"{value:.0f}" for value in low + (places % 1) * (high - low)]
 
 
 def _tell_rejects(store: CropStore) -> None:
     if not store.manifest.rejects:
         console.say("nothing was rejected")
         return
-    table = store.table(REJECTS)
-    rows = []
-    for reason, count in store.manifest.rejects.items():
-        first = table.filter(pc.equal(table["reason"], reason)).slice(0, 1).to_pylist()[0]
-        rows.append((reason, count, f"{first['file_name'] or ''}: {first['detail']}"))
+    first: dict[str, str] = {}
+    for table in store.batches(REJECTS, ["reason", "file_name", "detail"]):
+        for reason in set(table["reason"].unique().to_pylist()) - first.keys():
+            example = table.filter(pc.equal(table["reason"], reason)).slice(0, 1).to_pylist()[0]
+            first[reason] = f"{example['file_name'] or ''}: {example['detail']}"
+    rows = [(reason, count, first[reason]) for reason, count in store.manifest.rejects.items()]
     console.table(["left out", "count", "for example"], rows)
 
 
 def oddities(store: CropStore) -> list[str]:
-    """Conventions that most annotated persons seem to break, one sentence each."""
-    people = store.table(GROUND_TRUTH)
+    """Conventions that most annotated persons seem to break, one sentence each.
+
+    Of more than a million annotations every second, third, … is looked at.
+    """
+    people = _thinned(store, GROUND_TRUTH, ["image_id", "is_crowd", "box_xywh", "area", "keypoints"])
     people = people.filter(pc.invert(people["is_crowd"]))
     if not people.num_rows:
         return []
-    images = store.table(IMAGES).select(["image_id", "width", "height"])
+    theirs = people["image_id"].unique()
+    parts = store.batches(IMAGES, ["image_id", "width", "height"])
+    images = pa.concat_tables(part.filter(pc.is_in(part["image_id"], value_set=theirs)) for part in parts)
     place = pc.index_in(people["image_id"], value_set=images["image_id"].combine_chunks())
     sizes = [images[side].take(place).to_numpy(zero_copy_only=False) for side in ("width", "height")]
     keypoints = people["keypoints"].combine_chunks().flatten().to_numpy().reshape(people.num_rows, -1, 3)
@@ -121,6 +136,17 @@ def oddities(store: CropStore) -> list[str]:
     return [*odd_persons(persons, boxes_are_drawn=drawn), *odd_skeleton(store.skeleton)]
 
 
+def _thinned(store: CropStore, name: str, columns: Sequence[str]) -> pa.Table:
+    """Rows of a table, evenly, at most a million."""
+    parts, seen = [], 0
+    (total,) = (record.rows for record in store.manifest.tables if record.name == name)
+    step = max(1, -(-total // _MOST_LOOKED_AT))
+    for part in store.batches(name, columns):
+        parts.append(part.take(np.arange(-seen % step, part.num_rows, step)))
+        seen += part.num_rows
+    return pa.concat_tables(parts) if parts else store.table(name, columns)
+
+
 def _verify(store: CropStore) -> None:
     problems = store.verify()
     if problems:
@@ -130,7 +156,9 @@ def _verify(store: CropStore) -> None:
 
 def _draw(config: InspectConfig, store: CropStore) -> None:
     count = min(config.crops, store.num_persons)
-    rows = np.sort(philox.permutation(store.num_persons, 0, 0, philox.key_of("inspect", config.seed))[:count])
+    # A permutation of all rows would hold them all.
+    generator = np.random.default_rng(philox.key_of("inspect", config.seed))
+    rows = np.sort(generator.choice(store.num_persons, count, replace=False))
     envelope = store.manifest.envelope
     shown = AugmentationConfig(
         padding=envelope.padding,
@@ -142,8 +170,8 @@ def _draw(config: InspectConfig, store: CropStore) -> None:
     )
     wanted = shown if config.augmented else shown.without_variation()
     batch = read_rows(store, rows.tolist(), input_size=envelope.inputs[0], augmentation=wanted, seed=config.seed)
-    people = store.columns(["file_name", "person_id"])
-    names = [f"{people['file_name'][row]}, person {people['person_id'][row]}" for row in rows.tolist()]
+    people = store.rows(["file_name", "person_id"], rows.tolist()).to_pylist()
+    names = [f"{person['file_name']}, person {person['person_id']}" for person in people]
     kind = "augmented" if config.augmented else "as they are"
     title = f"{count} of {store.num_persons} persons of {store.location}, {kind}"
     path = config.sheet or _sheet_beside(config.store)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.envelope import Envelope
+from efafnet.pipelines.crops.file_table import FileRecord, Files, all_rows
 from efafnet.platform.configuration_help import field_models
 from efafnet.platform.mirror import is_address, read_remote
 from efafnet.platform.storage import sha256_json
@@ -23,6 +24,8 @@ GROUND_TRUTH = "ground_truth.parquet"
 IMAGES = "images.parquet"
 REJECTS = "rejects.parquet"
 FORMAT_VERSION = 1
+COLUMNS_VERSION = 2
+"""Of manifests that list their shards as columns; everything else is as in 1."""
 
 
 class Encoding(Settings):
@@ -63,21 +66,6 @@ class SourceRecord(Settings):
     """Whether images were taken as stored, or turned as their orientation tags say."""
 
 
-class FileRecord(Settings):
-    """One file of the store."""
-
-    name: str
-    """File name inside the store."""
-    rows: int
-    """Number of rows."""
-    bytes: int
-    """Size in bytes."""
-    sha256: str
-    """Digest of the file's bytes."""
-    footer_sha256: str | None = None
-    """Digest of its Parquet footer, which page check sums leave out; None in stores from before there was one."""
-
-
 class Counts(Settings):
     """What came in and what came out."""
 
@@ -112,7 +100,7 @@ class Manifest(Settings):
     """Pixels per input pixel above which crops were reduced."""
     rows_per_group: int
     """Rows of a Parquet row group; the last of a shard may be shorter."""
-    shards: tuple[FileRecord, ...]
+    shards: Files
     """Person shards in row order."""
     tables: tuple[FileRecord, ...]
     """The other tables."""
@@ -139,10 +127,9 @@ class Manifest(Settings):
 def content_digest(document: Mapping[str, Any]) -> str:
     """Digest of the content a manifest's ``document`` describes; of the groups of settings every key counts, known to
     this version or not."""
-    records = (*document["shards"], *document["tables"])
     content = {
         **{name: document[name] for name in ("format_version", "skeleton", "envelope", "encoding")},
-        "files": [[record["name"], record["rows"], record["sha256"]] for record in records],
+        "files": all_rows(document["shards"], document["tables"]),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -201,10 +188,10 @@ def parse_manifest(document: bytes, location: str | Path) -> Manifest:
     try:
         content = json.loads(document)
         version = content.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in (FORMAT_VERSION, COLUMNS_VERSION):
             raise ValueError(
-                f"crop store {location} has format version {version}, this code reads {FORMAT_VERSION}; "
-                "prepare it again"
+                f"crop store {location} has format version {version}, this code reads {FORMAT_VERSION} and "
+                f"{COLUMNS_VERSION}; prepare it again"
             )
         manifest = Manifest.model_validate(_known(Manifest, content))
         _check_digests(content)

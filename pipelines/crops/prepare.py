@@ -257,7 +257,7 @@ def _tell_noticed(sources: Sequence[Source], results: Sequence[ShardResult]) -> 
 
 def _tell(config: PrepareConfig, store: CropStore) -> None:
     manifest = store.manifest
-    size = sum(record.bytes for record in (*manifest.shards, *manifest.tables))
+    size = manifest.shards.total_bytes + sum(record.bytes for record in manifest.tables)
     console.say(
         f"{config.out}: {manifest.counts.persons} persons of {manifest.counts.images_read} images, "
         f"{manifest.skeleton.name}, {size / 1e6:.1f} MB, digest {manifest.digest[:12]}"

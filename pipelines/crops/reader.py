@@ -243,7 +243,7 @@ def window_groups(store: CropStore, wanted: int) -> int:
 
 
 def _group_bytes(store: CropStore) -> float:
-    return sum(shard.bytes for shard in store.manifest.shards) / len(store.row_groups)
+    return store.manifest.shards.total_bytes / len(store.row_groups)
 
 
 class TrainReader(_Reader):

@@ -12,8 +12,10 @@ Legend: K joints. Coordinates are in pixels of the original image.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops.file_table import FileRecord
 from efafnet.pipelines.crops.manifest import (
     GROUND_TRUTH,
     IMAGES,
     MANIFEST,
     REJECTS,
-    FileRecord,
     Manifest,
     file_sha256,
     footer_sha256,
@@ -42,6 +44,11 @@ from efafnet.platform.mounts import is_on_network
 from efafnet.platform.storage import UnreadableFileError, write_bytes
 
 __all__ = ["GROUND_TRUTH", "IMAGES", "PERSON_SCHEMA", "REJECTS", "CropStore", "GroundTruth", "Manifest", "RowGroups"]
+
+
+PERSONS = "persons"
+"""Name of the person shards for :meth:`CropStore.batches`."""
+_BATCH_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class RowGroups:
         return RowGroups(self.shard[groups], self.index[groups], np.cumsum(rows) - rows, rows)
 
     @classmethod
-    def of(cls, shard_rows: Sequence[int], rows_per_group: int) -> RowGroups:
+    def of(cls, shard_rows: Sequence[int] | npt.NDArray[np.int64], rows_per_group: int) -> RowGroups:
         """Groups of shards with ``shard_rows`` rows, each cut every ``rows_per_group`` rows."""
         # In whole arrays: a hundred million persons have millions of groups.
         totals = np.array(shard_rows, dtype=np.int64)
@@ -143,7 +150,7 @@ class CropStore:
         self._mirror = mirror
         self._nearby = _nearby(path, manifest) if mirror is None else None
         self._checked: set[str] = set()
-        self.row_groups = RowGroups.of([shard.rows for shard in manifest.shards], manifest.rows_per_group)
+        self.row_groups = RowGroups.of(manifest.shards.rows, manifest.rows_per_group)
 
     @classmethod
     def open(cls, location: str | Path, expect_skeleton: Skeleton | None = None) -> CropStore:
@@ -192,7 +199,7 @@ class CropStore:
     def _path(self, record: FileRecord) -> Path:
         if self._mirror is not None:
             return self._mirror.fetch(record.name, record.bytes, record.sha256)
-        if self._nearby is not None and record in self.manifest.shards:
+        if self._nearby is not None and record not in self.manifest.tables:
             try:
                 return self._nearby.fetch(record.name, record.bytes, record.sha256)
             except OSError as error:
@@ -221,6 +228,27 @@ class CropStore:
         schema = person_schema(self.skeleton.num_joints)
         empty = pa.schema([schema.field(name) for name in names]).empty_table()
         return pa.concat_tables(parts) if parts else empty
+
+    def rows(self, names: Sequence[str], rows: Sequence[int]) -> pa.Table:
+        """The person columns ``names`` of some rows, in the order given; reads the row groups that hold them."""
+        groups, parts = self.row_groups, []
+        for row, group in zip(rows, groups.group_of(np.array(rows, np.int64)).tolist(), strict=True):
+            path = self.file(self.manifest.shards[int(groups.shard[group])])
+            with _opened(path) as file:
+                held = file.read_row_group(int(groups.index[group]), columns=list(names))
+            parts.append(held.slice(row - int(groups.first_row[group]), 1))
+        return pa.concat_tables(parts)
+
+    def batches(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """One of the tables IMAGES, GROUND_TRUTH, REJECTS a part at a time, or the person shards by :data:`PERSONS`.
+
+        What is held does not grow with the number of rows. Raises UnreadableFileError as reading all does.
+        """
+        records = self.manifest.shards if name == PERSONS else [r for r in self.manifest.tables if r.name == name]
+        for record in records:
+            with _opened(self.file(record)) as file:
+                for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
+                    yield pa.table(batch)
 
     @property
     def has_head_sizes(self) -> bool:
@@ -262,8 +290,20 @@ def _read(path: Path, names: Sequence[str] | None = None) -> pa.Table:
     Raises UnreadableFileError where it is damaged, or cannot be read at present.
     """
     columns = None if names is None else list(names)
-    try:
+    with _damage_told(path):
         return pq.read_table(path, columns=columns, page_checksum_verification=True, memory_map=False)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    with _damage_told(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield file
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UnreadableFileError(
@@ -272,12 +312,15 @@ def _read(path: Path, names: Sequence[str] | None = None) -> pa.Table:
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
-    for record in (*manifest.shards, *manifest.tables):
-        file = path / record.name
-        size = file.stat().st_size if file.is_file() else None
-        if size != record.bytes:
-            found = "is missing" if size is None else f"has {size} bytes instead of {record.bytes}"
-            raise ValueError(f"crop store {path}: {record.name} {found}; prepare the store again")
+    # One pass over the directory: asking for each of many files by its path takes several times as long.
+    with os.scandir(path) as entries:
+        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+    shards, tables = manifest.shards, manifest.tables
+    wanted = chain(zip(shards.names, shards.sizes_bytes.tolist(), strict=True), ((r.name, r.bytes) for r in tables))
+    for name, size in wanted:
+        if sizes.get(name) != size:
+            found = f"has {sizes[name]} bytes instead of {size}" if name in sizes else "is missing"
+            raise ValueError(f"crop store {path}: {name} {found}; prepare the store again")
 
 
 def _nearby(path: Path, manifest: Manifest) -> Mirror | None:
