@@ -59,10 +59,15 @@ RAY_PLACES = {
     "pipelines/search/searcher.py": "Tune's searcher and scheduler",
     "pipelines/search/trial.py": "a trial",
     "pipelines/search/tune.py": "the launch of a search",
-    "pipelines/doctor.py": "what is there",
     "pipelines/fabric.py": "the network between the nodes",
-    "pipelines/demo.py": "the whole road",
 }
+RAY_LIBRARIES = {
+    "ray.data": ("pipelines/crops/", "pipelines/evaluation/", "pipelines/prediction/"),
+    "ray.train": ("pipelines/training/",),
+    "ray.tune": ("pipelines/search/",),
+    "ray.serve": ("pipelines/serving/",),
+}
+"""Which part uses which of Ray's libraries: bulk work, a run, a search, serving. Ray itself is asked by more."""
 BARE = (
     "efafnet.models.network",
     "efafnet.pipelines.crops.batch",
@@ -242,7 +247,17 @@ def test_platform_knows_nothing_of_pose() -> None:
 
 def test_ray_appears_in_marked_places_only() -> None:
     found = {relative(path) for path in modules() if any(name.partition(".")[0] == "ray" for name, _ in imports(path))}
-    assert found <= set(RAY_PLACES), found - set(RAY_PLACES)
+    assert found == set(RAY_PLACES)
+
+
+@pytest.mark.parametrize(("library", "parts"), RAY_LIBRARIES.items())
+def test_each_library_of_ray_has_one_part_that_uses_it(library: str, parts: tuple[str, ...]) -> None:
+    users = [
+        relative(path) for path in modules() if any(f"{name}.".startswith(f"{library}.") for name, _ in imports(path))
+    ]
+    strangers = [user for user in users if not user.startswith(parts) and user != "platform/ray_private.py"]
+    assert users, f"nothing uses {library}"
+    assert not strangers, f"{strangers} import {library}; only {parts} do"
 
 
 def test_platform_imports_ray_and_mlflow_only_when_asked() -> None:
