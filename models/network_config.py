@@ -105,6 +105,21 @@ class NetworkConfig(Settings):
         return self.ffm and self.ffm_order == "around_decoder"
 
     @property
+    def short_name(self) -> str:
+        """A name for titles and registered models, like efafnet-r50; sbn-r50 for the simple baseline."""
+        return f"{'sbn' if self.is_baseline else 'efafnet'}-{self.encoder.replace('resnet', 'r')}"
+
+    @property
+    def in_words(self) -> str:
+        """The network in a few words."""
+        return f"{'simple baseline' if self.is_baseline else 'efafnet'} on {self.encoder}"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing of EFAFNet is left in it: a simple baseline."""
+        return self.fam == self.fsm == "none" and not self.ffm
+
+    @property
     def heatmap_stride(self) -> int:
         """Input pixels per heatmap pixel: 4, or 1 where DUC goes on to the full size."""
         return 1 if self.head == "deconvolution_duc" else 4
@@ -143,6 +158,16 @@ class HRNetConfig(Settings):
         return self
 
     @property
+    def short_name(self) -> str:
+        """A name for titles and registered models, like hrnet-w32."""
+        return f"hrnet-w{self.width}"
+
+    @property
+    def in_words(self) -> str:
+        """The network in a few words."""
+        return f"hrnet of width {self.width}"
+
+    @property
     def heatmap_stride(self) -> int:
         """Input pixels per heatmap pixel."""
         return 4
@@ -157,6 +182,16 @@ class HourglassConfig(Settings):
     """Hourglasses in a row; each has heatmaps of its own, those of the earlier ones are the auxiliary heads."""
     width: int = Field(default=256, ge=8, multiple_of=4)
     """Channels throughout."""
+
+    @property
+    def short_name(self) -> str:
+        """A name for titles and registered models, like hourglass8."""
+        return f"hourglass{self.stacks}"
+
+    @property
+    def in_words(self) -> str:
+        """The network in a few words."""
+        return f"hourglass of {self.stacks} stacks"
 
     @property
     def heatmap_stride(self) -> int:

@@ -26,7 +26,7 @@ def run_presets(_config: PresetsConfig) -> None:
         config, sentence = resolve(TrainConfig, load_preset(name)), sentence_of(name)
         cost = cost_of(name, config)
         figure = re.search(r"AP (\d+\.\d)", sentence)
-        facts = [_network(config), str(config.input)]
+        facts = [config.network.in_words, str(config.input)]
         facts += [f"published AP {figure[1]}"] if figure else []
         facts += [f"{cost.params_m:.1f} M parameters", f"{cost.gmac:.2f} GMAC a crop"] if cost else []
         facts += [f"{config.epochs:g} epochs of batch {config.batch_size}"]
@@ -56,11 +56,3 @@ def cost_of(name: str, config: TrainConfig) -> Cost | None:
         if known.network == config.network and known.input == config.input:
             return known_cost(known.name, joints)
     return None
-
-
-def _network(config: TrainConfig) -> str:
-    network = config.network
-    if network.kind == "efafnet":
-        plain = network.fam == network.fsm == "none" and not network.ffm
-        return f"{'simple baseline' if plain else 'efafnet'} on {network.encoder}"
-    return f"hrnet of width {network.width}" if network.kind == "hrnet" else f"hourglass of {network.stacks} stacks"

@@ -12,7 +12,7 @@ import pytest
 from efafnet.pipelines.training.context import Status
 from efafnet.pipelines.training.description import describe_run
 from efafnet.pipelines.training.inputs import open_inputs
-from efafnet.pipelines.training.introduction import conclude, introduce, network_name, next_commands
+from efafnet.pipelines.training.introduction import conclude, introduce, next_commands
 from efafnet.pipelines.training.monitor import best_metrics, outcome_of, status_text
 from efafnet.pipelines.training.ray_worker import STATUS, StatusFile, read_status
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
@@ -64,7 +64,7 @@ def test_a_run_without_validation_is_warned_of(tmp_path: Path, capsys: pytest.Ca
     ],
 )
 def test_networks_are_named_after_what_they_are(tmp_path: Path, settings: list[str], name: str) -> None:
-    assert network_name(config_of(tmp_path, *settings).network) == name
+    assert config_of(tmp_path, *settings).network.short_name == name
 
 
 PROGRESS = Progress(

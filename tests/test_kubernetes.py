@@ -15,7 +15,7 @@ from efafnet.platform.configuration import apply_overrides, load_preset, resolve
 from tests.deploy_cases import DEPLOY, INSTALLED_FROM, ROOT, folders, oldest_python, pins
 
 FOLDER = DEPLOY / "kubernetes"
-IMAGE = "REPLACE/efafnet:0.1.0"
+IMAGE = "REPLACE/efafnet:0.2.0"
 
 
 def documents() -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.introduction import network_name, network_text, store_text
+from efafnet.pipelines.training.introduction import network_text, store_text
 from efafnet.platform.mlflow_pages import description
 from efafnet.platform.provenance import code_version, command_line
 
@@ -18,7 +18,7 @@ SETTINGS = "config.yaml"
 
 def model_name(config: TrainConfig) -> str:
     """A trained network's name in MLflow: ``efafnet-r50-256x192``."""
-    return f"{network_name(config.network)}-{config.input}"
+    return f"{config.network.short_name}-{config.input}"
 
 
 def describe_run(config: TrainConfig, inputs: Inputs, run_id: str, about: str = "") -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from efafnet.models.cost import parameters_and_multiply_adds
-from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.bootstrap import Interval
 from efafnet.pipelines.evaluation.config import ScoringConfig
@@ -68,15 +67,7 @@ def network_text(config: TrainConfig, inputs: Inputs) -> str:
     parameters, multiply_adds = parameters_and_multiply_adds(config.network, skeleton.num_joints, config.input)
     size = f"{parameters / 1e6:.2f} M parameters, {multiply_adds / 1e9:.3g} GMAC a crop"
     joints = f"{skeleton.num_joints} joints of {skeleton.name}"
-    return f"{network_name(config.network)} at {config.input} (height x width), {size}; {joints}"
-
-
-def network_name(network: AnyNetworkConfig) -> str:
-    """A network's short name: efafnet-r50, hrnet-w32, hourglass8."""
-    if network.kind == "efafnet":
-        plain = network.fam == network.fsm == "none" and not network.ffm
-        return f"{'sbn' if plain else 'efafnet'}-{network.encoder.replace('resnet', 'r')}"
-    return f"hrnet-w{network.width}" if network.kind == "hrnet" else f"hourglass{network.stacks}"
+    return f"{config.network.short_name} at {config.input} (height x width), {size}; {joints}"
 
 
 def _length_text(config: TrainConfig, inputs: Inputs) -> str:
