@@ -94,6 +94,16 @@ def corrected(command: Command, option: str, words: list[str]) -> str:
     return f"unknown option {option}; settings are written without dashes: {fix}"
 
 
+def check_given(command: Command, tree: Tree) -> None:
+    """Raise UsageError for an argument that is neither given nor has a default; it shows how the command is written."""
+    from efafnet.platform.configuration import describe
+
+    rows = {row.key: row for row in describe(command.settings())}
+    for name in command.positional:
+        if name in rows and rows[name].default == "required" and name not in tree:
+            raise UsageError(f"{name.upper()} is missing: {command.usage()}; {name}: {rows[name].text}")
+
+
 # ---- arguments in another order
 
 

@@ -95,12 +95,14 @@ def _command(name: str) -> Command:
 
 
 def _run(command: Command, words: list[str], *, print_only: bool) -> int:
-    from efafnet.pipelines.arguments import base_tree
+    from efafnet.pipelines.arguments import base_tree, check_given
     from efafnet.platform.configuration import absolute_paths, apply_overrides, resolve, to_yaml, whole_keys
 
     tree, source, overrides = base_tree(command, words)
     model = command.settings()
-    config = absolute_paths(resolve(model, apply_overrides(tree, whole_keys(overrides, model)), source))
+    whole = apply_overrides(tree, whole_keys(overrides, model))
+    check_given(command, whole)
+    config = absolute_paths(resolve(model, whole, source))
     if print_only:
         console.say(to_yaml(config).rstrip())
         return 0

@@ -23,6 +23,7 @@ from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform import console, machine
 from efafnet.platform.configuration import absolute_paths
 from efafnet.platform.interruption import told, was_terminated
+from efafnet.platform.mlflow_pages import TRAINING_VIEW, UI
 from efafnet.platform.storage import make_directory, read_json, write_json
 
 _RECORD = "demo.json"
@@ -292,7 +293,8 @@ def tell(config: DemoConfig, done: Sequence[dict[str, Any]]) -> None:
     console.say(f"pictures:  {out}/evaluation/best.jpg, worst.jpg, errors.png; the people: {out}/people/images/val")
     console.say(f"report:    {out}/report.html")
     console.say(f"best trial as a preset:  efafnet train {out}/runs/search/best.yaml")
-    console.say(f"MLflow:    mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db")
+    console.say(f"MLflow:    {UI}/#/experiments/1/runs?{TRAINING_VIEW} "
+                f"after: mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db")  # fmt: skip
 
 
 def _processor() -> str:

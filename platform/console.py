@@ -69,12 +69,20 @@ def open_streams() -> None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
+class _Console(Console):
+    """Rich's console, but a reader that goes away (head, less) is the caller's to hear of: rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what the stream raised."""
+        raise
+
+
 def _console(*, stderr: bool) -> Console:
     """Make a console on the CURRENT stream: pytest and Ray replace ``sys.stdout`` while the program runs."""
     stream = sys.stderr if stderr else sys.stdout
     told = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() or told.isdigit() else LOG_WIDTH
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def say(message: object = "", *, style: str | None = None) -> None:

@@ -29,6 +29,7 @@ from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet
 from efafnet.pipelines.training.recording import log_cost, of_children
 from efafnet.platform.consumption import Consumption
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.mlflow_pages import TRAINING_VIEW
 from efafnet.platform.tracking import create_run, dataset_input, finish_run, prepare_tracking
 
 BASE = {"name": "x", "optimizer": {"lr": 0.001}, "loss": {"kind": "mse"}, "seed": 0, "data": {"train": "a"}}
@@ -436,15 +437,14 @@ def test_every_run_says_where_it_comes_from(store: Store, monkeypatch: pytest.Mo
     runs = store.runs()
     rows = origin_table(runs, "http://here:1").rows
     assert [row.cells[1].link for row in rows] == [
-        f"http://here:1/#/experiments/{run.experiment_id}/runs/{run.run_id}" for run in runs
+        f"http://here:1/#/experiments/{run.experiment_id}/runs/{run.run_id}?{TRAINING_VIEW}" for run in runs
     ]
     assert [row.cells[5].text for row in rows] == ["efafnet train 'name=my run'"] * 2
     assert [cell.text for cell in rows[1].cells[3:5]] == ["n1", "01234567+"]
     out = store.place / "page.html"
     run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
-    assert (
-        f'href="http://127.0.0.1:5000/#/experiments/{runs[0].experiment_id}/runs/{runs[0].run_id}"' in out.read_text()
-    )
+    page = f"http://127.0.0.1:5000/#/experiments/{runs[0].experiment_id}/runs/{runs[0].run_id}?{TRAINING_VIEW}"
+    assert f'href="{page}"' in out.read_text()
     assert f"mlflow ui --backend-store-uri {store.uri} --port 5000" in out.read_text()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from efafnet.pipelines.report.data import RunData, differing
 from efafnet.pipelines.search.naming import short_names, short_value
+from efafnet.platform.mlflow_pages import TRAINING_VIEW
 from efafnet.platform.provenance import COMMAND_TAG
 
 MAX_SETTINGS = 16
@@ -156,7 +157,7 @@ def origin_table(runs: Sequence[RunData], ui: str) -> Table:
 
 def _address(run: RunData, ui: str) -> str:
     """Where MLflow shows a run."""
-    return f"{ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    return f"{ui}/#/experiments/{run.experiment_id}/runs/{run.run_id}?{TRAINING_VIEW}"
 
 
 def _commit(run: RunData) -> str:

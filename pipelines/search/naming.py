@@ -8,6 +8,8 @@ from typing import Any
 
 SYMBOLS = {"loss.hard_joints": "R"}
 """Settings that papers know by a letter."""
+_UNREAD = {"loss.hard_joints": ("loss.kind", "mse")}
+"""Settings that are not read where another has that value."""
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -39,4 +41,10 @@ def short_value(value: Any) -> str:
 def describe(settings: Mapping[str, Any], searched: Iterable[str]) -> str:
     """What a trial's settings are, of those that are searched: ``lr=0.00312 loss=ohkm R=7``."""
     names = short_names(searched)
-    return " ".join(f"{names[key]}={short_value(value)}" for key, value in settings.items() if key in names)
+    shown = {key: value for key, value in settings.items() if key in names and not _unread(key, settings)}
+    return " ".join(f"{names[key]}={short_value(value)}" for key, value in shown.items())
+
+
+def _unread(key: str, settings: Mapping[str, Any]) -> bool:
+    switch, value = _UNREAD.get(key, ("", None))
+    return switch in settings and settings[switch] == value
