@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from efafnet.models.skeleton import COCO_17, pairs_by_name
+from efafnet.pipelines.evaluation.columns import detections, truth
 from efafnet.pipelines.formats import values
 from efafnet.pipelines.formats.annotations import Annotations
 from efafnet.pipelines.formats.categories import Chosen
@@ -340,6 +341,27 @@ def test_results_as_others_write_them() -> None:
     assert (read.image_id.tolist(), read.score.tolist()) == ([1, 1], [0.5, 0.5])
     assert (read.keypoints == 1.5).all()
     assert read.box_xywh_px is None
+
+
+def test_results_by_name_are_those_by_number() -> None:
+    content = {
+        "images": [{"id": 7 + n, "file_name": name} for n, name in enumerate(("a/frame_1.jpg", "b/x.jpg", "c/x.jpg"))],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 1, 9, 9], "keypoints": [2, 2, 2] * 17},
+        ],
+        "categories": [{"id": 3, "name": "person", "keypoints": list(COCO_17.joints)}],
+    }  # fmt: skip
+    reference = truth(content)
+    plain = _result(image_id=7, category_id=3)
+    expected = detections([plain], reference)
+    for image in ("a/frame_1.jpg", "frame_1.jpg", "frame_1", "007"):
+        named = [_result(image_id=image, category_id="person")]
+        assert detections(named, reference).image.tolist() == expected.image.tolist() == [0]
+        assert named[0]["image_id"] == image, "what was given is not changed"
+    with pytest.raises(ValueError, match=r"got 'x' and 0.5: .*no single image of the annotations is called so"):
+        detections([_result(image_id="x", category_id=3)], reference)
+    with pytest.raises(ValueError, match="category 'car' is not the person category, 3"):
+        detections([_result(image_id=7, category_id="car")], reference)
 
 
 @pytest.mark.parametrize(

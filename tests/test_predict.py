@@ -21,7 +21,7 @@ from efafnet.pipelines.prediction import PosePredictor, work
 from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.person_boxes import Boxes
 from efafnet.pipelines.prediction.predict import Prediction, run_predict
-from efafnet.pipelines.prediction.sources import find_sources, read_video
+from efafnet.pipelines.prediction.sources import UnreadableError, find_sources, read_video
 from efafnet.platform.configuration import resolve
 from tests import crop_data, prediction_cases
 
@@ -134,13 +134,19 @@ def test_a_cut_video_is_told_and_its_frames_are_kept(
 ) -> None:
     video = prediction_cases.write_video(tmp_path / "walk.avi", frames=20)
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    done = _predict(place, tmp_path / "out", video, boxes="whole_image", tracking={"enabled": False})
+    settings: dict[str, Any] = {"boxes": "whole_image", "tracking": {"enabled": False}}
+    done = _predict(place, tmp_path / "out", video, skip_unreadable=True, **settings)
     assert 5 < done.num_images == len(done.images) < 15
     assert not any("track_id" in result for result in done.results)
     assert not (tmp_path / "out" / "people.csv").exists()
     [remark] = _read(tmp_path / "out" / "images.json")["info"]["remarks"]
     assert f"read {done.num_images} of 20 frames" in remark
     assert "the file may be cut" in " ".join(capsys.readouterr().err.split())
+    # The same without leave to skip: all is written, and the command fails.
+    out, strict = tmp_path / "out", tmp_path / "strict"
+    with pytest.raises(UnreadableError, match=r"the file may be cut\. What can be read is in .*strict; skip_unre"):
+        _predict(place, strict, video, **settings)
+    assert (strict / "predictions.json").read_bytes() == (out / "predictions.json").read_bytes()
 
 
 def test_images_and_videos_together_have_ids_of_their_own(place: Path, tmp_path: Path) -> None:
@@ -169,13 +175,19 @@ def test_pictures_of_phones_are_looked_at_upright(
 def test_a_detector_looks_where_no_boxes_are_given(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    batches: list[int] = []
+
     class Detector:
         def __init__(self, config: Any, _device: Any) -> None:
             assert config.weights == tmp_path / "w.pth"
 
-        def __call__(self, image: np.ndarray[Any, Any]) -> Boxes:
-            assert image.shape == (160, 200, 3)
-            return Boxes.of([((5.5, 6.0, 50.0, 90.0), 0.75)] if image[0, 0, 0] > threshold else [])
+        batch_size = 3
+
+        def together(self, images: list[np.ndarray[Any, Any]]) -> list[Boxes]:
+            batches.append(len(images))
+            assert {image.shape for image in images} == {(160, 200, 3)}
+            box = ((5.5, 6.0, 50.0, 90.0), 0.75)
+            return [Boxes.of([box] if image[0, 0, 0] > threshold else []) for image in images]
 
     firsts = [crop_data.read_picture(path)[0, 0, 2] for path in sorted((place / "images").iterdir())]
     threshold = sorted(firsts)[1]
@@ -184,6 +196,7 @@ def test_a_detector_looks_where_no_boxes_are_given(
     # Boxes of a detector are not clipped, and images without anybody are there all the same.
     assert [r["bbox"] for r in done.results] == [[5.5, 6.0, 50.0, 90.0]] * sum(first > threshold for first in firsts)
     assert len(done.images) == 4
+    assert batches == [3, 1]
     threshold = 255
     _predict(place, tmp_path / "nobody", boxes=None, detector={"weights": tmp_path / "w.pth"})
     assert _read(tmp_path / "nobody" / "predictions.json") == []

@@ -13,7 +13,7 @@ from torchvision.models import get_model  # type: ignore[import-untyped]
 
 from efafnet.models.network import build_network
 from efafnet.pipelines.prediction.config import DetectorConfig
-from efafnet.pipelines.prediction.detector import PersonDetector
+from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from tests import crop_data, prediction_cases
 
 SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"
@@ -49,6 +49,24 @@ def test_persons_of_a_picture_by_falling_score(seer: Path) -> None:
     assert (top + height).max() <= 160
     assert (left + width).max() > 160, "corners were not turned into widths"
     assert len(PersonDetector(_config(seer, min_score=1.0), CPU)(image).scores) == 0
+
+
+def test_pictures_together_are_those_alone(seer: Path) -> None:
+    detector = PersonDetector(_config(seer, batch_size=4), CPU)
+    assert (detector.batch_size, PersonDetector(_config(seer), CPU).batch_size) == (4, 1)
+    images = [crop_data.picture(200, 160, n) for n in range(3)]
+    for image, found in zip(images, detector.together(images), strict=True):
+        alone = detector(image)
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
+        np.testing.assert_allclose(found.xywh_px, alone.xywh_px, atol=0.05)
+
+
+def test_batches_hold_neighbours_of_one_shape() -> None:
+    a, b = np.zeros((2, 3, 3), np.uint8), np.zeros((3, 2, 3), np.uint8)
+    items = [(0, a), (1, a), (2, a), (3, b), (4, a), (5, None), (6, a), (7, a)]
+    batches = [[number for number, _ in batch] for batch in in_batches(items, lambda item: item[1], 2)]
+    assert batches == [[0, 1], [2], [3], [4], [5], [6, 7]]
+    assert list(in_batches([], lambda item: item, 2)) == []
 
 
 def test_weights_of_another_kind(seer: Path, tmp_path: Path) -> None:

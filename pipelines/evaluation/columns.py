@@ -17,8 +17,9 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import Annotations
 from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 from efafnet.pipelines.formats.coco import parse_coco
+from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.rejects import explained
-from efafnet.pipelines.formats.results import parse_results
+from efafnet.pipelines.formats.results import Names, parse_results
 
 if TYPE_CHECKING:
     from efafnet.pipelines.crops.store import GroundTruth
@@ -57,6 +58,8 @@ class Truth:
     """float64 (I,), CrowdPose's crowding of each image; NaN where not given."""
     category_ids: tuple[int, ...] = ()
     """Categories that results may name; none for ``category_id`` alone."""
+    names: Names | None = None
+    """What results may call images and categories instead of by their ids; None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def truth_of(content: Annotations) -> Truth:
         category_id=min(content.category_ids),
         crowd_index=np.array([crowding[int(i)] for i in image_ids], np.float64),
         category_ids=tuple(sorted(content.category_ids)),
+        names=Names(ImageTable.of(content.images), {name: i for i, name in reversed(content.category_names.items())}),
     )
 
 
@@ -154,6 +158,8 @@ def detections(results: Sequence[Mapping[str, Any]], truth: Truth, *, area_from_
     one. Raises ValueError naming the first entries with a missing field, an unknown image, another category, another
     number of joints, or NaN or infinity.
     """
+    if truth.names is not None:
+        results = truth.names.numbered(results)
     found = parse_results(results, truth.skeleton, truth.category_ids or (truth.category_id,), boxed=area_from_box)
     image = index_of_images(found.image_id, truth, "results entry")
     # What diverged is as wrong at 1e100 px as at 1e308, whose square is no number.

@@ -76,8 +76,8 @@ def run_score(config: ScoreConfig) -> None:
 
 def score(config: ScoreConfig) -> Scored:
     """The figures of a results file. Raises ValueError or OSError for files that do not fit, naming entry and value."""
-    results = read_results(config.predictions)
     reference = read_reference(config.annotations, config.format, config.skeleton, config.categories)
+    results = _read_results(config.predictions, reference.truth)
     whole, chosen = reference.truth, chosen_images(config.images, results, reference.truth)
     if len(chosen) < len(whole.image_ids):
         reference = replace(reference, truth=part_of(whole, chosen))
@@ -94,7 +94,7 @@ def score(config: ScoreConfig) -> Scored:
         raise ValueError(f"{config.predictions}: {error}") from error
     if config.detections is None:
         return scored
-    boxes = within(read_results(config.detections), chosen, whole, str(config.detections))
+    boxes = within(_read_results(config.detections, whole), chosen, whole, str(config.detections))
     try:
         scored.figures.update(box_figures(boxes, reference.truth))
     except ValueError as error:
@@ -102,11 +102,17 @@ def score(config: ScoreConfig) -> Scored:
     return scored
 
 
+def _read_results(path: Path, truth: Truth) -> list[dict[str, Any]]:
+    """Results with the ids of images and categories, also where the file gives their names."""
+    entries = read_results(path)
+    return entries if truth.names is None else truth.names.numbered(entries)
+
+
 def _others(config: ScoreConfig, chosen: NDArray[np.int64], whole: Truth) -> list[dict[str, Any]] | None:
     """The results to compare with, on the chosen images."""
     if config.against is None:
         return None
-    return within(read_results(config.against), chosen, whole, str(config.against))
+    return within(_read_results(config.against, whole), chosen, whole, str(config.against))
 
 
 def _tell_part(config: ScoreConfig, part: Truth, whole: Truth) -> None:

@@ -59,6 +59,8 @@ class Annotations:
     """What a user should be told."""
     category_ids: frozenset[int] = frozenset({1})
     """The file's categories that are persons."""
+    category_names: dict[int, str] = field(default_factory=dict)
+    """Of every category of the file."""
     left_out: str = ""
     """How many annotations have which other categories, in words; empty where none has."""
 

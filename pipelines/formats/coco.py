@@ -60,6 +60,7 @@ def parse_coco(
         "coco",
         [*remarks, *reader.remarks],
         chosen.numbers,
+        chosen.names,
         reader.left_out,
     )
 

@@ -5,7 +5,7 @@ Legend: D predictions, K joints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.rejects import EXAMPLES
 from efafnet.pipelines.formats.values import integer, no_integer, number, number_rows, shown
 
@@ -29,6 +30,33 @@ class Results:
     """float64 (D,)."""
     box_xywh_px: NDArray[np.float64] | None
     """float64 (D, 4); None where they were not asked for."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What results may call the images and the categories of annotations."""
+
+    images: ImageTable
+    categories: Mapping[str, int]
+
+    def numbered(self, entries: Iterable[Mapping[str, Any]]) -> list[Any]:
+        """The entries with ids where they have names, as detections may have them too; what is unknown is left."""
+        return [self._numbered(entry) if _is_named(entry) else entry for entry in entries]
+
+    def _numbered(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        changed = dict(entry)
+        image, category = entry.get("image_id"), entry.get("category_id")
+        if isinstance(image, str) and (found := self.images.find(image)) is not None:
+            changed["image_id"] = found.image_id
+        if isinstance(category, str) and integer(category) is None:
+            changed["category_id"] = self.categories.get(category, category)
+        return changed
+
+
+def _is_named(entry: Any) -> bool:
+    if not isinstance(entry, Mapping):
+        return False
+    return isinstance(entry.get("image_id"), str) or isinstance(entry.get("category_id"), str)
 
 
 def parse_results(
@@ -100,7 +128,9 @@ def _problem(row: Mapping[str, Any], skeleton: Skeleton, categories: Sequence[in
         return f"category {shown(row['category_id'])} is not the person category, {wanted}"
     image_id, score, keypoints = row["image_id"], row["score"], _flat(row["keypoints"])
     if integer(image_id) is None:
-        return f"image_id and score must be numbers; got {shown(image_id)} and {shown(score)}: {no_integer(image_id)}"
+        unnamed = "; no single image of the annotations is called so" if isinstance(image_id, str) else ""
+        got = f"got {shown(image_id)} and {shown(score)}: {no_integer(image_id)}{unnamed}"
+        return f"image_id and score must be numbers; {got}"
     if not isinstance(keypoints, list):
         return f"keypoints must be a list; got {shown(keypoints)}"
     needed = 3 * skeleton.num_joints

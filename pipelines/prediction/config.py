@@ -27,6 +27,9 @@ class DetectorConfig(Settings):
     cache of an earlier download. Without boxes from a file this is needed."""
     min_score: float = Field(default=0.5, ge=0, le=1)
     """Confidence below which a detection is no person. For measuring AP take 0.05."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Most pictures that go through the detector together; only such of one size, one after the other, as a video's
+    frames are. auto: 8 on a GPU, 1 on a CPU, where more only take memory."""
 
 
 class TrackingConfig(Settings):
@@ -94,7 +97,7 @@ class PredictConfig(Settings):
     pixels. Videos keep their size with auto."""
     skip_unreadable: bool = False
     """Leave out files that cannot be read, with a warning, instead of stopping at the first. A video that ends early is
-    predicted as far as it goes, with a warning, either way."""
+    predicted as far as it goes, with a warning, either way; without this the command then fails once all is written."""
     workers: ActorsConfig = ActorsConfig(count=0)
     """Who predicts: this process, or workers=N of Ray that share the files, a video as a whole."""
 

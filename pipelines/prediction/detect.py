@@ -21,7 +21,8 @@ from efafnet.pipelines.evaluation.columns import Truth, truth, truth_of
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.prediction.config import DetectConfig
-from efafnet.pipelines.prediction.detector import PersonDetector
+from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
+from efafnet.pipelines.prediction.person_boxes import Boxes
 from efafnet.pipelines.prediction.stages import ahead
 from efafnet.platform import console
 from efafnet.platform.provenance import code_version
@@ -130,23 +131,35 @@ def _results(config: DetectConfig, images: ImageSet, detector: PersonDetector) -
     unreadable = 0
     pictures = ahead(_pictures(images), 2)
     with console.progress("detecting", len(images.names), unit="pictures") as advance, closing(pictures):
-        for image_id, picture in pictures:
-            advance(1)
-            if isinstance(picture, str):
+        for together in in_batches(pictures, _pixels, detector.batch_size):
+            advance(len(together))
+            [(image_id, first), *_] = together
+            if isinstance(first, str):
                 if not config.skip_unreadable:
-                    raise ValueError(f"{picture}; mend it, or leave out all such with skip_unreadable=true")
+                    raise ValueError(f"{first}; mend it, or leave out all such with skip_unreadable=true")
                 unreadable += 1
-                console.warn(picture)
+                console.warn(first)
                 continue
-            found = detector(picture)
-            for box, score in zip(found.xywh_px.tolist(), found.scores.tolist(), strict=True):
-                results.append({
-                    "image_id": image_id, "category_id": images.category_id,
-                    "bbox": [round(value, 3) for value in box], "score": round(score, 6),
-                })  # fmt: skip
+            shown = [picture for _, picture in together if not isinstance(picture, str)]
+            for (image_id, _), found in zip(together, detector.together(shown), strict=True):
+                results += _entries(found, image_id, images.category_id)
     if unreadable == len(images.names):
         raise ValueError(f"none of the {unreadable} images of {config.source} can be read; nothing was written")
     return results
+
+
+def _pixels(item: tuple[int, NDArray[np.uint8] | str]) -> NDArray[np.uint8] | None:
+    return None if isinstance(item[1], str) else item[1]
+
+
+def _entries(found: Boxes, image_id: int, category_id: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "image_id": image_id, "category_id": category_id,
+            "bbox": [round(value, 3) for value in box], "score": round(score, 6),
+        }
+        for box, score in zip(found.xywh_px.tolist(), found.scores.tolist(), strict=True)
+    ]  # fmt: skip
 
 
 def _pictures(images: ImageSet) -> Iterator[tuple[int, NDArray[np.uint8] | str]]:

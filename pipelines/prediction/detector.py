@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +15,37 @@ from efafnet.models.initialisation import read_weights
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.person_boxes import Boxes
 
+T = TypeVar("T")
+
 _PERSON = 1
 """COCO's person among the detector's classes."""
 
 
+_TOGETHER_ON_GPU = 8
+
+
+def in_batches(items: Iterable[T], image_of: Callable[[T], NDArray[np.uint8] | None], size: int) -> Iterator[list[T]]:
+    """The items in order, up to ``size`` together whose images follow each other and have one shape.
+
+    Of one shape, because a batch is padded to its largest picture, which moves what is found in the others. An item
+    without an image is alone.
+    """
+    waiting: list[T] = []
+    shape: tuple[int, ...] | None = None
+    for item in items:
+        image = image_of(item)
+        own = None if image is None else image.shape
+        if waiting and (own is None or own != shape or len(waiting) == size):
+            yield waiting
+            waiting = []
+        waiting.append(item)
+        shape = own
+    if waiting:
+        yield waiting
+
+
 class PersonDetector:
-    """Finds persons in one picture at a time."""
+    """Finds persons in one picture, or in several of one size at a time."""
 
     def __init__(self, config: DetectorConfig, device: torch.device) -> None:
         """Raises ValueError for weights of another network, OSError where they cannot be read or fetched."""
@@ -34,12 +59,21 @@ class PersonDetector:
         network.load_state_dict(tensors)
         self._device = device
         self._network = network.to(device).eval()
+        usual = _TOGETHER_ON_GPU if device.type == "cuda" else 1
+        self.batch_size = usual if config.batch_size == "auto" else config.batch_size
 
     def __call__(self, image_rgb: NDArray[np.uint8]) -> Boxes:
         """The persons of an image uint8 (h, w, 3), by falling score."""
-        pixels = torch.from_numpy(image_rgb).to(self._device).permute(2, 0, 1).float() / 255
+        return self.together([image_rgb])[0]
+
+    def together(self, images_rgb: Sequence[NDArray[np.uint8]]) -> list[Boxes]:
+        """The persons of each of several images of one shape, uint8 (h, w, 3) RGB, by falling score."""
+        pixels = [torch.from_numpy(image).to(self._device).permute(2, 0, 1).float() / 255 for image in images_rgb]
         with torch.inference_mode():
-            [found] = self._network([pixels])
+            return [self._boxes(found) for found in self._network(pixels)]
+
+    @staticmethod
+    def _boxes(found: Mapping[str, Tensor]) -> Boxes:
         persons = found["labels"] == _PERSON
         corners = found["boxes"][persons].double().cpu().numpy()
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)

@@ -18,7 +18,7 @@ from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.people import People
 from efafnet.pipelines.prediction.person_boxes import BoxFile, Key, Placed, numbers_of_names, place, read_box_file
-from efafnet.pipelines.prediction.sources import Source, find_sources
+from efafnet.pipelines.prediction.sources import Source, UnreadableError, find_sources
 from efafnet.pipelines.prediction.spool import JsonList, Record, Spool
 from efafnet.pipelines.prediction.work import Job, Task, Worker, work_with_ray
 from efafnet.platform import console
@@ -40,6 +40,8 @@ class Prediction:
     num_persons: int
     people: People
     """The tracks of videos."""
+    remarks: tuple[str, ...]
+    """What was wrong with videos, a sentence each."""
     skeleton: Skeleton
     seconds: float
 
@@ -60,7 +62,8 @@ def run_predict(config: PredictConfig) -> Prediction:
     """Predict, write everything to ``config.output``, say how much it was.
 
     Raises ValueError or OSError, and leaves nothing behind, for inputs, boxes, a checkpoint, a detector or an output
-    that cannot be used.
+    that cannot be used; UnreadableError, once everything is written, for videos that are cut or damaged, unless they
+    may be (``skip_unreadable``).
     """
     check_output(config.output, overwrite=config.overwrite)
     sources = find_sources(config.inputs, skip_unreadable=config.skip_unreadable)
@@ -69,6 +72,11 @@ def run_predict(config: PredictConfig) -> Prediction:
     with atomic_directory(config.output, overwrite=config.overwrite) as folder:
         done = _predict(config, sources, placed, file, folder)
     _tell(config, sources, done)
+    if done.remarks and not config.skip_unreadable:
+        # After hours of work what is there is worth keeping; whoever asks for the exit code learns that it is not all.
+        raise UnreadableError(
+            f"{'; '.join(done.remarks)}. What can be read is in {config.output}; skip_unreadable=true takes that"
+        )
     return done
 
 
@@ -98,10 +106,10 @@ def _predict(
         numbered = _numbered(spool, sources, placed)
         category = _category(worker.predictor.skeleton, PERSON_CATEGORY if file is None else file.category_id)
         info = {"settings": config.model_dump(mode="json"), "code": code_version(), "seconds": seconds}
-        images, persons = _write(folder, numbered, sources, category, info, people)
+        images, persons, remarks = _write(folder, numbered, sources, category, info, people)
     if len(people):
         write_text(folder / PEOPLE, people.csv())
-    return Prediction(config.output, images, persons, people, worker.predictor.skeleton, seconds)
+    return Prediction(config.output, images, persons, people, tuple(remarks), worker.predictor.skeleton, seconds)
 
 
 def _job(config: PredictConfig, file: BoxFile | None, folder: Path) -> Job:
@@ -188,9 +196,9 @@ def _write(
     category: dict[str, Any],
     info: dict[str, Any],
     people: People,
-) -> tuple[int, int]:
-    """Write predictions and images, a picture at a time; the numbers of pictures and of persons."""
-    persons, remarks = 0, []
+) -> tuple[int, int, list[str]]:
+    """Write predictions and images, a picture at a time; the numbers of both, and what was wrong with videos."""
+    persons, remarks = 0, list[str]()
     with JsonList(folder / PREDICTIONS) as results, JsonList(folder / IMAGES, "images") as images:
         for record, image_id in numbered:
             source = sources[record.source]
@@ -204,7 +212,7 @@ def _write(
                 console.warn(record.remark)
         # COCO's layout without annotations: pycocotools reads it, and the predictions as its results.
         images.rest = {"info": {**info, "remarks": remarks}, "annotations": [], "categories": [category]}
-    return images.count, persons
+    return images.count, persons, remarks
 
 
 def _tell(config: PredictConfig, sources: Sequence[Source], done: Prediction) -> None:

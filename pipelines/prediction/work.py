@@ -30,7 +30,7 @@ from efafnet.pipelines.drawing.poses import Picture
 from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
 from efafnet.pipelines.prediction.config import DetectorConfig, TrackingConfig
-from efafnet.pipelines.prediction.detector import PersonDetector
+from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results, explained
 from efafnet.pipelines.prediction.predictor import PosePredictor
@@ -168,16 +168,20 @@ class Worker:
 
     def _views(self, frames: Generator[tuple[Task, Frame]]) -> Iterator[_View]:
         with closing(frames):
-            for task, frame in frames:
-                boxes = self._boxes(task, frame)
-                yield _View(frame, task, boxes, *self.predictor.crops(frame.pixels, boxes.xywh_px))
+            size = 1 if self._detector is None else self._detector.batch_size
+            for together in in_batches(frames, lambda item: item[1].pixels, size):
+                for (task, frame), boxes in zip(together, self._boxes(together), strict=True):
+                    yield _View(frame, task, boxes, *self.predictor.crops(frame.pixels, boxes.xywh_px))
 
-    def _boxes(self, task: Task, frame: Frame) -> Boxes:
+    def _boxes(self, together: Sequence[tuple[Task, Frame]]) -> list[Boxes]:
+        if self._detector is not None:
+            return self._detector.together([frame.pixels for _, frame in together])
+        return [self._known_boxes(task, frame) for task, frame in together]
+
+    def _known_boxes(self, task: Task, frame: Frame) -> Boxes:
         height, width = frame.pixels.shape[:2]
         if self.job.boxes_from == "whole_image":
             return whole_image(width, height)
-        if self._detector is not None:
-            return self._detector(frame.pixels)
         return task.boxes.get(frame.number, Boxes.of([])).cut(width, height, self.job.box_rule)
 
     def _predicted(self, views: Generator[_View]) -> Iterator[tuple[_View, NDArray[np.float64]]]:
