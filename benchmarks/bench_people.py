@@ -2,11 +2,14 @@
 
     python -m benchmarks.bench_people shares --annotations person_keypoints_val2017.json
     python -m benchmarks.bench_people photographs --annotations FILE --images FOLDER --samples 100000
+    python -m benchmarks.bench_people recipes --kinds clear --samples 40000 --recipes augmentation.padding=1.0
     python -m benchmarks.bench_people step
 
 shares: people of each kind are drawn and counted; with --annotations, a COCO file of real ones stands beside them.
 photographs: a nano network (preset synth_nano, one process) is trained on drawn people alone, and measured on unseen
 ones of its kind and, by annotated boxes, on the real persons. This is the judge of every decision about the drawing.
+recipes: the demo's network trained in other ways on the same people: AP on unseen ones after equal samples, then after
+equal processor time, by what the first runs took; the first is the preset. Spaces separate the settings of a recipe.
 step: samples per second of processor time of that network's training step, by its parts, arithmetic and batch.
 """
 
@@ -16,7 +19,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -39,6 +42,7 @@ from efafnet.pipelines.synth.census import census, crowd_shares, records_of
 from efafnet.pipelines.synth.dataset import SynthConfig, run_synth
 from efafnet.pipelines.synth.kinds import People
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.ray_run import train
 from efafnet.platform import console
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
@@ -86,24 +90,59 @@ def photographs(given: argparse.Namespace, folder: Path, record: Record) -> None
     real = cut(folder, "real", given.annotations, given.images)
     rows = []
     for kind in given.kinds:
-        drawn = draw(folder, kind, given.seed, given.pictures, 400)
-        fresh = draw(folder, kind, given.seed + 1, 0, 400)
-        learn = cut(folder, f"{kind}-train", drawn / "annotations/train.json", drawn / "images/train")
-        unseen = cut(folder, f"{kind}-val", fresh / "annotations/val.json", fresh / "images/val")
-        words = [
-            f"name={kind}", f"runs={folder}/runs", f"data.train={learn}", "workers=0", "epochs=1000",
-            f"max_samples={given.samples}", "tracking.enabled=false", f"seed={given.seed}", *given.settings,
-        ]  # fmt: skip
-        config = resolve(TrainConfig, apply_overrides(load_preset("synth_nano"), words))
-        train(config)
+        learn, unseen = stores(given, folder, kind)
+        config = trained(given, folder, kind, learn, given.samples, given.settings)
         told = []
         for name, store in (("unseen people of the kind", unseen), ("the photographs", real)):
             scored = measured(folder, config.run_dir, store)
-            interval = scored.intervals["ap"]
-            told.append(f"{scored.figures['ap']:.3f} ({interval.low:.3f} to {interval.high:.3f})")
+            told.append(ap_of(scored))
             record.add(f"{kind}, {name}", "AP", [scored.figures["ap"]], more_is_better=True)
         rows.append([kind, f"{given.samples:,}", *told])
     console.table(["trained on", "samples", "AP, unseen people of the kind", "AP, the photographs"], rows)
+
+
+def recipes(given: argparse.Namespace, folder: Path, record: Record) -> None:
+    """Print AP of each recipe after equal samples, and after the processor time that the preset took for them."""
+    learn, unseen = stores(given, folder, given.kinds[0])
+    told, first_s = [], 0.0
+    for number, recipe in enumerate(("", *given.recipes)):
+        samples = given.samples
+        for turn in ("samples", "processor time") if number else ("samples",):
+            config = trained(given, folder, f"{number}-{turn[:4]}", learn, samples, recipe.split())
+            spent_s = cost_of(config).cpu_s
+            first_s = first_s or spent_s
+            scored, name = measured(folder, config.run_dir, unseen), recipe or "the preset"
+            told.append([name, f"{samples:,}", f"{spent_s:.0f}", f"{samples / spent_s:.0f}", ap_of(scored)])
+            record.add(f"{name}, equal {turn}", "AP", [scored.figures["ap"]], more_is_better=True)
+            samples = round(samples * first_s / spent_s)
+    console.table(["recipe", "samples", "processor seconds", "samples/s of them", "AP, unseen people"], told)
+
+
+def stores(given: argparse.Namespace, folder: Path, kind: People) -> tuple[Path, Path]:
+    """Stores of people of a kind to train on, and of others of it."""
+    drawn = draw(folder, kind, given.seed, given.pictures, 0)
+    fresh = draw(folder, kind, given.seed + 1, 0, 400)
+    learn = cut(folder, f"{kind}-train", drawn / "annotations/train.json", drawn / "images/train")
+    return learn, cut(folder, f"{kind}-val", fresh / "annotations/val.json", fresh / "images/val")
+
+
+def trained(
+    given: argparse.Namespace, folder: Path, name: str, learn: Path, samples: int, settings: Sequence[str]
+) -> TrainConfig:
+    """Train the nano network in this process; return the run's settings."""
+    words = [
+        f"name={name}", f"runs={folder}/runs", f"data.train={learn}", "workers=0", "epochs=1000",
+        f"max_samples={samples}", "tracking.enabled=false", f"seed={given.seed}", *settings,
+    ]  # fmt: skip
+    config = resolve(TrainConfig, apply_overrides(load_preset("synth_nano"), words))
+    train(config)
+    return config
+
+
+def ap_of(scored: Scored) -> str:
+    """AP with its interval."""
+    interval = scored.intervals["ap"]
+    return f"{scored.figures['ap']:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
 def measured(folder: Path, run: Path, store: Path) -> Scored:
@@ -133,7 +172,7 @@ def step(given: argparse.Namespace, folder: Path, record: Record) -> None:  # no
 
 
 WHAT: dict[str, Callable[[argparse.Namespace, Path, Record], None]] = {
-    "shares": shares, "photographs": photographs, "step": step,
+    "shares": shares, "photographs": photographs, "recipes": recipes, "step": step,
 }  # fmt: skip
 
 
@@ -148,6 +187,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="their images")
     parser.add_argument("--samples", type=int, default=100_000, help="samples to train on")
     parser.add_argument("--settings", nargs="+", default=[], help="further settings of the training: optimizer.lr=5e-3")
+    parser.add_argument("--recipes", nargs="+", default=[], help="settings of each recipe beside the preset, in quotes")
     parser.add_argument("--steps", type=int, default=8, help="steps that are timed")
     add_option(parser)
     given = parser.parse_args()

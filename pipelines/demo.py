@@ -31,8 +31,10 @@ _RECORD = "demo.json"
 MEASURED = ((40_000, 0.39), (75_000, 0.45))
 """Samples, and the AP that the demo's recipe reached with them on people of another seed (docs/training.md)."""
 
-RESERVED = {"evaluate": 35.0, "tune": 85.0, "report": 12.0}
-"""Seconds of eight minutes that the stages after the training take on two cores with AVX-512."""
+_EVALUATION_S, _REPORT_S = 35.0, 12.0
+"""Seconds of these stages on two cores with AVX-512, mostly of starting; in a longer demo they take no longer."""
+_SEARCH_SHARE, _SEARCH_S = 0.15, (50.0, 120.0)
+"""Share of the minutes that is kept for the search, and the fewest and the most seconds: trials have an end."""
 _AROUND_TRAINING_S = 35.0
 """Starting Ray's workers, their imports, the last validation and the upload to MLflow: seconds beside the loop's."""
 _AROUND_SEARCH_S = 50.0
@@ -79,13 +81,14 @@ class Clock:
     @property
     def training_s(self) -> float:
         """Seconds of the training loop: what is left of the total once the stages after it have theirs."""
-        share = self.total_s / 480
-        left = self.total_s - self.spent_s - share * sum(RESERVED.values()) - _AROUND_TRAINING_S
+        fewest, most = _SEARCH_S
+        search = min(most, max(fewest, _SEARCH_SHARE * self.total_s))
+        left = self.total_s - self.spent_s - _AROUND_TRAINING_S - _EVALUATION_S - search - _REPORT_S
         return float(max(_LEAST_TRAINING_S, round(left)))
 
     def trial_samples(self, samples_per_s: float) -> int:
         """Samples of each trial so that six of them, half of which end half-way, fit before the report."""
-        left = self.total_s - self.spent_s - RESERVED["report"] - _AROUND_SEARCH_S
+        left = self.total_s - self.spent_s - _REPORT_S - _AROUND_SEARCH_S
         fewest, most = _TRIAL_SAMPLES
         return int(min(most, max(fewest, left * samples_per_s / (0.75 * _TRIALS) // 100 * 100)))
 

@@ -48,8 +48,8 @@ def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Pat
     assert tune.search.trials == (6 if size == "full" else 3)
     assert tune.search.stop == "asha"
     assert tune.max_samples is not None
-    # The small size counts samples; the full one takes what the clock leaves: 480 - 50 - 35 - 85 - 12 - 35 seconds.
-    assert (train.max_samples, train.max_time_s) == ((None, 263) if size == "full" else (960, None))
+    # The small size counts samples; the full one takes what the clock leaves: 480 - 50 - 35 - 72 - 12 - 35 seconds.
+    assert (train.max_samples, train.max_time_s) == ((None, 276) if size == "full" else (960, None))
     assert tune.init == train.run_dir
     assert train.tracking.uri == tune.tracking.uri == report.uri == f"sqlite:///{tmp_path}/out/mlflow.db"
     assert train.tracking.experiment == tune.tracking.experiment == report.experiment
@@ -138,10 +138,11 @@ def test_it_goes_on_at_the_stage_that_was_interrupted(machine: Machine, capsys: 
 
 
 def test_the_clock_gives_training_what_the_other_stages_leave() -> None:
-    # 480 s less what is spent, the 35 + 85 + 12 s of the later stages and 35 s around the loop.
-    assert Clock(480, 45).training_s == 480 - 45 - 132 - 35
-    # In twice the time the later stages may take twice as long too.
-    assert Clock(960, 45).training_s == 960 - 45 - 264 - 35
+    # 480 s less what is spent, 35 s around the loop, evaluation's 35, 15 % for the search and the report's 12.
+    assert Clock(480, 45).training_s == 480 - 45 - 35 - 35 - 72 - 12
+    # In four minutes a search is short; in twenty it ends after 120 s, and evaluation and report take no longer either.
+    assert Clock(240, 45).training_s == 240 - 45 - 35 - 35 - 50 - 12
+    assert Clock(1200, 45).training_s == 1200 - 45 - 35 - 35 - 120 - 12
     assert Clock(480, 470).training_s == 60
     # 480 - 350 - 12 - 50 = 68 s at 300 samples/s for six trials, half of which are stopped half-way.
     assert Clock(480, 350).trial_samples(300) == 4500
