@@ -348,7 +348,7 @@ def test_figures_and_files_reach_the_run_in_mlflow(tmp_path: Path) -> None:
     checkpoint = _checkpoint(tmp_path / "c", mlflow_run_id=run_id)
     done = run_evaluate(_config(checkpoint, store.path, tmp_path / "out", "mlflow=true", f"tracking_uri={uri}"))
     client = mlflow_client(uri)
-    metric = client.get_metric_history(run_id, "evaluation/store/ap")[0]
+    metric = client.get_metric_history(run_id, "evaluation.store.ap")[0]
     assert (metric.value, metric.step) == (done.scored.figures["ap"], 7)
     names = {entry.path for entry in client.list_artifacts(run_id, "evaluation/store")}
     assert {f"evaluation/store/{n}" for n in ("metrics.json", "predictions.json", "worst.jpg")} <= names

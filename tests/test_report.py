@@ -377,7 +377,7 @@ def whole(store: Store) -> Path:
     picture = cv2.imencode(".jpg", np.full((90, 2000, 3), 200, np.uint8))[1].tobytes()
     (store.place / "best.jpg").write_bytes(picture)
     store.client.log_artifact(run_id, str(store.place / "best.jpg"), "evaluation/val")
-    store.client.log_metric(run_id, "evaluation/val/ap", 0.512)
+    store.client.log_metric(run_id, "evaluation.val.ap", 0.512)
     tags = {"efafnet.stage": "search", "efafnet.best_trial": "2", "efafnet.run_dir": "/runs/find"}
     parent = store.run("find", [], tags=tags)
     store.client.log_dict(parent, study_to_json(study_of(*STUDY).trials), STUDY_FILE)

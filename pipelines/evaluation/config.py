@@ -173,6 +173,6 @@ class EvaluateConfig(Settings):
     overlays: int = Field(default=12, ge=0)
     """Persons in each of best.jpg and worst.jpg; 0 for no pictures."""
     mlflow: bool = False
-    """Log figures and files to the MLflow run that wrote the checkpoint, under evaluation/."""
+    """Log figures and files to the MLflow run that wrote the checkpoint, as evaluation.STORE.FIGURE."""
     tracking_uri: BareAddress | None = None
     """Address of the MLflow store that holds the run; none for the training's own, then MLFLOW_TRACKING_URI."""

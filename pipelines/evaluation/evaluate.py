@@ -263,9 +263,11 @@ def _log(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
 
     uri = prepare_tracking(config.tracking_uri or (done.trained.config.get("tracking") or {}).get("uri"))
     place = f"evaluation/{store.path.name}"
-    figures = {f"{place}/{name}": value for name, value in done.scored.figures.items() if value >= 0}
+    # Without a slash: MLflow draws such figures below the curves, and these are one point each.
+    key = f"evaluation.{store.path.name}"
+    figures = {f"{key}.{name}": value for name, value in done.scored.figures.items() if value >= 0}
     brier = {key: value for key, value in (done.visibility or {}).items() if key.startswith("visibility_")}
-    figures |= {f"{place}/{name}": value for name, value in brier.items()}
+    figures |= {f"{key}.{name}": value for name, value in brier.items()}
     tracker = Tracker(uri, done.trained.meta["mlflow_run_id"], spill=config.output / "unlogged.jsonl")
     tracker.log_metrics(figures, int(done.trained.meta.get("step", 0)))
     for name in (METRICS, PREDICTIONS, ERRORS, "best.jpg", "worst.jpg"):

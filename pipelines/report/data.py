@@ -88,7 +88,7 @@ class RunData:
     def figure(self) -> float | None:
         """AP (PCKh on MPII) of the last validation; of a stopped trial, whose last one MLflow may have missed, what the
         search saw."""
-        return next((self.metrics[key] for key in (*FIGURES, "trial/figure") if key in self.metrics), None)
+        return next((self.metrics[key] for key in (*FIGURES, "trial.figure") if key in self.metrics), None)
 
     @property
     def best_figure(self) -> float | None:
@@ -99,10 +99,9 @@ class RunData:
     @property
     def evaluations(self) -> dict[str, float]:
         """AP of each evaluation of the run's checkpoint, by the name of its crop store."""
-        marks = {
-            key: value for key, value in self.metrics.items() if key.startswith("evaluation/") and key.endswith("/ap")
-        }
-        return {key.split("/")[1]: value for key, value in marks.items()}
+        start, end = "evaluation.", ".ap"
+        marks = {key: value for key, value in self.metrics.items() if key.startswith(start) and key.endswith(end)}
+        return {key.removeprefix(start).removesuffix(end): value for key, value in marks.items()}
 
     def positions(self, axis: Axis) -> dict[float, float] | None:
         """Where each step of the training curve stands on an axis; None where the run did not record that."""

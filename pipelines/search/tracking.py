@@ -164,7 +164,7 @@ class SearchTracking:
             from mlflow.entities import Metric, RunTag
 
             tags = [RunTag(STATE, state), *([RunTag(REASON, reason)] if reason else [])]
-            metrics = [Metric("trial/figure", curve[max(curve)], 0, max(curve))] if curve else []
+            metrics = [Metric("trial.figure", curve[max(curve)], int(time.time() * 1000), max(curve))] if curve else []
             mlflow_client(uri).log_batch(run_id, metrics=metrics, tags=tags)
 
         quietly(tell, f"noting the end of trial {number}")
