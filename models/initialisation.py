@@ -189,14 +189,14 @@ _PARTS = {"reduce": ("conv1", "bn1"), "aggregate": ("conv2", "bn2"), "expand": (
 
 def _lookup(name: str, tensors: Mapping[str, Tensor]) -> tuple[list[str], Tensor | None]:
     """The published names behind one of the encoder's tensors, and their content (None where one is missing)."""
-    names = _published_names(name)
+    names = published_names(name)
     found = [tensors[n] for n in names if n in tensors]
     if not names or len(found) != len(names):
         return [], None
     return names, torch.cat(found) if len(found) > 1 else found[0]
 
 
-def _published_names(name: str) -> list[str]:
+def published_names(name: str) -> list[str]:
     """``conv3.0.reduce.1.bias`` -> ``[layer2.0.bn1.bias]``; three names for the grouped convolution of a first block;
     none for what no published file has (FSM)."""
     if match := re.fullmatch(r"conv1\.([01])\.(\w+)", name):

@@ -108,6 +108,11 @@ COMMANDS = (
         config_module=f"{_HERE}.prediction.config",
     ),
     Command(
+        "convert", f"{_HERE}.convert.convert", "ConvertConfig", "run_convert", ("weights", PRESET, "out"),
+        "Turn published weights (HRNet's repository, mmpose) into a checkpoint to test, use or train on.",
+        config_module=f"{_HERE}.convert.config", first=("skeleton", "overwrite"),
+    ),
+    Command(
         "score", f"{_HERE}.evaluation.score", "ScoreConfig", "run_score", ("predictions", "annotations"),
         "Measure a results file against annotations.",
     ),

@@ -1,0 +1,1 @@
+"""Published weights of pose networks as checkpoints of this program."""
