@@ -17,13 +17,13 @@ import pyarrow as pa
 import pytest
 
 from efafnet.pipelines.crops import finish
+from efafnet.pipelines.crops.annotation_sources import SourceConfig, load_source
 from efafnet.pipelines.crops.plan import plan_shards
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA
-from efafnet.pipelines.crops.sources import SourceConfig, load_source
 from efafnet.pipelines.evaluation.score import ScoreConfig, score
+from efafnet.pipelines.prediction.media import Source
 from efafnet.pipelines.prediction.person_boxes import place, read_box_file
-from efafnet.pipelines.prediction.sources import Source
 from tests import crop_data
 
 _DEEP: list[Any] = []

@@ -17,11 +17,11 @@ from efafnet.pipelines import cli
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import EvaluateConfig
 from efafnet.pipelines.evaluation.evaluate import evaluate
-from efafnet.pipelines.prediction import PosePredictor, work
+from efafnet.pipelines.prediction import PosePredictor, file_prediction
 from efafnet.pipelines.prediction.config import PredictConfig
+from efafnet.pipelines.prediction.media import UnreadableError, find_sources, read_video
 from efafnet.pipelines.prediction.person_boxes import Boxes
 from efafnet.pipelines.prediction.predict import Prediction, run_predict
-from efafnet.pipelines.prediction.sources import UnreadableError, find_sources, read_video
 from efafnet.platform.configuration import resolve
 from tests import crop_data, prediction_cases
 
@@ -191,7 +191,7 @@ def test_a_detector_looks_where_no_boxes_are_given(
 
     firsts = [crop_data.read_picture(path)[0, 0, 2] for path in sorted((place / "images").iterdir())]
     threshold = sorted(firsts)[1]
-    monkeypatch.setattr(work, "PersonDetector", Detector)
+    monkeypatch.setattr(file_prediction, "PersonDetector", Detector)
     done = _predict(place, tmp_path / "out", boxes=None, detector={"weights": tmp_path / "w.pth"})
     # Boxes of a detector are not clipped, and images without anybody are there all the same.
     assert [r["bbox"] for r in done.results] == [[5.5, 6.0, 50.0, 90.0]] * sum(first > threshold for first in firsts)
@@ -216,7 +216,7 @@ def test_batches_are_filled_over_pictures(place: Path, tmp_path: Path, monkeypat
     assert seen == [6, 6]
     seen.clear()
     # Pictures that wait must not fill the memory, however few persons they show.
-    monkeypatch.setattr(work, "_HELD_BYTES", 1)
+    monkeypatch.setattr(file_prediction, "_HELD_BYTES", 1)
     _predict(place, tmp_path / "b", test={"batch_size": 6})
     assert seen == [3, 3, 3, 3]
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from efafnet.pipelines.prediction.media import Source
 from efafnet.pipelines.prediction.person_boxes import Boxes, place, read_box_file, whole_image
-from efafnet.pipelines.prediction.sources import Source
 
 
 def _sources(*names: str) -> list[Source]:

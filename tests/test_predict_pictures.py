@@ -12,8 +12,8 @@ import pytest
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.drawing.poses import RIGHT
 from efafnet.pipelines.prediction import pictures
+from efafnet.pipelines.prediction.media import Frame, Source, find_sources, read_video
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results
-from efafnet.pipelines.prediction.sources import Frame, Source, find_sources, read_video
 
 
 def _result(x: float, y: float, score: float, joint_score: float = 0.9) -> dict[str, Any]:

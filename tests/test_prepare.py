@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
-from efafnet.pipelines.crops import shards, work
+from efafnet.pipelines.crops import shard_writing, shards
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader, read_rows
@@ -235,7 +235,7 @@ def test_the_next_run_continues(
         written.append(index)
         return real(settings, index, entries, directory)
 
-    monkeypatch.setattr(work, "write_shard", failing)
+    monkeypatch.setattr(shard_writing, "write_shard", failing)
     with pytest.raises(OSError, match="No space left"):
         run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
     assert not (tmp_path / "store").exists()
@@ -245,7 +245,7 @@ def test_the_next_run_continues(
         written.append(index)
         return real(settings, index, entries, directory)
 
-    monkeypatch.setattr(work, "write_shard", counting)
+    monkeypatch.setattr(shard_writing, "write_shard", counting)
     store = run_prepare(crop_data.config(tmp_path, rows_per_shard=5))
     assert written == list(range(len(store.manifest.shards)))
     assert crop_data.files_in(store.path) == whole

@@ -37,8 +37,8 @@ from efafnet.pipelines.evaluation.visibility import (
 from efafnet.pipelines.prediction import Predictor
 from efafnet.pipelines.prediction.config import ExportConfig, PredictConfig
 from efafnet.pipelines.prediction.exported import describe
+from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.pipelines.prediction.predict import run_predict
-from efafnet.pipelines.prediction.predictor import PosePredictor
 from efafnet.platform.checkpoint import amend_meta, load_checkpoint, read_meta
 from tests import crop_data, prediction_cases
 

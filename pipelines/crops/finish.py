@@ -14,6 +14,7 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from efafnet.pipelines.crops.annotation_sources import Source, image_index
 from efafnet.pipelines.crops.card import CARD, card
 from efafnet.pipelines.crops.file_table import LISTED_UP_TO, FileRecord, FileTable
 from efafnet.pipelines.crops.manifest import (
@@ -29,9 +30,8 @@ from efafnet.pipelines.crops.manifest import (
     sealed,
 )
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA
+from efafnet.pipelines.crops.shard_writing import WorkDirectory
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult
-from efafnet.pipelines.crops.sources import Source, image_index
-from efafnet.pipelines.crops.work import WorkDirectory
 from efafnet.pipelines.formats.annotations import Annotation, ImageEntry
 from efafnet.pipelines.formats.rejects import Reject, explained
 from efafnet.platform import provenance, storage

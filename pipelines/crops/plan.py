@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from efafnet.pipelines.crops.annotation_sources import Source
 from efafnet.pipelines.crops.shards import PLAN_SCHEMA
-from efafnet.pipelines.crops.sources import Source
 
 
 @dataclass(frozen=True)

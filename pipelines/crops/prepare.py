@@ -17,16 +17,16 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.crops.annotation_sources import Source, SourceConfig, load_source, named_skeleton
 from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.finish import finish_store
 from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.crops.manifest import FORMAT_VERSION, Encoding
 from efafnet.pipelines.crops.plan import ShardPlan, plan_shards
 from efafnet.pipelines.crops.protocols import PROTOCOLS, ProtocolName, envelope_settings
+from efafnet.pipelines.crops.shard_writing import WorkDirectory, run_plans
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult
-from efafnet.pipelines.crops.sources import Source, SourceConfig, load_source, named_skeleton
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.crops.work import WorkDirectory, run_plans
 from efafnet.pipelines.formats.rejects import Reject, explained
 from efafnet.platform import console, storage
 from efafnet.platform.cluster import ClusterConfig

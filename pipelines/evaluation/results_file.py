@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from efafnet.models.skeleton import MPII_16, Skeleton
-from efafnet.pipelines.crops.sources import named_skeleton
+from efafnet.pipelines.crops.annotation_sources import named_skeleton
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.columns import Truth, truth, truth_of
 from efafnet.pipelines.evaluation.mpii import head_size

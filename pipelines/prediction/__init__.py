@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from efafnet.pipelines.prediction.persons import Persons, Predictor
-    from efafnet.pipelines.prediction.predictor import PosePredictor
+    from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 
 __all__ = ["Persons", "PosePredictor", "Predictor"]
 
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "PosePredictor":
-        from efafnet.pipelines.prediction.predictor import PosePredictor
+        from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 
         return PosePredictor
     from efafnet.pipelines.prediction import persons

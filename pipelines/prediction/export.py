@@ -31,7 +31,7 @@ from efafnet.pipelines.evaluation.config import TestOverrides
 from efafnet.pipelines.evaluation.trained import Trained
 from efafnet.pipelines.prediction.config import ExportConfig
 from efafnet.pipelines.prediction.exported import METADATA, describe
-from efafnet.pipelines.prediction.predictor import PosePredictor
+from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.platform import console
 from efafnet.platform.storage import check_output_file, write_bytes
 

@@ -23,7 +23,7 @@ from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.names import name_parts
 from efafnet.pipelines.formats.plausibility import odd_boxes
 from efafnet.pipelines.formats.values import flag, integer, shown, text
-from efafnet.pipelines.prediction.sources import Source
+from efafnet.pipelines.prediction.media import Source
 from efafnet.platform import console
 
 Key = tuple[int, int]

@@ -24,7 +24,7 @@ from efafnet.pipelines.evaluation.config import TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import VISIBLE, as_json, kept_persons, padded_area, person_scores
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
-from efafnet.pipelines.prediction.predictor import PosePredictor, check_image
+from efafnet.pipelines.prediction.pose_predictor import PosePredictor, check_image
 
 ImageLike = NDArray[np.uint8] | Image.Image | bytes | str | os.PathLike[str]
 """uint8 (h, w, 3) RGB, a picture of Pillow's, or the bytes or the path of an image file."""

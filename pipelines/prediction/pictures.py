@@ -15,7 +15,7 @@ from efafnet.pipelines.drawing.persons import Label, Pose, draw_poses
 from efafnet.pipelines.drawing.poses import Picture, write_picture
 from efafnet.pipelines.drawing.text import HIDDEN, SIDES, UNSURE, with_footer
 from efafnet.pipelines.evaluation.predictions import VISIBLE
-from efafnet.pipelines.prediction.sources import Frame, Source
+from efafnet.pipelines.prediction.media import Frame, Source
 from efafnet.platform import console
 
 # File ending and code of what OpenCV's wheels can write, the widely played one first.

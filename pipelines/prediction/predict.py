@@ -16,11 +16,11 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 from efafnet.pipelines.prediction.config import PredictConfig
+from efafnet.pipelines.prediction.file_prediction import Job, Task, Worker, work_with_ray
+from efafnet.pipelines.prediction.media import Source, UnreadableError, find_sources
 from efafnet.pipelines.prediction.people import People
 from efafnet.pipelines.prediction.person_boxes import BoxFile, Key, Placed, numbers_of_names, place, read_box_file
-from efafnet.pipelines.prediction.sources import Source, UnreadableError, find_sources
 from efafnet.pipelines.prediction.spool import JsonList, Record, Spool
-from efafnet.pipelines.prediction.work import Job, Task, Worker, work_with_ray
 from efafnet.platform import console
 from efafnet.platform.provenance import code_version
 from efafnet.platform.storage import atomic_directory, check_output, write_text

@@ -19,7 +19,7 @@ from efafnet.pipelines.evaluation.predictions import VISIBLE
 from efafnet.pipelines.evaluation.served import FACTS
 from efafnet.pipelines.evaluation.trained import Trained
 from efafnet.pipelines.prediction.persons import Persons, Predictor
-from efafnet.pipelines.prediction.predictor import PosePredictor
+from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,7 @@ from efafnet.pipelines.prediction.detector import PersonDetector
 from efafnet.pipelines.prediction.person_boxes import Boxes
 from efafnet.pipelines.prediction.persons import Persons as Found
 from efafnet.pipelines.prediction.persons import Predictor, View
-from efafnet.pipelines.prediction.predictor import PosePredictor
+from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.pipelines.serving.messages import Heatmaps, Keypoint, Model, Person, Persons, PoseRequest, Refusal
 from efafnet.pipelines.serving.models import Served
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from efafnet.pipelines.prediction import sources
-from efafnet.pipelines.prediction.sources import (
+from efafnet.pipelines.prediction import media
+from efafnet.pipelines.prediction.media import (
     Source,
     UnreadableError,
     content_of,
@@ -224,11 +224,11 @@ def test_time_decides_where_numbers_are_guesses(
 ) -> None:
     path = tmp_path / "a.ts"
     path.write_bytes((b"G" + bytes(187)) * 4)
-    found = sources._damage(Source(0, path, is_video=True, frames=promised, fps=25.0), read, until_s, undecodable)
+    found = media._damage(Source(0, path, is_video=True, frames=promised, fps=25.0), read, until_s, undecodable)
     assert found == (f"video {path}: {told}" if told else "")
 
 
 def test_an_index_that_names_more_frames_than_are_read_is_told(tmp_path: Path) -> None:
     path = prediction_cases.write_video(tmp_path / "a.avi", frames=2)
-    found = sources._damage(Source(0, path, is_video=True, frames=100, fps=25.0), 60, 4.0, 0)
+    found = media._damage(Source(0, path, is_video=True, frames=100, fps=25.0), 60, 4.0, 0)
     assert found.endswith("read 60 of 100 frames: the others are damaged")

@@ -17,7 +17,7 @@ from efafnet.pipelines.evaluation.config import ActorsConfig, Crew, TestOverride
 from efafnet.pipelines.evaluation.store_prediction import predict_here
 from efafnet.pipelines.evaluation.trained import load_trained
 from efafnet.pipelines.prediction import PosePredictor
-from efafnet.pipelines.prediction.predictor import skeleton_of_checkpoint
+from efafnet.pipelines.prediction.pose_predictor import skeleton_of_checkpoint
 from efafnet.platform.capacity import Capacity
 from tests import crop_data, prediction_cases, training_cases
 

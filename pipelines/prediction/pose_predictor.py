@@ -1,4 +1,4 @@
-"""Joints of persons in an image that is an array: the Python call behind `efafnet predict`.
+"""Joints of persons whose boxes are known, in an image that is an array; `persons.Predictor` finds the boxes, too.
 
 Legend: N persons, K joints, H W input pixels. Images are uint8 (h, w, 3) RGB; coordinates are image pixels, x to the
 right and y down, the centre of the first pixel at 0.
@@ -18,10 +18,10 @@ from efafnet.models.heatmaps import stride_px
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import SKELETONS, Skeleton
 from efafnet.pipelines.crops import geometry
+from efafnet.pipelines.crops.annotation_sources import named_skeleton
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.manifest import Encoding
-from efafnet.pipelines.crops.sources import named_skeleton
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
 from efafnet.pipelines.evaluation.inference import placed, predict_batch, predict_heatmaps

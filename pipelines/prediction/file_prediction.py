@@ -31,10 +31,10 @@ from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, Wei
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
 from efafnet.pipelines.prediction.config import DetectorConfig, TrackingConfig
 from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
+from efafnet.pipelines.prediction.media import Frame, Source, UnreadableError, read_image, read_video
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results, explained
-from efafnet.pipelines.prediction.predictor import PosePredictor
-from efafnet.pipelines.prediction.sources import Frame, Source, UnreadableError, read_image, read_video
+from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.pipelines.prediction.spool import Record
 from efafnet.pipelines.prediction.stages import ahead
 from efafnet.pipelines.prediction.tracking import Tracker

@@ -1,4 +1,4 @@
-"""Doing the work of a plan: through Ray Data or in this process, into a directory that survives a kill."""
+"""Writing the planned shards: through Ray Data or in this process, into a directory that survives a kill."""
 
 from __future__ import annotations
 
