@@ -14,7 +14,7 @@ from efafnet.models.pose_network import PoseNetwork
 from efafnet.models.published_poses import load_published, published_name
 from efafnet.models.variants import VARIANTS
 from efafnet.pipelines.cli import main
-from efafnet.pipelines.prediction.predictor import PosePredictor
+from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.platform.checkpoint import load_checkpoint
 
 SMALL = HRNetConfig(kind="hrnet", width=4, modules=(1, 1, 1), blocks=1)
