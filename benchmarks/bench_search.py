@@ -31,14 +31,13 @@ from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
-import optuna
 import psutil
 
 from benchmarks.record import Record, add_option, recorded
 from efafnet.pipelines.search.config import SearchConfig, TuneConfig, paced, trial_config
 from efafnet.pipelines.search.controller import Controller
 from efafnet.pipelines.search.earlier import open_study
-from efafnet.pipelines.search.ledger import Assignment, Ledger, State
+from efafnet.pipelines.search.ledger import Assignment, Ledger, Shared, State
 from efafnet.pipelines.search.stopping import rungs
 from efafnet.pipelines.search.trial import Watch
 from efafnet.pipelines.search.tune import rule_of, tune
@@ -53,7 +52,7 @@ from efafnet.platform import console
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
 from efafnet.platform.storage import read_json, write_json
 from efafnet.tune_spaces.reading import parse_space
-from efafnet.tune_spaces.space import Settings, Space, suggest
+from efafnet.tune_spaces.space import Settings, Space
 
 # ---- what a trial costs beyond its training
 
@@ -193,41 +192,57 @@ def _spread(looks: list[Look], rows: int = 11) -> list[Look]:
 
 
 def scale(count: int, record: Record, looks: int = 10) -> None:
-    """Print what handing out a trial and closing one take at the end of a search of ``count`` trials."""
+    """Print what handing out a trial and closing one take at the end of a search of ``count`` trials, and what each
+    writes at the beginning and at the end."""
     space = parse_space(SCALE, "bench_search")
-    draw = random.Random(0)
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as folder:
-        past = Ledger(Path(folder) / "past.db", "past", space, trials=1, sampler="random", seed=0, startup=1)
-        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(count):
-            trial = study.ask()
-            settings = suggest(space, trial)
-            for step in range(1, 5):
-                trial.report(draw.random(), 100 * step)
-            trial.set_user_attr("settings", settings)
-            study.tell(trial, draw.random())
-        past.study.add_trials(study.trials)
-        for sampler, waits in (("tpe", False), ("tpe", True)):
-            ledger = Ledger(
-                Path(folder) / "past.db", "past", space, trials=count + 100, sampler=sampler, seed=0, startup=10,
-                waits=waits,
-            )  # fmt: skip
-            asks, tells = [], []
-            for _ in range(looks):
-                began = time.process_time()
-                assignment = ledger.next()
-                asks.append(time.process_time() - began)
-                assert assignment is not None
-                ledger.report(assignment.number, 100, draw.random())
-                began = time.process_time()
-                ledger.finish(assignment.number, "pruned")
-                tells.append(time.process_time() - began)
-            way = f"{sampler}, trials may wait" if waits else sampler
-            record.add(f"ask, {way}", "CPU s", asks)
-            record.add(f"tell, {way}", "CPU s", tells)
-            rows.append([way, f"{statistics.median(asks):.3f}", f"{statistics.median(tells):.3f}"])
-    console.table(["sampler", "ask, CPU s", "tell, CPU s"], rows, title=f"after {count} trials (medians of {looks})")
+        for name, shared in (("sqlite", None), ("journal", Shared("journal", "bench", "bench"))):
+            place = Path(folder) / name
+            place.mkdir()
+
+            def ledger(sampler: str, place: Path = place, shared: Shared | None = shared, **more: Any) -> Ledger:
+                return Ledger(
+                    place / "study.db", "long", space, trials=count + 100, sampler=sampler, seed=0, startup=10,
+                    shared=shared, **more,
+                )  # fmt: skip
+
+            long = ledger("random")
+            written = [_trial(long)[2] for _ in range(count)]
+            first, last = statistics.mean(written[:100]), statistics.mean(written[-100:])
+            size = sum(file.stat().st_size for file in place.iterdir())
+            record.add(f"{name}, written per trial, last 100", "bytes", [last])
+            console.say(f"{name}: {size / count / 1024:.1f} KiB a trial on disk after {count}; written per trial "
+                        f"{first / 1024:.1f} KiB (first 100), {last / 1024:.1f} KiB (last 100)")  # fmt: skip
+            for way, late in (
+                (f"tpe, {name}", ledger("tpe")),
+                *([("tpe, sqlite, trials may wait", ledger("tpe", waits=True))] if shared is None else []),
+            ):
+                asks, tells, _ = zip(*(_trial(late) for _ in range(looks)), strict=True)
+                record.add(f"ask, {way}", "CPU s", list(asks))
+                record.add(f"tell, {way}", "CPU s", list(tells))
+                rows.append([way, f"{statistics.median(asks):.3f}", f"{statistics.median(tells):.3f}"])
+    console.table(["search", "ask, CPU s", "tell, CPU s"], rows, title=f"after {count} trials (medians of {looks})")
+
+
+def _trial(ledger: Ledger) -> tuple[float, float, int]:
+    """A trial of no time with four figures: processor seconds to ask and to tell, and bytes written."""
+    before = _written()
+    began = time.process_time()
+    assignment = ledger.next()
+    asked = time.process_time() - began
+    assert assignment is not None
+    for step in range(1, 5):
+        ledger.report(assignment.number, 100 * step, random.random())
+    began = time.process_time()
+    ledger.finish(assignment.number, "complete")
+    return asked, time.process_time() - began, _written() - before
+
+
+def _written() -> int:
+    """Bytes that this process has handed to the system to write."""
+    counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counters["wchar"])
 
 
 # ---- what a learning search saves

@@ -22,6 +22,8 @@ from efafnet.pipelines.report.data import RunData, differing, load_runs, taken_b
 from efafnet.pipelines.report.sections import Album, Section, run_section, search_section, study_section
 from efafnet.pipelines.report.tables import (
     Grouped,
+    cost_cells,
+    cost_columns,
     duration,
     figure_name,
     figure_text,
@@ -194,11 +196,15 @@ def show(runs: Sequence[RunData]) -> None:
                 figure_text(run.best_figure),
                 figure_text(run.metrics.get("train/loss"), 5),
                 duration(run.duration_s),
+                *(cell.text for cell in cost_cells(run, group)),
                 *(setting_text(run.setting(key)) for key in keys),
             ]
             for run in ranked
         ]
         name = figure_name(group)
+        costs = [column.name for column in cost_columns(group)]
         console.table(
-            ["run", "end", name, f"best {name}", "loss", "time", *(names[key] for key in keys)], rows, title=title
+            ["run", "end", name, f"best {name}", "loss", "time", *costs, *(names[key] for key in keys)],
+            rows,
+            title=title,
         )

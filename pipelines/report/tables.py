@@ -105,7 +105,7 @@ def run_table(runs: Sequence[RunData]) -> Table:
         Column("samples", "training samples seen"),
         Column("samples/s", "training speed at the end, all workers together"),
         Column("time", "from start to end"),
-        *_cost_columns(runs),
+        *cost_columns(runs),
         *(Column(names[key], key) for key in keys),
     ]
     ranked = sorted(runs, key=lambda run: run.figure if run.figure is not None else -1.0, reverse=True)
@@ -114,7 +114,7 @@ def run_table(runs: Sequence[RunData]) -> Table:
     rows = []
     for run in ranked:
         settings = [_setting(run.setting(key)) for key in keys]
-        rows.append(Row([*_figures(run, stores), *_costs(run, runs), *settings], run.run_id == best))
+        rows.append(Row([*_figures(run, stores), *cost_cells(run, runs), *settings], run.run_id == best))
     return Table(columns, rows)
 
 
@@ -200,12 +200,14 @@ def _shown_costs(runs: Sequence[RunData]) -> list[tuple[str, str, str, float, in
     return [each for each in _COSTS if any(getattr(taken, each[0]) for taken in known)]
 
 
-def _cost_columns(runs: Sequence[RunData]) -> list[Column]:
+def cost_columns(runs: Sequence[RunData]) -> list[Column]:
+    """What the runs took, where any told: hours of GPUs and cores, processor time, energy, money."""
     currency = "/".join(sorted({run.currency for run in runs if run.taken is not None}))
     return [Column(currency if key == "money" else name, about) for key, name, about, _, _ in _shown_costs(runs)]
 
 
-def _costs(run: RunData, runs: Sequence[RunData]) -> list[Cell]:
+def cost_cells(run: RunData, runs: Sequence[RunData]) -> list[Cell]:
+    """What a run took, under ``cost_columns``."""
     taken = [(getattr(run.taken, key, None), scale, digits) for key, _, _, scale, digits in _shown_costs(runs)]
     return [_number(None if value is None else value / scale, digits) for value, scale, digits in taken]
 

@@ -15,6 +15,7 @@ from efafnet.pipelines.runs.settings import automatic_name
 from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
 from efafnet.pipelines.study.measure import measure
 from efafnet.pipelines.study.people import synthetic_people
+from efafnet.pipelines.study.prices import priced, prices_of
 from efafnet.pipelines.study.scale import scale_note
 from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet, sheet_of, to_json
 from efafnet.pipelines.study.statistics import Comparison, compare
@@ -155,9 +156,11 @@ def _conduct(config: StudyConfig, inputs: Inputs, rows: Study, plans: Sequence[P
         measured, rows.baseline, confidence=config.confidence, scatter=config.scatter, resolve=config.resolve
     )
     told = circumstances(config, inputs, plans, seeds, metric, precisions_of(runs.values()))
-    sheet = sheet_of(f"{rows.name}: {rows.about}", plans, found, told, failures)
+    prices = prices_of(measured, runs, config.cost.currency)
+    sheet = priced(sheet_of(f"{rows.name}: {rows.about}", plans, found, told, failures), names, found, prices)
     facts = {"study": rows.name, "about": rows.about, "seeds": list(seeds), "metric": metric, "measured_on": told,
-             "failures": failures, "mlflow_run_id": record.mlflow_run_id}  # fmt: skip
+             "failures": failures, "mlflow_run_id": record.mlflow_run_id,
+             "cost": None if prices is None else prices.to_json(found)}  # fmt: skip
     content = to_json(plans, measured, found, sheet, facts)
     write_json(config.run_dir / RESULT, content)
     write_text(config.run_dir / TABLE, sheet.markdown())
