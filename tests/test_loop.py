@@ -69,7 +69,10 @@ def trace_of(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
-    context, config = Quiet(), config_of(tmp_path, "epochs=8", "trace=true", "validation.every_epochs=3")
+    context, config = (
+        Quiet(),
+        config_of(tmp_path, "epochs=8", "trace=true", "validation={every_epochs: 3, overlays: 2}"),
+    )
     result = run(config, context)
     # 8 epochs of 40 persons in batches of 8: 40 steps; validations after epochs 3 and 6 and at the end.
     assert result.metrics["ap"] > 0.9

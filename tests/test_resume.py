@@ -121,7 +121,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     if mounted.returncode != 0:
         pytest.skip(f"only root can mount a small disk: {mounted.stderr.decode().strip()}")
     try:
-        config = config_of(tmp_path, f"runs={disk}/runs", *OVERRIDES)
+        config = config_of(tmp_path, f"runs={disk}/runs", "validation.overlays=8", *OVERRIDES)
         filler = disk / "filler"
         honest = job_module.Job.count
 
