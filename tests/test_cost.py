@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from efafnet.models.network_config import NetworkConfig
 from efafnet.models.settings import InputSize
 from efafnet.models.variants import SBN, VARIANTS
 
+_counted = cache(network_cost)
+"""Several tests ask for the cost of the same network."""
 _SMALL, _LARGE = "256x192", "384x288"
 _FASM = {"fam": "26w4s", "fsm": "parallel"}
 
@@ -44,7 +47,7 @@ def _config(switches: dict[str, Any]) -> NetworkConfig:
     ],
 )
 def test_pins(switches: dict[str, Any], size: str, params_m: float, gmac: float, paper_g: float) -> None:
-    cost = network_cost(_config(switches), 17, InputSize.model_validate(size))
+    cost = _counted(_config(switches), 17, InputSize.model_validate(size))
     printed = tuple(f"{value:.2f}" for value in (cost.params_m, cost.gmac, cost.paper_g))
     assert printed == tuple(f"{value:.2f}" for value in (params_m, gmac, paper_g))
 
@@ -61,7 +64,7 @@ def test_pins(switches: dict[str, Any], size: str, params_m: float, gmac: float,
     ],
 )
 def test_hrnets_published_figures(name: str, params_m: str, paper_g: str, gmac: str) -> None:
-    cost = network_cost(VARIANTS[name].network, 17, VARIANTS[name].input)
+    cost = _counted(VARIANTS[name].network, 17, VARIANTS[name].input)
     assert known_cost(name, 17) == cost
     assert (f"{cost.params_m:.1f}", f"{cost.paper_g:.1f}", f"{cost.gmac:.2f}") == (params_m, paper_g, gmac)
 
@@ -98,10 +101,10 @@ def test_the_hourglass_is_the_published_network() -> None:
     """HRNet's table prints 25.1 M and 14.3 at 256x192; the network as its authors describe it has 1.3 % more
     parameters, and 19.2 by the counter that gives HRNet's own figures."""
     parameters, macs = _hourglass_by_hand()
-    large = network_cost(VARIANTS["hourglass8_256x256"].network, 17, VARIANTS["hourglass8_256x256"].input)
+    large = _counted(VARIANTS["hourglass8_256x256"].network, 17, VARIANTS["hourglass8_256x256"].input)
     assert (large.parameters, large.multiply_adds) == (parameters, macs)
     assert f"{large.params_m:.2f}" == "25.44"
-    small = network_cost(VARIANTS["hourglass8_256x192"].network, 17, VARIANTS["hourglass8_256x192"].input)
+    small = _counted(VARIANTS["hourglass8_256x192"].network, 17, VARIANTS["hourglass8_256x192"].input)
     assert small.multiply_adds * 4 == macs * 3
     assert f"{small.paper_g:.1f}" == "19.2"
     assert abs(small.params_m / 25.1 - 1) < 0.015
@@ -122,14 +125,14 @@ def test_the_hourglass_is_the_published_network() -> None:
 )
 def test_documented_figures(name: str, params_m: float, gmac: float) -> None:
     v = VARIANTS[name]
-    cost = network_cost(v.network, 17, v.input)
+    cost = _counted(v.network, 17, v.input)
     assert (round(cost.params_m, 2), round(cost.gmac, 2)) == (params_m, gmac)
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n.startswith(("sbn_r50", "efafnet_r50", "efafnet_nano"))])
 def test_stored_costs_are_what_is_counted(name: str) -> None:
     v = VARIANTS[name]
-    assert known_cost(name, 17) == network_cost(v.network, 17, v.input), "count anew: python -m efafnet.models.cost"
+    assert known_cost(name, 17) == _counted(v.network, 17, v.input), "count anew: python -m efafnet.models.cost"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_stored_costs_of_deep_networks_are_the_pins(name: str, params_m: float, 
 def test_stored_costs_of_other_skeletons() -> None:
     v = VARIANTS["efafnet_nano"]
     for joints in (14, 16, 17):
-        assert known_cost("efafnet_nano", joints) == network_cost(v.network, joints, v.input)
+        assert known_cost("efafnet_nano", joints) == _counted(v.network, joints, v.input)
 
 
 def test_default_reductions_are_those_of_the_pins() -> None:
@@ -163,18 +166,18 @@ def test_multiply_adds_agree_with_torchs_counter(name: str) -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(crop)
     # torch counts two operations per multiply-add.
-    assert network_cost(v.network, 17, v.input).multiply_adds == counter.get_total_flops() // 2
+    assert _counted(v.network, 17, v.input).multiply_adds == counter.get_total_flops() // 2
 
 
 def test_auxiliary_heads_are_not_counted() -> None:
     size = InputSize(height=64, width=64)
-    bare = network_cost(NetworkConfig(encoder="nano", auxiliary_stages=()), 17, size)
-    assert network_cost(NetworkConfig(encoder="nano"), 17, size) == bare
+    bare = _counted(NetworkConfig(encoder="nano", auxiliary_stages=()), 17, size)
+    assert _counted(NetworkConfig(encoder="nano"), 17, size) == bare
 
 
 def test_cost_of_the_joints_is_the_last_convolutions() -> None:
     size = InputSize(height=64, width=64)
-    more, fewer = (network_cost(_config(SBN | {"encoder": "nano"}), k, size) for k in (17, 16))
+    more, fewer = (_counted(_config(SBN | {"encoder": "nano"}), k, size) for k in (17, 16))
     # One more 1x1 filter on 64 channels with its bias, applied at 16 x 16 positions.
     assert more.parameters - fewer.parameters == 65
     assert more.multiply_adds - fewer.multiply_adds == 64 * 16 * 16
@@ -197,13 +200,13 @@ def test_saved_activations_are_those_of_a_real_step() -> None:
     kept = sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in owned)
     assert output.heatmaps.requires_grad
     # A small share (batch norm's statistics, per channel) does not grow with the batch.
-    assert kept / batch == pytest.approx(network_cost(config, 17, size).saved_bytes, rel=0.02)
+    assert kept / batch == pytest.approx(_counted(config, 17, size).saved_bytes, rel=0.02)
 
 
 def test_saved_activations_of_the_whole_network_against_the_baseline() -> None:
     size = InputSize.model_validate(_SMALL)
-    baseline = network_cost(_config(SBN), 17, size).saved_bytes
-    once_per_stage = network_cost(NetworkConfig(fasm_placement="last_block"), 17, size).saved_bytes
+    baseline = _counted(_config(SBN), 17, size).saved_bytes
+    once_per_stage = _counted(NetworkConfig(fasm_placement="last_block"), 17, size).saved_bytes
     # 1.44 with the sum of the gates kept for the backward pass, as a plain formula would; it is not.
     factors = 4 * (256 * 64 * 48 + 512 * 32 * 24 + 1024 * 16 * 12 + 2048 * 8 * 6)
     assert (once_per_stage + factors) / baseline == pytest.approx(1.44, abs=0.01)
