@@ -181,7 +181,7 @@ def test_a_demo_of_another_version_is_not_gone_on_with(machine: Machine, monkeyp
 
 def test_a_failing_command_stops_the_demo(tmp_path: Path) -> None:
     with pytest.raises(DemoError, match="the stage report ended with exit code 2"):
-        demo.run_command("report", ("report", f"uri=sqlite:///{tmp_path}/mlflow.db", "experiment=none"))
+        demo.run_command("report", ("report", f"out={tmp_path}/report.html", "pages=1"))  # no such setting
 
 
 @pytest.mark.slow
