@@ -84,7 +84,9 @@ class _Calls(TorchFunctionMode):
             return self.gpu.device if real.type == "meta" else real
         if func == _IS_CUDA:
             return _on_gpu(args[0])
-        args, kwargs = tree_map(self._moved, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        if func != Tensor.__deepcopy__:  # its memo holds all that was copied before, and names no device
+            args, kwargs = tree_map(self._moved, (args, kwargs))
         try:
             outcome = func(*args, **kwargs)
         except (RuntimeError, TypeError) as error:
