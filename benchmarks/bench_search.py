@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from scipy import stats
 
 from benchmarks.record import Record, add_option, recorded
 from efafnet.pipelines.search.config import SearchConfig, TuneConfig, paced, trial_config
@@ -254,21 +255,28 @@ SIGMAS = (0.75, 1.25, 2.0)
 SCHEDULES = ("one_cycle", "cosine")
 HARD_JOINTS = (17, 8, 4, 12)
 """R of OHKM; all 17 are the plain mean. The outermost: what is finished of the table is whole for the first of them."""
-VALIDATIONS = 8
+VALIDATIONS = 16
 BATCH = 20
 """Trials of a search; where all must wait for the last, that many more are given to it whenever it is over."""
+SHARES = (0.1, 0.05)
+"""A search's aims: figures that so many of the settings reach."""
 MOST = 200
 """Trials after which a search is given up as not having reached its target."""
+SOON = {"grace": 1 / 16}
+"""Trials are looked at after a sixteenth of their budget in place of a quarter."""
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"sampler": "random", "stop": "none"},
     "TPE": {"sampler": "tpe", "stop": "none"},
     "GP": {"sampler": "gp", "stop": "none"},
-    "random, ASHA stopping": {"sampler": "random", "stop": "asha"},
     "TPE, ASHA stopping": {"sampler": "tpe", "stop": "asha"},
-    "TPE, ASHA promoting": {"sampler": "tpe", "stop": "asha", "promotes": True},
-    "random, constant": {"sampler": "random", "stop": "constant"},
-    "TPE, constant": {"sampler": "tpe", "stop": "constant"},
-    "GP, constant": {"sampler": "gp", "stop": "constant"},
+    "TPE, ASHA stopping, 1/16": {"sampler": "tpe", "stop": "asha", **SOON},
+    "TPE, ASHA stopping, 1/16 by 4": {"sampler": "tpe", "stop": "asha", "reduction": 4, **SOON},
+    "TPE, ASHA promoting, 1/16": {"sampler": "tpe", "stop": "asha", "promotes": True, **SOON},
+    "TPE, ASHA promoting, 1/16 by 4": {"sampler": "tpe", "stop": "asha", "promotes": True, "reduction": 4, **SOON},
+    "random, constant, 1/16": {"sampler": "random", "stop": "constant", **SOON},
+    "TPE, constant, 1/4": {"sampler": "tpe", "stop": "constant"},
+    "TPE, constant, 1/16": {"sampler": "tpe", "stop": "constant", **SOON},
+    "GP, constant, 1/16": {"sampler": "gp", "stop": "constant", **SOON},
 }
 """Settings of ``search`` by the name of the way to search."""
 
@@ -410,7 +418,7 @@ class Replay:
     def __init__(self, table: Table, arm: str, seed: int, at_once: int = 2) -> None:
         self.table, self.at_once = table, at_once
         search = SearchConfig(**ARMS[arm])
-        grace = min(min(curve) for curve in table.curves.values())
+        grace = max(1, round(search.grace * table.budget))
         rule = rule_of(search, rungs(table.budget, grace, search.reduction), grace)
         self.waits_for_all = search.stop == "constant"
         self.ledger = Ledger(
@@ -424,9 +432,10 @@ class Replay:
         self.now = 0.0
         self.spent = 0
 
-    def until(self, target: float) -> tuple[float, bool]:
-        """Full runs' worth of samples until a trial ends with ``target``, and whether one did."""
-        while self._fill():
+    def until(self, targets: Sequence[float]) -> list[float]:
+        """Full runs' worth of samples until a trial ends with each target; infinite where the search was given up."""
+        found = [math.inf] * len(targets)
+        while math.isinf(max(found)) and self._fill():
             self.now, number = heapq.heappop(self.events)
             curve = self.table.curve(self.settings[number])
             seen = self.ledger.curves[number]
@@ -435,13 +444,14 @@ class Replay:
             self.ledger.report(number, samples, curve[samples])
             if samples == max(curve):
                 self.ledger.finish(number, "complete")
-                if curve[samples] >= target:
-                    return self.spent / self.table.budget, True
+                spent = self.spent / self.table.budget
+                found = [min(was, spent) if curve[samples] >= target else was
+                         for was, target in zip(found, targets, strict=True)]  # fmt: skip
             elif self.controller.gives_up(number):
                 self.controller.give_up(number)
             else:
                 self._await(number)
-        return self.spent / self.table.budget, False
+        return found
 
     def _fill(self) -> bool:
         """Begin what there is room for; false when the search is over."""
@@ -481,7 +491,7 @@ class Replay:
         """The ledger has it."""
 
 
-def searchers(table: Table, seeds: int, arms: list[str], record: Record) -> None:
+def searchers(table: Table, seeds: int, arms: list[str], record: Record, at_once: int = 1) -> None:
     """Print what each way to search needs, beside random search."""
     finals = table.finals()
     console.say(f"{len(finals)} settings, {table.budget} samples each; best {finals[0]:.4f}, median "
@@ -491,21 +501,37 @@ def searchers(table: Table, seeds: int, arms: list[str], record: Record) -> None
         early = rank_correlation([curve[samples] for curve in table.curves.values()], ends)
         told = "none" if early is None else f"{early:+.2f}"
         console.say(f"rank correlation of the figures after {samples} samples with those at the end: {told}")
-    for share in (0.1, 0.05):
-        target = finals[max(1, round(share * len(finals))) - 1]
+    targets = [finals[max(1, round(share * len(finals))) - 1] for share in SHARES]
+    jobs = [(arm, seed) for arm in arms for seed in range(seeds)]
+    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = dict(zip(jobs, pool.map(_searched, repeat(table), repeat(targets), jobs), strict=True))
+    for place, (share, target) in enumerate(zip(SHARES, targets, strict=True)):
         rows: list[list[object]] = []
         base = 0.0
         for arm in arms:
-            found = [Replay(table, arm, seed).until(target) for seed in range(seeds)]
             # A search that was given up needs more than it spent: it stands above all others.
-            needed = sorted(spent if there else math.inf for spent, there in found)
-            low, middle, high = (needed[round(part * (len(needed) - 1))] for part in (0.25, 0.5, 0.75))
+            needed = sorted(found[arm, seed][place] for seed in range(seeds))
+            middle = statistics.median_low(needed)
+            low, high = median_span(needed)
             base = base or middle
             record.add(f"{arm}, to the best {share:.0%}", "full runs' worth", [middle])
             rows.append([arm, f"{middle:.1f}", f"{low:.1f} to {high:.1f}", f"{middle / base:.2f}",
-                         sum(not there for _, there in found)])  # fmt: skip
-        columns = ["search", "full runs' worth (median)", "quartiles", f"times {arms[0]}", "not reached"]
+                         sum(map(math.isinf, needed))])  # fmt: skip
+        columns = ["search", "full runs' worth (median)", "95 % of the median", f"times {arms[0]}", "not reached"]
         console.table(columns, rows, title=f"to {target:.4f}, which {share:.0%} of the settings reach; {seeds} seeds")
+
+
+def _searched(table: Table, targets: Sequence[float], job: tuple[str, int]) -> list[float]:
+    arm, seed = job
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return Replay(table, arm, seed).until(targets)
+
+
+def median_span(ascending: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of a median by order statistics: how many of n lie below it is binomial with a half."""
+    below = int(stats.binom.ppf(0.025, len(ascending), 0.5))
+    place = max(0, below - 1)
+    return ascending[place], ascending[len(ascending) - 1 - place]
 
 
 def main() -> None:
@@ -517,9 +543,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="ways to search")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_search"), help="where table leaves its figures")
     parser.add_argument("--samples", type=int, default=10240, help="training samples of each run of a table")
-    parser.add_argument("--seeds", type=int, default=20, help="searches of the table per searcher")
+    parser.add_argument("--seeds", type=int, default=50, help="searches of the table per searcher")
     parser.add_argument("--data", type=Path, default=None, help="folder of table's stores, train and val; else drawn")
-    parser.add_argument("--at-once", type=int, default=1, help="processes of table, of one thread each")
+    parser.add_argument("--at-once", type=int, default=1, help="processes of table and searchers")
     add_option(parser)
     given = parser.parse_args()
     with recorded("bench_search", given) as record:
@@ -538,7 +564,7 @@ def measure(given: argparse.Namespace, record: Record) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
         console.say(f"{train_table(given.out, given.samples, data, given.at_once)} holds the curves")
     else:
-        searchers(read_table(given.curves), given.seeds, given.arms, record)
+        searchers(read_table(given.curves), given.seeds, given.arms, record, given.at_once)
     console.say(f"{time.monotonic() - began:.0f} s in all")
 
 

@@ -117,14 +117,38 @@ def test_the_variances_of_seeds_and_images_are_added() -> None:
     new = Measured("new", {0: 1.0, 1: 3.0}, {0: 1.0 + 2 * spread, 1: 3.0 + 0 * spread})
     difference = difference_of(compare([old, new], "old"), "new")
     assert difference.image_error == pytest.approx(2)
-    # variance 1 + 4 = 5, degrees of freedom 5^2 / (1^2 / 1) = 25: t(.975, 25) = 2.0595
+    # variance 1 + 4 = 5; t(.975, 1) = 12.7062 and 1.959964 for ever so many images, weighted: (12.7062 + 4 * 1.96) / 5
     assert difference.span is not None
-    assert difference.span.half == pytest.approx(2.05954 * math.sqrt(5), rel=1e-5)
+    assert difference.span.half == pytest.approx((12.7062 + 4 * 1.959964) / 5 * math.sqrt(5), rel=1e-5)
     assert difference.by_seeds is not None
     assert difference.by_seeds.half == pytest.approx(12.7062, rel=1e-5)  # t(.975, 1), of an error of 1
     assert difference.by_images is not None
     # The mean difference is 2 and moves by 2 from draw to draw: a normal interval on the figures' own scale.
     assert (difference.by_images.low, difference.by_images.high) == pytest.approx((2 - 1.959964 * 2, 2 + 1.959964 * 2))
+
+
+def test_a_probability_is_the_level_at_which_the_interval_ends() -> None:
+    """Of seeds alone it is Student's; of both it lies between the two, and agrees with the interval."""
+    t = 3.0 / (2.0 / math.sqrt(3))  # with two degrees of freedom t lies within with probability t / sqrt(2 + t^2)
+    assert Scatter(2.0, 2).p(3.0, 3) == pytest.approx(1 - t / math.sqrt(2 + t * t))
+    both = Scatter(2.0, 2, 0.9, 40.0)
+    for confidence in (0.5, 0.95, 0.999):
+        assert both.p(both.span(0.0, 3, confidence).high, 3) == pytest.approx(1 - confidence, rel=1e-9)
+    assert Scatter(0.0, 2, 1.0).p(1.959964, 3) == pytest.approx(0.05, rel=1e-5)
+    assert Scatter(0.0, 2).p(0.0, 3) == 1.0
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_seeds_and_images_together_reject_no_more_than_they_should(share: float) -> None:
+    """Three seeds and images that have a share of their variance: 4,000 true hypotheses, at 5 % and at a sixth of it.
+    Satterthwaite's degrees of freedom would reject 7.5 and 2.8 % of them where the share is a fifth."""
+    generator = np.random.default_rng(4)
+    values = generator.normal(0, math.sqrt((1 + share) / 3), 4000)
+    spreads = np.sqrt(generator.chisquare(2, 4000) / 2)
+    p = np.array([Scatter(float(spread), 2, math.sqrt(share / 3)).p(float(value), 3)
+                  for value, spread in zip(values, spreads, strict=True)])  # fmt: skip
+    assert (p < 0.05).mean() < 0.05
+    assert (p < 0.05 / 6).mean() < 0.012
 
 
 def test_few_images_widen_the_intervals_by_students_t() -> None:
@@ -241,6 +265,7 @@ def test_a_row_that_scatters_more_is_told_and_differences_are_judged_by_their_ow
         (Case("a wild baseline", (4, *(0.5,) * 6), 3), "auto", 0.93, 0.06),
         (Case("a wild baseline", (4, *(0.5,) * 6), 3), "own", 0.93, 0.06),
         (Case("images that dominate", (1,) * 4, 3, images=2.0), "auto", 0.93, 0.06),
+        (Case("images that matter little", (1,) * 4, 3, images=0.3), "auto", 0.93, 0.06),
     ],
 )
 def test_intervals_hold_and_claims_are_rare_however_rows_scatter(
