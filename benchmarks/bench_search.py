@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_search trials [--trials 100]       # overhead per trial, and what grows over many trials
     python -m benchmarks.bench_search scale [--trials 1000]       # ask and tell at the end of a long search
-    python -m benchmarks.bench_search searchers [--curves CSV]    # each way to search to the same figure
+    python -m benchmarks.bench_search searchers --curves CSV      # each way to search to the same figure
     python -m benchmarks.bench_search table --out DIR             # train such a table: 120 runs, hours of a core
 
 ``trials`` runs a real search of tiny trials on a Ray of its own. ``searchers`` lets the project's own ledger and rules
@@ -248,8 +248,6 @@ def _written() -> int:
 
 # ---- what a learning search saves
 
-CURVES = Path(__file__).with_name("curves_clear.csv")
-"""The table that is kept."""
 RATES = (1e-3, 2.5e-3, 6.3e-3, 1.6e-2, 4e-2)
 SIGMAS = (0.75, 1.25, 2.0)
 SCHEDULES = ("one_cycle", "cosine")
@@ -522,6 +520,8 @@ def searchers(table: Table, seeds: int, arms: list[str], record: Record, at_once
 
 
 def _searched(table: Table, targets: Sequence[float], job: tuple[str, int]) -> list[float]:
+    import optuna
+
     arm, seed = job
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return Replay(table, arm, seed).until(targets)
@@ -539,7 +539,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["trials", "scale", "searchers", "table"], nargs="?", default="trials")
     parser.add_argument("--trials", type=int, default=None, help="trials of the search; 20, or 1000 for scale")
-    parser.add_argument("--curves", type=Path, default=CURVES, help="CSV of curves: settings, samples, figure")
+    parser.add_argument("--curves", type=Path, default=None, help="CSV of searchers: settings, samples, figure")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="ways to search")
     parser.add_argument("--out", type=Path, default=Path("runs/bench_search"), help="where table leaves its figures")
     parser.add_argument("--samples", type=int, default=10240, help="training samples of each run of a table")
@@ -548,6 +548,8 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="processes of table and searchers")
     add_option(parser)
     given = parser.parse_args()
+    if given.what == "searchers" and given.curves is None:
+        parser.error("searchers needs --curves CSV, as `bench_search table` writes it")
     with recorded("bench_search", given) as record:
         measure(given, record)
 
