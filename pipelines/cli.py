@@ -17,7 +17,7 @@ from typing import Any
 from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
 from efafnet.pipelines.user_errors import UsageError, user_message
 from efafnet.platform import console
-from efafnet.platform.interruption import ending_on_signals, told, was_terminated
+from efafnet.platform.interruption import ending_on_signals, report_stop, was_terminated
 from efafnet.platform.ray_output import quiet_native
 
 COMPLETING = ("--install-completion", "--show-completion", "--complete")
@@ -38,7 +38,7 @@ def _main(words: list[str]) -> int:
     try:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
-        told(stop)
+        report_stop(stop)
         return 143 if was_terminated(stop) else 130
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain once more when it flushes at exit.

@@ -22,7 +22,7 @@ from efafnet.models.settings import Settings
 from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform import console, machine
 from efafnet.platform.configuration import absolute_paths
-from efafnet.platform.interruption import told, was_terminated
+from efafnet.platform.interruption import report_stop, was_terminated
 from efafnet.platform.mlflow_pages import TRAINING_VIEW, UI
 from efafnet.platform.storage import make_directory, read_json, write_json
 
@@ -111,7 +111,7 @@ def run_demo(config: DemoConfig) -> None:
             for command in _commands(config, record, stage):
                 run_command(stage.name, command)
         except KeyboardInterrupt as stop:
-            told(stop, f"to go on with stage {number} of {len(stages)}, {stage.name}: {_again(config)}")
+            report_stop(stop, f"to go on with stage {number} of {len(stages)}, {stage.name}: {_again(config)}")
             raise
         except DemoError as error:
             raise DemoError(f"{error}. To go on there: {_again(config)}") from None

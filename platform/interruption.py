@@ -15,8 +15,8 @@ from efafnet.platform import console
 GRACE_S = 8.0
 """Seconds that a command has for ending in order; Slurm and Kubernetes give 30, ``ray job stop`` 3."""
 
-_TOLD = "the user was told"
-_came = threading.Event()
+_REPORTED = "reported to the user"
+_sigterm_arrived = threading.Event()
 
 
 class Terminated(KeyboardInterrupt):
@@ -25,16 +25,16 @@ class Terminated(KeyboardInterrupt):
 
 def was_terminated(stop: KeyboardInterrupt) -> bool:
     """Whether it was SIGTERM: where that meets a call of Ray's, Ray raises KeyboardInterrupt in its place."""
-    return isinstance(stop, Terminated) or _came.is_set()
+    return isinstance(stop, Terminated) or _sigterm_arrived.is_set()
 
 
-def told(stop: KeyboardInterrupt, standing: str = "") -> None:
+def report_stop(stop: KeyboardInterrupt, status: str = "") -> None:
     """Say once that the command was stopped, and where its work stands; whoever knows that says it first."""
-    if _TOLD in getattr(stop, "__notes__", ()):
+    if _REPORTED in getattr(stop, "__notes__", ()):
         return
     word = "terminated" if was_terminated(stop) else "interrupted"
-    console.warn(f"{word}; {standing}" if standing else word)
-    stop.add_note(_TOLD)
+    console.warn(f"{word}; {status}" if status else word)
+    stop.add_note(_REPORTED)
 
 
 @contextmanager
@@ -49,11 +49,11 @@ def ending_on_signals() -> Iterator[None]:
         yield
         return
     owner = os.getpid()
-    _came.clear()
+    _sigterm_arrived.clear()
 
     def stop(*_signal: object) -> None:
         if os.getpid() == owner:
-            _came.set()
+            _sigterm_arrived.set()
             raise Terminated
         # Processes forked from this one keep dying of it at once.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -16,7 +16,7 @@ from efafnet.platform.interruption import (
     Terminated,
     ending_on_signals,
     keeping_sigterm,
-    told,
+    report_stop,
     was_terminated,
 )
 
@@ -59,7 +59,7 @@ def test_a_read_that_never_ends_does_not_keep_a_command(tmp_path: Path, sent: si
 
 
 def test_a_command_that_ends_by_itself_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "_came", threading.Event())
+    monkeypatch.setattr(interruption, "_sigterm_arrived", threading.Event())
     handler, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
     with ending_on_signals(), pytest.raises(Terminated):
         # Not a real signal here: its watcher would end the tests.
@@ -102,9 +102,9 @@ def test_handlers_are_put_back_after_others_took_them() -> None:
 
 def test_who_knows_where_the_work_stands_says_it_and_nobody_says_it_again(capsys: pytest.CaptureFixture[str]) -> None:
     stop = Terminated()
-    told(stop, "step 40 saved; the same command goes on from there")
-    told(stop)
-    told(KeyboardInterrupt())
+    report_stop(stop, "step 40 saved; the same command goes on from there")
+    report_stop(stop)
+    report_stop(KeyboardInterrupt())
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["warning: terminated; step 40 saved; the same command goes on from there", "warning: interrupted"]
     assert interruption.GRACE_S < 10

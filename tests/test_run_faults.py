@@ -203,7 +203,7 @@ def test_ctrl_c_reaches_a_run_on_rays_workers_at_once(
     monkeypatch.setattr(ray_run, "fail_record", lambda _, interrupted, **_taken: endings.append(interrupted))
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), ray_run._failure_told(config, RunRecord("a", "", {}, "")):
+    with pytest.raises(KeyboardInterrupt), ray_run._failure_reported(config, RunRecord("a", "", {}, "")):
         ray_run._fit(config, cast(Any, Trainer))
     assert time.monotonic() - began < 5
     forever.set()

@@ -37,9 +37,9 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     """Its record names settings that are in no identity any more, and lacks one that is null."""
     directory = begun(tmp_path, "checkpoints/step-00000005/meta.json")
     old = asdict(directory.claim(IDENTITY)) | {"identity": {"optimizer.lr": 0.1, "optimizer.accumulation": 2}}
-    del old["told"]
+    del old["changeable"]
     write_json(directory.path / "run.json", old)
-    assert directory.claim(IDENTITY, {"test.batch_size": 32}).told == {"test.batch_size": 32}
+    assert directory.claim(IDENTITY, {"test.batch_size": 32}).changeable == {"test.batch_size": 32}
     with pytest.raises(RunConflictError, match=r"other settings: fork None -> runs/a, optimizer.lr 0.1 -> 0.2; give"):
         directory.claim({"optimizer.lr": 0.2, "fork": "runs/a"})
 

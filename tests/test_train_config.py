@@ -9,7 +9,7 @@ import torch
 
 from efafnet.models.cost import network_cost
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.identity import IDENTITY, INCIDENTAL, TOLD, is_in
+from efafnet.pipelines.training.identity import CHANGEABLE, IDENTITY, INCIDENTAL, is_in
 from efafnet.platform.configuration import (
     ConfigurationError,
     apply_overrides,
@@ -97,7 +97,7 @@ def test_identity_holds_what_changes_the_figures_and_nothing_else() -> None:
 
 def test_every_setting_either_makes_the_run_or_may_change() -> None:
     for key in flatten(resolved().model_dump(mode="json")):
-        own = [group for group in (*IDENTITY, *TOLD) if is_in(key, group)]
+        own = [group for group in (*IDENTITY, *CHANGEABLE) if is_in(key, group)]
         assert len(own) <= 1, f"{key} is in {own}"
         assert own or any(is_in(key, group) for group in INCIDENTAL), f"{key} belongs into a list of identity.py"
 

@@ -22,7 +22,7 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory
 from efafnet.platform import console
-from efafnet.platform.interruption import told
+from efafnet.platform.interruption import report_stop
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class _RunSet:
                 for reference in done:
                     self._ended(live.pop(reference), _answer(reference))
         except KeyboardInterrupt as stop:
-            told(stop, f"{self._done} of {self._count} runs over, {len(live)} running; the same command goes on")
+            report_stop(stop, f"{self._done} of {self._count} runs over, {len(live)} running; the same command goes on")
             left_to_be_continued(run.run_dir for run in live.values())
             raise
         finally:

@@ -26,7 +26,7 @@ from efafnet.pipelines.training.recording import cost_step, fail_record
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.consumption import Consumption, consumed, total
-from efafnet.platform.interruption import told
+from efafnet.platform.interruption import report_stop
 from efafnet.platform.mlflow_client import mlflow_client, quietly
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.space import Space
@@ -226,8 +226,11 @@ class SearchTracking:
         interrupted = isinstance(error, KeyboardInterrupt)
         live = self.ledger.live()
         if isinstance(error, KeyboardInterrupt):
-            told(error, f"{self.ledger.over()} of {self.ledger.trials} trials over, {len(live)} running; the same "
-                        f"command continues search {self.config.name}")  # fmt: skip
+            report_stop(
+                error,
+                f"{self.ledger.over()} of {self.ledger.trials} trials over, {len(live)} running; the same command "
+                f"continues search {self.config.name}",
+            )
         left_to_be_continued(map(self._dir_of, live), interrupted=interrupted)
         fail_record(self.record, interrupted=interrupted)
 

@@ -83,7 +83,7 @@ def tune(
     console.note(f"search {config.name}: {space.about or space.name} ({tried} extreme settings checked)")
     directory = RunDirectory(config.run_dir)
     with directory.locked():
-        record = directory.claim(identity, config.told())
+        record = directory.claim(identity, config.changeable())
         ledger = open_ledger(config, inputs, space, limits, sha256_json(identity)[:16])
         record = open_record(
             config, inputs, record, parent_run_id=None, tags={STAGE: "search"}, about=_about(config, space)

@@ -104,7 +104,7 @@ def compare_rows(config: StudyConfig, inputs: Inputs, rows: Study, *, parent_run
     plans = plan_rows(rows, config, config.base(), inputs)
     directory = RunDirectory(config.run_dir)
     with directory.locked():
-        record = directory.claim(inputs.identity(config), config.told())
+        record = directory.claim(inputs.identity(config), config.changeable())
         record = open_record(
             config, inputs, record, parent_run_id=parent_run_id, tags={STAGE: "study"}, about=_about(config, rows)
         )

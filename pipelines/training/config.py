@@ -22,7 +22,7 @@ from efafnet.pipelines.training.config_groups import (
     ProfileConfig,
     ValidationConfig,
 )
-from efafnet.pipelines.training.identity import IDENTITY, TOLD, chosen
+from efafnet.pipelines.training.identity import CHANGEABLE, IDENTITY, chosen
 from efafnet.pipelines.training.schedule import ScheduleConfig
 from efafnet.platform.cluster import ClusterConfig
 from efafnet.platform.configuration import flatten
@@ -265,6 +265,6 @@ class TrainConfig(Settings):
         settings = chosen(flatten(self.model_dump(mode="json")), IDENTITY)
         return {**settings, "data.train": train_digest, "data.val": val_digest}
 
-    def told(self) -> dict[str, Any]:
-        """What may change when the run is resumed and is then told, as dotted keys."""
-        return chosen(flatten(self.model_dump(mode="json")), TOLD)
+    def changeable(self) -> dict[str, Any]:
+        """What may change when the run is resumed, which is then printed, as dotted keys."""
+        return chosen(flatten(self.model_dump(mode="json")), CHANGEABLE)

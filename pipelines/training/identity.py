@@ -15,12 +15,12 @@ IDENTITY = (
     "test.nms_threshold", "validation.metric",
 )  # fmt: skip
 """What changes a run's figures: another value is another run."""
-TOLD = (
+CHANGEABLE = (
     "compute.channels_last", "compute.compile", "compute.gradients", "compute.graph", "compute.micro_batch",
     "test.batch_size", "validation.every_epochs", "validation.patience", "validation.overlays", "validation.where",
 )  # fmt: skip
-"""What may change when a run is resumed, and is told: it moves figures by rounding, by what batch norm sees at once, or
-by when the run is looked at."""
+"""What may change when a run is resumed, and is printed then: it moves figures by rounding, by what batch norm sees at
+once, or by when the run is looked at."""
 INCIDENTAL = (
     # A protocol's name changes nothing beyond the settings it stands for; data is named by its content.
     "protocol", "name", "runs", "data", "device", "workers", "worker", "cluster", "reader", "checkpoint", "tracking",

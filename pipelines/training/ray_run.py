@@ -33,7 +33,7 @@ from efafnet.platform.capacity import capacity
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.cluster import Resources, connect, defaults
 from efafnet.platform.configuration import absolute_paths, to_yaml
-from efafnet.platform.interruption import told
+from efafnet.platform.interruption import report_stop
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -88,7 +88,7 @@ def train(
             copies.pull_file(directory.path / "run.json")
         if copies is None or not copies.names():
             directory.clear_unstarted(identity)
-        record = directory.claim(identity, config.told())
+        record = directory.claim(identity, config.changeable())
         if (ended := directory.result()) is not None:
             catch_up(config, inputs, record, ended)
             return ended
@@ -100,7 +100,7 @@ def train(
             copies.push_file(directory.path / "run.json")
         if begin is not None:
             tell_address(record)
-        with _failure_told(config, record), _live(config, watched=begin is not None) as live:
+        with _failure_reported(config, record), _live(config, watched=begin is not None) as live:
             if config.workers == 0:
                 outcome = _here(config, record, given_up, live)
             else:
@@ -139,13 +139,13 @@ def _copies(config: TrainConfig) -> CheckpointCopies | None:
 
 
 @contextmanager
-def _failure_told(config: TrainConfig, record: RunRecord) -> Iterator[None]:
+def _failure_reported(config: TrainConfig, record: RunRecord) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             # First of all: who stops a job may give it a few seconds, and MLflow may be away.
-            told(error, _how_to_resume(config))
+            report_stop(error, _how_to_resume(config))
         stopped = isinstance(error, KeyboardInterrupt | GivenUpError)
         fail_record(record, interrupted=stopped, taken=cost_of(config))
         raise

@@ -54,7 +54,7 @@ class RunRecord:
     """Time of creation, UTC, ISO 8601."""
     mlflow_run_id: str | None = None
     tracking_uri: str | None = None
-    told: dict[str, Any] = field(default_factory=dict)
+    changeable: dict[str, Any] = field(default_factory=dict)
     """Settings that may change when the run is resumed, as it was last started."""
 
 
@@ -128,17 +128,19 @@ class RunDirectory:
                 remove_leftovers(directory)
             yield
 
-    def claim(self, identity: Mapping[str, Any], told: Mapping[str, Any] | None = None) -> RunRecord:
+    def claim(self, identity: Mapping[str, Any], changeable: Mapping[str, Any] | None = None) -> RunRecord:
         """Return the record of this run, new or from before.
 
         Args:
             identity: what makes the run the run it is, as dotted keys.
-            told: settings that may differ from those it was last started with; the differences are told.
+            changeable: settings that may differ from those it was last started with; the differences are printed.
 
         Raises:
             RunConflictError: the directory holds a run with other settings or data; all differences are listed.
         """
-        own = RunRecord(self.path.name, identity_digest(identity), dict(identity), _now(), told=dict(told or {}))
+        own = RunRecord(
+            self.path.name, identity_digest(identity), dict(identity), _now(), changeable=dict(changeable or {})
+        )
         known = self.known()
         if known is None:
             self.note(own)
@@ -149,10 +151,10 @@ class RunDirectory:
                 f"give the old settings to resume it, choose another name=… (with --fork {self.path} it goes on from "
                 "there), or remove the directory"
             )
-        last = {key: value for key, value in known.told.items() if key in own.told}
-        if last and (changed := difference(last, {key: own.told[key] for key in last})):
+        last = {key: value for key, value in known.changeable.items() if key in own.changeable}
+        if last and (changed := difference(last, {key: own.changeable[key] for key in last})):
             console.note(f"run {self.path} goes on with other settings than before: {changed}")
-        return replace(known, told=own.told)
+        return replace(known, changeable=own.changeable)
 
     @property
     def started(self) -> bool:
