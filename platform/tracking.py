@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,10 +25,10 @@ from efafnet.platform import console
 from efafnet.platform.addresses import BareAddress
 from efafnet.platform.configuration import flatten
 from efafnet.platform.credentials import bare
-from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_answers import NotMlflowError, is_absent, newest_steps
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
 from efafnet.platform.mlflow_pages import ABOUT, NOTE
+from efafnet.platform.mlflow_store import TrackingError, create_sqlite
 from efafnet.platform.provenance import COMMAND_TAG, code_version, command_line, is_job_copy
 from efafnet.platform.tracker import Tracker, Unlogged
 
@@ -95,10 +94,6 @@ class TrackingConfig(Settings):
         return self
 
 
-class TrackingError(OSError):
-    """The tracking store cannot be used; the message names it, the reason and the remedy."""
-
-
 # ---- the store
 
 
@@ -125,7 +120,7 @@ def prepare_tracking(uri: str | None = None) -> str:
             f"MLflow's store {file} goes when Ray cleans up this job; set MLFLOW_TRACKING_URI to a server, "
             "or give tracking.uri=sqlite:////PATH on storage that stays"
         )
-    _create_sqlite(file)
+    create_sqlite(file)
     return f"sqlite:///{file}"
 
 
@@ -168,42 +163,6 @@ def find_run(run_id: str, given: str | None, noted: str) -> str | None:
         else:
             return address
     return None if absent == len(places) else present
-
-
-def _create_sqlite(file: Path) -> None:
-    with contextlib.ExitStack() as stack:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(hold(file.with_name(f".{file.name}.lock"), wait_s=math.inf))
-        except OSError as error:
-            raise TrackingError(
-                f"MLflow's store {file} cannot be written: {error.strerror}; choose another place with tracking.uri=…"
-            ) from error
-        try:
-            with _quiet_alembic():
-                mlflow_client(f"sqlite:///{file}", create=True).search_experiments(max_results=1)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise TrackingError(
-                f"MLflow's store {file} cannot be opened: {reason}; move the file away, run `mlflow db upgrade "
-                f"sqlite:///{file}` if an older MLflow wrote it, or choose another with tracking.uri=…"
-            ) from error
-
-
-@contextlib.contextmanager
-def _quiet_alembic() -> Iterator[None]:
-    """Keep the sixty migrations of a fresh store from the terminal."""
-    import logging
-
-    names = ("alembic", "alembic.runtime.migration", "mlflow.store.db.utils")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _await_server(address: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from efafnet.platform import tracking
-from efafnet.platform.tracking import _create_sqlite
+from efafnet.platform.mlflow_store import create_sqlite
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,7 +64,7 @@ def ray_local() -> Iterator[None]:
 def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of an MLflow store that holds nothing. To be copied: making one takes more than a second."""
     file = tmp_path_factory.mktemp("fresh") / "mlflow.db"
-    _create_sqlite(file)
+    create_sqlite(file)
     return file
 
 
@@ -75,9 +75,9 @@ def _new_stores_are_copies(monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
     def create(file: Path) -> None:
         if not file.exists() and file.parent.is_dir():
             shutil.copyfile(request.getfixturevalue("fresh_store"), file)
-        _create_sqlite(file)
+        create_sqlite(file)
 
-    monkeypatch.setattr(tracking, "_create_sqlite", create)
+    monkeypatch.setattr(tracking, "create_sqlite", create)
 
 
 @pytest.fixture(scope="module")

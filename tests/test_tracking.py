@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from mlflow import MlflowClient
 from pydantic import ValidationError
 
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.mlflow_store import create_sqlite
 from efafnet.platform.tracking import (
     Tracker,
     TrackingConfig,
@@ -59,13 +61,26 @@ def spilled(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_default_store_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efafnet.platform.tracking._create_sqlite", lambda _file: None)
+    monkeypatch.setattr("efafnet.platform.tracking.create_sqlite", lambda _file: None)
     monkeypatch.chdir(tmp_path)
     assert prepare_tracking() == f"sqlite:///{tmp_path}/mlflow.db"
     assert prepare_tracking("sqlite:///sub/other.db") == f"sqlite:///{tmp_path}/sub/other.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////abs/m.db")
     assert prepare_tracking() == "sqlite:////abs/m.db"
     assert prepare_tracking("sqlite:///x.db") == f"sqlite:///{tmp_path}/x.db", "what is asked for beats the environment"
+
+
+def test_a_fresh_store_is_made_in_memory_and_knows_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "sub" / "mlflow.db"
+    create_sqlite(file)
+    assert {path.name for path in file.parent.iterdir()} == {"mlflow.db", ".mlflow.db.lock"}
+    with sqlite3.connect(file) as store:
+        content = "\n".join(store.iterdump())
+    assert f"'Default','file://{file.parent}/mlartifacts/0','active'" in content
+    assert "/dev/shm" not in content
+    before = file.read_bytes()
+    create_sqlite(file)
+    assert file.read_bytes() == before
 
 
 def test_plain_directories_are_refused(tmp_path: Path) -> None:
