@@ -82,20 +82,20 @@ COMMANDS = (
         "Predict with a checkpoint, measure it, and draw its best and worst persons.",
         config_module=f"{_HERE}.evaluation.config",
         first=(
-            "output", "overwrite", "workers", "test.flip_test", "overlays", "scoring.bootstrap", "weights", "mlflow",
+            "output", "overwrite", "workers.count", "test.flip_test", "overlays", "scoring.bootstrap", "weights", "mlflow",
         ),
     ),
     Command(
         "predict", f"{_HERE}.prediction.predict", "PredictConfig", "run_predict", ("checkpoint", "inputs"),
         "Find the joints of the persons in images, folders of images and videos.",
         config_module=f"{_HERE}.prediction.config", takes_many=True, options=("output",),
-        first=("boxes", "output", "detector.weights", "pictures", "labels", "workers", "skeleton", "overwrite"),
+        first=("boxes", "output", "detector.weights", "pictures", "labels", "workers.count", "skeleton", "overwrite"),
     ),
     Command(
         "serve", f"{_HERE}.serving.serve", "ServeConfig", "run_serve", ("models",),
         "Answer requests for the joints of persons over HTTP, with a page to try it.",
         config_module=f"{_HERE}.serving.config", takes_many=True,
-        first=("host", "port", "token", "workers", "batching.requests", "detector.weights"),
+        first=("host", "port", "token", "workers.count", "batching.requests", "detector.weights"),
     ),
     Command(
         "detect", f"{_HERE}.prediction.detect", "DetectConfig", "run_detect", ("source", "out"),

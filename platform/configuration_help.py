@@ -55,7 +55,9 @@ def _rows(model_class: type[BaseModel], prefix: str, given: BaseModel | None, on
         key = f"{prefix}{name}"
         default = getattr(given, name) if given is not None else default_of(field)
         groups = _nested(field.annotation)
-        text = " ".join((field.description or "").split())
+        # A group whose field says nothing is told in its own first sentence.
+        of_group = (groups[0].__doc__ or "").partition("\n\n")[0] if len(groups) == 1 else ""
+        text = " ".join((field.description or of_group).split())
         kind = type_name(field.annotation, field.metadata)
         shown = "" if isinstance(default, BaseModel) else _show(default)
         yield HelpRow(key, kind, shown, text, bool(groups), only_with)

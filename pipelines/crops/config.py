@@ -15,12 +15,12 @@ class ReaderConfig(Settings):
     """How a store is read. None of these settings changes what a sample looks like."""
 
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Threads that decode and warp, per training worker. auto: beside a GPU one per core of the worker but one, 16 at
-    most; on a CPU one for every four that compute."""
+    """Threads that decode and warp, of each process that reads. auto: beside a GPU one per core of the worker but one,
+    16 at most; on a CPU one for every four that compute."""
     read_threads: int = Field(default=1, ge=1)
-    """Threads that read Parquet, per training worker. More help where the store is remote."""
+    """Threads that read Parquet, of each process that reads. More help where the store is remote."""
     prefetch_batches: int = Field(default=4, ge=1)
-    """Batches prepared ahead of the consumer, per training worker."""
+    """Batches prepared ahead of the consumer, in each process that reads."""
     read_ahead_batches: int = Field(default=16, ge=0)
     """Batches beyond the prepared ones whose crops are already being read, per training worker."""
     shuffle_groups: int = Field(default=48, ge=1)
