@@ -82,7 +82,8 @@ COMMANDS = (
         "Predict with a checkpoint, measure it, and draw its best and worst persons.",
         config_module=f"{_HERE}.evaluation.config",
         first=(
-            "output", "overwrite", "workers.count", "test.flip_test", "overlays", "scoring.bootstrap", "weights", "mlflow",
+            "output", "overwrite", "workers.count", "test.flip_test", "overlays", "scoring.bootstrap", "weights",
+            "mlflow",
         ),
     ),
     Command(

@@ -22,7 +22,7 @@ class ReaderConfig(Settings):
     prefetch_batches: int = Field(default=4, ge=1)
     """Batches prepared ahead of the consumer, in each process that reads."""
     read_ahead_batches: int = Field(default=16, ge=0)
-    """Batches beyond the prepared ones whose crops are already being read, per training worker."""
+    """Batches beyond the prepared ones whose crops are already being read, in each process that reads."""
     shuffle_groups: int = Field(default=48, ge=1)
     """Row groups shuffled together, fewer where their crops would take more than 256 MiB (raw crops do). A worker that
     reads alone holds up to twice this many; unlike the others, this setting changes the order of the samples."""
