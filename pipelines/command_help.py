@@ -23,7 +23,8 @@ def print_commands(commands: Sequence[Command]) -> None:
     console.say()
     console.say("efafnet COMMAND --help explains every setting of a command, --help GROUP those of one group;")
     console.say("--print-config shows the settings a command line stands for. A setting's last name is enough where")
-    console.say("only one ends so (lr=1e-3); workers=0 works in this process, without Ray, wherever there are workers.")
+    console.say("only one ends so (lr=1e-3). workers=0 works in this process, without Ray; tune and study start Ray in")
+    console.say("any case, and train each run in one process of it.")
     console.say("--install-completion lets bash, zsh or fish complete commands, presets, settings, values and paths.")
     console.say("EFAFNET_TRACEBACK=1 shows tracebacks.")
 

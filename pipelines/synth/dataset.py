@@ -113,8 +113,8 @@ class SynthConfig(Settings):
     """Share of the people who are too near to fit into the picture whole. Null: as `people`."""
     seed: int = Field(0, ge=0)
     """Seed of everything. The files depend on it and the settings above alone, not on the number of workers."""
-    workers: int = Field(0, ge=0)
-    """Processes that draw; 0 for one per CPU this process may use."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that draw: null for one per CPU this process may use; 0 for this very process."""
     overwrite: bool = False
     """Replace what is in the output directory."""
 
@@ -191,10 +191,10 @@ Made = Iterator[tuple[Task, list[ImageRecord]]]
 
 def _made(config: SynthConfig, directory: Path, advance: Callable[[float], None]) -> Made:
     """Yield every task with what it made, in order."""
-    workers = config.workers or len(os.sched_getaffinity(0))
-    tasks = _tasks(config, workers)
+    workers = len(os.sched_getaffinity(0)) if config.workers is None else config.workers
+    tasks = _tasks(config, max(1, workers))
     maker = Maker(config.recipe, config.seed, directory)
-    if workers == 1 or len(tasks) == 1:
+    if workers <= 1 or len(tasks) == 1:
         for task in tasks:
             yield task, maker(task)
             advance(task.last - task.first)
