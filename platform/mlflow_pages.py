@@ -16,7 +16,8 @@ ABOUT = """Trainings, searches and studies of pose networks, written by efafnet.
   make it again, and its artifact `config.yaml` holds every setting.
 - **Columns worth having**: `best/ap` (the figure of the checkpoint to use, also of a search), `val/ap` (the newest),
   `train/loss`, and the parameters that differ.
-- **Compare**: mark runs, then Compare; or `efafnet report` for one page with intervals.
+- **Compare**: mark runs, then Compare, which takes the parameters that differ by itself, and `best/ap` when told so
+  under Metrics; or `efafnet report` for one page with intervals.
 - Where this page shows traces instead of runs, choose *Model training*.
 """
 """The description of an experiment that was created here."""
