@@ -119,8 +119,8 @@ def compare_rows(config: StudyConfig, inputs: Inputs, rows: Study, *, parent_run
 def _about(config: StudyConfig, rows: Study) -> str:
     """What the study is, for its description in MLflow."""
     listed = "\n".join(f"1. {row.name}" for row in rows.rows)
-    seeds = ", ".join(map(str, seeds_of(config)))
-    return f"Study {config.name}: {rows.about}. Each row is trained with the same seeds ({seeds}):\n\n{listed}\n"
+    seeds, about = ", ".join(map(str, seeds_of(config))), rows.about.rstrip(".")
+    return f"Study {config.name}: {about}. Each row is trained with the same seeds ({seeds}):\n\n{listed}\n"
 
 
 def names_of(config: TrainConfig, inputs: Inputs) -> dict[str, float]:
