@@ -6,9 +6,11 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from efafnet.pipelines.training import start
 from efafnet.pipelines.training.context import Status
 from efafnet.pipelines.training.description import describe_run
 from efafnet.pipelines.training.inputs import open_inputs
@@ -40,6 +42,16 @@ def test_a_run_says_what_it_is_before_it_begins(tmp_path: Path, capsys: pytest.C
     assert "5 of Ray, 2 or 3 crops of each batch to each" in text
     assert "(one each epoch)" in text
     assert "warning" not in text
+
+
+def test_the_first_line_comes_before_what_trains_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    trainer = SimpleNamespace(run_train=lambda _: said.append(capsys.readouterr().err))
+    monkeypatch.setattr("efafnet.pipelines.training.ray_run", trainer, raising=False)
+    start.run_train(config_of(tmp_path))
+    assert said == [f"run nano_test in {tmp_path}/runs/nano_test\n"]
 
 
 def test_length_in_whole_steps_and_under_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
