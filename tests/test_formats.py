@@ -20,9 +20,9 @@ from efafnet.pipelines.formats.detections import parse_detections
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.names import name_parts, tails
-from efafnet.pipelines.formats.plausibility import plausibility_of
+from efafnet.pipelines.formats.plausibility import odd_scores, plausibility_of
 from efafnet.pipelines.formats.rejects import Reject, explained
-from efafnet.pipelines.formats.results import parse_results
+from efafnet.pipelines.formats.results import Names, parse_results
 from tests import crop_data
 
 _PATH = Path("a.json")
@@ -343,6 +343,28 @@ def test_results_as_others_write_them() -> None:
     assert read.box_xywh_px is None
 
 
+def test_text_that_means_two_images_is_refused() -> None:
+    images = [{"id": 1, "file_name": "000000.jpg"}, {"id": 2, "file_name": "000001.jpg"}]
+    table = ImageTable(images, named=True)
+    # In a file of its own "000001" is the id; in another file it may be either.
+    found = table.find("000001")
+    assert found is not None
+    assert found.image_id == 1
+    read = parse_detections(_found({"image_id": "000001"}, {"image_id": "000001.jpg"}), "d.json", _PERSONS, table)
+    assert read.image_id.tolist() == [2]
+    assert "entry 0 lies on image '000001', which is the id of 000000.jpg and the name of 000001.jpg" in (
+        read.rejects[0].detail
+    )
+    with pytest.raises(ValueError, match=r"image_id '000001' is the id of 000000\.jpg and the name of 000001\.jpg"):
+        Names(table, {}).numbered([_result(image_id="000001")])
+    assert Names(table, {}).numbered([_result(image_id="0002")])[0]["image_id"] == 2
+
+
+def test_scores_in_percent_are_remarked() -> None:
+    assert odd_scores(np.array([90.0, 40.0, 1.0, 0.5])) == ["50 % of scores are above 1: percent?"]
+    assert odd_scores(np.array([1.0, 0.5])) == odd_scores(np.zeros(0)) == []
+
+
 def test_results_by_name_are_those_by_number() -> None:
     content = {
         "images": [{"id": 7 + n, "file_name": name} for n, name in enumerate(("a/frame_1.jpg", "b/x.jpg", "c/x.jpg"))],
@@ -354,7 +376,7 @@ def test_results_by_name_are_those_by_number() -> None:
     reference = truth(content)
     plain = _result(image_id=7, category_id=3)
     expected = detections([plain], reference)
-    for image in ("a/frame_1.jpg", "frame_1.jpg", "frame_1", "007"):
+    for image in ("a/frame_1.jpg", "frame_1.jpg", "frame_1", "007", "/data/a/frame_1.jpg", "C:\\a\\frame_1.jpg"):
         named = [_result(image_id=image, category_id="person")]
         assert detections(named, reference).image.tolist() == expected.image.tolist() == [0]
         assert named[0]["image_id"] == image, "what was given is not changed"

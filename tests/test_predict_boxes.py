@@ -137,7 +137,9 @@ def test_categories_are_chosen_by_name_or_number_and_others_told(
     assert "1 of 2 detections have another category (category 1 (dog): 1) than 2 (cat)" in said
     detections = _file(tmp_path, [_detection(1, 5, category_id=0), _detection(1, 6, category_id=2)], "d.json")
     assert read_box_file(detections, None, 0.0, ["0"]).boxes == [(1, [5.0, 2.0, 30.0, 40.0], 0.9)]
-    with pytest.raises(ValueError, match=r"no detection of category 1 among 2 \(category 0: 1, category 2: 1\)"):
+    with pytest.raises(
+        ValueError, match=r"no detection of category 1 \(person\) among 2 \(category 0: 1, category 2: 1\)"
+    ):
         read_box_file(detections, None, 0.0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
@@ -39,6 +40,7 @@ from efafnet.pipelines.prediction.config import ExportConfig, PredictConfig
 from efafnet.pipelines.prediction.exported import describe
 from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.pipelines.prediction.predict import run_predict
+from efafnet.pipelines.prediction.pyfunc import PersonsModel
 from efafnet.platform.checkpoint import amend_meta, load_checkpoint, read_meta
 from tests import crop_data, prediction_cases
 
@@ -242,6 +244,11 @@ def test_persons_say_it(calibrated: Path) -> None:
     assert row["keypoints_visible"][:2] == [1.0, None]
     assert row["keypoints_visible"][5] == round(float(persons.visible[0, 5]), 3)
     json.dumps(row, allow_nan=False)
+    # So does the function that MLflow serves.
+    picture = cv2.imencode(".png", crop_data.picture(96, 64, 3)[:, :, ::-1])[1].tobytes()
+    served = PersonsModel(Predictor.load(calibrated, device="cpu"))
+    asked = pd.DataFrame({"image": [picture], "boxes": [[[10, 10, 40, 50]]]})
+    assert served.predict(asked)["persons"][0][0]["keypoints_visible"] == row["keypoints_visible"]
 
 
 def test_pictures_show_what_is_rather_visible() -> None:

@@ -24,7 +24,7 @@ from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.joint_map import JointMap, mapped
 from efafnet.pipelines.formats.mpii import parse_mpii_json, read_mpii_mat
-from efafnet.pipelines.formats.plausibility import odd_boxes, plausibility_of
+from efafnet.pipelines.formats.plausibility import odd_boxes, odd_scores, plausibility_of
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.mirror import Location, is_address
 from efafnet.platform.storage import sha256_file, sha256_json
@@ -249,10 +249,11 @@ def _from_detections(
 ) -> list[tuple[int, WantedPerson] | Reject]:
     """Persons of a detector's boxes, with their images; ids in the file are those before the shift by ``offset``."""
     images = ImageTable.of(replace(image, image_id=image.image_id - offset) for image in content.images)
-    chosen = Chosen(content.category_ids, min(content.category_ids, default=PERSON_CATEGORY))
+    default = min(content.category_ids, default=PERSON_CATEGORY)
+    chosen = Chosen(content.category_ids, default, content.category_names)
     found = parse_detections(read_json(path, "detections file"), path.name, chosen, images)
     sizes = {image.image_id - offset: (image.width, image.height) for image in content.images}
-    odd = odd_boxes(found.box_xywh_px, found.image_id, sizes)
+    odd = [*odd_boxes(found.box_xywh_px, found.image_id, sizes), *odd_scores(found.score)]
     remarks += [*found.remarks, *(f"{path.name}: {remark}" for remark in odd)]
     nothing = (0.0,) * (3 * content.skeleton.num_joints)
     columns = (found.entry, found.image_id, found.box_xywh_px, found.score)

@@ -175,7 +175,8 @@ def _check_wanted(config: PrepareConfig, sources: Sequence[Source], plans: Seque
     if not plans:
         rejects = _named([reject for source in sources for reject in source.rejects], sources)
         why = explained(rejects) or "; ".join(_nothing(source) for source in sources)
-        raise ValueError(f"{config.annotations} holds no person to crop: {why}; nothing was written")
+        where = f"{config.annotations} with detections={config.detections}" if config.detections else config.annotations
+        raise ValueError(f"{where} holds no person to crop: {why}; nothing was written")
     _check_share(config, [reject for source in sources for reject in source.rejects], sources)
 
 

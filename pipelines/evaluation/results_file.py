@@ -19,6 +19,7 @@ from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotations
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.plausibility import plausibility_of
+from efafnet.pipelines.formats.values import shown
 from efafnet.platform import console
 
 DataFormat = Literal["auto", "coco", "crowdpose", "mpii"]
@@ -39,8 +40,13 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     content = read_json(path, "results file")
     if isinstance(content, dict) and "annotations" in content:
         raise ValueError(f"{path} holds annotations, not results; usage: efafnet score PREDICTIONS ANNOTATIONS")
-    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+    if not isinstance(content, list):
         raise ValueError(f"{path} is not in COCO's results format: a list of objects with image_id, category_id, …")
+    if (odd := next((n for n, entry in enumerate(content) if not isinstance(entry, dict)), None)) is not None:
+        raise ValueError(
+            f"{path} is not in COCO's results format: entry {odd} is {shown(content[odd])}, not an object with "
+            "image_id, category_id, …"
+        )
     if not content:
         raise ValueError(f"{path} holds no results: there is nothing to score")
     return content

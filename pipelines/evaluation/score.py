@@ -105,7 +105,10 @@ def score(config: ScoreConfig) -> Scored:
 def _read_results(path: Path, truth: Truth) -> list[dict[str, Any]]:
     """Results with the ids of images and categories, also where the file gives their names."""
     entries = read_results(path)
-    return entries if truth.names is None else truth.names.numbered(entries)
+    try:
+        return entries if truth.names is None else truth.names.numbered(entries)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _others(config: ScoreConfig, chosen: NDArray[np.int64], whole: Truth) -> list[dict[str, Any]] | None:

@@ -133,7 +133,7 @@ class _Reader:
         """Place, image, box and score of one entry, or what is wrong with it."""
         given = entry.get("image_id")
         if self.images is not None:
-            image = self.images.find(given)
+            image = self.images.find_from_outside(given)
             image_id = None if image is None else image.image_id
         else:
             image_id = integer(given)
@@ -141,6 +141,8 @@ class _Reader:
             if self.images is None or (integer(given) is None and not isinstance(given, str)):
                 detail = f"entry {place} has image_id {no_integer(given)}"
                 return Reject("detection_invalid", detail, None, place)
+            if why := self.images.ambiguous(given):
+                return Reject("unknown_image", f"entry {place} lies on image {shown(given)}, which {why}", None, place)
             first = next(iter(self.images.by_id.values()), None)
             known = "" if first is None else f" (the first that is: {first.image_id}, {first.file_name})"
             detail = f"entry {place} lies on image {shown(given)}, which is not listed{known}"

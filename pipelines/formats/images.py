@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from efafnet.pipelines.formats.annotations import ImageEntry
@@ -31,13 +31,33 @@ class ImageTable:
         return table
 
     def find(self, value: Any) -> ImageEntry | None:
-        """The image that an entry means: by id, or by its file's name, with or without ending, if it alone has it."""
+        """The image that an entry of the same file means: by id, or by its file's name, with or without ending.
+
+        A name counts if one image alone has it; of a path of another machine its last part does.
+        """
         if type(value) is int:
             return self.by_id.get(value)
         found = integer(value)
         if found is not None:
             return self.by_id.get(found)
-        return self._names().get(value) if isinstance(value, str) else None
+        return self._called(value) if isinstance(value, str) else None
+
+    def find_from_outside(self, value: Any) -> ImageEntry | None:
+        """The same for an entry of another file, which may number images otherwise; None where :meth:`ambiguous`."""
+        return None if self.ambiguous(value) else self.find(value)
+
+    def ambiguous(self, value: Any) -> str:
+        """Why text may mean two images: it is the name of one and the id of another. Empty where it does not."""
+        if not isinstance(value, str) or (number := integer(value)) is None:
+            return ""
+        by_id, named = self.by_id.get(number), self._called(value)
+        if by_id is None or named is None or by_id is named:
+            return ""
+        return f"is the id of {by_id.file_name} and the name of {named.file_name}; write ids as numbers, or whole names"
+
+    def _called(self, name: str) -> ImageEntry | None:
+        names = self._names()
+        return names[name] if name in names else names.get(PureWindowsPath(name).name)
 
     def _names(self) -> dict[str, ImageEntry | None]:
         if self._by_name is None:

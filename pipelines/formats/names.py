@@ -26,6 +26,10 @@ def spellings(part: str) -> list[str]:
 
 
 def tails(name: str) -> list[tuple[str, ...]]:
-    """Ends of a name from the longest to the file alone: where it may lie below another machine's folder."""
-    parts = name_parts(name)
-    return [parts[first:] for first in range(len(parts))]
+    """Ends of a name from the longest to the file alone: where it may lie below another machine's folder.
+
+    Then those of the name with ``%20`` and its like as what they stand for, and without blanks at its ends.
+    """
+    written, meant = name_parts(name), name_parts(unquote(name).strip())
+    found = [parts[first:] for parts in (written, meant) for first in range(len(parts))]
+    return list(dict.fromkeys(found))

@@ -73,6 +73,13 @@ def odd_boxes(
     return odd_persons(Persons(box_xywh_px, area, np.zeros((count, 1, 2)), np.zeros((count, 1), bool), sizes))
 
 
+def odd_scores(scores: NDArray[np.floating]) -> list[str]:
+    """Remarks on the scores (N,) of a detector's boxes."""
+    remarks: list[str] = []
+    _remark(remarks, np.asarray(scores > 1), len(scores), _SOME, "of scores are above 1: percent?")
+    return remarks
+
+
 def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
     """One sentence for each convention that most persons seem to break."""
     seen = persons.seen

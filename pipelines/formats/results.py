@@ -40,14 +40,20 @@ class Names:
     categories: Mapping[str, int]
 
     def numbered(self, entries: Iterable[Mapping[str, Any]]) -> list[Any]:
-        """The entries with ids where they have names, as detections may have them too; what is unknown is left."""
+        """The entries with ids where they have names, as detections may have them too; what is unknown is left.
+
+        Raises ValueError for text that is the name of one image and the id of another.
+        """
         return [self._numbered(entry) if _is_named(entry) else entry for entry in entries]
 
     def _numbered(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         changed = dict(entry)
         image, category = entry.get("image_id"), entry.get("category_id")
-        if isinstance(image, str) and (found := self.images.find(image)) is not None:
-            changed["image_id"] = found.image_id
+        if isinstance(image, str):
+            if why := self.images.ambiguous(image):
+                raise ValueError(f"image_id {shown(image)} {why}")
+            found = self.images.find_from_outside(image)
+            changed["image_id"] = image if found is None else found.image_id
         if isinstance(category, str) and integer(category) is None:
             changed["category_id"] = self.categories.get(category, category)
         return changed

@@ -21,7 +21,8 @@ from efafnet.pipelines.formats.detections import Detections, parse_detections
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.names import name_parts
-from efafnet.pipelines.formats.plausibility import odd_boxes
+from efafnet.pipelines.formats.plausibility import odd_boxes, odd_scores
+from efafnet.pipelines.formats.results import Names
 from efafnet.pipelines.formats.values import flag, integer, shown, text
 from efafnet.pipelines.prediction.media import Source
 from efafnet.platform import console
@@ -112,6 +113,8 @@ def read_box_file(path: Path, image_list: Path | None, min_score: float, categor
     if not annotated:
         named = list_content.get("categories") if isinstance(list_content, dict) else None
         chosen = _chosen_of_detections(named, categories, str(image_list))
+        if listed is not None:
+            content = Names(_table(list_content), {}).numbered(content)
         found = parse_detections(content, where, chosen)
         boxes = _checked(found, where, min_score, _sizes(list_content))
         return BoxFile(path, boxes, listed, False, chosen.default)
@@ -132,7 +135,7 @@ def _chosen_of_detections(listed: Any, categories: Sequence[str], where: str) ->
         return Chosen(frozenset(known), known[0])
     if categories:
         return choose(listed, categories, f"image_list={where}")[0]
-    return Chosen(frozenset({PERSON_CATEGORY}), PERSON_CATEGORY)
+    return Chosen(frozenset({PERSON_CATEGORY}), PERSON_CATEGORY, {PERSON_CATEGORY: "person"})
 
 
 def _is_crowd(entry: dict[str, Any]) -> bool:
@@ -141,9 +144,12 @@ def _is_crowd(entry: dict[str, Any]) -> bool:
 
 def _sizes(content: Any) -> dict[int, tuple[int | None, int | None]]:
     """Width and height of the images that a COCO file lists, by id; sizes that are none are left out."""
+    return {number: (image.width, image.height) for number, image in _table(content).by_id.items()}
+
+
+def _table(content: Any) -> ImageTable:
     images = content.get("images") if isinstance(content, dict) else None
-    table = ImageTable(images if isinstance(images, list) else [], named=False)
-    return {number: (image.width, image.height) for number, image in table.by_id.items()}
+    return ImageTable(images if isinstance(images, list) else [], named=False)
 
 
 def _checked(
@@ -155,7 +161,7 @@ def _checked(
         replace(found, rejects=[r for r in found.rejects if r.reason != "box_empty"]).refuse_rejects()
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    odd = odd_boxes(found.box_xywh_px, found.image_id, sizes)
+    odd = [*odd_boxes(found.box_xywh_px, found.image_id, sizes), *odd_scores(found.score)]
     for remark in (*found.remarks, *(f"{where}: {remark}" for remark in odd)):
         console.warn(remark)
     if without_size:
