@@ -493,3 +493,10 @@ def test_real_annotations_are_plausible(file: str) -> None:
 def test_names_of_other_machines(name: str, parts: tuple[str, ...]) -> None:
     assert name_parts(name) == parts
     assert tails(name)[-1] == parts[-1:]
+
+
+def test_encoded_names_are_also_looked_for_as_what_they_mean() -> None:
+    assert tails("a/my%20image.jpg ") == [
+        ("a", "my%20image.jpg "), ("my%20image.jpg ",), ("a", "my image.jpg"), ("my image.jpg",),
+    ]  # fmt: skip
+    assert tails("a/b.jpg") == [("a", "b.jpg"), ("b.jpg",)]
