@@ -13,7 +13,7 @@ import yaml
 
 from efafnet.models.skeleton import MPII_16
 from efafnet.pipelines.crops import geometry
-from efafnet.pipelines.evaluation.config import ActorsConfig, Crew, TestOverrides, WorkersConfig
+from efafnet.pipelines.evaluation.config import ActorPool, ActorsConfig, TestOverrides, WorkersConfig
 from efafnet.pipelines.evaluation.store_prediction import predict_here
 from efafnet.pipelines.evaluation.trained import load_trained
 from efafnet.pipelines.prediction import PosePredictor
@@ -161,18 +161,18 @@ def test_a_known_skeleton_needs_nothing_but_its_name(tmp_path: Path) -> None:
 
 def test_actors_share_out_what_a_cluster_has() -> None:
     usual = ActorsConfig()
-    assert usual.crew(Capacity([{"CPU": 4}])) == Crew(count=3, gpu=False, living=3)
-    assert usual.crew(Capacity([{"CPU": 16, "GPU": 2}])) == Crew(count=2, gpu=True, living=2)
-    assert ActorsConfig(cpus=2).crew(Capacity([{"CPU": 6}, {"CPU": 2}])).count == 3
-    assert ActorsConfig(count=5, gpu="no").crew(Capacity([{"CPU": 1, "GPU": 1}])).count == 5
+    assert usual.pool(Capacity([{"CPU": 4}])) == ActorPool(count=3, gpu=False, living=3)
+    assert usual.pool(Capacity([{"CPU": 16, "GPU": 2}])) == ActorPool(count=2, gpu=True, living=2)
+    assert ActorsConfig(cpus=2).pool(Capacity([{"CPU": 6}, {"CPU": 2}])).count == 3
+    assert ActorsConfig(count=5, gpu="no").pool(Capacity([{"CPU": 1, "GPU": 1}])).count == 5
     with pytest.raises(ValueError, match=r"workers\.gpu = yes: 1 GPU is needed, this cluster has 0"):
-        ActorsConfig(gpu="yes").crew(Capacity([{"CPU": 8}]))
+        ActorsConfig(gpu="yes").pool(Capacity([{"CPU": 8}]))
 
 
 def test_actors_wait_for_gpus_that_come_with_the_work() -> None:
     """One starts at once and makes a machine come; the pool grows to as many as may come."""
     head: dict[str, float] = {"CPU": 2}
     growing = Capacity([head], lambda: (head, *[{"CPU": 4.0, "GPU": 1.0}] * 4))
-    assert ActorsConfig().crew(growing) == Crew(count=4, gpu=True, living=1)
+    assert ActorsConfig().pool(growing) == ActorPool(count=4, gpu=True, living=1)
     with pytest.raises(ValueError, match=r"workers\.gpu = auto: the cluster has 0 of 1 GPUs now"):
-        ActorsConfig().crew(Capacity([head], lambda: None))
+        ActorsConfig().pool(Capacity([head], lambda: None))

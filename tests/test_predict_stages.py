@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from efafnet.pipelines.prediction.stages import ahead
+from efafnet.pipelines.prediction.stages import prefetched
 
 
 def test_pieces_come_in_order_and_no_more_than_wanted_are_made() -> None:
@@ -19,7 +19,7 @@ def test_pieces_come_in_order_and_no_more_than_wanted_are_made() -> None:
             made.append(n)
             yield n
 
-    stage = ahead(pieces(), 2)
+    stage = prefetched(pieces(), 2)
     assert next(stage) == 0
     time.sleep(0.1)
     # One is in use, two are ready, and the next waits to be handed over.
@@ -36,7 +36,7 @@ def test_two_stages_work_at_the_same_time() -> None:
             yield n
             meeting.wait()
 
-    stage = ahead(first(), 1)
+    stage = prefetched(first(), 1)
     for _ in stage:
         meeting.wait()
 
@@ -46,7 +46,7 @@ def test_an_error_comes_after_what_was_made_before_it() -> None:
         yield 1
         raise ValueError("the second is damaged")
 
-    stage = ahead(pieces(), 4)
+    stage = prefetched(pieces(), 4)
     assert next(stage) == 1
     with pytest.raises(ValueError, match="the second is damaged"):
         next(stage)
@@ -70,7 +70,7 @@ def test_who_stops_early_ends_every_thread_and_closes_what_they_read() -> None:
             closed.append("doubled")
 
     before = threading.active_count()
-    stage = ahead(doubled(ahead(numbers(), 1)), 1)
+    stage = prefetched(doubled(prefetched(numbers(), 1)), 1)
     assert next(stage) == 0
     stage.close()
     assert closed == ["numbers", "doubled"]

@@ -62,51 +62,51 @@ def test_failures_count_from_the_last_progress_and_pauses_grow(tmp_path: Path) -
     waited: list[float] = []
     failures = Failures(tmp_path, 3, waited.append)
     for _ in range(3):
-        failures.survive(EIO)
+        failures.wait_or_raise(EIO)
     place(tmp_path, 10)
     for _ in range(3):
-        failures.survive(EIO)
+        failures.wait_or_raise(EIO)
     assert waited == [1.0, 4.0, 15.0, 1.0, 4.0, 15.0]
     with pytest.raises(ClusterError, match=r"4 failures of this kind without progress beyond step-00000010 .*Errno 5"):
-        failures.survive(EIO)
+        failures.wait_or_raise(EIO)
 
 
 def test_other_failures_at_the_same_place_are_counted_by_themselves(tmp_path: Path) -> None:
     failures = Failures(tmp_path, 2, lambda _: None)
     for _ in range(2):
-        failures.survive(EIO)
-        failures.survive(RuntimeError("Connection closed by peer"))
+        failures.wait_or_raise(EIO)
+        failures.wait_or_raise(RuntimeError("Connection closed by peer"))
     with pytest.raises(ClusterError, match="Connection closed by peer"):
-        failures.survive(RuntimeError("Connection closed by peer"))
+        failures.wait_or_raise(RuntimeError("Connection closed by peer"))
 
 
 def test_without_a_limit_a_run_goes_on_for_ever_but_waits(tmp_path: Path) -> None:
     waited: list[float] = []
     failures = Failures(tmp_path, -1, waited.append)
     for _ in range(50):
-        failures.survive(EIO)
+        failures.wait_or_raise(EIO)
     assert waited == [1.0, 4.0, 15.0, *[60.0] * 47]
 
 
 def test_a_file_system_that_does_not_answer_is_no_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = Failures(tmp_path, 1, lambda _: None)
     place(tmp_path, 10)
-    failures.survive(EIO)
+    failures.wait_or_raise(EIO)
 
     def fails(_: Path) -> Any:
         raise EIO
 
     monkeypatch.setattr(Path, "iterdir", fails)
     with pytest.raises(ClusterError, match="beyond step-00000010"):
-        failures.survive(EIO)
+        failures.wait_or_raise(EIO)
 
 
 def test_memory_that_runs_out_again_and_again_comes_with_the_remedy(tmp_path: Path) -> None:
     """Not at once: where GPUs differ, or a node is missing, the next life may have more of it."""
     failures = Failures(tmp_path, 1, lambda _: None)
-    failures.survive(torch.OutOfMemoryError("CUDA out of memory"))
+    failures.wait_or_raise(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(ClusterError, match=r"CUDA out of memory; lower compute.micro_batch or test.batch_size"):
-        failures.survive(torch.OutOfMemoryError("CUDA out of memory"))
+        failures.wait_or_raise(torch.OutOfMemoryError("CUDA out of memory"))
 
 
 # ---- the cause inside what Ray wraps around it
@@ -182,7 +182,7 @@ def test_a_step_that_lost_its_group_says_nothing_about_the_run(tmp_path: Path, m
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     with pytest.raises(ValueError, match="process group has not been initialized") as raised:
         ray_worker.train_on_worker(job)
-    Failures(tmp_path, 1, lambda _: None).survive(WorkerGroupError("failed", {0: raised.value}))
+    Failures(tmp_path, 1, lambda _: None).wait_or_raise(WorkerGroupError("failed", {0: raised.value}))
 
 
 @pytest.mark.parametrize(("checkpoint", "told"), [(True, "step 40 saved; the same"), (False, "has no checkpoint yet")])

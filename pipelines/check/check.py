@@ -1,4 +1,4 @@
-"""``efafnet check``: a sheet of what the network will see, a few persons learned by heart, and what looks wrong."""
+"""``efafnet check``: a sheet of what the network will see, a few persons overfitted, and what looks wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A few persons learned by heart, as they are and mirrored: what a sound training can always do.
+"""Overfitting a few persons, as they are and mirrored: learned by heart, what a sound training can always do.
 
 Legend: N persons, K joints. The batch holds each twice: rows 0 to N-1 as they are, N to 2N-1 mirrored.
 """

@@ -65,7 +65,7 @@ class TestOverrides(Settings):
 
 
 @dataclass(frozen=True)
-class Crew:
+class ActorPool:
     """The actors of one pass."""
 
     count: int
@@ -117,14 +117,14 @@ class ActorsConfig(Settings):
             raise ValueError("workers.gpu=yes: this machine has no GPU that torch can use; set workers.gpu=auto")
         return torch.device("cuda" if self.gpu != "no" and torch.cuda.is_available() else "cpu")
 
-    def crew(self, there: Capacity) -> Crew:
+    def pool(self, there: Capacity) -> ActorPool:
         """The actors on a cluster; ValueError for GPUs that can never come, or of which nobody knows."""
         if decide_gpu(self.gpu, 1, there, "workers.gpu"):
             count = self.count or max(1, int(there.most_gpus() or there.living_gpus()))
-            return Crew(count, True, max(1, min(count, int(there.living_gpus()))))
+            return ActorPool(count, True, max(1, min(count, int(there.living_gpus()))))
         cpus = sum(shape.get("CPU", 0) for shape in there.living)
         count = self.count or max(1, int((cpus - 1) // self.cpus))
-        return Crew(count, False, count)
+        return ActorPool(count, False, count)
 
 
 class WorkersConfig(ActorsConfig):

@@ -74,7 +74,7 @@ def predict_heatmaps(
 
 
 @dataclass(frozen=True)
-class Underway:
+class PendingPrediction:
     """Joints and scores of a batch that the device may still be computing."""
 
     batch: Batch
@@ -132,7 +132,7 @@ def predict_batches(
     ``batches`` may lie on the host; a GPU computes one while the results of the one before are brought home and used.
     """
     how: dict[str, Any] = {"skeleton": skeleton, "heatmap": heatmap, "flip_test": flip_test, "precision": precision}
-    before: Underway | None = None
+    before: PendingPrediction | None = None
     for batch in batches:
         underway = _launch(network, batch.to(device), input_size, **how)
         if before is not None:
@@ -142,15 +142,17 @@ def predict_batches(
         yield (before.batch, *before.result())
 
 
-def _launch(network: nn.Module, batch: Batch, input_size: InputSize, *, heatmap: HeatmapConfig, **how: Any) -> Underway:
+def _launch(
+    network: nn.Module, batch: Batch, input_size: InputSize, *, heatmap: HeatmapConfig, **how: Any
+) -> PendingPrediction:
     heatmaps = predict_heatmaps(network, batch.images, heatmap=heatmap, **how)
     decoded = decode(heatmaps, input_size, heatmap)
     found = torch.cat((decoded.joints_px.float(), decoded.scores.float()[..., None]), dim=-1)
     if found.device.type != "cuda":
-        return Underway(batch, found.cpu(), None)
+        return PendingPrediction(batch, found.cpu(), None)
     # One copy, for which nobody waits until the figures are wanted.
     host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
     host.copy_(found, non_blocking=True)
     copied = torch.cuda.Event()
     copied.record(torch.cuda.current_stream(found.device))
-    return Underway(batch, host, copied)
+    return PendingPrediction(batch, host, copied)

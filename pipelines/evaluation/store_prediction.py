@@ -28,7 +28,7 @@ from efafnet.pipelines.crops.groups import COLUMNS, group_from_table
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.config import Crew, TestConfig, Weights, WorkersConfig
+from efafnet.pipelines.evaluation.config import ActorPool, TestConfig, Weights, WorkersConfig
 from efafnet.pipelines.evaluation.inference import placed, predict_batch, predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from efafnet.pipelines.evaluation.trained import Trained, load_trained
@@ -233,14 +233,16 @@ def predict_with_ray(
     for path in (trained.path, store.path):
         if found.nodes > 1 and (problem := shared_path_problem(path.absolute())):
             raise OSError(f"the workers of several nodes read it: {problem}")
-    crew = workers.crew(capacity(found))
-    task = _Task(trained.path.absolute(), weights, store.skeleton, trained.heatmap, test, workers.threads, crew.gpu)
+    pool = workers.pool(capacity(found))
+    task = _Task(trained.path.absolute(), weights, store.skeleton, trained.heatmap, test, workers.threads, pool.gpu)
     view = CropView(store.manifest.encoding, trained.input_size, trained.padding, trained.udp)
-    predicted = _pipeline(store, view, task, crew, min(workers.cpus, found.cpus / (crew.count + 1)))
+    predicted = _pipeline(store, view, task, pool, min(workers.cpus, found.cpus / (pool.count + 1)))
     return _collect(predicted, store)
 
 
-def _pipeline(store: CropStore, view: CropView, task: _Task, crew: Crew, cpus_per_actor: float) -> ray.data.Dataset:
+def _pipeline(
+    store: CropStore, view: CropView, task: _Task, pool: ActorPool, cpus_per_actor: float
+) -> ray.data.Dataset:
     """Read and warp in tasks, predict in actors."""
     import ray.data
 
@@ -251,7 +253,7 @@ def _pipeline(store: CropStore, view: CropView, task: _Task, crew: Crew, cpus_pe
     shards = [str(store.file(shard).absolute()) for shard in store.manifest.shards if shard.rows]
     transform: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": task.test.batch_size}
     # A small store has one shard: cut into enough blocks that every actor gets some.
-    persons = ray.data.read_parquet(shards, override_num_blocks=max(len(shards), 2 * crew.count)).select_columns(
+    persons = ray.data.read_parquet(shards, override_num_blocks=max(len(shards), 2 * pool.count)).select_columns(
         _COLUMNS
     )
     warped = persons.map_batches(
@@ -262,7 +264,7 @@ def _pipeline(store: CropStore, view: CropView, task: _Task, crew: Crew, cpus_pe
     return warped.map_batches(
         _Predictor,
         fn_constructor_args=(task,),
-        compute=ray.data.ActorPoolStrategy(min_size=crew.living, max_size=crew.count),
+        compute=ray.data.ActorPoolStrategy(min_size=pool.living, max_size=pool.count),
         num_cpus=cpus_per_actor,
         num_gpus=1 if task.gpu else 0,
         **transform,

@@ -23,7 +23,7 @@ from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.prediction.config import DetectConfig
 from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from efafnet.pipelines.prediction.person_boxes import Boxes
-from efafnet.pipelines.prediction.stages import ahead
+from efafnet.pipelines.prediction.stages import prefetched
 from efafnet.platform import console
 from efafnet.platform.provenance import code_version
 from efafnet.platform.storage import check_output_file, sha256_bytes, sha256_file, write_json, write_text
@@ -129,7 +129,7 @@ def _folder(location: str) -> ImageFolder:
 def _results(config: DetectConfig, images: ImageSet, detector: PersonDetector) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     unreadable = 0
-    pictures = ahead(_pictures(images), 2)
+    pictures = prefetched(_pictures(images), 2)
     with console.progress("detecting", len(images.names), unit="pictures") as advance, closing(pictures):
         for together in in_batches(pictures, _pixels, detector.batch_size):
             advance(len(together))

@@ -36,7 +36,7 @@ from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results, explained
 from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.pipelines.prediction.spool import Record
-from efafnet.pipelines.prediction.stages import ahead
+from efafnet.pipelines.prediction.stages import prefetched
 from efafnet.pipelines.prediction.tracking import Tracker
 from efafnet.platform import console, machine
 
@@ -116,8 +116,8 @@ class Worker:
 
         Raises UnreadableError for a file that cannot be read, unless the job skips those.
         """
-        frames = ahead(self._frames(tasks), _FRAMES_AHEAD)
-        predicted = ahead(self._predicted(ahead(self._views(frames), _FRAMES_AHEAD)), _VIEWS_AHEAD)
+        frames = prefetched(self._frames(tasks), _FRAMES_AHEAD)
+        predicted = prefetched(self._predicted(prefetched(self._views(frames), _FRAMES_AHEAD)), _VIEWS_AHEAD)
         pictures = None if self.job.pictures is None else Pictures(self.job.pictures, self.job.frame_step)
         tracker, video = None, -1
         try:
@@ -248,17 +248,17 @@ def work_with_ray(tasks: Sequence[Task], job: Job, actors: ActorsConfig) -> Iter
     for path in places if found.nodes > 1 else ():
         if problem := shared_path_problem(path.absolute()):
             raise OSError(f"the workers of several nodes use it: {problem}")
-    crew = actors.crew(capacity(found))
-    size = min(_FILES_PER_TASK, math.ceil(len(tasks) / crew.count))
+    pool = actors.pool(capacity(found))
+    size = min(_FILES_PER_TASK, math.ceil(len(tasks) / pool.count))
     blocks = [_block(tasks[first : first + size]) for first in range(0, len(tasks), size)]
     records = _dataset(blocks).map_batches(
         _Actor,
-        fn_constructor_args=(job, actors.threads, crew.gpu),
+        fn_constructor_args=(job, actors.threads, pool.gpu),
         compute=ray.data.ActorPoolStrategy(
-            min_size=min(crew.living, len(blocks)), max_size=min(crew.count, len(blocks))
+            min_size=min(pool.living, len(blocks)), max_size=min(pool.count, len(blocks))
         ),
-        num_cpus=min(actors.cpus, found.cpus / crew.count),
-        num_gpus=1 if crew.gpu else 0,
+        num_cpus=min(actors.cpus, found.cpus / pool.count),
+        num_gpus=1 if pool.gpu else 0,
         batch_size=None,
         batch_format="pyarrow",
     )

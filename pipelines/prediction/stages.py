@@ -20,7 +20,7 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterator[T], pieces: int) -> Generator[T]:
+def prefetched(items: Iterator[T], pieces: int) -> Generator[T]:
     """The items in order, made in a thread of their own while earlier ones are used, up to ``pieces`` in advance.
 
     An error of ``items`` is raised here, after what came before it. When this iterator is closed, or its user fails,

@@ -75,15 +75,15 @@ def start(config: ServeConfig, plan: EnginePlan, rules: Rules) -> None:
     for served in plan.models if there.nodes > 1 else ():
         if problem := shared_path_problem(served.checkpoint):
             raise OSError(f"the replicas load it: {problem}")
-    crew = config.workers.crew(capacity(there))
-    replica = ReplicaPlan(plan, config.batching, crew.gpu, config.workers.threads)
+    pool = config.workers.pool(capacity(there))
+    replica = ReplicaPlan(plan, config.batching, pool.gpu, config.workers.threads)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     ray.serve.start(
         proxy_location="HeadOnly" if config.proxies == "head" else "EveryNode",
         http_options={"host": config.host, "port": config.port},
         logging_config=quiet,
     )
-    bound = application(replica, rules, replica_options(config, crew.count, there, gpu=crew.gpu), front_options(config))
+    bound = application(replica, rules, replica_options(config, pool.count, there, gpu=pool.gpu), front_options(config))
     ray.serve.run(bound, name=config.name, route_prefix="/", logging_config=quiet)
 
 

@@ -44,7 +44,7 @@ class Failures:
         self._counts: Counter[str] = Counter()
         self._place = ""
 
-    def survive(self, error: BaseException) -> None:
+    def wait_or_raise(self, error: BaseException) -> None:
         """Wait, so that the run can go on from its newest checkpoint, or end it.
 
         Raises:
@@ -101,10 +101,10 @@ def cause_of(error: BaseException) -> BaseException:
     return ranked[0] if ranked else error
 
 
-def persevere(attempt: Callable[[], T], passing: tuple[type[BaseException], ...], failures: Failures) -> T:
+def retry(attempt: Callable[[], T], passing: tuple[type[BaseException], ...], failures: Failures) -> T:
     """Return what ``attempt`` returns; where it raises one of ``passing`` it is tried again, if ``failures`` allows."""
     while True:
         try:
             return attempt()
         except passing as error:
-            failures.survive(error)
+            failures.wait_or_raise(error)

@@ -19,7 +19,7 @@ from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GivenUpError, PlainContext, Status, pick_device
 from efafnet.pipelines.training.costs import cost_of
-from efafnet.pipelines.training.faults import Failures, persevere
+from efafnet.pipelines.training.faults import Failures, retry
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
 from efafnet.pipelines.training.introduction import conclude, introduce, tell_address
 from efafnet.pipelines.training.monitor import PASSING
@@ -180,7 +180,7 @@ def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool], 
 
     # A process that dies cannot try again, and what is no error of the system deserves its traceback.
     failures = Failures(config.run_dir, config.worker.max_failures, lambda seconds: _wait(seconds, given_up))
-    return persevere(attempt, (OSError,), failures)
+    return retry(attempt, (OSError,), failures)
 
 
 def _wait(seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
@@ -263,12 +263,12 @@ def _trainer(
 
 
 def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any]:
-    """Train to the end, with a new set of workers after each failure; raises as ``Failures.survive``."""
+    """Train to the end, with a new set of workers after each failure; raises as ``Failures.wait_or_raise``."""
     from ray.train import TrainingFailedError
 
     failures = Failures(config.run_dir, config.worker.max_failures, _wait)
 
-    ended: Any = persevere(lambda: _in_a_thread(trainer().fit), (TrainingFailedError,), failures)
+    ended: Any = retry(lambda: _in_a_thread(trainer().fit), (TrainingFailedError,), failures)
     return cast("dict[str, Any]", ended.return_value)
 
 
