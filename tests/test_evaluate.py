@@ -311,6 +311,7 @@ def _same(a: Predictions, b: Predictions) -> None:
     assert np.allclose(a.scores, b.scores, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors")  # a store so small is one block
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_ray_data_gives_what_one_process_gives(trained_run: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -163,13 +164,16 @@ class GroupContext(PlainContext):
         """
         if self.world_size == 1:
             return network
-        wrapped = nn.parallel.DistributedDataParallel(
-            network,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            bucket_cap_mb=bucket_mib(network),
-        )
+        with warnings.catch_warnings():
+            # Its successor is not in every torch from 2.11 on.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            wrapped = nn.parallel.DistributedDataParallel(
+                network,
+                device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=bucket_mib(network),
+            )
         if gradients == "bf16":
             wrapped.register_comm_hook(None, bf16_compress_hook)
         return wrapped
