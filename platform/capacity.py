@@ -1,4 +1,4 @@
-"""What a Ray cluster has and what it may come to: the machines that live, and those its autoscaler may start.
+"""The capacity of a Ray cluster: the machines that are there, and those that its autoscaler may start.
 
 A decision from what lives at the moment of the start is wrong on a cluster whose machines come with the work. All that
 depends on it is decided here: whether workers take GPUs, and how many of them there is room for.

@@ -1,4 +1,4 @@
-"""What processes take while they work: time of GPUs and cores, processor time, energy, and what that costs.
+"""What processes consume: hours of GPUs and cores, processor time, energy, and their price.
 
 Each process writes its own small file now and then, so that what a killed one took is known too, and work done twice
 counts twice. What a run took is the sum over its files.

@@ -21,7 +21,7 @@ from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, restor
 
 @dataclass
 class Validations:
-    """Validates the network of a run, and keeps the book of it in the run's ``Progress``.
+    """Validates the network of a run, and records the results in the run's ``Progress``.
 
     ``start`` begins a validation. A synchronous one has ended when it returns. An asynchronous one runs on beside
     training: ``poll`` shows its figures as soon as they are there, and ``collect`` takes them into account. Only

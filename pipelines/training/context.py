@@ -75,7 +75,7 @@ class Status:
 
 
 class GivenUpError(RuntimeError):
-    """Whoever supervises the run has given it up; it ended between two steps."""
+    """The search (or who else supervises the run) does not want it any more: it was cancelled between two steps."""
 
 
 class PlainContext:

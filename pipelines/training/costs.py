@@ -1,4 +1,4 @@
-"""What a run takes: measured in every process that works for it, summed up where it ends."""
+"""What a run consumes: hours of GPUs and cores, energy, money. Each of its processes measures its own part."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Execution:
         return _Trial(mode, GraphedStep(self._trainee) if mode.graph else train_step)
 
     def _now(self) -> float:
-        """The time when all that was launched is done; while nothing is measured, no waiting."""
+        """The time. While steps are timed it first waits until the device has done all that was launched."""
         if self.chosen is None and self._trainee.device.type == "cuda":
             torch.cuda.synchronize(self._trainee.device)
         return self._clock()
@@ -165,7 +165,7 @@ class Execution:
         self._say(f"a step {told}; chosen: {chosen.mode}")
 
     def _is_worth_trying(self, mode: StepMode) -> bool:
-        """Whether compiling can pay in what is left of the run; asked for by name it is not asked."""
+        """Whether compiling can pay off in what is left of the run. A mode that the settings name is always tried."""
         if mode.compiling == "off" or self._trainee.compute.compile != "auto" or not self._trials:
             return True
         left_s = min(trial.step_s for trial in self._trials) * self._steps_left

@@ -1,4 +1,4 @@
-"""Whose fault an error of a run is, and how often what may pass is tried again.
+"""Which errors end a run at once, and how often it is tried again after the others.
 
 A closed list of errors is the run's own: every later life would meet them again, on any machine. Everything else is
 the machine's, a file system that answers late as much as a process that was killed, and is tried again from the newest
@@ -78,7 +78,7 @@ class Failures:
         ) from error
 
     def _newest(self) -> str:
-        """The place: the newest checkpoint. A file system that does not answer is no other place."""
+        """Name of the newest checkpoint; the last one known if the file system does not answer."""
         with suppress(OSError):
             steps = [path.name for path in entries(self._directory) if path.name.startswith("step-")]
             return steps[-1] if steps else "the start"
@@ -102,7 +102,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def retry(attempt: Callable[[], T], passing: tuple[type[BaseException], ...], failures: Failures) -> T:
-    """Return what ``attempt`` returns; where it raises one of ``passing`` it is tried again, if ``failures`` allows."""
+    """Return what ``attempt`` returns. After one of ``passing`` try again, as often as ``failures`` allows."""
     while True:
         try:
             return attempt()

@@ -38,7 +38,7 @@ class Recorder(Protocol):
     """Records what a function launches."""
 
     def __call__(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        """Return what launches it again, and its outcome, whose tensors every launch fills anew."""
+        """Return a function that launches the recording, and what ``call`` returned: each launch refills its tensors."""
 
 
 class CudaRecorder:

@@ -42,7 +42,7 @@ class Inputs:
 
     @property
     def stores(self) -> tuple[CropStore, ...]:
-        """Those that there are."""
+        """The training store, and the validation store if there is one."""
         return (self.train,) if self.val is None else (self.train, self.val)
 
     @property
@@ -87,7 +87,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
 
 
 def _check_metric(config: TrainConfig, val: CropStore | None) -> None:
-    """Refuse a figure that no validation will give."""
+    """Refuse a ``validation.metric`` that validation on this store does not compute."""
     metric = config.validation.metric
     if metric is None:
         return
@@ -99,7 +99,7 @@ def _check_metric(config: TrainConfig, val: CropStore | None) -> None:
 
 
 def check_sides(config: TrainConfig, skeleton: Skeleton) -> None:
-    """Mirrored samples exchange left and right: who has sides and no pairs must say which they are, or not mirror."""
+    """Refuse to mirror samples of a skeleton that has left and right joints but no flip pairs to exchange them by."""
     lonely = skeleton.sided_without_partner
     mirrors = config.augmentation.flip_probability > 0 or config.test.flip_test
     if not lonely or not mirrors:

@@ -1,4 +1,4 @@
-"""The clock of a run: its parts, which step has a point of the curves, a validation or a checkpoint, and these."""
+"""The clock of a run: at which steps it records its curves, validates and saves, and what is done then."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class Job:
         self._tick()
 
     def save(self, *, final: bool = False) -> None:
-        """Write a checkpoint; rank 0's, for all hold the same."""
+        """Write a checkpoint. Rank 0 writes it, because all workers hold the same state."""
         average_batch_norm(self.trainee, self.context.total)
         self.saved_step = self.progress.step
         if self.context.rank == 0:
@@ -243,7 +243,7 @@ class Job:
         self.checkpoints.close()
 
     def _position(self, prefix: str = "") -> dict[str, float]:
-        """Where the run stands, in other units than steps."""
+        """How far the run is, in epochs and in samples."""
         samples = float(self.progress.step * self.config.batch_size)
         return {f"{prefix}epoch": self.plan.epoch(self.progress.step), f"{prefix}samples": samples}
 
@@ -287,7 +287,8 @@ class Job:
         return f"the last good checkpoint is {latest.resolve()}" if latest.exists() else "there is no checkpoint yet"
 
     def say(self, text: str, *, passing: bool = False) -> None:
-        """Rank 0 logs a line and shows it, unless it is ``passing`` beside a live line. A full disk costs the line."""
+        """Rank 0 logs a line and shows it, unless it is ``passing`` (soon out of date) and a progress bar shows
+        the same. If the disk is full the line is not logged, and training goes on."""
         if self.context.rank == 0:
             with suppress(OSError), (self.config.run_dir / "train.log").open("a", encoding="utf-8") as file:
                 file.write(text + "\n")

@@ -1,4 +1,4 @@
-"""What a run's workers take of a cluster: GPUs or not, how many cores, and how many runs there is room for."""
+"""What the workers of a run reserve on a cluster: GPUs and cores; and how many such runs fit at once."""
 
 from __future__ import annotations
 

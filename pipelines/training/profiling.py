@@ -1,4 +1,4 @@
-"""A torch profile of some steps, and what lay in the GPU's memory meanwhile, as files of the run."""
+"""A torch profile of some steps and a snapshot of the GPU's memory, as files of the run."""
 
 from __future__ import annotations
 

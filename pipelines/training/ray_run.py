@@ -152,7 +152,7 @@ def _failure_reported(config: TrainConfig, record: RunRecord) -> Iterator[None]:
 
 
 def _how_to_resume(config: TrainConfig) -> str:
-    """Where a run stands that was stopped, and how it goes on."""
+    """Say at which step a stopped run was saved, and how to resume it."""
     steps: list[Path] = []
     with suppress(OSError):
         steps = Checkpoints(config.run_dir, config.checkpoint).all()
@@ -163,7 +163,7 @@ def _how_to_resume(config: TrainConfig) -> str:
 
 @contextmanager
 def _live(config: TrainConfig, *, watched: bool) -> Iterator[Live | None]:
-    """A line of the terminal that says where the run stands; none without a terminal, or without people before it."""
+    """A progress bar in the terminal; None without a terminal, or where nobody watches."""
     if not watched:
         yield None
         return
@@ -184,7 +184,7 @@ def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool], 
 
 
 def _wait(seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
-    """Wait, unless nobody wants the run any more."""
+    """Wait ``seconds``; raises GivenUpError as soon as the run is given up."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if given_up():
@@ -217,7 +217,7 @@ def _on_ray(
 
 
 def _ray_train_variables(config: TrainConfig, resources: Resources) -> dict[str, str]:
-    """What this run wants of Ray Train that only the environment can say."""
+    """Settings of Ray Train for this run that it reads from environment variables only."""
     # Its own meetings, as of the report of a validation.
     variables = {"RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(config.worker.collective_timeout_s)}
     if resources.is_local:

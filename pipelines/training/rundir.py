@@ -84,7 +84,7 @@ class _Stored:
 
 @contextmanager
 def _named(file: Path, remedy: str) -> Iterator[None]:
-    """Make of whatever is wrong with a file of a run one error that says what to do."""
+    """Turn whatever is wrong with a file of a run into one error that names the file and the remedy."""
     try:
         yield
     except ValidationError as error:
@@ -158,7 +158,7 @@ class RunDirectory:
 
     @property
     def started(self) -> bool:
-        """Whether there is anything in it that training came to: a checkpoint, or the end of the run."""
+        """Whether the run has got as far as a checkpoint or a result."""
         return any((self.path / "checkpoints").glob("step-*")) or self.result_file.exists()
 
     def clear_unstarted(self, identity: Mapping[str, Any]) -> None:

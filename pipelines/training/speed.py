@@ -1,4 +1,4 @@
-"""How fast a run is, by what its device could do, and which worker holds the others up."""
+"""Speed of a run as a share of what its devices could do (MFU), and which worker is the slowest (straggler)."""
 
 from __future__ import annotations
 

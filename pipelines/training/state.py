@@ -103,7 +103,7 @@ class Checkpoints:
         self._copies = None if config.copy_to is None else CheckpointCopies(config.copy_to, run_dir.name)
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first.
+        """Complete checkpoints, oldest first.
 
         Raises:
             OSError: the directory cannot be read, which says nothing of what is in it.
@@ -171,7 +171,7 @@ class Checkpoints:
     def save(
         self, trainee: Trainee, progress: Progress, config: Mapping[str, Any], meta: Mapping[str, Any], *, final: bool
     ) -> None:
-        """Write the state after ``progress.step`` steps. A failed write is told and training goes on, unless final.
+        """Write the state after ``progress.step`` steps. A failed write is reported and training goes on, unless final.
 
         Raises:
             OSError: the final checkpoint could not be written.
