@@ -38,7 +38,7 @@ class Recorder(Protocol):
     """Records what a function launches."""
 
     def __call__(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        """Return a function that launches the recording, and what ``call`` returned: each launch refills its tensors."""
+        """Return a function that launches the recording, and what ``call`` returned: launches refill its tensors."""
 
 
 class CudaRecorder:

@@ -23,7 +23,7 @@ _ALLOCATION_FAILED = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
 
 
 class MemoryRanOutError(RuntimeError):
-    """A worker's memory ran out while others waited for its gradients. The restarted run takes smaller micro-batches."""
+    """A worker's memory ran out while others waited for its gradients. The restarted run takes smaller parts."""
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
