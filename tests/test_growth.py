@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,14 @@ import pytest
 import yaml
 
 from efafnet.pipelines.doctor import growth_finding
+from efafnet.pipelines.evaluation.config import ActorPool, WorkersConfig
+from efafnet.pipelines.training.placement import needs, placed, slots
 from efafnet.pipelines.training.ray_run import train
 from efafnet.platform.capacity import capacity
 from efafnet.platform.cluster import ClusterConfig, connect
-from tests.training_cases import config_of
+from tests import test_tune
+from tests.test_faults import begun, lives, newest_step, wait_for
+from tests.training_cases import config_of, trace_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -69,13 +73,12 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         ray.shutdown()
         os.environ.pop("RAY_AUTH_MODE") if mode is None else os.environ.update(RAY_AUTH_MODE=mode)
-        head.terminate()
-        head.wait(timeout=30)
         _end_session(head.pid)
+        head.wait(timeout=30)
 
 
 def _end_session(leader: int) -> None:
-    """Kill what is left of a session: pretended machines outlive the autoscaler that started them."""
+    """Kill all of a session: pretended machines outlive the autoscaler that started them."""
     for pid in psutil.pids():
         with suppress(ProcessLookupError):
             if os.getsid(pid) == leader:
@@ -84,12 +87,11 @@ def _end_session(leader: int) -> None:
 
 def _when_up(address: str, log: Path) -> str:
     host, _, port = address.partition(":")
-    for _ in range(60):
+    for _ in range(240):
         with socket.socket() as probe:
-            if probe.connect_ex((host, int(port))) == 0:
-                time.sleep(3)
+            if probe.connect_ex((host, int(port))) == 0 and "Ray runtime started" in log.read_text():
                 return address
-        time.sleep(1)
+        time.sleep(0.5)
     raise AssertionError(log.read_text())
 
 
@@ -133,15 +135,47 @@ def _living_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
-def test_the_readmes_training_makes_gpu_machines_come(
-    growing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def _end_a_machine() -> None:
+    """Kill one of the pretended machines."""
+    import ray
+
+    node = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU"))
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "raylet" and f"--node_id={node}" in (process.info["cmdline"] or ()):
+            process.kill()
+
+
+def test_gpu_machines_come_with_the_work_and_are_replaced(
+    growing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
 ) -> None:
-    there = connect(ClusterConfig(address=growing))
+    """From no GPU on: what is decided for each of the README's commands, its training, and an elastic one under which a
+    machine dies."""
+    there, address = connect(ClusterConfig(address=growing)), f"cluster.address={growing}"
     assert _living_gpus() == 0
     assert growth_finding(capacity(there)).found == f"1 nodes with 0 GPUs now, at most 3 with {MOST}"
+    assert WorkersConfig().pool(capacity(there)) == ActorPool(MOST, True, 1)
+    search = test_tune.config_of(tmp_path, "workers=1", address)
+    assert slots(placed(search, capacity(there), runs=2), capacity(there)) == MOST
     with pytest.raises(ValueError, match=r"worker\.gpu = yes: 3 GPUs are needed, this cluster at its largest has 2"):
-        train(config_of(tmp_path, "name=many", "workers=3", "worker.gpu=yes", f"cluster.address={growing}"))
-    result = train(config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", f"cluster.address={growing}"))
+        train(config_of(tmp_path, "name=many", "workers=3", "worker.gpu=yes", address))
+
+    began = time.monotonic()
+    readmes = config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", address)
+    assert needs(placed(readmes, capacity(there))) == {"CPU": 1, "GPU": 1}
+    pretended = ("worker.gpu=yes", "device=cpu")  # such a GPU cannot compute
+    result = train(config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", *pretended, address))
+    record_property("from_zero_s", time.monotonic() - began)
     assert result.checkpoint.is_dir()
     assert "2 workers, each {'CPU': 1.0, 'GPU': 1" in capfd.readouterr().err
     assert _living_gpus() == MOST
+
+    often = ("epochs=180", "checkpoint={every_epochs: null, every_steps: 10}", "data.val=null", "trace=true")
+    config = config_of(tmp_path, "name=elastic", "workers=1..2", "worker.grow_every_s=3", *often, *pretended, address)
+    running = begun(config)
+    wait_for("a checkpoint", lambda: newest_step(config) >= 20, running.done)
+    _end_a_machine()
+    record_property("shrunk_s", wait_for("one worker", lambda: len(lives(config)) == 1, running.done))
+    record_property("replaced_s", wait_for("another machine", lambda: len(lives(config)) == 2, running.done))
+    running.result(timeout=120)
+    assert [workers for _, workers in lives(config)] == [1, 2]
+    assert sorted(trace_of(config)) == list(range(1, 901)), "no step is lost"

@@ -194,6 +194,7 @@ def test_a_run_whose_store_is_away_ends_and_catches_up_where_it_is_then(
     assert not (tmp_path / "second.db").exists(), "no empty store is made in its place"
     monkeypatch.setattr(Tracker, "close", honest)
     assert train(tracked("moved.db")).resumed
+    assert json.loads((config.run_dir / "run.json").read_text())["tracking_uri"].endswith("moved.db")
     client, run_id = MlflowClient(f"sqlite:///{tmp_path}/moved.db"), result.mlflow_run_id
     assert run_id is not None
     curve = [point.step for point in client.get_metric_history(run_id, "train/loss")]
@@ -313,7 +314,7 @@ def test_room_beside_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatc
     """A free CPU here and a free GPU there are no place for a task; a cluster that does not say has none."""
     import ray
 
-    validator = RayAsyncValidator("", {"CPU": 1, "GPU": 1}, wait_s=1)
+    validator = RayAsyncValidator("", {"CPU": 1, "GPU": 1}, 1, "cuda")
     for nodes, room in (
         ([{"CPU": 4.0}, {"CPU": 0.5, "GPU": 1.0}], False),
         ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], True),
@@ -340,7 +341,7 @@ def test_an_asynchronous_validation_that_never_ends_is_given_up(
         time.sleep(600)
 
     monkeypatch.setattr(ray_worker, "validate_weights", endless)
-    validator = RayAsyncValidator("", {"CPU": 4}, wait_s=2)
+    validator = RayAsyncValidator("", {"CPU": 4}, 2, "cpu")
     assert validator.has_room()
     validator.start({}, 40)
     assert not validator.ready()

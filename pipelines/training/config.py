@@ -129,7 +129,8 @@ class TrainConfig(Settings):
     compute: ComputeConfig = ComputeConfig()
     """How the hardware computes a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where a run without Ray trains; auto takes the GPU if there is one. Ray's workers follow worker.gpu."""
+    """Where a run without Ray trains; auto takes the GPU if there is one. Ray's workers follow worker.gpu;
+    cpu counts for them, too."""
     workers: int = Field(default=1, ge=0)
     """Ray workers that share each batch; 0 trains in this very process without Ray. FEWEST..MOST (1..4) for as many as
     the cluster has at the time; the batch stays what it is."""

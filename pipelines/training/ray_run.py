@@ -242,7 +242,7 @@ def _trainer(
         cast(Any, train_on_worker),  # the annotation forgets that it may return something
         train_loop_config=asdict(job),
         torch_config=ClusterTorchConfig(
-            backend="cpu:gloo,cuda:nccl" if "GPU" in each else "gloo",
+            backend="cpu:gloo,cuda:nccl" if "GPU" in each and config.device != "cpu" else "gloo",
             timeout_s=max(1, round(config.worker.collective_timeout_s)),
         ),
         scaling_config=cast(Any, ScalingConfig)(  # annotated for the API before V2, as is RunConfig

@@ -53,9 +53,11 @@ def train_on_worker(job: dict[str, Any]) -> dict[str, Any]:
     wanted = WorkerJob(**job)
     config, record = TrainConfig.model_validate_json(wanted.config), RunRecord(**wanted.record)
     torch.set_num_threads(config.worker.threads)
-    context = RayContext(watched=wanted.watched, workers=config.workers, each=wanted.each)
+    on_cpu = config.device == "cpu"
+    context = RayContext(watched=wanted.watched, workers=config.workers, each=wanted.each, on_cpu=on_cpu)
     if wanted.async_validation:
-        context.async_validator = RayAsyncValidator(wanted.config, wanted.each, config.validation.wait_s)
+        kind, wait_s = context.device.type, config.validation.wait_s
+        context.async_validator = RayAsyncValidator(wanted.config, wanted.each, wait_s, kind)
     if wanted.live:
         context.live = StatusFile(config.run_dir)
     with recorded(config, record, context):
@@ -94,13 +96,14 @@ class RayContext(GroupContext):
         watched: whether Ray watches for nodes that announce their end.
         workers: how many workers the run wants; an elastic one may have fewer.
         each: what each of them reserves, as Ray names it.
+        on_cpu: whether they compute on the CPU, whatever they reserve.
     """
 
-    def __init__(self, *, watched: bool, workers: int, each: Mapping[str, float]) -> None:
+    def __init__(self, *, watched: bool, workers: int, each: Mapping[str, float], on_cpu: bool = False) -> None:
         import ray.train.torch
 
         ray_private.report_logger().setLevel(logging.WARNING)
-        device = ray.train.torch.get_device()
+        device = torch.device("cpu") if on_cpu else ray.train.torch.get_device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
         super().__init__(device)
@@ -149,10 +152,12 @@ class RayAsyncValidator:
         config_json: settings of the run.
         needs: what the task reserves, as Ray names it.
         wait_s: longest wait for its figures.
+        device: kind of device that it computes on, as torch names it.
     """
 
-    def __init__(self, config_json: str, needs: Mapping[str, float], wait_s: float) -> None:
+    def __init__(self, config_json: str, needs: Mapping[str, float], wait_s: float, device: str) -> None:
         self._config_json = config_json
+        self._device = device
         self._needs = needs
         self._wait_s = wait_s
         self._step = 0
@@ -170,7 +175,7 @@ class RayAsyncValidator:
         cpus, gpus = self._needs["CPU"], self._needs.get("GPU", 0)
         task = ray.remote(validate_weights).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
         self._step = step
-        self._reference = task.remote(self._config_json, dict(weights), step, "cuda" if gpus else "cpu")
+        self._reference = task.remote(self._config_json, dict(weights), step, self._device)
 
     def ready(self) -> bool:
         """Whether ``result`` would return at once."""
