@@ -1,12 +1,14 @@
 """Completion in shells: commands, presets, spaces, settings, the values of choices, and paths.
 
-The shell calls ``efafnet --complete SHELL WORD…`` with the words up to the cursor, the last one unfinished, and gets
-the candidates for that one, a line each. The scripts below are all that a shell is taught.
+The shell calls ``efafnet --complete SHELL WORD…`` with the words up to the cursor, the last one unfinished (bash gives
+the line as it stands), and gets the candidates for that one, a line each. The scripts below are all that a shell is
+taught.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,24 +24,22 @@ OPEN = ("=", ".", "/")
 
 _BASH = """\
 _efafnet() {
-    local line=${COMP_LINE:0:COMP_POINT} words word
-    read -r -a words <<< "$line"
-    [[ $line == *[[:space:]] ]] && words+=("")
-    word=${words[-1]}
     local IFS=$'\\n'
-    COMPREPLY=($(efafnet --complete bash "${words[@]:1}" 2>/dev/null))
-    # Bash takes "=" for the end of a word, and completes only what follows it.
-    [[ $word == *=* && $COMP_WORDBREAKS == *=* ]] && COMPREPLY=("${COMPREPLY[@]#"${word%%=*}="}")
+    COMPREPLY=($(efafnet --complete bash "${COMP_LINE:0:COMP_POINT}" 2>/dev/null))
+    # Bash takes "=" for a word of its own, and completes only what follows it.
+    [[ ${COMP_WORDS[COMP_CWORD]} == = || ${COMP_WORDS[COMP_CWORD-1]} == = ]] && COMPREPLY=("${COMPREPLY[@]#*=}")
     [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=./] ]] && compopt -o nospace
+    # Only then does it quote what is special in names of files.
+    [[ ${COMPREPLY[*]} == *[/\\ ]* ]] && compopt -o filenames
 }
 complete -F _efafnet efafnet
 """
 _ZSH = """\
 _efafnet() {
     local -a found
-    found=("${(@f)$(efafnet --complete zsh "${(@)words[2,CURRENT]}" 2>/dev/null)}")
-    compadd -Q -S '' -- ${(M)found:#*[=./]}
-    compadd -Q -- ${found:#*[=./]}
+    found=(${(f)"$(efafnet --complete zsh "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    compadd -S '' -- ${(M)found:#*[=./]}
+    compadd -- ${found:#*[=./]}
 }
 (( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
 compdef _efafnet efafnet
@@ -60,7 +60,7 @@ def answer(option: str, words: Sequence[str]) -> int:
     if option == "--complete":
         # Whatever is wrong with the words: an empty answer, and not an error in the middle of somebody's line.
         with suppress(Exception):
-            for candidate in candidates(words[1:]):
+            for candidate in candidates(_split_line(words[1]) if words[0] == "bash" else words[1:]):
                 console.say(candidate)
         return 0
     shell = words[0] if words else Path(os.environ.get("SHELL", "")).name
@@ -71,6 +71,17 @@ def answer(option: str, words: Sequence[str]) -> int:
     else:
         install(shell, Path.home())
     return 0
+
+
+def _split_line(line: str) -> list[str]:
+    """The words after the program of a line that ends at the cursor; bash itself would cut them at each ``=``."""
+    split = shlex.shlex(line, posix=True, punctuation_chars=False)
+    split.whitespace_split, split.commenters = True, ""
+    words = []
+    with suppress(ValueError):  # a quotation that is still open
+        words.extend(split)
+    begun = line[-1:].isspace() and not line.endswith("\\ ")
+    return [*words[1:], ""] if begun else words[1:]
 
 
 def install(shell: str, home: Path) -> None:

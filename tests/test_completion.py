@@ -12,7 +12,7 @@ import pytest
 
 from efafnet.pipelines.cli import main
 from efafnet.pipelines.commands import COMMANDS
-from efafnet.pipelines.completion import SCRIPTS, candidates, install
+from efafnet.pipelines.completion import SCRIPTS, _split_line, candidates, install
 from efafnet.platform.configuration import describe, preset_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +59,19 @@ def test_paths_are_offered_where_they_belong(tmp_path: Path, monkeypatch: pytest
     assert candidates(["predict", "runs/a", "stores", "mi"])[:1] == ["mine.yaml"], "the last argument comes many times"
 
 
+def test_names_with_blanks_are_whole_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my data" / "val x").mkdir(parents=True)
+    for line, found in (
+        ("efafnet evaluate my", ["my data/"]),
+        (r"efafnet evaluate my\ data/", ["my data/val x/"]),
+        (r"efafnet evaluate runs/a my\ data/v", ["my data/val x/"]),
+        (r"efafnet train x data.train=my\ ", ["data.train=my data/"]),
+        ("efafnet train nano_te", ["nano_test"]),
+    ):
+        assert candidates(_split_line(line)) == found
+
+
 def test_every_command_and_preset_is_offered() -> None:
     assert set(candidates([""])) > {command.name for command in COMMANDS}
     assert set(candidates(["train", ""])) > set(preset_names())
@@ -73,7 +86,9 @@ def test_what_matters_first_exists() -> None:
 
 def test_an_unfinished_line_never_becomes_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["train", "x", "data.train=/nowhere/x"], ["train", "x", "=y"], ["train", "x", "optimizer.lr.x="], []):
-        assert main(["--complete", "bash", *words]) == 0
+        assert main(["--complete", "zsh", *words]) == 0
+    for line in ("efafnet train x 'open", "efafnet train x =y", "efafnet", ""):
+        assert main(["--complete", "bash", line]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -103,8 +118,11 @@ def test_bash_completes_after_the_equals_sign_only(tmp_path: Path) -> None:
     program.chmod(0o755)
     ask = (
         f"{SCRIPTS['bash']}\n"
-        'ask() { COMP_LINE=$1; COMP_POINT=${#1}; _efafnet 2>/dev/null; echo "${COMPREPLY[@]}"; }\n'
-        "ask 'efafnet train x schedule.kind=co'; ask 'efafnet train x optimizer.w'; ask 'efafnet tu'\n"
+        'ask() { COMP_LINE=$1; COMP_POINT=${#1}; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+        '_efafnet 2>/dev/null; echo "${COMPREPLY[@]}"; }\n'
+        "ask 'efafnet train x schedule.kind=co' efafnet train x schedule.kind = co\n"
+        "ask 'efafnet train x optimizer.w' efafnet train x optimizer.w\n"
+        "ask 'efafnet tu' efafnet tu\n"
     )
     shell = shutil.which("bash")
     assert shell is not None
