@@ -77,7 +77,7 @@ def _split_line(line: str) -> list[str]:
     """The words after the program of a line that ends at the cursor; bash itself would cut them at each ``=``."""
     split = shlex.shlex(line, posix=True, punctuation_chars=False)
     split.whitespace_split, split.commenters = True, ""
-    words = []
+    words: list[str] = []
     with suppress(ValueError):  # a quotation that is still open
         words.extend(split)
     begun = line[-1:].isspace() and not line.endswith("\\ ")
