@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from efafnet.platform.ray_errors import carried_by, made_by
 
 
 class UsageError(ValueError):
@@ -31,24 +31,9 @@ def _user_error(error: BaseException | None, seen: set[int]) -> BaseException | 
     if error is None or id(error) in seen:
         return None
     seen.add(id(error))
-    if _made_by(error, "ray"):
-        return next((found for inner in _wrapped(error) if (found := _user_error(inner, seen))), None)
+    if made_by(error, "ray"):
+        inside = [*carried_by(error), error.__cause__]
+        return next((found for inner in inside if (found := _user_error(inner, seen))), None)
     if isinstance(error, ModuleNotFoundError):
         return error if (error.name or "").partition(".")[0] != "efafnet" else None
-    return error if isinstance(error, ValueError | OSError) or _made_by(error, "mlflow") else None
-
-
-def _made_by(error: BaseException, package: str) -> bool:
-    """Tell whether an exception is a package's own (Ray's task error is also an instance of its cause's class)."""
-    return any(base.__module__.partition(".")[0] == package for base in type(error).__mro__)
-
-
-def _wrapped(error: BaseException) -> Iterator[BaseException]:
-    """Yield the exceptions an exception of Ray Core, Data, Train or Tune carries."""
-    failures = getattr(error, "worker_failures", None)
-    if isinstance(failures, dict):
-        yield from (failure for failure in failures.values() if isinstance(failure, BaseException))
-    for name in ("controller_failure", "cause", "__cause__"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            yield inner
+    return error if isinstance(error, ValueError | OSError) or made_by(error, "mlflow") else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from efafnet.platform.ray_errors import carried_by, made_by
+
 SAME_REASON = 3
 """Runs that fail alike, while none has shown a figure, after which no more are begun."""
 
@@ -45,9 +47,6 @@ def reason_of(error: BaseException) -> str:
 
 def _inside(error: BaseException) -> BaseException | None:
     """The exception that one of Ray's carries; None for all others, whose own words say more than their causes."""
-    if not any(base.__module__.partition(".")[0] == "ray" for base in type(error).__mro__):
+    if not made_by(error, "ray"):
         return None
-    failures = getattr(error, "worker_failures", None)
-    carried = [*failures.values()] if isinstance(failures, dict) else []
-    carried += [getattr(error, name, None) for name in ("controller_failure", "cause", "__cause__")]
-    return next((inner for inner in carried if isinstance(inner, BaseException)), None)
+    return next(iter(carried_by(error)), error.__cause__)

@@ -20,6 +20,7 @@ from efafnet.pipelines.training.state import LostRunError
 from efafnet.platform import console
 from efafnet.platform.cluster import ClusterError
 from efafnet.platform.configuration import ConfigurationError
+from efafnet.platform.ray_errors import carried_by
 from efafnet.platform.storage import entries
 
 T = TypeVar("T")
@@ -91,12 +92,7 @@ def cause_of(error: BaseException) -> BaseException:
     Where several workers failed it is the one that says most: the run's own error, else one of the system, else the
     first. The others only lost their fellow.
     """
-    carried = getattr(error, "worker_failures", None)
-    inside = [cause_of(failure) for _, failure in sorted(carried.items())] if isinstance(carried, dict) else []
-    for name in ("controller_failure", "health_check_failure", "cause"):
-        inner = getattr(error, name, None)
-        if isinstance(inner, BaseException):
-            inside.append(cause_of(inner))
+    inside = [cause_of(inner) for inner in carried_by(error)]
     ranked = sorted(inside, key=lambda e: 0 if isinstance(e, FINAL) else 1 if isinstance(e, OSError) else 2)
     return ranked[0] if ranked else error
 
