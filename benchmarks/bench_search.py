@@ -17,6 +17,7 @@ import csv
 import heapq
 import math
 import multiprocessing
+import os
 import random
 import shutil
 import statistics
@@ -376,7 +377,9 @@ def train_table(place: Path, samples: int, data: DataConfig | None, at_once: int
     rest = list(product(SCHEDULES, SIGMAS, RATES))
     curves: dict[tuple[str, ...], dict[int, float]] = {}
     # Fresh processes: what a fork inherits of torch's threads hangs.
-    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        at_once, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         for block, hard in enumerate(HARD_JOINTS):
             loss = {"loss.kind": "mse"} if hard == max(HARD_JOINTS) else {"loss.kind": "ohkm", "loss.hard_joints": hard}
             drawn: list[Settings] = [
@@ -390,6 +393,18 @@ def train_table(place: Path, samples: int, data: DataConfig | None, at_once: int
             names = ["optimizer.lr", "heatmap.sigma_px", "loss.hard_joints", "schedule.kind"]
             write_table(place / "curves.csv", names, curves, about)
     return place / "curves.csv"
+
+
+def _end_with_parent() -> None:
+    """End when the parent is gone, which cannot tell its processes to stop when it is killed."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _trained(config: TuneConfig, settings: Settings, number: int) -> dict[int, float]:
@@ -501,7 +516,9 @@ def searchers(table: Table, seeds: int, arms: list[str], record: Record, at_once
         console.say(f"rank correlation of the figures after {samples} samples with those at the end: {told}")
     targets = [finals[max(1, round(share * len(finals))) - 1] for share in SHARES]
     jobs = [(arm, seed) for arm in arms for seed in range(seeds)]
-    with ProcessPoolExecutor(at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        at_once, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         found = dict(zip(jobs, pool.map(_searched, repeat(table), repeat(targets), jobs), strict=True))
     for place, (share, target) in enumerate(zip(SHARES, targets, strict=True)):
         rows: list[list[object]] = []
