@@ -334,6 +334,7 @@ def test_a_study_is_drawn_with_intervals_and_a_dot_for_each_seed() -> None:
     )  # fmt: skip
     assert (not_told["x"], not_told["error_x"]["array"]) == ([-1.0], [0.0])
     assert "90 % interval" in forest(content).note
+    assert drawing["layout"]["xaxis"]["title"]["text"] == "difference in AP, points"
     assert forest(content | {"rows": rows[:1]}).drawing() is None
 
 

@@ -12,6 +12,8 @@ from efafnet.pipelines.runs.chart import GREY, PALETTE, Chart, styled
 
 _TOLD, _OPEN = PALETTE[0], "#8a94a3"
 _ROW_PX, _FRAME_PX = 44, 110
+_METRICS = {"ap": "AP", "ap_50": "AP50", "ap_75": "AP75", "ar": "AR", "pckh": "PCKh"}
+"""What the page calls the figures that studies compare."""
 
 
 def forest(content: Mapping[str, Any]) -> Chart:
@@ -33,7 +35,8 @@ def forest(content: Mapping[str, Any]) -> Chart:
         some = [row for row in judged if bool(row["difference"].get("distinguishable")) is told]
         if some:
             figure.add_trace(_intervals(some, colour, name))
-    styled(figure, f"difference in {content['metric']}, points", height=_FRAME_PX + _ROW_PX * len(judged))
+    metric = _METRICS.get(content["metric"], content["metric"])
+    styled(figure, f"difference in {metric}, points", height=_FRAME_PX + _ROW_PX * len(judged))
     figure.update_yaxes(
         categoryorder="array",
         categoryarray=[label_of(row) for row in reversed(judged)],

@@ -109,11 +109,14 @@ def _headline(groups: Grouped) -> list[tuple[str, str]]:
     repeats = [run for _, each in groups.studies for run in each]
     every = [*groups.plain, *trials, *repeats]
     best = max((run for run in every if run.figure is not None), key=lambda r: r.figure or 0, default=None)
-    facts = [_counted(len(groups.plain), "training run"), _counted(len(groups.searches), "search", "searches")]
-    facts.append(_counted(len(trials), "trial"))
-    if groups.studies:
-        facts += [_counted(len(groups.studies), "study", "studies")]
-        facts += [_counted(len(repeats), "run in studies", "runs in studies")]
+    counts = [
+        (len(groups.plain), "training run", ""),
+        (len(groups.searches), "search", "searches"),
+        (len(trials), "trial", ""),
+        (len(groups.studies), "study", "studies"),
+        (len(repeats), "run in studies", "runs in studies"),
+    ]
+    facts = [_counted(*each) for each in counts if each[0]]
     if best is not None:
         facts.insert(0, (f"best validation AP: {best.name}", figure_text(best.figure)))
     if (taken := taken_by(every)) is not None:
