@@ -28,6 +28,8 @@ WAITING_EVERY_S = 60.0
 _NATIVE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+ [DIWE] \d+ \d+\] (?:\(\S+\) )?\S+\.(?:cc|h):\d+: ?")
 """How Ray's C++ parts begin a line that is not their last: date, level, process, thread, place in the source."""
 _TERMINATED = re.compile(r"\*\*\* SIG(TERM|INT) received at time=")
+_DEATH = re.compile(r"\[state-dump\]|\*\*\* StackTrace Information|\S+\(\+0x[0-9a-f]+\) \[0x[0-9a-f]+\]")
+"""Lines by which a dying process of Ray describes itself, beside the one that says what it died of."""
 _FRAME = re.compile(r"(PC: )? *@ +0x")
 _BEGINNINGS = ("[2", "*** SIG", "PC: @", "    @")
 """With these begin the lines that may be held back; others pass as they come, also without an end."""
@@ -113,7 +115,7 @@ class WorkerLines:
             self._tell_waiting(lines)
             return []
         if data.get("pid") == "raylet":  # of a node: a full disk, memory that ran out
-            return [_NATIVE.sub("", line) for line in lines]
+            return [_NATIVE.sub("", line) for line in lines if line.strip() and not _DEATH.search(line)]
         native = NativeLines()
         return [line for line in lines if not native.is_remark(line)]
 

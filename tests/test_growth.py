@@ -145,11 +145,14 @@ def _end_a_machine() -> None:
             process.kill()
 
 
-def test_gpu_machines_come_with_the_work_and_are_replaced(
+PRETENDED = ("worker.gpu=yes", "device=cpu", "data.val=null")
+"""Such a GPU cannot compute."""
+
+
+def test_gpu_machines_come_with_the_work(
     growing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
 ) -> None:
-    """From no GPU on: what is decided for each of the README's commands, its training, and an elastic one under which a
-    machine dies."""
+    """From no GPU on: what is decided for each of the README's commands, and its training."""
     there, address = connect(ClusterConfig(address=growing)), f"cluster.address={growing}"
     assert _living_gpus() == 0
     assert growth_finding(capacity(there)).found == f"1 nodes with 0 GPUs now, at most 3 with {MOST}"
@@ -162,15 +165,20 @@ def test_gpu_machines_come_with_the_work_and_are_replaced(
     began = time.monotonic()
     readmes = config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", address)
     assert needs(placed(readmes, capacity(there))) == {"CPU": 1, "GPU": 1}
-    pretended = ("worker.gpu=yes", "device=cpu")  # such a GPU cannot compute
-    result = train(config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", *pretended, address))
+    result = train(config_of(tmp_path, "workers=2", "epochs=1", *PRETENDED, address))
     record_property("from_zero_s", time.monotonic() - began)
     assert result.checkpoint.is_dir()
     assert "2 workers, each {'CPU': 1.0, 'GPU': 1" in capfd.readouterr().err
     assert _living_gpus() == MOST
 
-    often = ("epochs=180", "checkpoint={every_epochs: null, every_steps: 10}", "data.val=null", "trace=true")
-    config = config_of(tmp_path, "name=elastic", "workers=1..2", "worker.grow_every_s=3", *often, *pretended, address)
+
+def test_a_machine_that_dies_under_an_elastic_training_is_replaced(
+    growing: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """It goes on with the one that is left, until the autoscaler has started another."""
+    often = ("epochs=180", "checkpoint={every_epochs: null, every_steps: 10}", "trace=true", "worker.grow_every_s=3")
+    elastic = ("workers=1..2", *often, *PRETENDED, f"cluster.address={growing}")
+    config = config_of(tmp_path, *elastic)
     running = begun(config)
     wait_for("a checkpoint", lambda: newest_step(config) >= 20, running.done)
     _end_a_machine()

@@ -97,6 +97,10 @@ def test_of_workers_output_rays_own_actors_are_left_out(
     # A node's word counts: without the place in the source.
     full = f"{ERROR}(raylet) file_system_monitor.cc:116: /tmp/ray is over 95% full"
     assert choose({"pid": "raylet", "lines": [full]}) == ["/tmp/ray is over 95% full"]
+    fatal = STAMP.format("C") + "(raylet) node_manager.cc:3576: An unexpected system state has occurred."
+    frame = "/x/raylet/raylet(+0xff770a) [0x561f02a3970a] ray::operator<<()"
+    dump = "    [state-dump] NodeManager.GcsCheckAlive - 1 total (1 active)"
+    assert choose({"pid": "raylet", "lines": [fatal, "*** StackTrace Information ***", frame, dump, ""]}) == [fatal]
     assert choose({"pid": "autoscaler", "lines": ["Adding 2 nodes"]}) == ["Adding 2 nodes"]
     late = (
         "WorkerGroupStartupTimeoutError: The worker group startup timed out after 60.0 seconds waiting for 2 workers."
