@@ -85,7 +85,8 @@ def _intervals(rows: list[Mapping[str, Any]], colour: str, name: str) -> go.Scat
         customdata=[f"{span['low']:+.2f} to {span['high']:+.2f}" for span in spans],
         mode="markers",
         name=name,
-        marker={"symbol": "square", "size": 11, "color": colour},
+        # A stroke and no block: on a telephone a block hides the seeds, which lie close to their mean.
+        marker={"symbol": "line-ns", "size": 20, "color": colour, "line": {"width": 3, "color": colour}},
         error_x={
             "type": "data",
             "symmetric": False,
