@@ -85,11 +85,31 @@ def choose_worker_lines(choose: Callable[[dict[str, Any]], list[str]]) -> None:
         dispatcher.add_handler(name, chosen)
 
 
-def torch_backend() -> type[Any]:
-    """Sets up the process group of Ray Train's workers; derived from to choose the network it uses."""
-    from ray.train.torch.config import _TorchBackend
+def address_and_port() -> tuple[str, int]:
+    """This node's address and a free port there, for a process group to meet at."""
+    from ray.train._internal.utils import get_address_and_port
 
-    return _TorchBackend
+    address, port = get_address_and_port()
+    return str(address), int(port)
+
+
+def join_torch_group(meeting: tuple[str, int], rank: int, size: int, backend: str, timeout_s: int) -> None:
+    """Run in each of Ray Train's workers: join the process group as the backend of Ray's ``TorchConfig`` lets them.
+
+    That backend itself is of no use where torch should stay away: in the process that controls the workers.
+    """
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = meeting[0], str(meeting[1])
+    _set_torch_distributed_env_vars()
+    _setup_torch_process_group(backend, rank, size, "env://", timeout_s)
+
+
+def leave_torch_group(size: int) -> None:
+    """Run in each of Ray Train's ``size`` workers: leave their process group, and the GPU's cached memory."""
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=size > 1)
 
 
 def worker_group_callback() -> type[Any]:

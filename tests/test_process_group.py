@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
+import ray
 import ray.util
 
-from efafnet.pipelines.training import process_group
-from efafnet.pipelines.training.process_group import interface_of, use_node_interface
+from efafnet.pipelines.training.process_group import LEAVE_S, ClusterTorchConfig, interface_of, use_node_interface
+from efafnet.platform import ray_private
 
 
 def test_an_address_belongs_to_an_interface_or_to_none() -> None:
@@ -44,15 +46,48 @@ def test_an_address_seen_only_from_outside_changes_nothing(monkeypatch: pytest.M
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
+class Group:
+    """Two workers that note what they are told to do."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[Any, ...]] = []
+
+    def __len__(self) -> int:
+        return 2
+
+    def execute(self, function: Any) -> None:
+        self.done.append(("all", function))
+
+    def execute_single(self, rank: int, function: Any) -> tuple[str, int]:
+        self.done.append((rank, function))
+        return "10.1.0.5", 29500
+
+    def execute_single_async(self, rank: int, function: Any, *arguments: Any) -> tuple[Any, ...]:
+        self.done.append((rank, function, *arguments))
+        return self.done[-1]
+
+    def execute_async(self, function: Any, *arguments: Any) -> tuple[Any, ...]:
+        self.done.append(("all", function, *arguments))
+        return self.done[-1]
+
+
 def test_ray_train_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[str] = []
+    """First the interface, then all meet at the first worker's address at once; in the end they leave."""
+    waited: list[Any] = []
+    monkeypatch.setattr(ray, "get", lambda what, timeout=None: waited.append((what, timeout)))
+    config, group = ClusterTorchConfig(backend="gloo", timeout_s=30), Group()
+    config.backend_cls().on_start(cast(Any, group), config)
+    joining = [(rank, ray_private.join_torch_group, ("10.1.0.5", 29500), rank, 2, "gloo", 30) for rank in range(2)]
+    assert group.done == [("all", use_node_interface), (0, ray_private.address_and_port), *joining]
+    config.backend_cls().on_shutdown(cast(Any, group), config)
+    leaving = ("all", ray_private.leave_torch_group, 2)
+    assert waited == [(joining, None), (leaving, LEAVE_S)]
 
-    class Group:
-        def execute(self, function: object) -> None:
-            done.append("interface" if function is use_node_interface else "?")
 
-    base = process_group._ClusterBackend.__bases__[0]
-    monkeypatch.setattr(base, "on_start", lambda *_: done.append("process group"))
-    config = process_group.ClusterTorchConfig(backend="gloo")
-    config.backend_cls().on_start(Group(), config)
-    assert done == ["interface", "process group"]
+def test_workers_that_cannot_leave_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: Any, **__: Any) -> None:
+        raise ray.exceptions.GetTimeoutError("30 s")
+
+    monkeypatch.setattr(ray, "get", late)
+    config = ClusterTorchConfig(backend="gloo", timeout_s=30)
+    config.backend_cls().on_shutdown(cast(Any, Group()), config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
 import re
 from pathlib import Path
@@ -15,13 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 _PRIVATE = re.compile(r"ray\.[\w.]*\b_\w+")
 
 
-def test_process_groups_are_set_up_by_a_class_that_can_be_derived_from() -> None:
-    from efafnet.pipelines.training.process_group import ClusterTorchConfig
+def test_a_process_group_is_set_up_by_functions_that_take_these_arguments() -> None:
+    from ray.train._internal.utils import get_address_and_port
+    from ray.train.torch import config
 
-    backend = ray_private.torch_backend()
-    assert issubclass(ClusterTorchConfig(backend="gloo").backend_cls, backend)
-    assert super(ClusterTorchConfig, ClusterTorchConfig(backend="gloo")).backend_cls is backend
-    assert callable(backend.on_start)
+    inspect.signature(get_address_and_port).bind()
+    inspect.signature(config._set_torch_distributed_env_vars).bind()
+    bound = inspect.signature(config._setup_torch_process_group).bind("gloo", 1, 2, "env://", 30)
+    assert list(bound.arguments) == ["backend", "world_rank", "world_size", "init_method", "timeout_s"]
+    inspect.signature(config._shutdown_torch).bind(destroy_process_group=True)
 
 
 def test_callbacks_hear_when_workers_have_started() -> None:

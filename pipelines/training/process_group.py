@@ -1,39 +1,62 @@
-"""The process group of Ray Train's workers, over the network that the cluster itself uses."""
+"""The process group of Ray Train's workers, over the network that the cluster itself uses.
+
+Imports no torch: the process that controls the workers, which each run starts first, would load it for nothing.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import ray
 import ray.util
-from ray.train.torch.config import TorchConfig
+from ray.train.backend import Backend, BackendConfig
 
 from efafnet.platform import ray_private
 
+LEAVE_S = 30.0
+"""Longest wait for workers to leave their process group, seconds; one that died never will."""
+
 
 @dataclass
-class ClusterTorchConfig(TorchConfig):
-    """``TorchConfig`` whose gloo listens where the other nodes reach this one.
+class ClusterTorchConfig(BackendConfig):
+    """What Ray's ``TorchConfig`` sets up, but with gloo where the other nodes reach this one.
 
     By itself gloo listens on the address of the host's name, which on a freshly installed Debian or Ubuntu is
     127.0.1.1: workers on different nodes would find nobody there, and fail.
     """
 
+    backend: str
+    """Torch's name of the backend, as in ``init_process_group``."""
+    timeout_s: int
+    """Longest wait in an exchange between the workers, seconds."""
+
     @property
-    def backend_cls(self) -> type[Any]:
+    def backend_cls(self) -> type[Backend]:
         """What sets the process group up."""
         return _ClusterBackend
 
 
-_TorchBackend: Any = ray_private.torch_backend()
+class _ClusterBackend(Backend):
+    share_cuda_visible_devices = True
 
-
-class _ClusterBackend(_TorchBackend):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, ClusterTorchConfig)
         worker_group.execute(use_node_interface)
-        super().on_start(worker_group, backend_config)
+        meeting = worker_group.execute_single(0, ray_private.address_and_port)
+        size, how = len(worker_group), (backend_config.backend, backend_config.timeout_s)
+        ray.get([
+            worker_group.execute_single_async(rank, ray_private.join_torch_group, meeting, rank, size, *how)
+            for rank in range(size)
+        ])  # fmt: skip
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+        leaving = worker_group.execute_async(ray_private.leave_torch_group, len(worker_group))
+        with suppress(ray.exceptions.GetTimeoutError):
+            ray.get(leaving, timeout=LEAVE_S)
 
 
 def use_node_interface() -> None:

@@ -241,7 +241,7 @@ def _trainer(
     return TorchTrainer(
         cast(Any, train_on_worker),  # the annotation forgets that it may return something
         train_loop_config=asdict(job),
-        torch_config=ClusterTorchConfig(
+        torch_config=cast(Any, ClusterTorchConfig)(  # any BackendConfig does
             backend="cpu:gloo,cuda:nccl" if "GPU" in each and config.device != "cpu" else "gloo",
             timeout_s=max(1, round(config.worker.collective_timeout_s)),
         ),
