@@ -343,7 +343,7 @@ def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_that_fails_is_told_and_the_others_are_compared(tmp_path: Path) -> None:
     text = TEXT.replace("lr: 1e-5", "lr: 1e30")
-    result = study(config_of(tmp_path, "seeds=1", "name=fails", "workers=1", "keep=all", text=text))
+    result = study(config_of(tmp_path, "seeds=1", "name=fails", "workers=1", "concurrency=1", "keep=all", text=text))
     assert [row.name for row in result.found.rows] == ["quick"]
     assert sorted(result.failures) == ["slow-s0"]
     assert "training diverged" in result.failures["slow-s0"]
