@@ -66,7 +66,7 @@ class Workers(PlainContext):
         return [value, WorkerTime(100, 0.3), WorkerTime(150, 0.01)]
 
 
-def test_the_slowest_worker_is_named_beside_rank_0() -> None:
+def test_the_slowest_worker_is_named_beside_the_median() -> None:
     figures, told = slowest(Workers(torch.device("cpu")), WorkerTime(98, 0.02))
     assert figures == {
         "speed/compute_ms": 98,
@@ -74,7 +74,7 @@ def test_the_slowest_worker_is_named_beside_rank_0() -> None:
         "speed/slowest_rank": 2,
         "speed/data_wait_share_worst": 0.3,
     }
-    assert told == "rank 2 computes 150 ms, rank 0 98 ms; rank 1 waits 30.0% of the time for data"
+    assert told == "rank 2 computes 150 ms, the median is 100 ms; rank 1 waits 30.0% of the time for data"
     assert slowest(PlainContext(torch.device("cpu")), WorkerTime(98, 0.5)) == ({}, "")
     assert computing_ms(None) == 0
 

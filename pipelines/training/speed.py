@@ -82,8 +82,9 @@ def slowest(context: PlainContext, own: WorkerTime) -> tuple[dict[str, float], s
         "speed/data_wait_share_worst": times[hungry].wait_share,
     }
     told = []
-    if times[late].compute_ms > SLOW * statistics.median(t.compute_ms for t in times) > 0:
-        told.append(f"rank {late} computes {times[late].compute_ms:.0f} ms, rank 0 {times[0].compute_ms:.0f} ms")
+    median_ms = statistics.median(t.compute_ms for t in times)
+    if times[late].compute_ms > SLOW * median_ms > 0:
+        told.append(f"rank {late} computes {times[late].compute_ms:.0f} ms, the median is {median_ms:.0f} ms")
     if times[hungry].wait_share > max(0.1, SLOW * times[0].wait_share):
         told.append(f"rank {hungry} waits {times[hungry].wait_share:.1%} of the time for data")
     return figures, "; ".join(told)
