@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Small networks on shared cores: more threads per process only make them wait for each other. Set before torch loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray's workers yield to everything else; beside other tests they would starve, and time limits would pass.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Without a GPU, Triton's kernels run on its interpreter; read when torch imports Triton.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")

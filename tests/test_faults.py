@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from efafnet.pipelines import fabric
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import open_inputs, train_reader
@@ -23,7 +24,7 @@ from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.ray_run import train
 from efafnet.pipelines.training.rundir import TrainResult
 from efafnet.platform import notice
-from efafnet.platform.cluster import ClusterConfig, connect
+from efafnet.platform.cluster import ClusterConfig, connect, gpu_nodes
 from efafnet.platform.configuration import to_yaml
 from tests.metadata_service import action, metadata_service
 from tests.training_cases import ROOT, config_of, trace_of
@@ -98,7 +99,11 @@ def drain(address: str, node_id: str, *, seconds: int, monkeypatch: pytest.Monke
 
 
 def test_nodes_die_return_and_are_drained(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Noted
+    cluster: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Noted,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """Elastic 1..2: a node dies, comes back, and is drained. The global batches stay those of one process."""
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
@@ -107,6 +112,7 @@ def test_nodes_die_return_and_are_drained(
     config = config_of(tmp_path, "name=run", "workers=1..2", "worker.grow_every_s=3", *settings)
     cluster.add_node(num_cpus=1)
     doomed = cluster.add_node(num_cpus=1)
+    record_property("all_reduce_gb_s", _network_gb_s())
     running = begun(config)
     wait_for("a checkpoint of two workers", lambda: newest_step(config) >= 20, running.done)
     cluster.remove_node(doomed, allow_graceful=False)
@@ -118,15 +124,27 @@ def test_nodes_die_return_and_are_drained(
     wait_for("progress", lambda: newest_step(config) >= again + 20, running.done)
     drain(cluster.address, returned.node_id, seconds=4, monkeypatch=monkeypatch)
     record_property("drained_s", wait_for("one worker again", lambda: len(lives(config)) == 3, running.done))
-    result = running.result(timeout=120)
+    result = running.result(timeout=240)
     record_property("lives", lives(config))
     assert [workers for _, workers in lives(config)] == [1, 2, 1]
     assert lives(config)[0][0] >= stood, "no step is lost beyond the last checkpoint"
     _assert_saved_on_notice(config)
+    told = " ".join(capfd.readouterr().err.split())
+    assert told.count("(failure 1 of ") == 1, "the death is counted, the announced end is not"
+    assert "node" in told
     batches = global_batches(config, 900)
     assert [trace_of(config)[step + 1][0] for step in range(900)] == batches
     history = _history(f"sqlite:///{tmp_path}/mlflow.db", result, "train/loss")
     assert Counter(history) == Counter(range(5, 901, 5))
+
+
+def _network_gb_s() -> float:
+    """What doctor measures between the head and two nodes: three processes of this machine, by gloo."""
+    [finding] = fabric.all_reduce_findings(gpu_nodes())
+    told = re.match(r"all-reduce among 3 nodes: (\d+\.\d\d) GB/s, \d+ ms a step", finding.found)
+    assert told is not None, finding
+    assert (finding.what, finding.state) == ("network, gloo", "ok" if float(told[1]) >= 0.75 else "warn")
+    return float(told[1])
 
 
 def _assert_saved_on_notice(config: TrainConfig) -> None:
@@ -170,7 +188,7 @@ def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: P
         driver.wait()
     running = begun(cut)
     record_property("restarted_s", wait_for("a third life", lambda: len(lives(cut)) == 2, running.done))
-    running.result(timeout=120)
+    running.result(timeout=240)
     run(whole, PlainContext(torch.device("cpu")))
     assert trace_of(cut) == trace_of(whole)
     assert sorted(trace_of(cut)) == list(range(1, 201))

@@ -212,42 +212,63 @@ RECORDED = ("epochs=24", "validation.every_epochs=8", "trace=true", "checkpoint=
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_a_worker_killed_on_the_way_changes_nothing(
+def test_workers_killed_and_stopped_on_the_way_change_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Two runs on two workers, one with a worker killed: equal to the bit, one MLflow run, no point twice."""
+    """Two runs on two workers; under one a worker is killed and later one stops answering: equal to the bit, one run in
+    MLflow, no point twice."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = f"tracking={{uri: '{uri}', system_metrics_every_s: null}}"
-    whole, cut = (config_of(tmp_path, f"name={name}", "workers=2", tracking, *RECORDED) for name in ("whole", "cut"))
+    limit_s = 10.0
+    impatient = (f"worker.collective_timeout_s={limit_s}", "validation.wait_s=5")
+    whole = config_of(tmp_path, "name=whole", "workers=2", tracking, *RECORDED)
+    cut = config_of(tmp_path, "name=cut", "workers=2", tracking, *RECORDED, *impatient)
     reference = train(whole)
     lost: list[float] = []
-    killer = threading.Thread(target=_kill_a_worker, args=(cut, 40, lost))
-    killer.start()
+    breaker = threading.Thread(target=_break_workers, args=(cut, lost), daemon=True)
+    breaker.start()
     result = train(cut)
-    killer.join()
-    assert lost, "the run ended before a worker could be killed"
+    breaker.join()
+    assert len(lost) == 2, "the run ended before a worker could be killed and another stopped"
     record_property("restarted_s", lost[0])
+    record_property("noticed_s", lost[1])
+    assert lost[1] >= limit_s - 1, "nobody heard of it before the collective timed out"
     assert trace_of(cut) == trace_of(whole)
     assert sorted(trace_of(cut)) == list(range(1, 121))
     assert result.metrics["ap"] == reference.metrics["ap"]
-    assert "resuming at step" in (cut.run_dir / "train.log").read_text()
     _assert_one_clean_curve(uri, result)
     _assert_model_loads(uri, result)
 
 
-def _kill_a_worker(config: TrainConfig, step: int, lost: list[float]) -> None:
+def _break_workers(config: TrainConfig, lost: list[float]) -> None:
+    """Kill one of the workers after step 40 and stop one after step 80; note how long the run stood still each time."""
+    for step, number in ((40, signal.SIGKILL), (80, signal.SIGSTOP)):
+        if not _until(lambda step=step: _newest(config) >= step):  # type: ignore[misc]
+            return
+        before = _lives(config)
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        workers[0].send_signal(number)
+        began = time.monotonic()
+        if _until(lambda before=before: _lives(config) > before):  # type: ignore[misc]
+            lost.append(time.monotonic() - began)
+
+
+def _newest(config: TrainConfig) -> int:
+    return max((int(path.name[5:]) for path in (config.run_dir / "checkpoints").glob("step-*")), default=0)
+
+
+def _lives(config: TrainConfig) -> int:
+    log = config.run_dir / "train.log"
+    return log.read_text().count("resuming at step") if log.exists() else 0
+
+
+def _until(condition: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if any(int(path.name[5:]) >= step for path in (config.run_dir / "checkpoints").glob("step-*")):
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.send_signal(signal.SIGKILL)
-                    began = time.monotonic()
-                    while "resuming at step" not in (config.run_dir / "train.log").read_text():
-                        time.sleep(0.02)
-                    lost.append(time.monotonic() - began)
-                    return
+        if condition():
+            return True
         time.sleep(0.01)
+    return False
 
 
 def _assert_one_clean_curve(uri: str, result: TrainResult) -> None:
