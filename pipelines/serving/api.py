@@ -166,7 +166,7 @@ def _add_operation(app: FastAPI, rules: Rules, metrics: Callable[[], str]) -> No
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @app.get("/metrics", dependencies=[Depends(_guard(rules))], summary="ServingMetrics for Prometheus")
+    @app.get("/metrics", dependencies=[Depends(_guard(rules))], summary="Figures for Prometheus")
     def figures() -> Response:
         return Response(metrics(), media_type="text/plain; version=0.0.4")
 
