@@ -250,6 +250,9 @@ def test_the_interface_is_described(address: str) -> None:
     assert "image/jpeg" in persons["requestBody"]["content"]
     assert {parameter["name"] for parameter in persons["parameters"]} == {"model", "boxes", "heatmaps", "authorization"}
     assert found["components"]["schemas"]["Keypoint"]["properties"]["x"]["description"].startswith("Pixels")
+    places = found["components"]["schemas"]["Persons"]["properties"]["boxes_from"]
+    assert places["enum"] == ["request", "detector", "whole_image"]
+    assert ask(f"{address}/v1/models")[1]["models"][0]["network"] == "efafnet on nano"
 
 
 # ---- models and options

@@ -9,7 +9,6 @@ import base64
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,10 +25,17 @@ from efafnet.pipelines.prediction.person_boxes import Boxes
 from efafnet.pipelines.prediction.persons import Persons as Found
 from efafnet.pipelines.prediction.persons import Predictor, View
 from efafnet.pipelines.prediction.pose_predictor import PosePredictor
-from efafnet.pipelines.serving.messages import Heatmaps, Keypoint, Model, Person, Persons, PoseRequest, Refusal
+from efafnet.pipelines.serving.messages import (
+    BoxesFrom,
+    Heatmaps,
+    Keypoint,
+    Model,
+    Person,
+    Persons,
+    PoseRequest,
+    Refusal,
+)
 from efafnet.pipelines.serving.models import Served
-
-BoxesFrom = Literal["request", "detector", "whole_image"]
 
 
 @dataclass(frozen=True)
@@ -176,8 +182,6 @@ _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
 def described(name: str, pose: PosePredictor) -> Model:
     """A network in words and figures."""
     trained, skeleton = pose.trained, pose.skeleton
-    settings: dict[str, Any] = trained.settings.model_dump()
-    kind = " ".join(str(settings[key]) for key in ("kind", "encoder") if settings.get(key))
     return Model(
         name=name,
         skeleton=skeleton.name,
@@ -185,7 +189,7 @@ def described(name: str, pose: PosePredictor) -> Model:
         limbs=[tuple(limb) for limb in skeleton.limbs],
         flip_pairs=[tuple(pair) for pair in skeleton.flip_pairs],
         input=str(trained.input_size),
-        network=kind,
+        network=trained.settings.in_words,
         parameters=sum(values.numel() for values in trained.network.parameters()),
         step=trained.meta.get("step"),
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 Box = tuple[float, float, float, float]
 """Left, top, width, height in image pixels."""
+BoxesFrom = Literal["request", "detector", "whole_image"]
+"""Where a request's boxes come from; whole_image: one person fills it."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ class Persons(_Message):
     """Width of the upright image, pixels."""
     height: int
     """Height of the upright image, pixels."""
-    boxes_from: str
-    """request, detector or whole_image."""
+    boxes_from: BoxesFrom
     persons: list[Person]
 
 
