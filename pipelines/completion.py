@@ -1,8 +1,8 @@
 """Completion in shells: commands, presets, spaces, settings, the values of choices, and paths.
 
 The shell calls ``efafnet --complete SHELL WORD…`` with the words up to the cursor, the last one unfinished (bash gives
-the line as it stands), and gets the candidates for that one, a line each. The scripts below are all that a shell is
-taught.
+the line as it stands), and gets the candidates for that one, a line each. One that ends in "=", "." or "/" is not
+yet a whole word: no blank follows. The scripts below are all that a shell is taught.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from efafnet.platform import console
 from efafnet.platform.storage import write_text
 
 OPTIONS = ("--help", "--print-config")
-OPEN = ("=", ".", "/")
-"""What a candidate ends with that is not yet a whole word: no blank follows."""
 
 _BASH = """\
 _efafnet() {
