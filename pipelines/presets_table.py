@@ -7,13 +7,14 @@ from importlib import resources
 
 from efafnet.models.known_costs import Cost, known_cost
 from efafnet.models.settings import Settings
+from efafnet.models.skeleton import COCO_17, CROWDPOSE_14, MPII_16
 from efafnet.models.variants import VARIANTS
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform import console
 from efafnet.platform.configuration import PRESETS, load_preset, preset_names, resolve
 
-_JOINTS = {"mpii": 16, "crowdpose": 14}
-"""Joints of the data that a preset's name begins with; of all others COCO's 17."""
+_SKELETONS = {"mpii": MPII_16, "crowdpose": CROWDPOSE_14}
+"""Persons of the data that a preset's name begins with; all others are for COCO's."""
 
 
 class PresetsConfig(Settings):
@@ -51,8 +52,8 @@ def sentence_of(name: str) -> str:
 
 def cost_of(name: str, config: TrainConfig) -> Cost | None:
     """The stored cost of a preset's network at its input; None where it is none of the named ones."""
-    joints = _JOINTS.get(name.partition("_")[0], 17)
+    skeleton = _SKELETONS.get(name.partition("_")[0], COCO_17)
     for known in VARIANTS.values():
         if known.network == config.network and known.input == config.input:
-            return known_cost(known.name, joints)
+            return known_cost(known.name, skeleton.num_joints)
     return None
