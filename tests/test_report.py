@@ -479,6 +479,16 @@ def test_what_runs_took_is_told_per_run_and_added_up(store: Store) -> None:
     assert of_children(store.client, parent) == Consumption(10800, 14400, 7200, 1000, 4)
 
 
+def test_a_search_whose_first_trial_finds_nothing_has_its_page(store: Store) -> None:
+    parent = store.run("find", [], tags={"efafnet.stage": "search"})
+    tags = {"efafnet.stage": "trial", "efafnet.trial_state": "complete", "efafnet.trial": "0"}
+    log_cost(store.uri, store.run("#0", [0.0], parent=parent, tags=tags), Consumption(0.0, 7200.0, 3600.0))
+    out = store.place / "page.html"
+    run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
+    assert "Cost: 2 core-hours (1 of processor time), all runs added up." in out.read_text()
+    assert "per point of AP gained" not in out.read_text()
+
+
 def test_wide_pictures_are_reduced_in_the_page(store: Store) -> None:
     found = re.search(r"data:image/webp;base64,([^\"]+)", whole(store).read_text())
     assert found is not None

@@ -196,7 +196,7 @@ def _gained(runs: Sequence[RunData]) -> float | None:
     whole = {run.tags["efafnet.trial"]: run.figure for run in runs
              if run.tags.get("efafnet.trial_state") == "complete" and run.figure is not None}  # fmt: skip
     first = whole.get("0")
-    points = None if first is None else 100 * (max(figure for figure in whole.values() if figure) - first)
+    points = None if first is None else 100 * (max(whole.values()) - first)
     return points if points else None
 
 
