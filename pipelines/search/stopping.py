@@ -3,7 +3,7 @@ search that was killed and continued decides as it would have decided before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,21 +61,27 @@ def at_rung(curve: Mapping[int, float], rung: int) -> float | None:
     return curve[min(reached)] if reached else None
 
 
+def _just_reached(curve: Mapping[int, float], levels: Sequence[int]) -> int | None:
+    """The rung at which a trial's newest figure is its first, the highest it has passed; None for any other figure."""
+    newest = max(curve)
+    rung = max((level for level in levels if level <= newest), default=None)
+    return None if rung is None or any(rung <= samples < newest for samples in curve) else rung
+
+
 def halving_stops(curves: Curves, number: int, levels: list[int], reduction: float) -> bool:
     """Asynchronous successive halving: stop a trial that is not among the best 1/``reduction`` at its newest rung.
 
     It is compared with whatever has reached that rung so far (nobody waits for anybody), once: by its first figure
     there. The first trial at a rung always goes on.
     """
-    curve = curves[number]
-    newest = max(curve)
-    passed = [level for level in levels if level <= newest]
-    if not passed or any(samples >= passed[-1] for samples in curve if samples != newest):
+    rung = _just_reached(curves[number], levels)
+    if rung is None:
         return False
-    others = [value for other, its in curves.items() if other != number and (value := at_rung(its, passed[-1]))
+    others = [value for other, its in curves.items() if other != number and (value := at_rung(its, rung))
               is not None]  # fmt: skip
     # The cut is taken before the trial itself counts, as Ray's ASHA does: with few trials that is the stricter choice.
-    return bool(others) and curve[newest] < float(np.percentile(others, (1 - 1 / reduction) * 100))
+    own = at_rung(curves[number], rung)
+    return bool(others) and own is not None and own < float(np.percentile(others, (1 - 1 / reduction) * 100))
 
 
 def median_stops(curves: Curves, number: int, grace: int, at_least: int = 3) -> bool:
@@ -103,12 +109,8 @@ def halving_pauses(curves: Curves, number: int, levels: list[int], reduction: fl
 
     As in Li et al. (2020), algorithm 2: of n trials at a rung the best n // ``reduction`` may go on.
     """
-    curve = curves[number]
-    newest = max(curve)
-    passed = [level for level in levels if level <= newest]
-    if not passed or any(samples >= passed[-1] for samples in curve if samples != newest):
-        return False
-    return number not in _best_at(curves, passed[-1], reduction)
+    rung = _just_reached(curves[number], levels)
+    return rung is not None and number not in _best_at(curves, rung, reduction)
 
 
 def halving_promotes(standings: Standings, levels: list[int], reduction: float) -> int | None:
@@ -145,9 +147,7 @@ def _best_at(curves: Curves, rung: int, reduction: float) -> list[int]:
 
 def constant_pauses(curves: Curves, number: int, grace: int) -> bool:
     """Whether a trial has just come to the one point at which every trial waits."""
-    curve = curves[number]
-    newest = max(curve)
-    return newest >= grace and not any(samples >= grace for samples in curve if samples != newest)
+    return _just_reached(curves[number], [grace]) is not None
 
 
 def constant_promotes(standings: Standings, grace: int, finish: int) -> int | None:
