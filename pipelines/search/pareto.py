@@ -17,13 +17,13 @@ COST = "cost"
 """Attribute of a trial: what its network costs, in the unit that ``search.against`` names."""
 
 
-def both_objectives(trials: Sequence[FrozenTrial], sampler: optuna.samplers.BaseSampler | None = None) -> optuna.Study:
+def both_objectives(trials: Sequence[FrozenTrial]) -> optuna.Study:
     """A study in memory of the figure (the larger the better) and the cost (the smaller).
 
     Complete trials have both; those that run, and those above a limit, have their parameters only, so that a sampler
     keeps away from them. The attribute ``number`` of each is its number in ``trials``.
     """
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    study = optuna.create_study(directions=["maximize", "minimize"])
     for trial in trials:
         cost, figure = trial.user_attrs.get(COST), trial.value if trial.state == TrialState.COMPLETE else None
         values = [figure, cost] if figure is not None and cost is not None else None
