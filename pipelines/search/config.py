@@ -262,6 +262,15 @@ def trial_config(config: TuneConfig, settings: Mapping[str, Any], number: int, d
     return resolve(TrainConfig, tree)
 
 
+def trained_as(config: TuneConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """The training settings of any trial with these settings, where its number and directory do not matter.
+
+    Raises:
+        ConfigurationError: the settings are not possible.
+    """
+    return trial_config(config, settings, 0, Path("/"))
+
+
 def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
     """The same trial with its validations spread evenly over its budget, on its own workers and without pictures: the
     room beside them is for other trials.

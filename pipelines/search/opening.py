@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from efafnet.pipelines.search.config import TRIALS, TuneConfig, trial_config
+from efafnet.pipelines.search.config import TRIALS, TuneConfig, trained_as
 from efafnet.pipelines.search.costs import LATENCIES, Costs
 from efafnet.pipelines.search.earlier import COST_UNIT, Terms, check_terms, open_study
 from efafnet.pipelines.search.ledger import Ledger, Shared
@@ -87,7 +87,7 @@ def _learn(config: TuneConfig, inputs: Inputs, ledger: Ledger) -> None:
             if against == "latency_ms" and earlier.user_attrs.get(COST_UNIT) == against:
                 return trial.user_attrs.get(COST)  # as it was measured there
             settings = trial.user_attrs.get("settings")
-            return None if settings is None else costs.of(trial_config(config, settings, 0, Path("/")))
+            return None if settings is None else costs.of(trained_as(config, settings))
 
         known = ledger.learn_from(earlier, cost if against != "none" else None)
         console.note(f"{known} trials of {source} are known from the start")

@@ -89,7 +89,8 @@ class SearchTracking:
         """Send what trials kept while MLflow was away, and remove runs that a kill left before their first note."""
         reconcile(self.record, self.trials_dir, self.config)
 
-    def _dir_of(self, number: int) -> Path:
+    def dir_of(self, number: int) -> Path:
+        """Directory of a trial."""
         return self.trials_dir / f"{number:04d}"
 
     def began(self, assignment: Assignment) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class SearchTracking:
     def set_aside(self, number: int) -> None:
         """Tell that a trial waits where it stands, and make its process leave."""
         self.over.append(number)
-        ask_to_leave(self._dir_of(number))
+        ask_to_leave(self.dir_of(number))
         curve = self.ledger.curves[number]
         console.note(f"trial {number} waits: {self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples")
         self._mlflow.submit(self._end_in_mlflow, number, "waits", "", dict(curve))
@@ -152,10 +153,10 @@ class SearchTracking:
             ended &= {*self.over[-LATELY:], *([] if self._best is None else [self._best])}
         self._best = None if best is None else best.number
         for number in ended - {self._best}:
-            shutil.rmtree(self._dir_of(number) / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self.dir_of(number) / "checkpoints", ignore_errors=True)
 
     def _end_in_mlflow(self, number: int, state: str, reason: str, curve: Mapping[int, float]) -> None:
-        known = RunDirectory(self._dir_of(number)).known()
+        known = RunDirectory(self.dir_of(number)).known()
         if known is None or known.mlflow_run_id is None or known.tracking_uri is None:
             return
         uri, run_id = known.tracking_uri, known.mlflow_run_id
@@ -205,7 +206,7 @@ class SearchTracking:
         for trial in self.ledger.own():
             # A trial that ended now is read again: it may have been set aside before, and gone on.
             if trial.state.is_finished() and (trial.number not in self._taken or trial.number in self.over[-1:]):
-                self._taken[trial.number] = consumed(self._dir_of(trial.number) / FOLDER)
+                self._taken[trial.number] = consumed(self.dir_of(trial.number) / FOLDER)
         return total(self._taken.values())
 
     def tell_study(self) -> None:
@@ -231,13 +232,13 @@ class SearchTracking:
                 f"{self.ledger.over()} of {self.ledger.trials} trials over, {len(live)} running; the same command "
                 f"continues search {self.config.name}",
             )
-        left_to_be_continued(map(self._dir_of, live), interrupted=interrupted)
+        left_to_be_continued(map(self.dir_of, live), interrupted=interrupted)
         fail_record(self.record, interrupted=interrupted)
 
     def leave(self) -> int:
         """Say in MLflow that the trials that still run stopped, to be continued; returns how many they are."""
         live = self.ledger.live()
-        left_to_be_continued(map(self._dir_of, live))
+        left_to_be_continued(map(self.dir_of, live))
         return len(live)
 
     def close(self) -> None:

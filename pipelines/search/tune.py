@@ -9,14 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from efafnet.pipelines.runs.children import STAGE
 from efafnet.pipelines.runs.concurrency import driver_resources, launch
 from efafnet.pipelines.runs.failures import SAME_REASON
 from efafnet.pipelines.runs.reservations import PLACEMENT
 from efafnet.pipelines.runs.settings import automatic_name, check_run
-from efafnet.pipelines.search.config import SearchConfig, TuneConfig, trial_config
+from efafnet.pipelines.search.config import SearchConfig, TuneConfig, trained_as
 from efafnet.pipelines.search.controller import Controller
 from efafnet.pipelines.search.costs import MOST_NETWORKS
 from efafnet.pipelines.search.limits import Limits
@@ -34,7 +33,6 @@ from efafnet.pipelines.search.stopping import (
 )
 from efafnet.pipelines.search.tracking import SearchTracking
 from efafnet.pipelines.search.trial import TrialActor
-from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.recording import open_record
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
@@ -45,7 +43,7 @@ from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.checking import check_space
 from efafnet.tune_spaces.reading import load_space
 from efafnet.tune_spaces.refused import refuse
-from efafnet.tune_spaces.space import Settings, Space, walk
+from efafnet.tune_spaces.space import Space, walk
 
 RELEASE_EVERY_S = 3.0
 """Seconds between two looks for trials that ended and left a reservation."""
@@ -76,7 +74,7 @@ def tune(
     inputs = open_inputs(config)
     space = load_space(config.space, config.names(inputs))
     refuse(space.source, walk(space.entries), config.unequal())
-    tried = check_space(space, lambda settings: check_run(trial_config(config, settings, 0, Path("/")), inputs))
+    tried = check_space(space, lambda settings: check_run(trained_as(config, settings), inputs))
     limits = _limits_of(config, space, inputs.skeleton.num_joints)
     identity = inputs.identity(config) | {"space": space.text}
     config = config.model_copy(update={"name": automatic_name(config, space.name, identity)})
@@ -117,14 +115,10 @@ def _limits_of(config: TuneConfig, space: Space, num_joints: int) -> Limits | No
     """The limits of a search, within which its space has a network; None for none."""
     if not config.search.limit.values():
         return None
-    limits = Limits(config.search.limit, lambda settings: _trained(config, settings), num_joints)
+    limits = Limits(config.search.limit, lambda settings: trained_as(config, settings), num_joints)
     if config.search.sampler != "grid":  # of a grid every point is looked at
         limits.check_space(space, config.search.seed)
     return limits
-
-
-def _trained(config: TuneConfig, settings: Settings) -> TrainConfig:
-    return trial_config(config, settings, 0, Path("/"))
 
 
 def _search(tracking: SearchTracking) -> None:
@@ -163,7 +157,7 @@ def _search(tracking: SearchTracking) -> None:
 def _measure_networks(tracking: SearchTracking) -> None:
     """Measure every network of the space while nothing else runs here, if they are few enough."""
     config = tracking.config
-    count = tracking.costs.measure(tracking.space, lambda settings: _trained(config, settings))
+    count = tracking.costs.measure(tracking.space, lambda settings: trained_as(config, settings))
     if count is None:
         console.note(
             f"latency_ms is measured as trials begin, beside those that run: {tracking.space.source} has more than "
@@ -225,7 +219,7 @@ def _releasing(search: SearchTracking) -> Iterator[None]:
         while not done.wait(RELEASE_EVERY_S):
             # Only those that had ended a round ago: their processes must be gone, or they would reserve once more.
             for number in seen.intersection(search.over):
-                release(search.trials_dir / f"{number:04d}" / PLACEMENT)
+                release(search.dir_of(number) / PLACEMENT)
             seen = set(search.over)
 
     thread = threading.Thread(target=watch, name="release", daemon=True)
@@ -241,7 +235,7 @@ def _let_end(tracking: SearchTracking) -> None:
     """Wait until the processes of stopped trials are gone: they would write checkpoints again that were tidied away."""
     deadline = time.monotonic() + ENDING_S
     for number in tracking.over:
-        directory = RunDirectory(tracking.trials_dir / f"{number:04d}")
+        directory = RunDirectory(tracking.dir_of(number))
         while time.monotonic() < deadline:
             with suppress(RunConflictError), directory.locked():
                 break
