@@ -27,6 +27,16 @@ def child(run_id: str, place: str, status: str = "RUNNING", metrics: dict[str, f
     )
 
 
+def tracked(place: Path, record: RunRecord, *, trials: int, keep: str) -> tracking.SearchTracking:
+    """A search over one number in ``place``, with a ledger in memory."""
+    space = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2]}\n", "s.yaml")
+    ledger = Ledger(Path(":memory:"), "search", space, trials=trials, sampler="random", seed=0, startup=1)
+    config: Any = SimpleNamespace(
+        run_dir=place, search=SimpleNamespace(keep=keep), validation=SimpleNamespace(metric="ap")
+    )
+    return tracking.SearchTracking(config, cast(Any, None), space, ledger, record)
+
+
 def test_only_runs_that_nothing_was_noted_of_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trials = tmp_path / "trials"
     for name, run_id in (("0000", "known"), ("0001", None), ("0002", "another")):
@@ -59,12 +69,8 @@ def test_only_runs_that_nothing_was_noted_of_are_removed(tmp_path: Path, monkeyp
 def test_a_search_tells_its_run_what_its_trials_took_each_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2]}\n", "s.yaml")
-    ledger = Ledger(Path(":memory:"), "short", space, trials=3, sampler="random", seed=0, startup=1)
-    config: Any = SimpleNamespace(
-        run_dir=tmp_path, search=SimpleNamespace(keep="all"), validation=SimpleNamespace(metric="ap")
-    )
-    mine = tracking.SearchTracking(config, cast(Any, None), space, ledger, PARENT)
+    mine = tracked(tmp_path, PARENT, trials=3, keep="all")
+    ledger = mine.ledger
     points: list[tuple[str, float, int]] = []
 
     def log_batch(run_id: str, metrics: Any) -> None:
@@ -96,12 +102,8 @@ def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_wit
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """150 trials that get better: each is the best for a while, and only the last keeps its checkpoints."""
-    space = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2]}\n", "s.yaml")
-    ledger = Ledger(Path(":memory:"), "long", space, trials=150, sampler="random", seed=0, startup=1)
-    config: Any = SimpleNamespace(
-        run_dir=tmp_path, search=SimpleNamespace(keep="best"), validation=SimpleNamespace(metric="ap")
-    )
-    mine = tracking.SearchTracking(config, cast(Any, None), space, ledger, RunRecord("search", "", {}, ""))
+    mine = tracked(tmp_path, RunRecord("search", "", {}, ""), trials=150, keep="best")
+    ledger = mine.ledger
     told: list[int] = []
     removed: list[str] = []
     rmtree = shutil.rmtree
