@@ -152,7 +152,7 @@ class Predictor:
             detector: file of the weights of torchvision's Faster R-CNN, ``download`` to fetch them, its settings for
                 another of the family, a function of one's own, or none.
             weights: ``best`` takes the moving average where one was kept.
-            skeleton: see :func:`.predictor.skeleton_of_checkpoint`.
+            skeleton: see :func:`.pose_predictor.skeleton_of_checkpoint`.
             test: what is to be tested differently than in training: flip test, batch size, decoding, suppression.
             device: the GPU where torch finds one, else the CPU, unless given.
 
