@@ -144,7 +144,7 @@ def content_of(path: Path) -> Content:
     if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
         return "image"
     streams = any(head[first::step][:4] == bytes([_SYNC] * 4) for first, step in _PACKETS)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] == b"RIFF" or streams:
+    if _is_indexed(head) or streams:
         return "video"
     return "video" if head.startswith(_VIDEO_STARTS) else "unknown"
 
@@ -231,16 +231,15 @@ def _damage(source: Source, read: int, until_s: float, undecodable: int) -> str:
             told.append(
                 f"read {read} of {source.frames} frames, until {until_s:.1f} of {promised_s:.1f} s: the file may be cut"
             )
-        elif _is_indexed(source.path):
+        elif _is_indexed(_head(source.path)):
             told.append(f"read {read} of {source.frames} frames: the others are damaged")
     if undecodable:
         told.append(f"{undecodable} frames cannot be decoded and are left out")
     return f"video {source.path}: {'; '.join(told)}" if told else ""
 
 
-def _is_indexed(path: Path) -> bool:
-    """Whether the container has an index of its frames: MP4 and its kin, AVI."""
-    head = _head(path)
+def _is_indexed(head: bytes) -> bool:
+    """Whether a video that begins so has an index of its frames: MP4 and its kin, AVI."""
     return head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free") or head[:4] == b"RIFF"
 
 
