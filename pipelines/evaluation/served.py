@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.evaluation.predictions import VISIBLE
 from efafnet.pipelines.evaluation.visibility import META
 from efafnet.platform.checkpoint import Checkpoint
 from efafnet.platform.logged_model import Served
@@ -44,7 +45,7 @@ def _signature() -> Any:
             Property("bbox", numbers),
             Property("score", DataType.double),
             Property("keypoints", numbers),
-            Property("keypoints_visible", numbers, required=False),
+            Property(VISIBLE, numbers, required=False),
         ]
     )
     # Of any type for MLflow, which takes no whole numbers in lists of doubles; what they are is checked where they are
