@@ -147,7 +147,7 @@ def _samples(config: CheckConfig, store: CropStore, people: People) -> Picture:
     batch = read_rows(store, rows, input_size=config.input, augmentation=config.augmentation, seed=config.seed, udp=udp)
     target = encode(batch.joints_px, batch.visibility, config.input, config.heatmap)
     warmth = target.heatmaps.max(dim=1).values.numpy()
-    names = store.columns(["file_name"])["file_name"].take(rows).to_pylist()
+    names = store.rows(["file_name"], rows)["file_name"].to_pylist()
     cells = []
     for n, row in enumerate(rows):
         image = np.ascontiguousarray(batch.images[n].numpy().transpose(1, 2, 0))

@@ -19,6 +19,7 @@ from efafnet.models.network_config import NetworkConfig
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.check.config import CheckConfig
 from efafnet.pipelines.crops.batch import Batch
+from efafnet.pipelines.crops.geometry import apply_affine
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
 from efafnet.pipelines.evaluation.columns import Truth, detections, truth
@@ -95,7 +96,7 @@ def people_of(config: CheckConfig, store: CropStore, rows: list[int]) -> People:
 
 def _truth_of(store: CropStore, rows: list[int]) -> Truth:
     """The persons' annotations, each alone in an image of its own."""
-    wanted = store.columns(["person_id", "data_set"]).take(rows).to_pylist()
+    wanted = store.rows(["person_id", "data_set"], rows).to_pylist()
     table = store.table(GROUND_TRUTH)
     places = {
         (data_set, number): row
@@ -125,8 +126,7 @@ def _truth_of(store: CropStore, rows: list[int]) -> Truth:
 def measured(people: People, joints_px: NDArray[np.float64]) -> tuple[float, float, NDArray[np.float64]]:
     """AP of the persons as they are and of the mirrored ones, and the OKS (2N,), of joints (2N, K, 2) of the input."""
     n, sides = people.count, list(people.skeleton.flip_permutation)
-    affine = people.batch.input_to_image.numpy()
-    in_image = np.einsum("nij,nkj->nki", affine[:, :, :2], joints_px) + affine[:, None, :, 2]
+    in_image = apply_affine(people.batch.input_to_image.numpy(), joints_px)
     in_image[n:] = in_image[n:, sides]  # a mirrored left hand is found where the right one is
     known = people.truth
     oks = [

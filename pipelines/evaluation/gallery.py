@@ -8,7 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from efafnet.models.settings import InputSize
@@ -77,17 +76,18 @@ def write_galleries(
     # One joint is soon found, and one that is missed teaches little: persons that show at least half of theirs.
     whole = ranked[(truth.visibility[person[ranked]] > 0).mean(axis=1) >= 0.5]
     pool = whole if len(whole) else ranked
-    names = store.columns(["file_name"])["file_name"]
     written = []
     for name, chosen in (("best", pool[::-1][:count]), ("worst", pool[:count])) if len(pool) else ():
+        files = store.rows(["file_name"], predictions.rows[chosen].tolist())["file_name"].to_pylist()
         cells = [
             Cell(
                 (prediction, annotation),
-                caption=f"OKS {oks[n]:.3f}   {names[int(predictions.rows[n])]}",
+                caption=f"OKS {oks[n]:.3f}   {file_name}",
                 detail=f"image {predictions.image_id[n]}, person {predictions.person_id[n]}",
             )
-            for n, (prediction, annotation) in zip(
+            for n, file_name, (prediction, annotation) in zip(
                 chosen,
+                files,
                 _pairs_of_pictures(store, predictions, truth, person, chosen, input_size, padding, sure),
                 strict=True,
             )
@@ -151,15 +151,11 @@ def persons_in_view(
     size = InputSize(height=_HEIGHT_PX, width=max(32, round(_HEIGHT_PX * aspect / 32) * 32))
     decoder = CropDecoder(store.manifest.encoding)
     views: list[tuple[Picture, NDArray[np.float64]]] = []
-    for row in rows.tolist():
-        group = int(store.row_groups.group_of(np.array([row]))[0])
-        shard = store.manifest.shards[int(store.row_groups.shard[group])]
-        with pq.ParquetFile(store.file(shard)) as file:
-            content = group_from_table(file.read_row_group(int(store.row_groups.index[group]), columns=COLUMNS))
-        place = row - int(store.row_groups.first_row[group])
-        to_image = geometry.view_of_boxes(content.boxes_xywh[place], size, padding)
-        to_crop = geometry.compose_affine(geometry.invert_affine(content.crop_to_image[place]), to_image)
+    persons = group_from_table(store.rows(COLUMNS, rows.tolist()))
+    for n in range(len(rows)):
+        to_image = geometry.view_of_boxes(persons.boxes_xywh[n], size, padding)
+        to_crop = geometry.compose_affine(geometry.invert_affine(persons.crop_to_image[n]), to_image)
         planes = np.empty((3, size.height, size.width), np.uint8)
-        content.warp(place, decoder, to_crop, planes)
+        persons.warp(n, decoder, to_crop, planes)
         views.append((np.ascontiguousarray(planes.transpose(1, 2, 0)), geometry.invert_affine(to_image)))
     return views
