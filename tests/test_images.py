@@ -239,6 +239,16 @@ def test_names_as_other_machines_write_them(tmp_path: Path, remote: bool) -> Non
     assert folder.spelled([*expected, "other.jpg", "../secret.jpg", "sub"]) == expected
 
 
+def test_two_names_of_one_file_are_neither_s(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(b"12345")
+    folder = ImageFolder(str(tmp_path))
+    names = ["x/a.jpg", "y/a.jpg", "b.jpg", "x/b.jpg", "x/c.jpg"]
+    sizes = dict(zip(names, folder.sizes(names), strict=True))
+    assert sizes == {"x/a.jpg": -1, "y/a.jpg": -1, "b.jpg": 5, "x/b.jpg": -1, "x/c.jpg": -1}
+    assert folder.respelled(sizes) == {"x/c.jpg": "c.jpg"}
+
+
 def test_any_arrow_file_system(tmp_path: Path) -> None:
     """file:// goes the way of s3:// and gs://."""
     (tmp_path / "a.jpg").write_bytes(b"12345")

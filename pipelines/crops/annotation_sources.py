@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -276,10 +275,7 @@ def _located(
     """The same with the names that the wanted images have in the folder, and their sizes in bytes, -1 if missing."""
     names = [image.file_name for image in content.images if image.image_id in wanted]
     sizes = dict(zip(names, folder.sizes(names), strict=True))
-    spelled = folder.spelled([name for name, size in sizes.items() if size < 0])
-    # Two images that would be one file are nobody's: both stay missing.
-    counted = Counter([*spelled.values(), *(name for name, size in sizes.items() if size >= 0)])
-    spelled = {name: there for name, there in spelled.items() if counted[there] == 1}
+    spelled = folder.respelled(sizes)
     if not spelled:
         return content, sizes
     name, there = next(iter(spelled.items()))

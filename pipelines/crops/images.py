@@ -9,6 +9,7 @@ import struct
 import time
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -113,6 +114,15 @@ class ImageFolder:
         spelled = {name: (self._local_spelling(tail, listings) for tail in tails(name)) for name in names}
         first = {name: next(filter(None, places), None) for name, places in spelled.items()}
         return {name: there for name, there in first.items() if there is not None}
+
+    def respelled(self, sizes: Mapping[str, int]) -> dict[str, str]:
+        """:meth:`spelled` for the names of ``sizes`` that are missing (-1).
+
+        Two images that would be one file are nobody's: both stay missing.
+        """
+        spelled = self.spelled([name for name, size in sizes.items() if size < 0])
+        counted = Counter([*spelled.values(), *(name for name, size in sizes.items() if size >= 0)])
+        return {name: there for name, there in spelled.items() if counted[there] == 1}
 
     def _local_spelling(self, parts: tuple[str, ...], listings: dict[str, dict[str, str]]) -> str | None:
         place = ""

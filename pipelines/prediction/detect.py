@@ -92,8 +92,8 @@ def _from_annotations(config: DetectConfig) -> ImageSet:
         console.warn(remark)
     names = {image.image_id: image.file_name for image in content.images}
     folder = _folder(str(config.images))
-    missing = [name for name, size in zip(names.values(), folder.sizes(list(names.values())), strict=True) if size < 0]
-    spelled = folder.spelled(missing)
+    wanted = list(names.values())
+    spelled = folder.respelled(dict(zip(wanted, folder.sizes(wanted), strict=True)))
     found = {image_id: spelled.get(name, name) for image_id, name in names.items()}
     return ImageSet(folder, found, config.orientation == "upright", truth_of(content), min(content.category_ids))
 
