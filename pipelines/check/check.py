@@ -16,7 +16,7 @@ from efafnet.pipelines.crops import philox
 from efafnet.pipelines.crops.inspect import oddities
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
-from efafnet.pipelines.drawing.poses import Picture, Strength, draw_person, write_picture
+from efafnet.pipelines.drawing.poses import ANNOTATED, Picture, draw_person, write_picture
 from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import HIDDEN, SIDES
 from efafnet.pipelines.training.context import pick_device
@@ -173,8 +173,7 @@ def _learned(people: People, fit: Fit) -> Picture:
 
 
 def _drawn(people: People, image: Picture, joints_px: NDArray[np.floating], visibility: NDArray[np.uint8]) -> Picture:
-    kinds: tuple[Strength, ...] = ("absent", "unsure", "sure")
-    return draw_person(image, joints_px, [kinds[v] for v in visibility.tolist()], people.skeleton)
+    return draw_person(image, joints_px, [ANNOTATED[v] for v in visibility.tolist()], people.skeleton)
 
 
 def _heated(image: Picture, warmth: NDArray[np.float32]) -> Picture:

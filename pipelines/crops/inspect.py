@@ -18,7 +18,7 @@ from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import GROUND_TRUTH, IMAGES, PERSONS, REJECTS, CropStore
-from efafnet.pipelines.drawing.poses import Picture, Strength, draw_person, encoded
+from efafnet.pipelines.drawing.poses import ANNOTATED, Picture, draw_person, encoded
 from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import HIDDEN, SIDES
 from efafnet.pipelines.formats.plausibility import Persons, odd_persons, odd_skeleton
@@ -208,5 +208,4 @@ def sheet_of_samples(
 
 def _drawn(image: Picture, joints: npt.NDArray[np.float32], visibility: Picture, skeleton: Skeleton) -> Picture:
     """One sample (3, H, W) as a picture (H, W, 3): visible joints filled, hidden ones hollow."""
-    seen: list[Strength] = [("absent", "unsure", "sure")[v] for v in visibility.tolist()]
-    return draw_person(image.transpose(1, 2, 0), joints, seen, skeleton)
+    return draw_person(image.transpose(1, 2, 0), joints, [ANNOTATED[v] for v in visibility.tolist()], skeleton)

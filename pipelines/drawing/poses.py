@@ -19,6 +19,8 @@ from efafnet.models.skeleton import Skeleton
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Strength = Literal["sure", "unsure", "absent"]
+ANNOTATED: tuple[Strength, ...] = ("absent", "unsure", "sure")
+"""How annotated joints are drawn, by COCO's visibility: 0 absent, 1 hidden, 2 visible."""
 Point = tuple[int, int]
 """Position in sixteenths of a pixel, as OpenCV draws it."""
 

@@ -15,7 +15,15 @@ from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.decode import CropDecoder
 from efafnet.pipelines.crops.groups import COLUMNS, group_from_table
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.drawing.poses import Picture, Strength, draw_box, draw_mistakes, draw_person, write_picture
+from efafnet.pipelines.drawing.poses import (
+    ANNOTATED,
+    Picture,
+    Strength,
+    draw_box,
+    draw_mistakes,
+    draw_person,
+    write_picture,
+)
 from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import COMPARED
 from efafnet.pipelines.evaluation.columns import Truth
@@ -134,7 +142,7 @@ def _pairs_of_pictures(
         predicted = geometry.apply_affine(to_view, predictions.joints_px[n])
         true = geometry.apply_affine(to_view, truth.joints_px[person[n]])
         found: list[Strength] = ["sure" if s else "unsure" for s in sure[n]]
-        seen: list[Strength] = [("absent", "unsure", "sure")[v] for v in truth.visibility[person[n]]]
+        seen = [ANNOTATED[v] for v in truth.visibility[person[n]]]
         box = predictions.box_xywh_px[n]
         picture = draw_box(picture, geometry.apply_affine(to_view, np.stack([box[:2], box[:2] + box[2:]])))
         drawn = draw_mistakes(
