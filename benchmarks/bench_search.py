@@ -7,54 +7,38 @@
 
 ``trials`` runs a real search of tiny trials on a Ray of its own. ``searchers`` lets the project's own ledger and rules
 search a table of real runs many times: all figures are those of real runs, only the waiting is left out. The table is
-a CSV of curves (``read_table``). ``table`` makes one; killed, it goes on where it stopped.
+a CSV of curves (``search_table.read_table``). ``table`` makes one; killed, it goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import heapq
-import math
-import multiprocessing
-import os
 import random
-import shutil
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
 import psutil
-from scipy import stats
 
 from benchmarks.record import Record, add_option, recorded
-from efafnet.pipelines.search.config import SearchConfig, TuneConfig, paced, trial_config
-from efafnet.pipelines.search.controller import Controller
+from benchmarks.search_replay import ARMS, searchers
+from benchmarks.search_table import read_table, train_table
+from efafnet.pipelines.search.config import TuneConfig
 from efafnet.pipelines.search.earlier import open_study
-from efafnet.pipelines.search.ledger import Assignment, Ledger, Shared, State
-from efafnet.pipelines.search.stopping import rungs
-from efafnet.pipelines.search.trial import Watch
-from efafnet.pipelines.search.tune import rule_of, tune
+from efafnet.pipelines.search.ledger import Ledger, Shared
+from efafnet.pipelines.search.tune import tune
 from efafnet.pipelines.study.people import synthetic_people
-from efafnet.pipelines.study.statistics import rank_correlation
 from efafnet.pipelines.synth.dataset import SplitCounts
 from efafnet.pipelines.training.config import DataConfig, TrainConfig
-from efafnet.pipelines.training.inputs import open_inputs
-from efafnet.pipelines.training.monitor import DivergedError
-from efafnet.pipelines.training.schedule import due
 from efafnet.platform import console
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
-from efafnet.platform.storage import read_json, write_json
+from efafnet.platform.storage import read_json
 from efafnet.tune_spaces.reading import parse_space
-from efafnet.tune_spaces.space import Settings, Space
 
 # ---- what a trial costs beyond its training
 
@@ -245,310 +229,6 @@ def _written() -> int:
     """Bytes that this process has handed to the system to write."""
     counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(counters["wchar"])
-
-
-# ---- what a learning search saves
-
-RATES = (1e-3, 2.5e-3, 6.3e-3, 1.6e-2, 4e-2)
-SIGMAS = (0.75, 1.25, 2.0)
-SCHEDULES = ("one_cycle", "cosine")
-HARD_JOINTS = (17, 8, 4, 12)
-"""R of OHKM; all 17 are the plain mean. The outermost: what is finished of the table is whole for the first of them."""
-VALIDATIONS = 16
-BATCH = 20
-"""Trials of a search; where all must wait for the last, that many more are given to it whenever it is over."""
-SHARES = (0.1, 0.05)
-"""A search's aims: figures that so many of the settings reach."""
-MOST = 200
-"""Trials after which a search is given up as not having reached its target."""
-SOON = {"grace": 1 / 16}
-"""Trials are looked at after a sixteenth of their budget in place of a quarter."""
-ARMS: dict[str, dict[str, Any]] = {
-    "random": {"sampler": "random", "stop": "none"},
-    "TPE": {"sampler": "tpe", "stop": "none"},
-    "GP": {"sampler": "gp", "stop": "none"},
-    "TPE, ASHA stopping": {"sampler": "tpe", "stop": "asha"},
-    "TPE, ASHA stopping, 1/16": {"sampler": "tpe", "stop": "asha", **SOON},
-    "TPE, ASHA stopping, 1/16 by 4": {"sampler": "tpe", "stop": "asha", "reduction": 4, **SOON},
-    "TPE, ASHA promoting, 1/16": {"sampler": "tpe", "stop": "asha", "promotes": True, **SOON},
-    "TPE, ASHA promoting, 1/16 by 4": {"sampler": "tpe", "stop": "asha", "promotes": True, "reduction": 4, **SOON},
-    "random, constant, 1/16": {"sampler": "random", "stop": "constant", **SOON},
-    "TPE, constant, 1/4": {"sampler": "tpe", "stop": "constant"},
-    "TPE, constant, 1/16": {"sampler": "tpe", "stop": "constant", **SOON},
-    "GP, constant, 1/16": {"sampler": "gp", "stop": "constant", **SOON},
-}
-"""Settings of ``search`` by the name of the way to search."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Real runs, one for every combination of their settings, that a search can be replayed on."""
-
-    curves: Mapping[tuple[str, ...], Mapping[int, float]]
-    """Validation figure by samples seen, by the settings' values in the order of ``columns``."""
-    columns: Mapping[str, tuple[str, ...]]
-    """The values of each setting; numbers ascending."""
-
-    @property
-    def budget(self) -> int:
-        """Samples of a full run."""
-        return max(max(curve) for curve in self.curves.values())
-
-    def finals(self) -> list[float]:
-        """Figures of the full runs, best first."""
-        return sorted((curve[max(curve)] for curve in self.curves.values()), reverse=True)
-
-    def space(self) -> Space:
-        """A space that draws from the lattice itself: places among ordered numbers, and choices of the rest."""
-        lines = []
-        for name, values in self.columns.items():
-            places = f"{{int: [0, {len(values) - 1}]}}"
-            lines.append(f"  {name}: {places if _are_numbers(values) else '{choice: [' + ', '.join(values) + ']}'}")
-        return parse_space("search:\n" + "\n".join(lines) + "\n", "the table's columns")
-
-    def curve(self, settings: Mapping[str, Any]) -> Mapping[int, float]:
-        """The run with the settings that ``space`` drew."""
-        return self.curves[
-            tuple(
-                values[settings[name]] if _are_numbers(values) else str(settings[name])
-                for name, values in self.columns.items()
-            )
-        ]
-
-
-def _are_numbers(values: tuple[str, ...]) -> bool:
-    try:
-        return len(values) > 1 and all(math.isfinite(float(value)) for value in values)
-    except ValueError:
-        return False
-
-
-def read_table(file: Path) -> Table:
-    """Read curves: a header, a column for each setting, then ``samples`` and ``figure``; a row for each validation.
-
-    Lines with # in front tell what they are.
-
-    Raises:
-        ValueError: other columns, or a combination of values that has no run.
-    """
-    with file.open(newline="", encoding="utf-8") as text:
-        header, *rows = csv.reader(line for line in text if not line.startswith("#"))
-    if header[-2:] != ["samples", "figure"]:
-        raise ValueError(f"{file}: the last two columns are {header[-2:]}; they must be samples and figure")
-    curves: dict[tuple[str, ...], dict[int, float]] = {}
-    for row in rows:
-        curves.setdefault(tuple(row[:-2]), {})[int(row[-2])] = float(row[-1])
-    columns = {}
-    for place, name in enumerate(header[:-2]):
-        values = tuple(dict.fromkeys(settings[place] for settings in curves))
-        columns[name] = tuple(sorted(values, key=float)) if _are_numbers(values) else values
-    if missing := set(product(*columns.values())) - set(curves):
-        raise ValueError(f"{file}: {len(missing)} combinations have no run, among them {min(missing)}; the table must "
-                         "hold every one, so make one column of settings that hang together")  # fmt: skip
-    return Table(curves, columns)
-
-
-def write_table(
-    file: Path, names: list[str], curves: Mapping[tuple[str, ...], Mapping[int, float]], about: str
-) -> None:
-    """Write curves as ``read_table`` reads them; ``about`` is the first line."""
-    with file.open("w", newline="", encoding="utf-8") as text:
-        text.write(f"# {about}\n")
-        out = csv.writer(text, lineterminator="\n")
-        out.writerow([*names, "samples", "figure"])
-        for settings, curve in curves.items():
-            out.writerows([*settings, samples, f"{value:.5f}"] for samples, value in sorted(curve.items()))
-
-
-def train_table(place: Path, samples: int, data: DataConfig | None, at_once: int = 1) -> Path:
-    """Train what is missing of a table, ``at_once`` runs at a time, each in a process of one thread; returns its file.
-
-    The file is written anew whenever all runs of an R are there, so a table that was interrupted can be searched too.
-    """
-    changes = [f"runs={place}", "workers=0", "network.base_width=8", "input=64x64", "space=ohkm", "epochs=20",
-               "batch_size=16", f"max_samples={samples}", "test.flip_test=false", "tracking.enabled=false",
-               "cluster.address=local"]  # fmt: skip
-    base = apply_overrides(load_preset("synth_nano"), changes)
-    data = data or synthetic_people(resolve(TrainConfig, {k: v for k, v in base.items() if k != "space"}))
-    config = resolve(TuneConfig, base | {"data": data.model_dump(mode="json")})
-    persons = open_inputs(config).train.num_persons
-    about = (f"validation AP of real runs: bench_search table --samples {samples}; {persons} clear people to train on, "
-             "nano network of width 8, 64x64, one seed")  # fmt: skip
-    rest = list(product(SCHEDULES, SIGMAS, RATES))
-    curves: dict[tuple[str, ...], dict[int, float]] = {}
-    # Fresh processes: what a fork inherits of torch's threads hangs.
-    with ProcessPoolExecutor(
-        at_once, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-    ) as pool:
-        for block, hard in enumerate(HARD_JOINTS):
-            loss = {"loss.kind": "mse"} if hard == max(HARD_JOINTS) else {"loss.kind": "ohkm", "loss.hard_joints": hard}
-            drawn: list[Settings] = [
-                {"optimizer.lr": rate, "heatmap.sigma_px": sigma, "schedule.kind": schedule, **loss}
-                for schedule, sigma, rate in rest
-            ]
-            numbers = range(block * len(rest), (block + 1) * len(rest))
-            trained = pool.map(_trained, repeat(config), drawn, numbers)
-            for (schedule, sigma, rate), curve in zip(rest, trained, strict=True):
-                curves[f"{rate:g}", f"{sigma:g}", str(hard), schedule] = curve
-            names = ["optimizer.lr", "heatmap.sigma_px", "loss.hard_joints", "schedule.kind"]
-            write_table(place / "curves.csv", names, curves, about)
-    return place / "curves.csv"
-
-
-def _end_with_parent() -> None:
-    """End when the parent is gone, which cannot tell its processes to stop when it is killed."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _trained(config: TuneConfig, settings: Settings, number: int) -> dict[int, float]:
-    """The curve of one run; trained unless its figures lie there already."""
-    from efafnet.pipelines.training.ray_run import train
-
-    file = config.runs / f"{number:04d}.json"
-    if not file.exists():
-        inputs = open_inputs(config)
-        run = paced(trial_config(config, settings, number, config.runs), inputs, VALIDATIONS)
-        steps = config.plan(inputs).steps
-        curve = {step * run.batch_size: 0.0 for step in range(1, steps + 1) if due(step, steps / VALIDATIONS)}
-        with suppress(DivergedError):  # a search would close it as failed: in a table it has found nobody from there on
-            train(run)
-        curve |= {figure.samples: figure.value for figure in Watch(run.run_dir).new()}
-        write_json(file, curve)
-        shutil.rmtree(run.run_dir)
-    return {int(seen): value for seen, value in read_json(file).items()}
-
-
-class Replay:
-    """One search of a table by the project's own ledger and rules: only the waiting for training is left out."""
-
-    def __init__(self, table: Table, arm: str, seed: int, at_once: int = 2) -> None:
-        self.table, self.at_once = table, at_once
-        search = SearchConfig(**ARMS[arm])
-        grace = max(1, round(search.grace * table.budget))
-        rule = rule_of(search, rungs(table.budget, grace, search.reduction), grace)
-        self.waits_for_all = search.stop == "constant"
-        self.ledger = Ledger(
-            Path(":memory:"), "replay", table.space(), trials=BATCH if self.waits_for_all else MOST,
-            sampler=search.sampler, seed=seed, startup=search.startup_trials, waits=search.sets_aside,
-            judged_at=grace if self.waits_for_all else None,
-        )  # fmt: skip
-        self.controller = Controller(self.ledger, rule, self, lambda: at_once)
-        self.events: list[tuple[float, int]] = []
-        """When a trial shows its next figure, in samples trained one after the other, and its number."""
-        self.now = 0.0
-        self.spent = 0
-
-    def until(self, targets: Sequence[float]) -> list[float]:
-        """Full runs' worth of samples until a trial ends with each target; infinite where the search was given up."""
-        found = [math.inf] * len(targets)
-        while math.isinf(max(found)) and self._fill():
-            self.now, number = heapq.heappop(self.events)
-            curve = self.table.curve(self.settings[number])
-            seen = self.ledger.curves[number]
-            samples = min(set(curve) - set(seen))
-            self.spent += samples - max(seen, default=0)
-            self.ledger.report(number, samples, curve[samples])
-            if samples == max(curve):
-                self.ledger.finish(number, "complete")
-                spent = self.spent / self.table.budget
-                found = [min(was, spent) if curve[samples] >= target else was
-                         for was, target in zip(found, targets, strict=True)]  # fmt: skip
-            elif self.controller.gives_up(number):
-                self.controller.give_up(number)
-            else:
-                self._await(number)
-        return found
-
-    def _fill(self) -> bool:
-        """Begin what there is room for; false when the search is over."""
-        while len(self.events) < self.at_once and self.controller.next("") is not None:
-            pass
-        if self.events or not self.waits_for_all or self.ledger.trials >= MOST:
-            return bool(self.events)
-        self.controller.close_aside()
-        self.ledger.trials += BATCH
-        return self._fill()
-
-    def _await(self, number: int) -> None:
-        seen = self.ledger.curves[number]
-        following = min(set(self.table.curve(self.settings[number])) - set(seen))
-        heapq.heappush(self.events, (self.now + following - max(seen, default=0), number))
-
-    # What hears of trials where there is no training.
-
-    @property
-    def settings(self) -> dict[int, Settings]:
-        """What was drawn, by trial."""
-        return self.__dict__.setdefault("_settings", {})
-
-    def began(self, assignment: Assignment) -> dict[str, Any]:
-        """Remember what was drawn."""
-        self.settings[assignment.number] = assignment.settings
-        self._await(assignment.number)
-        return {}
-
-    def again(self, number: int, reason: str) -> None:
-        """Nothing dies here."""
-
-    def ended(self, number: int, state: State, reason: str) -> None:
-        """The ledger has it."""
-
-    def set_aside(self, number: int) -> None:
-        """The ledger has it."""
-
-
-def searchers(table: Table, seeds: int, arms: list[str], record: Record, at_once: int = 1) -> None:
-    """Print what each way to search needs, beside random search."""
-    finals = table.finals()
-    console.say(f"{len(finals)} settings, {table.budget} samples each; best {finals[0]:.4f}, median "
-                f"{statistics.median(finals):.4f}, worst {finals[-1]:.4f}")  # fmt: skip
-    ends = [curve[max(curve)] for curve in table.curves.values()]
-    for samples in sorted(set.intersection(*(set(curve) for curve in table.curves.values())))[:-1]:
-        early = rank_correlation([curve[samples] for curve in table.curves.values()], ends)
-        told = "none" if early is None else f"{early:+.2f}"
-        console.say(f"rank correlation of the figures after {samples} samples with those at the end: {told}")
-    targets = [finals[max(1, round(share * len(finals))) - 1] for share in SHARES]
-    jobs = [(arm, seed) for arm in arms for seed in range(seeds)]
-    with ProcessPoolExecutor(
-        at_once, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-    ) as pool:
-        found = dict(zip(jobs, pool.map(_searched, repeat(table), repeat(targets), jobs), strict=True))
-    for place, (share, target) in enumerate(zip(SHARES, targets, strict=True)):
-        rows: list[list[object]] = []
-        base = 0.0
-        for arm in arms:
-            # A search that was given up needs more than it spent: it stands above all others.
-            needed = sorted(found[arm, seed][place] for seed in range(seeds))
-            middle = statistics.median_low(needed)
-            low, high = median_span(needed)
-            base = base or middle
-            record.add(f"{arm}, to the best {share:.0%}", "full runs' worth", [middle])
-            rows.append([arm, f"{middle:.1f}", f"{low:.1f} to {high:.1f}", f"{middle / base:.2f}",
-                         sum(map(math.isinf, needed))])  # fmt: skip
-        columns = ["search", "full runs' worth (median)", "95 % of the median", f"times {arms[0]}", "not reached"]
-        console.table(columns, rows, title=f"to {target:.4f}, which {share:.0%} of the settings reach; {seeds} seeds")
-
-
-def _searched(table: Table, targets: Sequence[float], job: tuple[str, int]) -> list[float]:
-    import optuna
-
-    arm, seed = job
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return Replay(table, arm, seed).until(targets)
-
-
-def median_span(ascending: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a median by order statistics: how many of n lie below it is binomial with a half."""
-    below = int(stats.binom.ppf(0.025, len(ascending), 0.5))
-    place = max(0, below - 1)
-    return ascending[place], ascending[len(ascending) - 1 - place]
 
 
 def main() -> None:
