@@ -13,7 +13,6 @@ import pytest
 from efafnet.models.skeleton import COCO_17, pairs_by_name
 from efafnet.pipelines.formats import values
 from efafnet.pipelines.formats.annotations import Annotations
-from efafnet.pipelines.formats.categories import Chosen
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.names import name_parts, tails
@@ -22,7 +21,6 @@ from efafnet.pipelines.formats.rejects import Reject, explained
 from tests import crop_data
 
 _PATH = Path("a.json")
-_PERSONS = Chosen(frozenset({1}), 1, {1: "person", 18: "dog"})
 
 
 # ---- single values
