@@ -23,6 +23,7 @@ lint: $(INSTALLED)
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
+	.venv/bin/shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh
 
 # Fast tests first: most mistakes show within a minute or two. Each process of the slow ones has a Ray of its own.
 test: lint

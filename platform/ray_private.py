@@ -112,6 +112,11 @@ def leave_torch_group(size: int) -> None:
     _shutdown_torch(destroy_process_group=size > 1)
 
 
+def end_workers(worker_group: Any) -> None:
+    """End the workers of a group of Ray Train and give back what they reserved."""
+    worker_group.get_worker_group_state().shutdown()
+
+
 def worker_group_callback() -> type[Any]:
     """Hears when workers have started; derived from to note what they reserve."""
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback

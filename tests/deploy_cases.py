@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "platform" / "deploy"
 INSTALLED_FROM = ("efafnet/__init__.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 """What the installation needs beside the project's folders."""
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
+MEANT = "SC2016,SC2155"
+"""What of shellcheck's remarks is meant so in one-line commands: text that only an inner shell expands, and the status
+of a substitution within an export, which no line without ``set -e`` would look at."""
 
 
 def pins() -> dict[str, str]:
@@ -55,6 +60,9 @@ def the(word: str, lines: list[str]) -> str:
 def check_shell(line: str) -> None:
     done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{line}: {done.stderr}"
+    remarks = [str(SHELLCHECK), "--shell=bash", f"--exclude={MEANT}", "--format=gcc", "-"]
+    done = subprocess.run(remarks, input=line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{line}: {done.stdout}"
 
 
 def check_mounts(config: dict[str, Any]) -> None:

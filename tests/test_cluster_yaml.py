@@ -160,7 +160,7 @@ def test_workers_join_the_heads_port(prepared: dict[str, Any]) -> None:
     head = the("ray start", prepared["head_start_ray_commands"])
     worker = the("ray start", prepared["worker_start_ray_commands"])
     [port] = re.findall(r" --port=(\d+)", head)
-    assert f"--address=$RAY_HEAD_IP:{port}" in worker
+    assert f'--address="$RAY_HEAD_IP:{port}"' in worker
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
 
 
@@ -292,6 +292,21 @@ def test_the_script_refuses_the_world(tmp_path: Path, cidr: str) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here")
-def test_scripts_are_clean_shell() -> None:
-    subprocess.run(["shellcheck", PREPARE, ROOT / "tests" / "machines.sh"], check=True)
+@pytest.mark.parametrize(
+    ("line", "remark"), [("ray start --address=$RAY_HEAD_IP:6379", "SC2086"), ("(ray stop", "stop")]
+)
+def test_shell_that_is_not_clean_is_found(line: str, remark: str) -> None:
+    with pytest.raises(AssertionError, match=remark):
+        check_shell(line)
+
+
+def test_every_script_is_among_those_that_lint_checks() -> None:
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+    scripts = [name for name in listed if (ROOT / name).is_file() and _is_script(ROOT / name)]
+    assert f".venv/bin/shellcheck {' '.join(scripts)}\n" in (ROOT / "Makefile").read_text()
+
+
+def _is_script(file: Path) -> bool:
+    with file.open("rb") as opened:
+        first = opened.readline(64)
+    return first.startswith(b"#!") and first.rstrip().endswith(b"sh")

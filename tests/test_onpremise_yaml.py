@@ -55,7 +55,7 @@ def test_nothing_listens_on_every_address(prepared: dict[str, Any]) -> None:
     assert "--ray-client-server-port" not in text
     start = the("ray start", prepared["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in start
-    assert "--node-ip-address=$(cat ~/head_ip)" in start, "without a route to the internet Ray takes 127.0.0.1"
+    assert '--node-ip-address="$(cat ~/head_ip)"' in start, "without a route to the internet Ray takes 127.0.0.1"
     assert "--host $(cat ~/head_ip)" in the("mlflow server", prepared["head_start_ray_commands"])
 
 
@@ -78,7 +78,7 @@ def test_mlflow_runs_on_the_head_and_every_node_knows_it(prepared: dict[str, Any
     assert "MLFLOW_TRACKING_URI=http://$(cat ~/head_ip):5000" in head.partition("ray start")[0]
     assert "MLFLOW_TRACKING_URI=http://$RAY_HEAD_IP:5000" in worker.partition("ray start")[0]
     [port] = re.findall(r" --port=(\d+)", head)
-    assert f"--address=$RAY_HEAD_IP:{port}" in worker
+    assert f'--address="$RAY_HEAD_IP:{port}"' in worker
 
 
 def test_the_path_is_told_once_to_shells_of_all_kinds(prepared: dict[str, Any], tmp_path: Path) -> None:

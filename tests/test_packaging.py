@@ -215,6 +215,8 @@ def test_ray_workers_run_the_submitted_code_and_not_an_installed_one(
 
 # ---- make
 
+SHELLCHECK = "shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh"
+
 
 def fake_tree(folder: Path) -> tuple[Path, dict[str, str]]:
     """A tree whose Python is a script that writes down how it was called."""
@@ -223,7 +225,8 @@ def fake_tree(folder: Path) -> tuple[Path, dict[str, str]]:
     fake = folder / "fake-python"
     fake.write_text(
         f'#!/bin/sh\necho "$(basename $0) $*" >> {folder}/calls\n'
-        f'if [ "$2" = venv ]; then mkdir -p .venv/bin; for n in python pip; do cp {fake} .venv/bin/$n; done; fi\n'
+        'if [ "$2" = venv ]; then mkdir -p .venv/bin\n'
+        f"for n in python pip shellcheck; do cp {fake} .venv/bin/$n; done; fi\n"
     )
     fake.chmod(0o755)
     return folder / "calls", {**os.environ, "PYTHON": str(fake)}
@@ -240,7 +243,7 @@ def make(target: str, folder: Path, env: dict[str, str]) -> list[str]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_make_installs_when_needed_and_only_then(tmp_path: Path) -> None:
     _, env = fake_tree(tmp_path)
-    lint = ["python -m ruff check", "python -m ruff format --check", "python -m mypy"]
+    lint = ["python -m ruff check", "python -m ruff format --check", "python -m mypy", SHELLCHECK]
     first = make("lint", tmp_path, env)
     assert first[0] == "fake-python -m venv --clear .venv"
     assert first[1].startswith("pip install ")
@@ -259,9 +262,10 @@ def test_make_test_runs_lint_then_every_test_once_the_fast_ones_first(tmp_path: 
     _, env = fake_tree(tmp_path)
     make("lint", tmp_path, env)
     calls = make("test", tmp_path, env)
-    assert [call.split()[2] for call in calls] == ["ruff", "ruff", "mypy", "pytest", "pytest"]
-    assert "-m not slow -n" in calls[3]
-    assert "-m slow -n" in calls[4]
+    assert [call.split()[2] for call in calls if call != SHELLCHECK] == ["ruff", "ruff", "mypy", "pytest", "pytest"]
+    assert calls.index(SHELLCHECK) == 3
+    assert "-m not slow -n" in calls[4]
+    assert "-m slow -n" in calls[5]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
@@ -316,7 +320,9 @@ def test_the_hooks_are_the_lines_of_make_lint() -> None:
     assert [repository["repo"] for repository in hooks] == ["local"]
     entries = [hook["entry"].removeprefix(".venv/bin/python -m ") for hook in hooks[0]["hooks"]]
     recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
-    assert entries == re.findall(r"\$\(RUN\) (.*)", recipe)
+    lines = [line.removeprefix("$(RUN) ") for line in recipe.split("\n\t")[1:]]
+    assert entries == lines
+    assert len(lines) == 4
 
 
 def test_the_gate_is_make_test() -> None:

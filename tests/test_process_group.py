@@ -84,6 +84,26 @@ def test_ray_train_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert waited == [(joining, None), (leaving, LEAVE_S)]
 
 
+def test_workers_that_cannot_meet_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reason: a worker that died, or a network that leads nowhere."""
+    ended: list[Any] = []
+    monkeypatch.setattr(ray_private, "end_workers", ended.append)
+    config = ClusterTorchConfig(backend="gloo", timeout_s=30)
+    for error in (ray.exceptions.RayActorError(), RuntimeError("connection refused"), KeyboardInterrupt()):
+
+        def fail(*_: Any, error: BaseException = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(ray, "get", fail)
+        group = Group()
+        with pytest.raises(type(error)):
+            config.backend_cls().on_start(cast(Any, group), config)
+        assert ended.pop() is group
+    monkeypatch.setattr(ray, "get", lambda what, timeout=None: None)  # noqa: ARG005
+    config.backend_cls().on_start(cast(Any, Group()), config)
+    assert ended == []
+
+
 def test_workers_that_cannot_leave_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def late(*_: Any, **__: Any) -> None:
         raise ray.exceptions.GetTimeoutError("30 s")

@@ -7,6 +7,7 @@ import inspect
 import logging
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -25,6 +26,26 @@ def test_a_process_group_is_set_up_by_functions_that_take_these_arguments() -> N
     bound = inspect.signature(config._setup_torch_process_group).bind("gloo", 1, 2, "env://", 30)
     assert list(bound.arguments) == ["backend", "world_rank", "world_size", "init_method", "timeout_s"]
     inspect.signature(config._shutdown_torch).bind(destroy_process_group=True)
+
+
+def test_a_group_of_workers_is_ended_with_its_reservation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own state of a group, with stand-ins for what is in it."""
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, state
+
+    done: list[str] = []
+    monkeypatch.setattr(state, "_shutdown_workers", lambda workers: done.append(f"{len(workers)} workers"))
+    monkeypatch.setattr(state, "_shutdown_sync_actor", lambda _: done.append("their meeting point"))
+
+    class Reservation:
+        def shutdown(self) -> None:
+            done.append("their reservation")
+
+    builder = state.WorkerGroupStateBuilder()
+    builder.with_placement_group_handle(cast(Any, Reservation())).with_workers(cast(Any, [1, 2]))
+    group = WorkerGroup.__new__(WorkerGroup)
+    group._worker_group_state = builder.with_sync_actor(cast(Any, object())).build()
+    ray_private.end_workers(group)
+    assert done == ["2 workers", "their meeting point", "their reservation"]
 
 
 def test_callbacks_hear_when_workers_have_started() -> None:

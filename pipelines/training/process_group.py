@@ -45,6 +45,15 @@ class _ClusterBackend(Backend):
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         assert isinstance(backend_config, ClusterTorchConfig)
+        try:
+            self._join(worker_group, backend_config)
+        except BaseException:
+            # Ray Train forgets workers that started and could not meet: their places would stay taken until the program
+            # ends, and the next try would wait for them.
+            ray_private.end_workers(worker_group)
+            raise
+
+    def _join(self, worker_group: Any, backend_config: ClusterTorchConfig) -> None:
         worker_group.execute(use_node_interface)
         meeting = worker_group.execute_single(0, ray_private.address_and_port)
         size, how = len(worker_group), (backend_config.backend, backend_config.timeout_s)
