@@ -262,6 +262,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=400, help="samples of each size")
     parser.add_argument("--replicates", type=int, default=400, help="resamplings of each sample")
     parser.add_argument("--population", type=int, default=60_000, help="images of a made population")
+    parser.add_argument("--made", nargs="+", choices=MAKINGS, default=list(MAKINGS), help="which made populations")
     parser.add_argument("--paired", action="store_true", help="the difference of two networks on the same images")
     parser.add_argument("--annotations", type=Path, help="COCO annotations of a real population")
     parser.add_argument("--results", type=Path, help="results on them")
@@ -272,7 +273,8 @@ def main() -> None:
             population = real_population(given.annotations, given.results)
             report(given.results.name, population, given.sizes, given.trials, given.replicates, record)
             return
-        for name, making in MAKINGS.items():
+        for name in given.made:
+            making = MAKINGS[name]
             if given.paired:
                 pair = made_pair(making, given.population)
                 report_pair(name, pair, given.sizes, given.trials, given.replicates, record)

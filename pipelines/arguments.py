@@ -66,8 +66,17 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
     return plain, overrides
 
 
+_FORMER = {"engine=process": "workers=0", "workers.distributed=false": "workers=0"}
+"""Settings of earlier versions by what they are called now, for scripts that were written then."""
+
+
 def as_settings(command: Command, words: list[str]) -> list[str]:
-    """Write the command's options, ``--output DIR`` and ``--output=DIR``, as settings."""
+    """Write the command's options, ``--output DIR`` and ``--output=DIR``, as settings, and those of earlier versions.
+
+    Raises:
+        UsageError: an option without its value.
+    """
+    words = [_FORMER.get(word, word) for word in words]
     written: list[str] = []
     following = iter(words)
     for word in following:

@@ -15,6 +15,7 @@ import pytest
 from pydantic import Field
 
 from efafnet.models.settings import Settings
+from efafnet.pipelines.arguments import as_settings
 from efafnet.pipelines.cli import main
 from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
 from efafnet.platform.configuration import (
@@ -80,6 +81,13 @@ def test_arguments_and_settings_reach_the_command(tmp_path: Path, monkeypatch: p
     assert calls == [ToyConfig(source=tmp_path / "in/put", out=tmp_path / "a=b", rate=0.001, network=Depth(depth=5))], (
         "paths are absolute before any worker runs elsewhere"
     )
+
+
+def test_settings_of_earlier_versions_are_read_as_what_they_are_called_now() -> None:
+    prepare, evaluate = BY_NAME["prepare"], BY_NAME["evaluate"]
+    assert as_settings(prepare, ["a.json", "engine=process"]) == ["a.json", "workers=0"]
+    assert as_settings(evaluate, ["workers.distributed=false", "workers=2"]) == ["workers=0", "workers=2"]
+    assert as_settings(prepare, ["engine=ray"]) == ["engine=ray"], "how many is for the user to say"
 
 
 @pytest.mark.usefixtures("toy")

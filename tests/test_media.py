@@ -228,6 +228,46 @@ def test_time_decides_where_numbers_are_guesses(
     assert found == (f"video {path}: {told}" if told else "")
 
 
+class _Interlaced:
+    """OpenCV's view of 60 interlaced frames in a transport stream: 50 a second promised, one every ``step_ms``."""
+
+    def __init__(self, step_ms: float) -> None:
+        self.step_ms = step_ms
+        self.number = -1
+
+    def get(self, what: int) -> float:
+        return {
+            cv2.CAP_PROP_FRAME_COUNT: 119.0, cv2.CAP_PROP_FPS: 50.0, cv2.CAP_PROP_POS_MSEC: self.number * self.step_ms
+        }[what]  # fmt: skip
+
+    def grab(self) -> bool:
+        self.number += 1
+        return self.number < 60
+
+    def retrieve(self) -> tuple[bool, object]:
+        return True, np.zeros((2, 2, 3), np.uint8)
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "promised"), [(40.0, (60, 25.0)), (20.0, (119, 50.0)), (33.4, (119, 50.0)), (100.0, (119, 50.0))]
+)
+def test_half_pictures_are_not_taken_for_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_ms: float, promised: tuple[int, float]
+) -> None:
+    path = tmp_path / "broadcast.ts"
+    path.write_bytes((b"G" + bytes(187)) * 4)
+    monkeypatch.setattr(media, "_open", lambda _path: _Interlaced(step_ms))
+    [source] = find_sources([path])
+    assert (source.frames, source.fps) == promised
+    frames = list(read_video(source, 1))
+    assert (frames[-1].number, round(frames[-1].time_s, 6)) == (59, round(59 * step_ms / 1000, 6))
+    # 60 frames of 20 ms or 33.4 ms end before the promised 2.4 s.
+    assert bool(frames[-1].remark) == (step_ms < 40)
+
+
 def test_an_index_that_names_more_frames_than_are_read_is_told(tmp_path: Path) -> None:
     path = prediction_cases.write_video(tmp_path / "a.avi", frames=2)
     found = media._damage(Source(0, path, is_video=True, frames=100, fps=25.0), 60, 4.0, 0)

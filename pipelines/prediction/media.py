@@ -45,6 +45,9 @@ _SLACK_FRAMES, _SLACK = 2, 0.02
 # FFmpeg's own words on a file that is no video go to standard error past every logger. Read at the first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
+# Frames whose times tell whether a rate is that of half pictures.
+_FRAMES_TIMED = 9
+
 # A video says how many pictures it shows in a second; those that do not are taken for PAL's.
 _DEFAULT_FPS = 25.0
 
@@ -124,11 +127,31 @@ def _source(index: int, path: Path) -> Source:
     if content == "unknown":
         content = "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
     if content == "video" or (content == "animation" and _opens(path)):
-        video = _open(path)
-        frames, fps = video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)
-        video.release()
-        return Source(index, path, is_video=True, frames=max(0, int(frames)), fps=fps if fps > 0 else _DEFAULT_FPS)
+        frames, fps = _promised(path)
+        return Source(index, path, is_video=True, frames=frames, fps=fps)
     return Source(index, path, is_video=False, frames=1)
+
+
+def _promised(path: Path) -> tuple[int, float]:
+    """Number of frames and frames per second that a video's header says."""
+    video = _open(path)
+    frames, fps = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT))), video.get(cv2.CAP_PROP_FPS)
+    if fps <= 0:
+        fps = _DEFAULT_FPS
+    elif not _is_indexed(_head(path)) and _counts_fields(video, fps):
+        frames, fps = (frames + 1) // 2, fps / 2
+    video.release()
+    return frames, fps
+
+
+def _counts_fields(video: cv2.VideoCapture, fps: float) -> bool:
+    """Whether ``fps`` is the rate of the half pictures of interlaced video: every frame is shown for two of its steps.
+
+    Where a container has no index FFmpeg takes the rate from the coded stream, whose clock ticks once for a field.
+    """
+    times_s = [video.get(cv2.CAP_PROP_POS_MSEC) / 1000 for _ in range(_FRAMES_TIMED) if video.grab()]
+    steps = np.diff(times_s) * fps
+    return len(steps) > 1 and bool(np.abs(steps - 2).max() < 0.2)
 
 
 def content_of(path: Path) -> Content:
