@@ -64,7 +64,7 @@ COMMANDS = (
     ),
     Command(
         "check", f"{_HERE}.check.check", "CheckConfig", "run_check", (PRESET,),
-        "Check new data before a night is spent: samples drawn, a few persons learned by heart.",
+        "Check new data before a long training: samples drawn, a few persons overfitted.",
         config_module=f"{_HERE}.check.config",
         first=("data.train", "data.val", "network.encoder", "input", "persons", "out", "limit_s"),
     ),

@@ -15,7 +15,7 @@ Backend = Literal["gloo", "nccl"]
 
 _BYTES = 64 * 2**20
 _GRADIENT_BYTES = 4 * 37_600_000
-"""Of EFAFNet with ResNet-50, in float32."""
+"""Bytes of the gradients of EFAFNet with ResNet-50, in float32."""
 _SLOW_GB_S = 0.75
 """Below this the gradients of a ResNet-50 take a fifth of a second a step, as long as a GPU computes on 400 crops."""
 _LIMIT_S = 60.0

@@ -1,4 +1,4 @@
-"""The check of new data: rules on made people with one thing wrong each, and persons learned by heart."""
+"""The check of new data: rules on made people with one thing wrong each, and persons overfitted."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_store_without_persons_to_learn_is_refused(tmp_path: Path) -> None:
 def test_persons_are_learned_by_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_check(settings(tmp_path, "persons=4", "limit_s=300")) == 0
     out = capsys.readouterr().out
-    assert "in order: the persons were learned by heart" in out
+    assert "in order: the persons were overfitted" in out
     assert sorted(path.name for path in (tmp_path / "check").iterdir()) == ["fit.jpg", "samples.jpg"]
     assert run_check(settings(tmp_path, "persons=4", "limit_s=0.001")) == 1
     assert "may be too few: give limit_s=0.004" in " ".join(capsys.readouterr().err.split())

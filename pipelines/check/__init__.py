@@ -1,1 +1,1 @@
-"""The check of new data before a night is spent on it: samples to look at, and a few persons learned by heart."""
+"""Looking at new data before a long training: samples beside their targets, and a few persons overfitted."""

@@ -33,7 +33,7 @@ def run_check(config: CheckConfig) -> int:
     """Check a training before it is begun.
 
     Returns:
-        0 where the persons were learned by heart, 1 where they were not.
+        0 where the network could be overfitted to the persons, 1 where it could not.
 
     Raises:
         ValueError: the stores do not fit the settings, as in training.
@@ -48,7 +48,7 @@ def run_check(config: CheckConfig) -> int:
     write_picture(_samples(config, store, people), out / "samples.jpg")
     console.say(f"samples with joints and targets: {out / 'samples.jpg'}")
     top, error_px = ceiling(config, people)
-    with console.progress("learning by heart", config.limit_s, unit="s at most") as advance:
+    with console.progress("overfitting a few persons", config.limit_s, unit="s at most") as advance:
         fit = learn(config, inputs, people, advance)
     write_picture(_learned(people, fit), out / "fit.jpg")
     _tell_fit(people, fit, top)
@@ -116,10 +116,10 @@ def _tell_fit(people: People, fit: Fit, top: float) -> None:
 def _verdict(config: CheckConfig, fit: Fit, remarks: list[str]) -> int:
     if fit.learned:
         found = f"; {len(remarks)} remarks above" if remarks else ""
-        console.say(f"in order: the persons were learned by heart, AP above {ENOUGH}{found}")
+        console.say(f"in order: the persons were overfitted, AP above {ENOUGH}{found}")
         return 0
     console.warn(
-        f"the persons were NOT learned by heart: AP {min(fit.ap, fit.mirrored_ap):.3f} instead of above {ENOUGH} (loss "
+        f"the persons could NOT be overfitted: AP {min(fit.ap, fit.mirrored_ap):.3f} instead of above {ENOUGH} (loss "
         f"{fit.first_loss:.4g} -> {fit.last_loss:.4g})"
     )
     few = fit.steps < FEWEST_STEPS and fit.seconds >= config.limit_s
@@ -169,7 +169,7 @@ def _learned(people: People, fit: Fit) -> Picture:
         pair = [_drawn(people, image, joints, visibility) for joints in (fit.joints_px[n], batch.joints_px[n].numpy())]
         kind = "mirrored" if n >= people.count else "as it is"
         cells.append(Cell(tuple(pair), f"OKS {fit.oks[n]:.3f}", f"row {int(batch.rows[n])}, {kind}"))
-    return contact_sheet(cells, "learned by heart: found, annotated; the worst first", _LEGEND)
+    return contact_sheet(cells, "overfitted: found, annotated; the worst first", _LEGEND)
 
 
 def _drawn(people: People, image: Picture, joints_px: NDArray[np.floating], visibility: NDArray[np.uint8]) -> Picture:

@@ -1,4 +1,4 @@
-"""Overfitting a few persons, as they are and mirrored: learned by heart, what a sound training can always do.
+"""Overfitting a few persons, as they are and mirrored: what every sound training can do.
 
 Legend: N persons, K joints. The batch holds each twice: rows 0 to N-1 as they are, N to 2N-1 mirrored.
 """
@@ -49,7 +49,7 @@ class People:
 
     @property
     def count(self) -> int:
-        """N."""
+        """Number of persons, N."""
         return len(self.batch) // 2
 
 
@@ -73,7 +73,7 @@ class Fit:
 
     @property
     def learned(self) -> bool:
-        """Whether both halves are known by heart."""
+        """Whether the persons are learned both as they are and mirrored."""
         return min(self.ap, self.mirrored_ap) > ENOUGH
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from efafnet.models.skeleton import Skeleton
 
 FEWEST = 8
-"""Persons from which a rule dares to speak of a convention."""
+"""Fewest persons from which a rule concludes anything about a convention."""
 _RARE = 0.02
 _AT_ORIGIN = 0.05
 _AGAINST = -0.25
@@ -25,8 +25,8 @@ Mask = NDArray[np.bool_]
 
 
 def unlabelled_joints(seen: Mask, skeleton: Skeleton) -> list[str]:
-    """Joints of ``seen`` (N, K) that nobody, or hardly anybody, has: their heatmaps stay empty and count as mistakes of
-    nobody."""
+    """Joints of ``seen`` (N, K) that no person, or hardly any, has: their heatmaps stay empty, and what is
+    predicted for them is never scored."""
     shares = seen.mean(axis=0)
     never = [name for name, share in zip(skeleton.joints, shares, strict=True) if share == 0]
     rare = [f"{name} ({share:.1%})" for name, share in zip(skeleton.joints, shares, strict=True) if 0 < share < _RARE]

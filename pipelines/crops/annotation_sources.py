@@ -105,7 +105,7 @@ class Source:
 
 
 _Chosen = tuple[int, WantedPerson] | Reject | None
-"""A person to crop with its image, a reject, or nobody."""
+"""A person to crop with its image, a reject, or None for what is no person."""
 
 
 def load_source(
@@ -204,7 +204,7 @@ def _box_rule(config: SourceConfig, content: Annotations, annotated_rule: BoxRul
 
 
 def _from_annotation(annotation: Annotation, least_px: float) -> _Chosen:
-    """The person to crop, with its image; None for a crowd, which is nobody."""
+    """The person to crop, with its image; None for a crowd region, which is never cropped."""
     if annotation.is_crowd:
         return None
     box, area = _widened(annotation, least_px)
@@ -272,7 +272,7 @@ def _from_detections(
 def _located(
     content: Annotations, wanted: dict[int, list[WantedPerson]], folder: ImageFolder, remarks: list[str]
 ) -> tuple[Annotations, dict[str, int]]:
-    """The same with the names that the wanted images have in the folder, and their sizes in bytes, -1 if missing."""
+    """The content with the names that the wanted images have in the folder, and their sizes in bytes, -1 if missing."""
     names = [image.file_name for image in content.images if image.image_id in wanted]
     sizes = dict(zip(names, folder.sizes(names), strict=True))
     spelled = folder.respelled(sizes)

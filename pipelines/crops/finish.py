@@ -93,7 +93,7 @@ def _record(path: Path, rows: int, sha256: str) -> FileRecord:
 
 
 def _columns(entry: Annotation | ImageEntry | Reject) -> dict[str, Any]:
-    """Its fields. dataclasses.asdict would copy every number of every joint."""
+    """The fields of an entry by name. dataclasses.asdict would copy every number of every joint."""
     return {column.name: getattr(entry, column.name) for column in fields(entry)}
 
 

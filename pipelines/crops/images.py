@@ -118,7 +118,7 @@ class ImageFolder:
     def respelled(self, sizes: Mapping[str, int]) -> dict[str, str]:
         """:meth:`spelled` for the names of ``sizes`` that are missing (-1).
 
-        Two images that would be one file are nobody's: both stay missing.
+        Where the names of two images lead to one file neither counts: both stay missing.
         """
         spelled = self.spelled([name for name, size in sizes.items() if size < 0])
         counted = Counter([*spelled.values(), *(name for name, size in sizes.items() if size >= 0)])
@@ -136,7 +136,7 @@ class ImageFolder:
         return place if (Path(self.location) / place).is_file() else None
 
     def _remote_spellings(self, names: list[str]) -> dict[str, str]:
-        """As above with one request for all names at each length: object storage takes its time for each."""
+        """:meth:`spelled` in object storage, where a request takes long: one for all names of equal depth."""
         found: dict[str, str] = {}
         missing = {name: tails(name) for name in names}
         for left_out in range(max(map(len, missing.values()), default=0)):
@@ -190,7 +190,7 @@ class ImageFolder:
 
 
 def read_regular(path: Path) -> bytes:
-    """Bytes of an image file. A pipe would never end and a device never be full: neither is opened.
+    """Bytes of an image file. Pipes and devices are not opened: reading one may never end.
 
     Raises:
         ImageProblemError: it is no regular file.
@@ -206,7 +206,7 @@ def check_declared(data: bytes, wanted: tuple[int, int] | None = None) -> None:
 
     Args:
         data: the encoded image.
-        wanted: width and height of the annotations; either order is let pass, for the picture may be turned.
+        wanted: width and height of the annotations; the two may also be exchanged, by a picture that is to be turned.
 
     Raises:
         ImageProblemError: ``image_too_large`` or ``image_size_differs``.
@@ -223,7 +223,7 @@ def check_declared(data: bytes, wanted: tuple[int, int] | None = None) -> None:
 
 
 def _by_spelling(entries: list[str]) -> dict[str, str]:
-    """Names by their composed form, and by that in small letters where no other name shares it."""
+    """Names by their composed Unicode form, and by that form in small letters where no other name shares it."""
     found = {normalize("NFC", entry): entry for entry in entries}
     folded = Counter(name.casefold() for name in found)
     return {name.casefold(): entry for name, entry in found.items() if folded[name.casefold()] == 1} | found
@@ -239,7 +239,7 @@ def _entries(folder: Path) -> list[str]:
 def decode_image(data: bytes, *, upright: bool = False) -> UInt8:
     """Image (h, w, 3) uint8 BGR: as stored, or turned ``upright`` as its orientation tag says.
 
-    Grey and CMYK are converted, deeper values scaled (see ``pixels.eight_bits``); of an animation it is the first.
+    Grey and CMYK are converted, deeper values scaled (see ``pixels.eight_bits``); an animation gives its first picture.
 
     Raises ImageProblemError where the bytes are no image, or an image whose end is missing: OpenCV decodes those
     without a word in most versions, with grey where data are missing.

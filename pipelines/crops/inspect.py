@@ -27,7 +27,7 @@ from efafnet.platform.mirror import is_address
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _MOST_LOOKED_AT = 1_000_000
-"""Annotations that remarks are made of."""
+"""Most annotations that the remarks are made from."""
 
 
 def run_inspect(config: InspectConfig) -> None:

@@ -1,4 +1,4 @@
-"""Which images make which shard: decided from the annotations alone, before anything is read or anybody works."""
+"""Which images make which shard: decided from the annotations alone, before an image is read or a task begins."""
 
 from __future__ import annotations
 

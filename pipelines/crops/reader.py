@@ -170,7 +170,7 @@ class _Pipeline:
 
 
 FEWEST_DRAWN = 20
-"""Row groups that a training set can be drawn from: of fewer, one more or less of a kind decides."""
+"""Fewest row groups that a training set is drawn from: among fewer, one drawn twice weighs too much."""
 
 
 class _Reader:

@@ -25,7 +25,7 @@ class ImageTable:
 
     @classmethod
     def of(cls, images: Iterable[ImageEntry]) -> ImageTable:
-        """Of images that have been read before."""
+        """The table of images that were read before."""
         table = cls([], named=False)
         table.by_id.update((image.image_id, image) for image in images)
         return table

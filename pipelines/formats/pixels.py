@@ -57,8 +57,8 @@ def is_tiff(data: bytes) -> bool:
 def eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
     """An image of deeper values as uint8.
 
-    Where all 16 bits are in use it is their upper half, as everywhere. Cameras of 10 to 14 bits and floating point use
-    a part of their range, often less than a hundredth: what they do use becomes 0 to 255.
+    Where all 16 bits are in use the upper 8 are kept, as every viewer does. Cameras of 10 to 14 bits and floating point
+    use a part of their range, often less than a hundredth: what they do use becomes 0 to 255.
     """
     if image.dtype == np.uint8:
         return image

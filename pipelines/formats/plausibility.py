@@ -109,7 +109,7 @@ def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
 
 
 def _odd_boxes(persons: Persons, seen: NDArray[np.bool_], with_joints: NDArray[np.bool_]) -> list[str]:
-    """Corners in place of sizes, and joints that are somebody else's."""
+    """Remarks on boxes that hold corners in place of sizes, and on boxes that hold the joints of another person."""
     remarks: list[str] = []
     boxes = persons.box_xywh_px
     outside = (boxes[:, :2] + boxes[:, 2:] > persons.image_size_px + 1).any(axis=1)
@@ -157,7 +157,7 @@ def _beyond(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def odd_results(keypoints: Sequence[Any], num_joints: int) -> list[str]:
-    """Remarks on the joints of results, as many as are given; those that cannot be read are somebody else's matter."""
+    """Remarks on the joints of results; entries that cannot be read are left to ``parse_results``."""
     values, sound = number_rows(keypoints, 3 * num_joints)
     joints = values.reshape(-1, num_joints, 3)[sound, :, :2]
     remarks: list[str] = []

@@ -1,6 +1,6 @@
 """What is predicted: images, the images of folders, the frames of videos, each decoded once.
 
-What a file is, its first bytes say; its ending counts where they say nothing.
+The first bytes of a file tell what it is; the ending of its name counts only where they do not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _VIDEO_STARTS = (
     b"\x1a\x45\xdf\xa3", b"FLV\x01", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"OggS", b"\0\0\x01\xba", b"\0\0\x01\xb3",
 )  # fmt: skip
 _STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
-"""Images in the boxes that MP4 made of QuickTime."""
+"""Brands of ISO base media files, MP4's container, that hold still images: HEIF and AVIF."""
 # A transport stream begins every packet of 188 bytes (192 with a time stamp before it) with this one.
 _SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
 

@@ -24,7 +24,7 @@ MAX_PICTURE_PX = 1200
 """Longest side of an embedded picture; larger ones are reduced."""
 MAX_PAGE_BYTES = 2_500_000
 _PACKED_PLOTLY_BYTES, _BYTES_PER_RUN, _FRAME_BYTES = 1_960_000, 2_000, 40_000
-"""What a page's parts take, measured; pictures get what is left."""
+"""Bytes that the parts of a page take, measured; pictures get what is left."""
 _WIDE = {"Settings together", "What mattered", "Settings against AP", "Differences from the baseline"}
 
 

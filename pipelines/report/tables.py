@@ -195,7 +195,7 @@ _COSTS: tuple[tuple[str, str, str, float, int], ...] = (
 
 
 def _shown_costs(runs: Sequence[RunData]) -> list[tuple[str, str, str, float, int]]:
-    """Those of which any run took something."""
+    """The entries of ``_COSTS`` that any run has a value of."""
     known = [run.taken for run in runs if run.taken is not None]
     return [each for each in _COSTS if any(getattr(taken, each[0]) for taken in known)]
 

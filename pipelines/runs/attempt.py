@@ -1,4 +1,4 @@
-"""One attempt at one run of a set, in the process that Ray gave it: a run is gone on with from wherever it stands."""
+"""One attempt at one run of a set, in the process that Ray gave it: the run resumes from wherever it stands."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def train_attempt(
 
 
 def ask_to_leave(run_dir: Path) -> None:
-    """Have whoever trains a run end after its step: Tune tells a process that it keeps for another trial nothing."""
+    """Ask whoever trains a run to end after its step: Tune does not tell a process that it keeps for another trial."""
     (run_dir / LEAVE).touch()
 
 

@@ -1,4 +1,4 @@
-"""The runs of a set in MLflow: children of the set's own run, reconciled after a kill, told when they are left."""
+"""The runs of a set in MLflow: children of the set's own run, reconciled after a kill, marked when interrupted."""
 
 from __future__ import annotations
 

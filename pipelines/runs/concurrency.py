@@ -31,7 +31,7 @@ class Concurrency:
         self._looked_s = float("-inf")
 
     def __call__(self) -> int:
-        """The number of runs at once; what changes is told."""
+        """The number of runs at once; a change of it is told on the terminal."""
         if self._at_most is not None:
             return self._at_most
         if time.monotonic() - self._looked_s >= LOOK_EVERY_S:

@@ -12,7 +12,7 @@ SAME_REASON = 3
 
 
 class AlikeFailures:
-    """Tells failures that the machine or the command is to blame for from those of single runs.
+    """Tells failures caused by the machine or the command from those of single runs.
 
     Only what failed in this process counts, so that the same command tries again once the cause is mended.
     """

@@ -75,13 +75,13 @@ def sample_stature_px(rng: Rng, height: int, close_ups: float) -> float:
 
 @dataclass(frozen=True)
 class Guest:
-    """A person who wants a place."""
+    """A person who is to be placed."""
 
     stance: Stance
     joints: Array
     """(17, 3) metres."""
     scale: float
-    """Wished pixels per metre."""
+    """Pixels per metre that the person would best have."""
 
     @property
     def span(self) -> float:

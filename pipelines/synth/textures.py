@@ -1,4 +1,4 @@
-"""Noise to look things up in: tiles that repeat without a seam, made once per process and data set."""
+"""Noise for textures: tiles that repeat without a seam, made once per process and data set."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _barrel(model: Model, rng: Rng) -> float:
 
 
 def _dog(model: Model, rng: Rng) -> float:
-    """A four-legged animal: limbs, trunk and head, but nobody."""
+    """A four-legged animal: limbs, trunk and head as a person has, but never annotated."""
     h = float(rng.uniform(0.35, 0.9))
     back, chest = (0, -0.45 * h, 0.72 * h, 0), (0, 0.45 * h, 0.76 * h, 0)
     model.cone(back, chest, (0.19 * h, 0.22 * h), _tag(0))
