@@ -1,34 +1,22 @@
-"""Starting runs: what is refused before anything starts, and runs on Ray's workers that are killed on the way."""
+"""Starting runs: what is refused before anything starts, and what becomes of runs that ended, moved or lost MLflow."""
 
 from __future__ import annotations
 
 import json
-import re
-import signal
-import threading
-import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 from mlflow import MlflowClient
 
 from efafnet.models.skeleton import COCO_17
-from efafnet.pipelines.training import ray_run, ray_worker
+from efafnet.pipelines.training import ray_run
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.ray_run import run_train, train
-from efafnet.pipelines.training.ray_worker import RayAsyncValidator
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, TrainResult, difference
-from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.tracking import Tracker
-from tests.training_cases import config_of, trace_of, write_store
+from tests.training_cases import config_of, train_until, write_store
 
 
 @pytest.fixture
@@ -181,9 +169,9 @@ def test_a_run_whose_store_is_away_ends_and_catches_up_where_it_is_then(
         return config_of(tmp_path, tracking, "epochs=6")
 
     config = tracked("first.db")
-    _train_until(config, 12, monkeypatch)
+    train_until(config, 12, monkeypatch)
     (tmp_path / "first.db").rename(tmp_path / "second.db")
-    _train_until(tracked("second.db"), 22, monkeypatch)
+    train_until(tracked("second.db"), 22, monkeypatch)
     assert json.loads((config.run_dir / "run.json").read_text())["tracking_uri"].endswith("second.db")
     assert not list(config.run_dir.glob("unlogged*"))
     monkeypatch.setattr(Tracker, "close", lambda self, timeout_s=20.0: honest(self, min(timeout_s, 1.0)))
@@ -203,232 +191,3 @@ def test_a_run_whose_store_is_away_ends_and_catches_up_where_it_is_then(
     assert run.info.status == "FINISHED"
     assert run.data.metrics["best/ap"] == result.metrics["ap"]
     assert not list(config.run_dir.glob("unlogged*"))
-
-
-# ---- on Ray
-
-RECORDED = ("epochs=24", "validation.every_epochs=8", "trace=true", "checkpoint={every_epochs: null, every_steps: 10}")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_workers_killed_and_stopped_on_the_way_change_nothing(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    """Two runs on two workers; under one a worker is killed and later one stops answering: equal to the bit, one run in
-    MLflow, no point twice."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    tracking = f"tracking={{uri: '{uri}', system_metrics_every_s: null}}"
-    limit_s = 10.0
-    impatient = (f"worker.collective_timeout_s={limit_s}", "validation.wait_s=5")
-    whole = config_of(tmp_path, "name=whole", "workers=2", tracking, *RECORDED)
-    cut = config_of(tmp_path, "name=cut", "workers=2", tracking, *RECORDED, *impatient)
-    reference = train(whole)
-    lost: list[float] = []
-    breaker = threading.Thread(target=_break_workers, args=(cut, lost), daemon=True)
-    breaker.start()
-    result = train(cut)
-    breaker.join()
-    assert len(lost) == 2, "the run ended before a worker could be killed and another stopped"
-    record_property("restarted_s", lost[0])
-    record_property("noticed_s", lost[1])
-    assert lost[1] >= limit_s - 1, "nobody heard of it before the collective timed out"
-    assert trace_of(cut) == trace_of(whole)
-    assert sorted(trace_of(cut)) == list(range(1, 121))
-    assert result.metrics["ap"] == reference.metrics["ap"]
-    _assert_one_clean_curve(uri, result)
-    _assert_model_loads(uri, result)
-
-
-def _break_workers(config: TrainConfig, lost: list[float]) -> None:
-    """Kill one of the workers after step 40 and stop one after step 80; note how long the run stood still each time."""
-    for step, number in ((40, signal.SIGKILL), (80, signal.SIGSTOP)):
-        if not _until(lambda step=step: _newest(config) >= step):  # type: ignore[misc]
-            return
-        before = _lives(config)
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-        workers[0].send_signal(number)
-        began = time.monotonic()
-        if _until(lambda before=before: _lives(config) > before):  # type: ignore[misc]
-            lost.append(time.monotonic() - began)
-
-
-def _newest(config: TrainConfig) -> int:
-    return max((int(path.name[5:]) for path in (config.run_dir / "checkpoints").glob("step-*")), default=0)
-
-
-def _lives(config: TrainConfig) -> int:
-    log = config.run_dir / "train.log"
-    return log.read_text().count("resuming at step") if log.exists() else 0
-
-
-def _until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def _assert_one_clean_curve(uri: str, result: TrainResult) -> None:
-    client = MlflowClient(uri)
-    assert result.mlflow_run_id is not None
-    run = client.get_run(result.mlflow_run_id)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["optimizer.lr"] == "0.005"
-    assert not {"runs", "reader.threads", "checkpoint.keep_last", "log_every_steps"} & set(run.data.params)
-    assert f"-r {result.mlflow_run_id} -a config.yaml" in run.data.tags["mlflow.note.content"]
-    assert "config.yaml" in {file.path for file in client.list_artifacts(result.mlflow_run_id)}
-    for key, steps in (
-        ("train/loss", range(5, 121, 5)),
-        ("val/ap", (40, 80, 120)),
-        ("best/ap", (40, 80, 120)),
-        ("train/epoch_loss", range(5, 121, 5)),
-    ):
-        counted = Counter(point.step for point in client.get_metric_history(result.mlflow_run_id, key))
-        assert counted == Counter(steps), key
-    inputs: Any = run.inputs
-    assert {entry.dataset.digest for entry in inputs.dataset_inputs} == {
-        json.loads((Path(result.run_dir).parents[1] / name / "manifest.json").read_text())["digest"][:36]
-        for name in ("train", "val")
-    }
-
-
-def _assert_model_loads(uri: str, result: TrainResult) -> None:
-    import mlflow
-
-    mlflow.set_tracking_uri(uri)
-    models = mlflow.search_logged_models(
-        output_format="list", filter_string=f"source_run_id = '{result.mlflow_run_id}'"
-    )
-    assert all(model.name.endswith("efafnet-nano-64x64") for model in models)
-    network = mlflow.pytorch.load_model(models[0].model_uri)
-    weights = load_checkpoint(result.checkpoint).weights["network"]
-    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
-    assert network(torch.zeros(3, 3, 64, 64)).heatmaps.shape == (3, 4, 16, 16)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> None:
-    found = {}
-    for where in ("inline", "auto"):
-        settings = (
-            f"name={where}",
-            f"validation.where={where}",
-            "validation.every_epochs=8",
-            "epochs=24",
-            "trace=true",
-        )
-        config = config_of(tmp_path, "workers=1", *settings)
-        result = train(config)
-        log = (config.run_dir / "train.log").read_text()
-        assert log.count("s beside training)") == (2 if where == "auto" else 0)
-        figures = {key: value for key, value in result.metrics.items() if not key.endswith(("seconds", "elapsed_s"))}
-        told = re.findall(r"validation at step \d+: .*ar [\d.]+", log)
-        found[where] = figures, result.checkpoint.name, told, trace_of(config)
-    assert found["auto"] == found["inline"]
-
-
-def test_room_beside_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A free CPU here and a free GPU there are no place for a task; a cluster that does not say has none."""
-    import ray
-
-    validator = RayAsyncValidator("", {"CPU": 1, "GPU": 1}, 1, "cuda")
-    for nodes, room in (
-        ([{"CPU": 4.0}, {"CPU": 0.5, "GPU": 1.0}], False),
-        ([{"CPU": 4.0}, {"CPU": 1.0, "GPU": 1.0}], True),
-        ([], False),
-    ):
-        monkeypatch.setattr(ray_private, "free_by_node", lambda nodes=nodes: nodes)
-        assert validator.has_room() is room
-
-    def away() -> list[dict[str, float]]:
-        raise ray.exceptions.RaySystemError("GCS")
-
-    monkeypatch.setattr(ray_private, "free_by_node", away)
-    assert not validator.has_room()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_an_asynchronous_validation_that_never_ends_is_given_up(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import ray
-
-    def endless(*_: object) -> None:
-        time.sleep(600)
-
-    monkeypatch.setattr(ray_worker, "validate_weights", endless)
-    validator = RayAsyncValidator("", {"CPU": 4}, 2, "cpu")
-    assert validator.has_room()
-    validator.start({}, 40)
-    assert not validator.ready()
-    began = time.monotonic()
-    assert validator.result() is None
-    assert time.monotonic() - began < 10
-    assert "validation of step 40 beside training gave no figures within validation.wait_s = 2 s" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    assert validator.result() is None
-    # Its place is free again for whoever comes next.
-    assert ray.get(ray.remote(num_cpus=4)(lambda: 7).remote(), timeout=30) == 7
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begun in one process and ended on two workers: the same samples in the same global batches."""
-    short = ("trace=true", "epochs=6", "data.val=null", "name=run")
-    alone = config_of(tmp_path / "alone", *short)
-    train(alone)
-    moved = config_of(tmp_path / "moved", *short)
-    _train_until(moved, 12, monkeypatch)
-    train(config_of(tmp_path / "moved", *short, "workers=2"))
-    one, two = trace_of(alone), trace_of(moved)
-    assert one.keys() == two.keys()
-    assert all(one[step][0] == two[step][0] for step in one)
-    # Step 10 is the last checkpoint before the end in one process: the workers begin with step 11.
-    assert [len(two[step][1]) for step in (10, 11)] == [1, 2]
-    losses = [(sum(map(float.fromhex, t[step][1]))) for t in (one, two) for step in (10, 30)]
-    assert losses[0] == losses[2]
-    # Batch norm over half the slice and sums in another order: near, and not the same.
-    assert losses[1] == pytest.approx(losses[3], rel=0.2)
-
-
-def _train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from efafnet.pipelines.training import job
-
-    honest = job.Job.count
-
-    def count(self: job.Job, *arguments: Any) -> None:
-        if self.progress.step == step:
-            raise KeyboardInterrupt
-        honest(self, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(job.Job, "count", count)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_a_users_error_in_a_worker_is_one_error_and_not_retried(tmp_path: Path) -> None:
-    """A crop that cannot be decoded is found by one worker on the way."""
-    config = config_of(tmp_path, "workers=2", "data.val=null", "epochs=2")
-    shard = tmp_path / "train" / "persons-00000.parquet"
-    table = pq.read_table(shard).to_pylist()
-    table[17]["image"] = bytes(len(table[17]["image"]) - 1)
-    schema = pq.read_schema(shard)
-    pq.write_table(pa.Table.from_pylist(table, schema), shard, row_group_size=8)
-    manifest = json.loads((tmp_path / "train" / "manifest.json").read_text())
-    manifest["shards"][0]["bytes"] = shard.stat().st_size
-    (tmp_path / "train" / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"row 17: .* cannot be decoded"):
-        train(config)
-    again = RunDirectory(config.run_dir).known()
-    assert again is not None
-    assert again.name == "nano_test"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
@@ -164,3 +165,21 @@ def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
             rows.extend(entry["rows"])
             losses.append(entry["loss"])
     return steps
+
+
+def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train a run in this process as if somebody pressed Ctrl-C after ``step`` steps."""
+    from efafnet.pipelines.training import job
+    from efafnet.pipelines.training.ray_run import train
+
+    honest = job.Job.count
+
+    def count(self: job.Job, *arguments: Any) -> None:
+        if self.progress.step == step:
+            raise KeyboardInterrupt
+        honest(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job.Job, "count", count)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
