@@ -61,8 +61,6 @@ class Resources:
     """GPUs."""
     gpu_types: tuple[str, ...]
     """Ray's names of the GPU models."""
-    memory_gib: float
-    """Memory Ray schedules with, GiB."""
     dashboard: str
     """Address of the dashboard, empty without one."""
 
@@ -251,7 +249,6 @@ def resources() -> Resources:
         cpus=total.get("CPU", 0.0),
         gpus=total.get("GPU", 0.0),
         gpu_types=tuple(sorted(name.removeprefix(prefix) for name in total if name.startswith(prefix))),
-        memory_gib=round(total.get("memory", 0.0) / 2**30, 1),
         dashboard=ray_private.dashboard_address(),
     )
 

@@ -168,7 +168,7 @@ def test_a_host_name_without_an_address(monkeypatch: pytest.MonkeyPatch) -> None
 
 # ---- Ray
 
-TWO_NODES = Resources("10.0.0.1:6379", False, 2, 8.0, 1.0, ("A10G",), 10.0, "10.0.0.1:8265")
+TWO_NODES = Resources("10.0.0.1:6379", False, 2, 8.0, 1.0, ("A10G",), "10.0.0.1:8265")
 
 
 def report(**changes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from efafnet.pipelines.training import async_validation, preparation
 from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training.context import PlainContext
-from efafnet.pipelines.training.loop import run
+from efafnet.pipelines.training.loop import collected_between_points, run
 from efafnet.pipelines.training.monitor import DivergedError, Trace, Window, clock
 from efafnet.pipelines.training.step import StepLosses
 from efafnet.platform.checkpoint import load_checkpoint
@@ -209,6 +211,16 @@ def test_loss_scaling_that_skips_every_step_ends_the_run(
     assert points["skipped_share"][5] == (1.0 if always else 0.6)
     if not ends:
         assert points["skipped_share"][10] == 0
+
+
+def test_the_collector_stays_out_of_the_steps_and_comes_back() -> None:
+    """Also where training ends by an error; what was made before the loop is walked by no collection within it."""
+    with suppress(DivergedError), collected_between_points():
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() > 10_000
+        raise DivergedError("the loss is not finite", 3, [1])
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_loop_needs_neither_ray_nor_mlflow() -> None:

@@ -113,7 +113,7 @@ def test_more_workers_than_a_lone_machine_has(tmp_path: Path, monkeypatch: pytes
     from efafnet.platform.capacity import Capacity
     from efafnet.platform.cluster import Resources
 
-    alone = Resources("a:1", True, 1, 2.0, 0.0, (), 1.0, "")
+    alone = Resources("a:1", True, 1, 2.0, 0.0, (), "")
     monkeypatch.setattr(ray_run, "connect", lambda _: alone)
     monkeypatch.setattr(ray_run, "capacity", lambda _: Capacity([{"CPU": 2.0}], is_local=True))
     config = config_of(tmp_path, "workers=8")

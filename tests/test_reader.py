@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from efafnet.models.settings import InputSize
+from efafnet.pipelines.crops import groups as groups_module
 from efafnet.pipelines.crops import reader as reader_module
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.batch import Batch
@@ -324,3 +325,21 @@ def test_needs_neither_ray_nor_mlflow() -> None:
         "import efafnet.pipelines.crops.reader, efafnet.pipelines.crops.store"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_shards_on_a_share_are_not_mapped_into_memory(
+    store: CropStore, monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    """There a read that fails would be a signal that ends the process, and not an error that is tried again."""
+    opened: list[tuple[object, object]] = []
+    honest = pq.ParquetFile
+
+    def open_file(path: Path, **options: object) -> pq.ParquetFile:
+        opened.append((options["memory_map"], options["pre_buffer"]))
+        return honest(path, **options)
+
+    monkeypatch.setattr(groups_module, "is_on_network", lambda _: share)
+    monkeypatch.setattr(pq, "ParquetFile", open_file)
+    read_rows(store, [1, 8], input_size=_SIZE)
+    assert set(opened) == {(not share, share)}

@@ -29,7 +29,7 @@ from tests import crop_data, prediction_cases, serving_cases
 from tests.serving_cases import ask, listening
 
 BOXES = [[10.0, 20.0, 50.0, 90.0], [100.0, 30.0, 60.0, 40.0]]
-HERE = Resources("127.0.0.1:1", True, 1, 4.0, 0.0, (), 1.0, "")
+HERE = Resources("127.0.0.1:1", True, 1, 4.0, 0.0, (), "")
 
 
 @pytest.fixture(scope="module")
