@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 _KEPT = "EFAFNET_ADDRESSES"
 _asked: list[bool] = []
 # Not empty once the cluster was asked: what a driver leaves is there before its workers are.
 _MLFLOW = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_PASSWORDS_IN_QUERY = ("password", "sslpassword")
+_NAMES_IN_QUERY = ("user", *_PASSWORDS_IN_QUERY)
+"""What databases take behind the question mark too: ``postgresql://HOST/NAME?user=ME&password=…``."""
 
 
 def bare(address: str) -> str:
@@ -23,20 +26,27 @@ def bare(address: str) -> str:
 
     Those of an http address become MLflow's own variables, because MLflow cannot use them otherwise.
     """
-    parts = urlsplit(address) if "@" in address and "://" in address else None
-    if parts is None or "@" not in parts.netloc:
+    parts = urlsplit(address) if "://" in address else None
+    if parts is None or not ("@" in parts.netloc or _in_query(parts)):
         return address
     user, _, place = parts.netloc.rpartition("@")
     name, colon, password = user.partition(":")
-    if not colon and not parts.scheme.startswith("http"):
-        return address  # a name alone is no secret
-    cut = urlunsplit(parts._replace(netloc=place))
     if parts.scheme in ("http", "https"):
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(name)
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(password)
-    else:
-        os.environ[_KEPT] = json.dumps({**_kept(), cut: address})
+        return urlunsplit(parts._replace(netloc=place))
+    if not colon and not _in_query(parts):
+        return address  # a name alone is no secret
+    rest = "&".join(pair for pair in parts.query.split("&") if pair.partition("=")[0] not in _NAMES_IN_QUERY)
+    cut = urlunsplit(parts._replace(netloc=place, query=rest))
+    os.environ[_KEPT] = json.dumps({**_kept(), cut: address})
     return cut
+
+
+def _in_query(parts: SplitResult) -> list[str]:
+    """The passwords behind the question mark of an address, as they are written there."""
+    pairs = (pair.partition("=") for pair in parts.query.split("&"))
+    return [value for key, _, value in pairs if key in _PASSWORDS_IN_QUERY and not parts.scheme.startswith("http")]
 
 
 def full(address: str) -> str:
@@ -50,7 +60,8 @@ def full(address: str) -> str:
 def hidden(text: str) -> str:
     """Return ``text`` without the passwords that are known here: libraries quote addresses in their errors."""
     kept: dict[str, str] = json.loads(os.environ.get(_KEPT, "{}"))
-    passwords = [password for given in kept.values() if (password := urlsplit(given).password)]
+    parts = [urlsplit(given) for given in kept.values()]
+    passwords = [secret for each in parts for secret in (each.password, *_in_query(each)) if secret]
     for secret in (*passwords, *(unquote(each) for each in passwords)):
         text = text.replace(secret, "***")
     return text

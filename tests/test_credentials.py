@@ -37,6 +37,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"postgresql://me:{QUOTED}@db:5432/mlflow?sslmode=require", "postgresql://db:5432/mlflow?sslmode=require"),
         (f"s3://KEY:{QUOTED}@bucket/stores/train", "s3://bucket/stores/train"),
         ("postgresql://me@db/mlflow", "postgresql://me@db/mlflow"),
+        (f"postgresql://db/mlflow?user=me&password={QUOTED}&sslmode=require", "postgresql://db/mlflow?sslmode=require"),
+        (f"postgresql://me@db/mlflow?password={QUOTED}", "postgresql://db/mlflow"),
         ("sqlite:////mnt/a@b/mlflow.db", "sqlite:////mnt/a@b/mlflow.db"),
         ("/mnt/me:pw@here/store", "/mnt/me:pw@here/store"),
     ],
@@ -71,6 +73,8 @@ def test_messages_never_hold_a_password(capsys: pytest.CaptureFixture[str]) -> N
     bare(address)
     console.fail(f"cannot connect to {address}: password {SECRET} refused")
     assert capsys.readouterr().err == "error: cannot connect to postgresql://me:***@db/mlflow: password *** refused\n"
+    bare("postgresql://db/mlflow?user=me&password=0ther%2Fone")
+    assert hidden("password 0ther/one (0ther%2Fone) refused") == "password *** (***) refused"
     assert hidden("nothing here") == "nothing here"
 
 

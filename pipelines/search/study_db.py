@@ -9,14 +9,16 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import optuna
+from optuna.exceptions import StorageInternalError
 
 from efafnet.platform import console
 from efafnet.platform.credentials import full, hidden
+from efafnet.platform.ray_errors import made_by
 
 JOURNAL = ".journal"
 """How a journal's file ends."""
@@ -24,6 +26,8 @@ SQLITE_TIMEOUT_S = 60
 """Seconds a writer waits for another; sqlite's own default of 5 is too short on a busy machine."""
 PATIENCE_S = 20.0
 """Seconds to wait at the start for another program that holds the whole file."""
+_DRIVERS = {"postgresql": "postgresql+psycopg"}
+"""By the scheme of an address that names no driver: the one that the extra ``postgres`` installs."""
 _TABLES = {"studies", "trials", "trial_params", "trial_values", "version_info"}
 _AT_PRESENT = ("locked", "disk I/O error", "unable to open", "readonly", "disk is full")
 """What sqlite says where the file itself is not at fault."""
@@ -55,10 +59,29 @@ def open_storage(path: Path, address: str | None = None) -> optuna.storages.Base
             return optuna.storages.RDBStorage(
                 f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
             )
-    if address == "journal" or address.startswith("journal:"):
-        return _open_journal(path, Path(address.removeprefix("journal").removeprefix(":") or path.with_suffix(JOURNAL)))
+    if _is_journal(address):
+        return _open_journal(path, _journal(path, address))
     with _answering(address):
-        return optuna.storages.RDBStorage(full(address), engine_kwargs={"pool_pre_ping": True})
+        scheme, _, rest = full(address).partition("://")
+        # Named, since SQLAlchemy's own choice of a driver has changed between its versions.
+        url = f"{_DRIVERS.get(scheme, scheme)}://{rest}"
+        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+
+
+def _is_journal(address: str) -> bool:
+    return address == "journal" or address.startswith("journal:")
+
+
+def _journal(path: Path, address: str) -> Path:
+    return Path(address.removeprefix("journal").removeprefix(":") or path.with_suffix(JOURNAL))
+
+
+def reading(path: Path, address: str | None = None) -> AbstractContextManager[None]:
+    """Make of anything that goes wrong while a study is read one error that names where it is kept; the arguments are
+    those of ``open_storage``."""
+    if address is None or _is_journal(address):
+        return readable(path if address is None else _journal(path, address))
+    return _answering(address)
 
 
 def _open_journal(path: Path, file: Path) -> optuna.storages.BaseStorage:
@@ -78,15 +101,46 @@ def _answering(address: str) -> Iterator[None]:
     """Make of anything that goes wrong with a database one error that names the setting."""
     try:
         yield
+    except (StudyFileError, StudyUnavailableError):
+        raise
     except ImportError as error:
         raise StudyUnavailableError(
             f"search.storage={address}: Python cannot talk to it ({_brief(error)}); install its driver, for PostgreSQL "
-            "psycopg2-binary"
+            "pip install -c constraints.txt -e '.[postgres]'"
         ) from error
     except Exception as error:
         raise StudyUnavailableError(
             f"search.storage={address} does not answer ({hidden(_brief(error))}); check the address, name and password"
         ) from error
+
+
+@contextmanager
+def lasting(address: str | None) -> Iterator[None]:
+    """Make of a store that fails in the middle of a search one error that says how to go on.
+
+    Args:
+        address: as ``search.storage`` names it; None for the file in the search's directory.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = _of_storage(error, set())
+        if cause is None:
+            raise
+        place = "the search's study.db" if address is None else f"search.storage={address}"
+        raise StudyUnavailableError(
+            f"{place} stopped answering ({hidden(_brief(cause))}); once it answers the same command goes on with the "
+            "search"
+        ) from error
+
+
+def _of_storage(error: BaseException | None, seen: set[int]) -> BaseException | None:
+    """What the store itself said, at the end of a chain of causes; None where the chain has nothing of a store."""
+    if error is None or id(error) in seen or made_by(error, "mlflow"):
+        return None
+    seen.add(id(error))
+    inner = _of_storage(error.__cause__ or error.__context__, seen)
+    return inner or (error if made_by(error, "sqlalchemy") or isinstance(error, StorageInternalError) else None)
 
 
 def check_beside(path: Path, what: str) -> None:
@@ -154,6 +208,6 @@ def readable(path: Path) -> Iterator[None]:
         raise _told(path, error) from error
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return " ".join(lines[0].split())[:200] if lines else type(error).__name__
