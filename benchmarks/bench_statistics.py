@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_statistics                  # some minutes on one core
     python -m benchmarks.bench_statistics --tables 200     # coarse
+    python -m benchmarks.bench_statistics --tables 4000 --kinds "one row 4x, 5 seeds" "4 rows, images small"
 
 Every table is drawn, given to ``compare`` as a study gives it, and counted: the share of intervals (95 %) that hold the
 true difference, for the row that is covered least and most often, the share of tables without any true difference that
@@ -146,17 +147,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", type=int, default=1000, help="tables of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=[case.name for case in CASES], metavar="KIND",
+                        help="names of the kinds to draw; all, and the power besides, unless given")  # fmt: skip
     add_option(parser)
     given = parser.parse_args(arguments)
     with recorded("bench_statistics", given) as record:
-        report(given.tables, record)
+        report(given.tables, [case for case in CASES if given.kinds is None or case.name in given.kinds], record)
+        if given.kinds is None:
+            report_power(given.tables)
 
 
-def report(tables: int, record: Record) -> None:
-    """Print the tables."""
+def report(tables: int, cases: Sequence[Case], record: Record) -> None:
+    """Print how often intervals hold and claims are false."""
     ways: tuple[Judging, ...] = ("equal", "auto", "own")
     rows = []
-    for case in CASES:
+    for case in cases:
         cells, equal = [], 0.0
         for scatter in ways:
             found = rates(case, tables, scatter)
@@ -168,6 +173,11 @@ def report(tables: int, record: Record) -> None:
         console.note(" | ".join(rows[-1]))  # whoever cannot wait has what is done
     heads = ["equal: held", "false", "auto: held", "false", "width", "own: held", "false", "width"]
     console.table(["tables", *heads], rows, title=f"without any difference, {tables} tables of each kind")
+
+
+def report_power(tables: int) -> None:
+    """Print how often a row that differs is told apart."""
+    ways: tuple[Judging, ...] = ("equal", "auto", "own")
     found_by = [
         [
             f"{seeds} seeds, {size:g} sd",

@@ -20,7 +20,6 @@ from efafnet.pipelines.search.config import SearchConfig
 from efafnet.pipelines.search.controller import Controller
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State
 from efafnet.pipelines.search.stopping import rungs
-from efafnet.pipelines.search.tune import rule_of
 from efafnet.pipelines.study.statistics import rank_correlation
 from efafnet.platform import console
 from efafnet.tune_spaces.space import Settings
@@ -30,7 +29,7 @@ BATCH = 20
 SHARES = (0.1, 0.05)
 """A search's aims: figures that so many of the settings reach."""
 MOST = 200
-"""Trials after which a search is given up as not having reached its target."""
+"""Trials after which a search ends as not having reached its target."""
 SOON = {"grace": 1 / 16}
 """Trials are looked at after a sixteenth of their budget in place of a quarter."""
 ARMS: dict[str, dict[str, Any]] = {
@@ -57,11 +56,11 @@ class Replay:
         self.table, self.at_once = table, at_once
         search = SearchConfig(**ARMS[arm])
         grace = max(1, round(search.grace * table.budget))
-        rule = rule_of(search, rungs(table.budget, grace, search.reduction), grace)
+        rule = search.rule(rungs(table.budget, grace, search.reduction), grace)
         self.waits_for_all = search.stop == "constant"
         self.ledger = Ledger(
             Path(":memory:"), "replay", table.space(), trials=BATCH if self.waits_for_all else MOST,
-            sampler=search.sampler, seed=seed, startup=search.startup_trials, waits=search.sets_aside,
+            sampler=search.sampler, seed=seed, startup=search.startup_trials, waits=search.pauses,
             judged_at=grace if self.waits_for_all else None,
         )  # fmt: skip
         self.controller = Controller(self.ledger, rule, self, lambda: at_once)
@@ -71,7 +70,7 @@ class Replay:
         self.spent = 0
 
     def until(self, targets: Sequence[float]) -> list[float]:
-        """Full runs' worth of samples until a trial ends with each target; infinite where the search was given up."""
+        """Full runs' worth of samples until a trial ends with each target; infinite where it never does."""
         found = [math.inf] * len(targets)
         while math.isinf(max(found)) and self._fill():
             self.now, number = heapq.heappop(self.events)
@@ -85,8 +84,8 @@ class Replay:
                 spent = self.spent / self.table.budget
                 found = [min(was, spent) if curve[samples] >= target else was
                          for was, target in zip(found, targets, strict=True)]  # fmt: skip
-            elif self.controller.gives_up(number):
-                self.controller.give_up(number)
+            elif self.controller.halts(number):
+                self.controller.halt(number)
             else:
                 self._await(number)
         return found
@@ -97,7 +96,7 @@ class Replay:
             pass
         if self.events or not self.waits_for_all or self.ledger.trials >= MOST:
             return bool(self.events)
-        self.controller.close_aside()
+        self.controller.close_paused()
         self.ledger.trials += BATCH
         return self._fill()
 
@@ -125,7 +124,7 @@ class Replay:
     def ended(self, number: int, state: State, reason: str) -> None:
         """The ledger has it."""
 
-    def set_aside(self, number: int) -> None:
+    def paused(self, number: int) -> None:
         """The ledger has it."""
 
 
@@ -149,7 +148,7 @@ def searchers(table: Table, seeds: int, arms: list[str], record: Record, at_once
         rows: list[list[object]] = []
         base = 0.0
         for arm in arms:
-            # A search that was given up needs more than it spent: it stands above all others.
+            # A search that did not get there needs more than it spent: it stands above all others.
             needed = sorted(found[arm, seed][place] for seed in range(seeds))
             middle = statistics.median_low(needed)
             low, high = median_span(needed)

@@ -171,7 +171,7 @@ def _trained(config: TuneConfig, settings: Settings, number: int) -> dict[int, f
     if not file.exists():
         inputs = open_inputs(config)
         run = paced(trial_config(config, settings, number, config.runs), inputs, VALIDATIONS)
-        steps = config.plan(inputs).steps
+        steps = inputs.plan(config).steps
         curve = {step * run.batch_size: 0.0 for step in range(1, steps + 1) if due(step, steps / VALIDATIONS)}
         with suppress(DivergedError):  # a search would close it as failed: in a table it has found nobody from there on
             train(run)

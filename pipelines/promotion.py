@@ -21,12 +21,11 @@ from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.outcome import RankedTrial, SearchResult
 from efafnet.pipelines.search.tune import run_tune
 from efafnet.pipelines.study.config import StudyConfig, row_config
-from efafnet.pipelines.study.statistics import Comparison, Standing, rank_correlation
+from efafnet.pipelines.study.statistics import Comparison, RowResult, rank_correlation
 from efafnet.pipelines.study.study import StudyResult, compare_rows
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
 from efafnet.pipelines.training.rundir import RunDirectory
-from efafnet.pipelines.training.schedule import plan_run
 from efafnet.pipelines.training.start import run_train
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, resolve, to_yaml
@@ -45,7 +44,7 @@ class Promotion:
     """How the finalists ended."""
 
     finals: StudyResult
-    winner: Standing
+    winner: RowResult
     preset: Path
     """What the winner is trained in full with."""
 
@@ -97,7 +96,7 @@ def promote(config: TuneConfig, found: SearchResult) -> Promotion:
     return Promotion(finals, winner, preset)
 
 
-def winner_of(rows: Sequence[Standing], repeats: int) -> Standing:
+def winner_of(rows: Sequence[RowResult], repeats: int) -> RowResult:
     """The row with the highest mean among those that have all their ``repeats``, or among those with most runs where
     none has: the luckiest of few runs is no winner."""
     full = min(repeats, max(row.runs for row in rows))
@@ -110,16 +109,9 @@ def middle_samples(config: TuneConfig, inputs: Inputs) -> int:
     Raises:
         ValueError: a full run would be shorter than a trial.
     """
-    trial = config.plan(inputs).steps * config.batch_size
-    full = (
-        config.batch_size
-        * plan_run(
-            epochs=config.epochs,
-            samples=inputs.train.num_persons,
-            global_batch=config.batch_size,
-            max_samples=config.promote.full_samples,
-        ).steps
-    )
+    trial = inputs.plan(config).steps * config.batch_size
+    whole = config.model_copy(update={"max_samples": config.promote.full_samples})
+    full = inputs.plan(whole).steps * config.batch_size
     if full < trial:
         raise ValueError(
             f"promote.full_samples = {config.promote.full_samples}: a full run cannot be shorter than a trial's {trial}"
@@ -181,7 +173,7 @@ def finals_study(config: TuneConfig, trials: Sequence[RankedTrial]) -> Study:
     return Study("finals", f"search {config.name}", text, about, AS_GIVEN, tuple(rows))
 
 
-def _winners_tree(config: TuneConfig, found: SearchResult, winner: Standing) -> dict[str, object]:
+def _winners_tree(config: TuneConfig, found: SearchResult, winner: RowResult) -> dict[str, object]:
     number = None if winner.name == AS_GIVEN else int(winner.name.split()[-1])
     settings = next((dict(trial.settings) for trial in found.ranking if trial.number == number), {})
     return with_settings(config.base(), settings) | {
@@ -199,7 +191,7 @@ def show(promotion: Promotion) -> None:
     console.say(f"train it in full: efafnet train {promotion.preset}")
 
 
-def conclusion(found: Comparison, winner: Standing) -> list[str]:
+def conclusion(found: Comparison, winner: RowResult) -> list[str]:
     """What the finals say, and what they do not."""
     given = next((row for row in found.rows if row.name == AS_GIVEN), None)
     told = [

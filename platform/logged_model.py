@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_SCORE_TAG = "merit."
+"""How the tags of a registered version begin that hold its score, in registries that are there already."""
+
+
 @dataclass(frozen=True)
 class LoggedModel:
     """A network in MLflow."""
@@ -33,12 +37,12 @@ class LoggedModel:
     """What ``mlflow.pytorch.load_model`` takes."""
     version: str | None
     """Version in the registry, if it was registered."""
-    standing: str = ""
+    alias_note: str = ""
     """What became of the alias, in words; empty where none was asked for."""
 
 
 @dataclass(frozen=True)
-class Merit:
+class Score:
     """What a network is worth: a figure, and the terms under which figures may be compared."""
 
     metric: str
@@ -76,7 +80,7 @@ def log_model(
     name: str = "network",
     register_as: str | None = None,
     alias: str | None = None,
-    merit: Merit | None = None,
+    score: Score | None = None,
     step: int = 0,
     metadata: Mapping[str, Any] | None = None,
 ) -> LoggedModel:
@@ -90,8 +94,8 @@ def log_model(
         served: what ``mlflow.pyfunc.load_model`` gives instead of a function of tensors; none for that.
         name: name within the run.
         register_as: name in the registry, or None.
-        alias: alias for the registered version, or None. A version that has it keeps it unless ``merit`` beats its.
-        merit: what the network is worth; also kept as tags of the registered version.
+        alias: alias for the registered version, or None. A version that has it keeps it unless ``score`` beats its.
+        score: what the network is worth; also kept as tags of the registered version.
         step: optimizer steps it was trained for.
         metadata: JSON-able facts stored with it.
 
@@ -118,13 +122,13 @@ def log_model(
                 serialization_format="pickle",
                 **_function(served, input_shape),
             )
-        version, standing = info.registered_model_version, ""
+        version, alias_note = info.registered_model_version, ""
         _attach_metrics(client, run_id, str(info.model_id), step)
         if register_as and version is not None:
-            standing = _stand(client, register_as, str(version), alias, merit)
+            alias_note = _register(client, register_as, str(version), alias, score)
     except (MlflowException, OSError) as error:
         raise _refused(uri, "the network", error) from error
-    return LoggedModel(str(info.model_uri), None if version is None else str(version), standing)
+    return LoggedModel(str(info.model_uri), None if version is None else str(version), alias_note)
 
 
 def _function(served: Served | None, input_shape: Sequence[int]) -> dict[str, Any]:
@@ -170,15 +174,15 @@ def _choose_place(uri: str, run_id: str) -> None:
     mlflow.set_experiment(experiment_id=mlflow_client(uri).get_run(run_id).info.experiment_id)
 
 
-def _stand(client: MlflowClient, name: str, version: str, alias: str | None, merit: Merit | None) -> str:
-    """Tag a registered version with its merit, give it the alias if it may have it, and say which."""
-    for key, value in (asdict(merit) if merit else {}).items():
-        client.set_model_version_tag(name, version, f"merit.{key}", str(value))
+def _register(client: MlflowClient, name: str, version: str, alias: str | None, score: Score | None) -> str:
+    """Tag a registered version with its score, give it the alias if it may have it, and say which."""
+    for key, value in (asdict(score) if score else {}).items():
+        client.set_model_version_tag(name, version, f"{_SCORE_TAG}{key}", str(value))
     if alias is None:
         return ""
     holder = _holder(client, name, alias)
     if holder is not None:
-        refusal = _refusal(holder.tags, merit)
+        refusal = _refusal(holder.tags, score)
         if refusal:
             return f"version {holder.version} stays {alias}: {refusal}"
     client.set_registered_model_alias(name, alias, version)
@@ -196,14 +200,14 @@ def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
         return None
 
 
-def _refusal(holder: Mapping[str, str], merit: Merit | None) -> str:
-    """Say why a network with ``merit`` may not take the alias from one with these tags; empty if it may."""
-    if merit is None:
+def _refusal(holder: Mapping[str, str], score: Score | None) -> str:
+    """Say why a network with ``score`` may not take the alias from one with these tags; empty if it may."""
+    if score is None:
         return "the new network was not validated"
-    if (holder.get("merit.metric"), holder.get("merit.terms")) != (merit.metric, merit.terms):
+    if (holder.get(f"{_SCORE_TAG}metric"), holder.get(f"{_SCORE_TAG}terms")) != (score.metric, score.terms):
         return "it was measured on other data or in another way; set the alias by hand if the new network is better"
-    value = float(holder["merit.value"])
-    return "" if merit.value > value else f"its {merit.metric} is {value:.4f}, the new network's {merit.value:.4f}"
+    value = float(holder[f"{_SCORE_TAG}value"])
+    return "" if score.value > value else f"its {score.metric} is {value:.4f}, the new network's {score.value:.4f}"
 
 
 def log_checkpoints(uri: str, run_id: str, checkpoints: Mapping[int, Path], name: str = "network") -> None:

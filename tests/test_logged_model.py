@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from efafnet.platform.logged_model import Merit, log_checkpoints, log_model
+from efafnet.platform.logged_model import Score, log_checkpoints, log_model
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import Tracker
 
@@ -44,22 +44,22 @@ def test_a_logged_network_comes_back_whole_for_any_batch(uri: str, run_id: str, 
 
 def test_only_a_better_network_of_the_same_terms_becomes_champion(uri: str, run_id: str) -> None:
     challengers = [
-        (Merit("ap", 0.50, "coco"), 1, "is now champion"),
-        (Merit("ap", 0.50, "coco"), 1, "version 1 stays champion: its ap is 0.5000, the new network's 0.5000"),
-        (Merit("ap", 0.90, "mini"), 1, "version 1 stays champion: it was measured on other data"),
-        (Merit("ar", 0.90, "coco"), 1, "version 1 stays champion: it was measured on other data"),
+        (Score("ap", 0.50, "coco"), 1, "is now champion"),
+        (Score("ap", 0.50, "coco"), 1, "version 1 stays champion: its ap is 0.5000, the new network's 0.5000"),
+        (Score("ap", 0.90, "mini"), 1, "version 1 stays champion: it was measured on other data"),
+        (Score("ar", 0.90, "coco"), 1, "version 1 stays champion: it was measured on other data"),
         (None, 1, "version 1 stays champion: the new network was not validated"),
-        (Merit("ap", 0.51, "coco"), 6, "is now champion, after version 1"),
+        (Score("ap", 0.51, "coco"), 6, "is now champion, after version 1"),
     ]
-    for number, (merit, champion, told) in enumerate(challengers, start=1):
+    for number, (score, champion, told) in enumerate(challengers, start=1):
         network = small_network()
         with torch.no_grad():
             network[0].weight.fill_(number)  # type: ignore[index]
         logged = log_model(
-            uri, run_id, network, input_shape=(3, 32, 32), register_as="pose", alias="champion", merit=merit
+            uri, run_id, network, input_shape=(3, 32, 32), register_as="pose", alias="champion", score=score
         )
         assert logged.version == str(number)
-        assert logged.standing.startswith(told)
+        assert logged.alias_note.startswith(told)
         assert str(mlflow_client(uri).get_model_version_by_alias("pose", "champion").version) == str(champion)
     mlflow.set_tracking_uri(uri)
     assert mlflow.pytorch.load_model("models:/pose@champion")[0].weight[0, 0, 0, 0] == 6

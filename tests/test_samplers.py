@@ -77,7 +77,7 @@ def test_a_sampler_is_shown_the_figures_at_the_one_point_where_all_wait(tmp_path
         book.next()
         number = book.live()[-1]
         book.report(number, 100, figure)
-        book.set_aside(number)
+        book.pause(number)
     book.resume(2)
     book.report(2, 200, 0.8)
     shown = as_judged(book.study.trials, {0, 1}, 100).trials

@@ -124,7 +124,7 @@ def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_wit
         kept = [path.parent.name for path in (tmp_path / "trials").glob("*/checkpoints")]
         assert kept == [f"{assignment.number:04d}"]
     mine.close()
-    assert mine.standing() == {
+    assert mine.progress() == {
         "trials/complete": 150, "trials/stopped_early": 0, "trials/failed": 0, "trials/running": 0, "best/ap": 149,
         "best/trial": 149,
     }  # fmt: skip

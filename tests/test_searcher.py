@@ -44,8 +44,8 @@ class Listener:
     def ended(self, number: int, state: State, reason: str) -> None:
         self.told.append(("ended", number, state, reason))
 
-    def set_aside(self, number: int) -> None:
-        self.told.append(("aside", number))
+    def paused(self, number: int) -> None:
+        self.told.append(("paused", number))
 
 
 HALVING = Rule(lambda curves, number: halving_stops(curves, number, [100], 2))
@@ -228,11 +228,11 @@ def run_through(search: StudySearch, scheduler: StudyScheduler, figures: list[li
 
 PROMOTING = Rule(
     lambda curves, number: halving_pauses(curves, number, [100, 200], 2),
-    lambda standings: halving_promotes(standings, [100, 200], 2),
+    lambda state: halving_promotes(state, [100, 200], 2),
 )
 CONSTANT = Rule(
     lambda curves, number: constant_pauses(curves, number, 100),
-    lambda standings: constant_promotes(standings, 100, 2),
+    lambda state: constant_promotes(state, 100, 2),
 )
 
 
@@ -245,15 +245,15 @@ def test_a_trial_goes_on_once_those_behind_it_leave_it_among_the_best_half(tmp_p
     curves = [[0.3, 0.35, 0.4], [0.1, 0.2, 0.3], [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]]
     happened = run_through(search, scheduler, curves, at_once=1)
     assert happened == ["+0", "-0", "+1", "-1", "+0", "-0", "+2", "!2", "+3", "-3"]
-    search.controller.close_aside()
+    search.controller.close_paused()
     zero, one, two, three = search.controller.ledger.study.trials
     assert [each.state.name for each in (zero, one, two, three)] == ["PRUNED", "PRUNED", "COMPLETE", "PRUNED"]
     assert zero.intermediate_values == {100: 0.3, 200: 0.35}
-    assert [told for told in listener.told if told[0] == "aside"] == [
-        ("aside", 0),
-        ("aside", 1),
-        ("aside", 0),
-        ("aside", 3),
+    assert [told for told in listener.told if told[0] == "paused"] == [
+        ("paused", 0),
+        ("paused", 1),
+        ("paused", 0),
+        ("paused", 3),
     ]
     assert (two.value, search.controller.ledger.remaining()) == (0.6, 0)
 
@@ -263,7 +263,7 @@ def test_every_trial_waits_at_one_point_and_then_the_best_go_on(tmp_path: Path) 
     curves = [[0.3, 0.9], [0.1, 0.2], [0.4, 0.5], [0.2, 0.3]]
     happened = run_through(search, scheduler, curves, at_once=2)
     assert happened == ["+0", "+1", "-0", "-1", "+2", "+3", "-2", "-3", "+2", "+0", "!2", "!0"]
-    search.controller.close_aside()
+    search.controller.close_paused()
     assert [each.state.name for each in search.controller.ledger.study.trials] == [
         "COMPLETE",
         "PRUNED",
@@ -285,7 +285,7 @@ def test_what_waits_waits_through_a_kill(tmp_path: Path) -> None:
     _, search, scheduler, listener = tune(ledger(tmp_path, trials=2), CONSTANT)
     assert search.controller.ledger.remaining() == 2
     assert run_through(search, scheduler, [[0.5, 0.6], [0.25, 0.75]], at_once=1) == ["+0", "!0", "+1", "!1"]
-    assert listener.told[0] == ("aside", 1)  # as would have been decided then
+    assert listener.told[0] == ("paused", 1)  # as would have been decided then
     assert states(search.controller.ledger) == ["COMPLETE", "COMPLETE"]
 
 

@@ -1,4 +1,4 @@
-"""Stopping rules: when a trial is given up, by hand-computed cases and as Ray's own ASHA decides."""
+"""Stopping rules: when a trial stops, by hand-computed cases and as Ray's own ASHA decides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from efafnet.pipelines.search.stopping import (
-    Standings,
+    SearchState,
     at_rung,
     constant_pauses,
     constant_promotes,
@@ -58,25 +58,25 @@ def test_of_seven_at_a_rung_the_best_third_is_two() -> None:
     assert not halving_pauses({0: {50: 0.9}}, 0, [100], 2)
 
 
-def standings(curves: dict[int, dict[int, float]], aside: set[int], **more: Any) -> Standings:
+def state(curves: dict[int, dict[int, float]], paused: set[int], **more: Any) -> SearchState:
     told: dict[str, Any] = {"running": frozenset(), "complete": frozenset(), "failed": frozenset(), "exhausted": False}
-    return Standings(curves, frozenset(aside), **(told | more))
+    return SearchState(curves, frozenset(paused), **(told | more))
 
 
 def test_the_highest_rung_sends_on_first() -> None:
     low = {0: {100: 0.1}, 1: {100: 0.2}, 2: {100: 0.8}}  # of five at 100 the best two: 4 (.9) and 2
     high = {3: {100: 0.3, 200: 0.5}, 4: {100: 0.9, 200: 0.4}}  # of two at 200 the best one: 3
-    assert halving_promotes(standings(low | high, {0, 1, 2, 3, 4}), [100, 200], 2) == 3
-    assert halving_promotes(standings(low | high, {0, 1, 2, 4}), [100, 200], 2) == 2
-    assert halving_promotes(standings(low | high, {0, 1, 4}), [100, 200], 2) is None
+    assert halving_promotes(state(low | high, {0, 1, 2, 3, 4}), [100, 200], 2) == 3
+    assert halving_promotes(state(low | high, {0, 1, 2, 4}), [100, 200], 2) == 2
+    assert halving_promotes(state(low | high, {0, 1, 4}), [100, 200], 2) is None
 
 
 def test_where_none_came_to_its_end_the_best_of_the_highest_rung_does() -> None:
     curves = {0: {100: 0.1}, 1: {100: 0.2, 200: 0.3}}
-    assert halving_promotes(standings(curves, {0, 1}), [100, 200], 2) is None
-    assert halving_promotes(standings(curves, {0, 1}, exhausted=True), [100, 200], 2) == 1
-    assert halving_promotes(standings(curves, {0, 1}, exhausted=True, complete=frozenset({7})), [100, 200], 2) is None
-    assert halving_promotes(standings(curves, {0, 1}, exhausted=True, running=frozenset({7})), [100, 200], 2) is None
+    assert halving_promotes(state(curves, {0, 1}), [100, 200], 2) is None
+    assert halving_promotes(state(curves, {0, 1}, exhausted=True), [100, 200], 2) == 1
+    assert halving_promotes(state(curves, {0, 1}, exhausted=True, complete=frozenset({7})), [100, 200], 2) is None
+    assert halving_promotes(state(curves, {0, 1}, exhausted=True, running=frozenset({7})), [100, 200], 2) is None
 
 
 def test_all_wait_at_the_one_point_until_the_last_is_there() -> None:
@@ -85,13 +85,13 @@ def test_all_wait_at_the_one_point_until_the_last_is_there() -> None:
     assert not constant_pauses(curves, 2, 100)
     assert not constant_pauses({0: {100: 0.1, 150: 0.2}}, 0, 100)
     here = {"running": frozenset({2}), "exhausted": True}
-    assert constant_promotes(standings(curves, {0, 1, 3}, **here), 100, 2) is None
+    assert constant_promotes(state(curves, {0, 1, 3}, **here), 100, 2) is None
     del curves[2]
-    assert constant_promotes(standings(curves, {0, 1, 3}), 100, 2) is None  # more are to be begun
-    assert constant_promotes(standings(curves, {0, 1, 3}, exhausted=True), 100, 2) == 1
-    assert constant_promotes(standings(curves, {0, 3}, exhausted=True), 100, 2) == 3
-    assert constant_promotes(standings(curves, {0}, exhausted=True), 100, 2) is None
-    assert constant_promotes(standings(curves, {0}, exhausted=True, failed=frozenset({1})), 100, 2) == 0
+    assert constant_promotes(state(curves, {0, 1, 3}), 100, 2) is None  # more are to be begun
+    assert constant_promotes(state(curves, {0, 1, 3}, exhausted=True), 100, 2) == 1
+    assert constant_promotes(state(curves, {0, 3}, exhausted=True), 100, 2) == 3
+    assert constant_promotes(state(curves, {0}, exhausted=True), 100, 2) is None
+    assert constant_promotes(state(curves, {0}, exhausted=True, failed=frozenset({1})), 100, 2) == 0
 
 
 @pytest.mark.parametrize("reduction", [2, 3])

@@ -19,12 +19,13 @@ from efafnet.pipelines.evaluation.columns import detections
 from efafnet.pipelines.evaluation.matching import match
 from efafnet.pipelines.evaluation.metrics import average_precision
 from efafnet.pipelines.evaluation.results_file import read_reference
+from efafnet.pipelines.runs.settings import names_of
 from efafnet.pipelines.study import people
 from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
 from efafnet.pipelines.study.people import synthetic_people
 from efafnet.pipelines.study.sheet import Sheet, sheet_of, to_json
 from efafnet.pipelines.study.statistics import Measured, compare
-from efafnet.pipelines.study.study import circumstances, names_of, seeds_of, study
+from efafnet.pipelines.study.study import circumstances, seeds_of, study
 from efafnet.pipelines.synth import dataset
 from efafnet.pipelines.synth.dataset import SplitCounts, SynthConfig
 from efafnet.pipelines.training.config import TrainConfig

@@ -127,7 +127,7 @@ def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
     # The stopped one can be gone on with: a search that was killed just then may do so.
     again = TrialRun(job(long))
     assert again.next()[SAMPLES] == 40
-    again.give_up()
+    again.cancel()
 
 
 def test_a_trial_waits_for_the_process_of_an_earlier_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

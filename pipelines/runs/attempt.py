@@ -26,7 +26,7 @@ def train_attempt(
     *,
     parent_run_id: str | None,
     tags: Mapping[str, str],
-    given_up: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] = lambda: False,
     then: Callable[[TrainResult], object] = lambda _: None,
 ) -> str:
     """Train a run from wherever it stands, its words in its own log.
@@ -35,7 +35,7 @@ def train_attempt(
         config: the run, placed; its directory is made where there is none.
         parent_run_id: MLflow run that it is a child of.
         tags: of its own MLflow run.
-        given_up: asked before each step of a run in this process; true ends it there. So does ``ask_to_leave``.
+        cancelled: asked before each step of a run in this process; true ends it there. So does ``ask_to_leave``.
         then: what follows the training, in the same log.
 
     Returns:
@@ -59,7 +59,7 @@ def train_attempt(
                     callbacks=[note],
                     parent_run_id=parent_run_id,
                     tags=tags,
-                    given_up=lambda: given_up() or leave.exists(),
+                    cancelled=lambda: cancelled() or leave.exists(),
                 )
             )
         except Exception as error:

@@ -21,6 +21,12 @@ def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
     return result
 
 
+def names_of(config: TrainConfig, inputs: Inputs) -> dict[str, float]:
+    """What numbers in the file of a space or a study may refer to."""
+    steps = inputs.plan(config).full_steps
+    return {"num_joints": inputs.skeleton.num_joints, "epochs": float(config.epochs), "steps": steps}
+
+
 def check_run(run: TrainConfig, inputs: Inputs) -> None:
     """Refuse what only the data shows to be impossible.
 

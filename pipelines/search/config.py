@@ -10,9 +10,17 @@ from pydantic import Field, field_validator, model_validator
 
 from efafnet.models.settings import MAX_SEED, Settings
 from efafnet.pipelines.runs.settings import with_settings
-from efafnet.pipelines.search.stopping import rungs
+from efafnet.pipelines.search.stopping import (
+    Rule,
+    constant_pauses,
+    constant_promotes,
+    halving_pauses,
+    halving_promotes,
+    halving_stops,
+    median_stops,
+    rungs,
+)
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.schedule import Plan, plan_run
 from efafnet.platform.addresses import BareAddress
 from efafnet.platform.configuration import resolve
 
@@ -123,7 +131,7 @@ class SearchConfig(Settings):
             )
         if self.promotes and self.stop != "asha":
             raise ValueError(f"promotes=true belongs to stop=asha; stop={self.stop} has its own way to go on, or none")
-        if self.sampler == "cmaes" and (self.sets_aside or self.against != "none"):
+        if self.sampler == "cmaes" and (self.pauses or self.against != "none"):
             raise ValueError(
                 "sampler=cmaes learns from complete trials and from one figure alone: set promotes=false, against=none "
                 "and stop to none, asha or median; or take another sampler"
@@ -131,9 +139,28 @@ class SearchConfig(Settings):
         return self
 
     @property
-    def sets_aside(self) -> bool:
+    def pauses(self) -> bool:
         """Whether trials may wait and go on later."""
         return self.promotes or self.stop == "constant"
+
+    def rule(self, levels: list[int], grace: int) -> Rule:
+        """Where trials halt and which go on, with the search's rungs and the samples that every trial gets."""
+        reduction, finish = self.reduction, self.finish
+        if self.promotes:
+            return Rule(
+                lambda curves, number: halving_pauses(curves, number, levels, reduction),
+                lambda state: halving_promotes(state, levels, reduction),
+            )
+        if self.stop == "asha":
+            return Rule(lambda curves, number: halving_stops(curves, number, levels, reduction))
+        if self.stop == "median":
+            return Rule(lambda curves, number: median_stops(curves, number, grace))
+        if self.stop == "constant":
+            return Rule(
+                lambda curves, number: constant_pauses(curves, number, grace),
+                lambda state: constant_promotes(state, grace, finish),
+            )
+        return Rule(lambda _curves, _number: False)
 
     @property
     def startup_trials(self) -> int:
@@ -205,15 +232,6 @@ class TuneConfig(TrainConfig):
         """The training settings as a tree."""
         return self.model_dump(mode="json", exclude=set(_TUNE_ONLY))
 
-    def plan(self, inputs: Inputs) -> Plan:
-        """Length of a trial with the base settings."""
-        return plan_run(
-            epochs=self.epochs,
-            samples=inputs.train.num_persons,
-            global_batch=self.batch_size,
-            max_samples=self.max_samples,
-        )
-
     def unequal(self) -> dict[str, str]:
         """Keys that this search's space must not set, since they change how long a trial is, and why."""
         if self.search.stop == "none":
@@ -224,17 +242,9 @@ class TuneConfig(TrainConfig):
 
     def rungs(self, inputs: Inputs) -> tuple[list[int], int]:
         """Samples at which trials are compared, and the samples every trial gets."""
-        budget = self.plan(inputs).steps * self.batch_size
+        budget = inputs.plan(self).steps * self.batch_size
         grace = max(1, round(self.search.grace * budget))
         return rungs(budget, grace, self.search.reduction), grace
-
-    def names(self, inputs: Inputs) -> dict[str, float]:
-        """What numbers in a space may refer to."""
-        return {
-            "num_joints": inputs.skeleton.num_joints,
-            "epochs": float(self.epochs),
-            "steps": self.plan(inputs).full_steps,
-        }
 
     def identity(self, train_digest: str, val_digest: str | None) -> dict[str, Any]:
         """What makes the search the search it is: the training settings and data, the space and how it is searched.
@@ -277,12 +287,7 @@ def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
 
     The checkpoint of each stays until the trial ends: the search reads its figures there, in its own time.
     """
-    plan = plan_run(
-        epochs=trial.epochs,
-        samples=inputs.train.num_persons,
-        global_batch=trial.batch_size,
-        max_samples=trial.max_samples,
-    )
+    plan = inputs.plan(trial)
     every = plan.epoch(plan.steps) / validations
     validation = trial.validation.model_copy(update={"every_epochs": every, "overlays": 0, "where": "inline"})
     keep_last = max(trial.checkpoint.keep_last, validations)

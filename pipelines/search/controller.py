@@ -1,4 +1,4 @@
-"""What decides over a search's trials: which one runs next, which gives its place away, and when no more are begun."""
+"""What decides over a search's trials: which one runs next, which stops or pauses, and when no more are begun."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class TrialListener(Protocol):
     def ended(self, number: int, state: State, reason: str) -> None:
         """Take note that a trial is over."""
 
-    def set_aside(self, number: int) -> None:
-        """Take note that a trial waits."""
+    def paused(self, number: int) -> None:
+        """Take note that a trial is paused."""
 
 
 class Controller:
@@ -70,14 +70,14 @@ class Controller:
         """Settings of the next trial; None when there is none now."""
         while True:
             spent = self.out_of_patience
-            goes_on = self.rule.goes_on and self.rule.goes_on(self.ledger.standings(exhausted=spent))
-            if goes_on is not None:
-                assignment: Assignment | None = self.ledger.resume(goes_on)
+            paused = self.rule.to_resume and self.rule.to_resume(self.ledger.state(exhausted=spent))
+            if paused is not None:
+                assignment: Assignment | None = self.ledger.resume(paused)
             elif (assignment := self.ledger.next(begin=not spent)) is None:
                 return None
             # The search was killed between this trial's figure and its end: decide as would have been decided then.
-            elif assignment.attempt > 1 and self.gives_up(assignment.number):
-                self.give_up(assignment.number)
+            elif assignment.attempt > 1 and self.halts(assignment.number):
+                self.halt(assignment.number)
                 continue
             assert assignment is not None
             self.numbers[trial_id] = assignment.number
@@ -92,23 +92,23 @@ class Controller:
     @property
     def may_go_on(self) -> bool:
         """Whether a trial that runs may yet make room for one that waits."""
-        return self.rule.sets_aside and bool(self.ledger.live())
+        return self.rule.pauses and bool(self.ledger.live())
 
-    def gives_up(self, number: int) -> bool:
-        """Whether a trial gives its place to others at its newest figure."""
-        return bool(self.ledger.curves[number]) and self.rule.gives_up(self.ledger.curves, number)
+    def halts(self, number: int) -> bool:
+        """Whether a trial is to stop or pause at its newest figure."""
+        return bool(self.ledger.curves[number]) and self.rule.halts(self.ledger.curves, number)
 
-    def give_up(self, number: int) -> None:
-        """Take its place from a trial, for good or to wait."""
-        if self.rule.sets_aside:
-            self.ledger.set_aside(number)
-            self.listener.set_aside(number)
+    def halt(self, number: int) -> None:
+        """Stop a trial for good, or pause it."""
+        if self.rule.pauses:
+            self.ledger.pause(number)
+            self.listener.paused(number)
         else:
             self.close(number, "pruned", "")
 
-    def close_aside(self) -> None:
+    def close_paused(self) -> None:
         """End what still waits when the search is over."""
-        for number in self.ledger.close_aside():
+        for number in self.ledger.close_paused():
             self.listener.ended(number, "pruned", "")
 
     def close(self, number: int, state: State, reason: str) -> None:

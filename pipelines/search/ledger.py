@@ -21,8 +21,8 @@ from efafnet.pipelines.search.earlier import COST_UNIT, TERMS, Terms, study_iden
 from efafnet.pipelines.search.limits import DRAWS, INFEASIBLE, Limits, judge_again
 from efafnet.pipelines.search.pareto import COST, both_objectives
 from efafnet.pipelines.search.samplers import LEARN_ALONE, as_judged, make_sampler
-from efafnet.pipelines.search.stopping import Standings
-from efafnet.pipelines.search.study_db import StudyFileError, check_beside, open_storage, readable
+from efafnet.pipelines.search.stopping import SearchState
+from efafnet.pipelines.search.study_db import StudyFileError, check_beside, open_storage, reading
 from efafnet.tune_spaces.space import Settings, Space, parameters, suggest
 
 State = Literal["complete", "pruned", "failed"]
@@ -30,8 +30,8 @@ IMPORTED = "imported_from"
 """Attribute of trials that were taken over from another study: which study, and which trial of it."""
 RETRY_OF = "retry_of"
 """Attribute of a trial that tries a failed one again: that one's number."""
-ASIDE = "set_aside"
-"""Attribute of a trial: whether it waits where it stands, and may go on."""
+PAUSED = "set_aside"
+"""Attribute of a trial: whether it is paused, and may go on. As studies have it that were begun long ago."""
 DRIVER = "driver"
 """Attribute of a trial of a shared study: which command runs it."""
 IDENTITY = "identity"
@@ -82,7 +82,7 @@ class Ledger:
         seed: seed of the draws.
         startup: trials drawn at random before the sampler learns.
         weighed: whether the sampler weighs the figure against the trials' cost (``pareto``).
-        waits: whether trials may be set aside: the sampler then sees those that wait as stopped and not as running.
+        waits: whether trials may be paused: the sampler then sees those that wait as stopped and not as running.
         judged_at: samples at which every trial waits; the sampler then learns from the figures there.
         limits: what networks may cost; None for no limits.
         shared: where the study is kept, if not in ``path``.
@@ -114,15 +114,14 @@ class Ledger:
         self.nothing_within = ""
         """Why nothing more is drawn: all is above the limits. Nothing while something is not."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = open_storage(path, shared.storage if shared else None)
-        with readable(path):
-            self.study = optuna.create_study(
-                storage=storage, study_name=name, direction="maximize", load_if_exists=True
-            )
+        place = path, shared.storage if shared else None
+        kept = open_storage(*place)
+        with reading(*place):
+            self.study = optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
             self._live: dict[int, Trial] = {}
             running = [trial for trial in self.own() if trial.state == TrialState.RUNNING and self._is_mine(trial)]
-            self._aside = {trial.number for trial in running if trial.user_attrs.get(ASIDE)}
-            self._interrupted = [trial for trial in running if trial.number not in self._aside]
+            self._paused = {trial.number for trial in running if trial.user_attrs.get(PAUSED)}
+            self._interrupted = [trial for trial in running if trial.number not in self._paused]
             self.curves = {trial.number: _finite(trial.intermediate_values) for trial in self.own()}
         if shared is not None:
             self._check_shared(path, shared)
@@ -276,7 +275,7 @@ class Ledger:
         needed = (self._weighed or self._waits) and self._sampler not in LEARN_ALONE
         if not needed or any(trial.state == TrialState.WAITING for trial in trials):
             return
-        copy = both_objectives(trials) if self._weighed else as_judged(trials, self._aside, self._judged_at)
+        copy = both_objectives(trials) if self._weighed else as_judged(trials, self._paused, self._judged_at)
         copy.sampler = self.study.sampler
         trial = copy.ask()
         suggest(self.space, trial)
@@ -332,36 +331,36 @@ class Ledger:
             self.curves |= {t.number: _finite(t.intermediate_values) for t in self.own() if not self._is_mine(t)}
         return True
 
-    def set_aside(self, number: int) -> None:
-        """Let a trial wait where it stands."""
-        self._live.pop(number).set_user_attr(ASIDE, True)
-        self._aside.add(number)
+    def pause(self, number: int) -> None:
+        """Pause a trial where it is."""
+        self._live.pop(number).set_user_attr(PAUSED, True)
+        self._paused.add(number)
 
     def resume(self, number: int) -> Assignment:
-        """Hand out a trial that was set aside."""
+        """Hand out a trial that was paused."""
         trial = self._trial(self.study.get_trials(deepcopy=False)[number])
-        trial.set_user_attr(ASIDE, False)
-        self._aside.remove(number)
+        trial.set_user_attr(PAUSED, False)
+        self._paused.remove(number)
         assignment = self._hand_out(trial)
         assert assignment is not None, "a trial that waits had been handed out"
         return assignment
 
-    def close_aside(self) -> list[int]:
-        """Close the trials that were set aside, as stopped; returns their numbers."""
-        closed = sorted(self._aside)
+    def close_paused(self) -> list[int]:
+        """Close the trials that were paused, as stopped; returns their numbers."""
+        closed = sorted(self._paused)
         for number in closed:
             self._live[number] = self._trial(self.study.get_trials(deepcopy=False)[number])
-            self._live[number].set_user_attr(ASIDE, False)
+            self._live[number].set_user_attr(PAUSED, False)
             self.finish(number, "pruned")
-        self._aside.clear()
+        self._paused.clear()
         return closed
 
-    def standings(self, *, exhausted: bool) -> Standings:
+    def state(self, *, exhausted: bool) -> SearchState:
         """Where the trials stand; ``exhausted`` where none is to be begun though there are more."""
         ended = self.own()
-        return Standings(
+        return SearchState(
             curves=self.curves,
-            aside=frozenset(self._aside),
+            paused=frozenset(self._paused),
             running=frozenset(self._live) | {trial.number for trial in self._interrupted},
             complete=frozenset(trial.number for trial in ended if trial.state == TrialState.COMPLETE),
             failed=frozenset(trial.number for trial in ended if trial.state == TrialState.FAIL),

@@ -52,7 +52,7 @@ def open_ledger(config: TuneConfig, inputs: Inputs, space: Space, limits: Limits
         seed=search.seed,
         startup=search.startup_trials,
         weighed=search.against != "none",
-        waits=search.sets_aside,
+        waits=search.pauses,
         judged_at=config.rungs(inputs)[1] if search.stop == "constant" else None,
         limits=limits,
         shared=None if search.storage is None else Shared(search.storage, _driver(config.run_dir), identity),
@@ -74,7 +74,7 @@ def _learn(config: TuneConfig, inputs: Inputs, ledger: Ledger) -> None:
     own = Terms(
         config.validation.metric or inputs.metric,
         f"{inputs.skeleton.name}, {joints} joints",
-        config.plan(inputs).steps * config.batch_size,
+        inputs.plan(config).steps * config.batch_size,
     )
     if source is not None:
         earlier = open_study(source / STUDY)

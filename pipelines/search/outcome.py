@@ -78,7 +78,7 @@ def conclude(tracking: SearchTracking) -> SearchResult:
     _write_result(tracking, result)
     tracking.tidy()
     tracking.tell_study()
-    tracking.tell_standing()
+    tracking.log_progress()
     tracking.tell_parent(lambda client, run_id: _tell(client, run_id, tracking, result), "logging the search's result")
     return result
 

@@ -114,12 +114,12 @@ def _foreign(made: type[BaseSampler], seed: int, startup: int) -> BaseSampler:
     return made(**{name: value for name, value in offered.items() if name in taken})
 
 
-def as_judged(trials: Sequence[FrozenTrial], aside: Collection[int], at: int | None) -> optuna.Study:
+def as_judged(trials: Sequence[FrozenTrial], paused: Collection[int], at: int | None) -> optuna.Study:
     """A study in memory that shows a sampler what the search's own cannot say of trials that wait: they are open.
 
     Args:
         trials: of the search, learnt ones included.
-        aside: numbers of those that wait. They count as stopped with the figure they have.
+        paused: numbers of those that wait. They count as stopped with the figure they have.
         at: samples at which every trial waits, where there is one such point: what has a figure there counts as
             complete with that figure, for all are judged alike there.
     """
@@ -131,7 +131,7 @@ def as_judged(trials: Sequence[FrozenTrial], aside: Collection[int], at: int | N
         state, value = trial.state, trial.value if trial.state == TrialState.COMPLETE else None
         if at is not None and (there := at_rung(curve, at)) is not None:
             state, value = TrialState.COMPLETE, there
-        elif trial.number in aside:
+        elif trial.number in paused:
             state = TrialState.PRUNED
         newest = {max(curve): curve[max(curve)]} if curve and state == TrialState.PRUNED else None
         copy = create_trial(

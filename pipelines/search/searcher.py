@@ -60,7 +60,7 @@ class StudySearch(Searcher):
         elif late:
             controller.close(number, "pruned" if controller.ledger.curves[number] else "failed", late)
         elif number in controller.stopped:
-            controller.give_up(number)
+            controller.halt(number)
         else:
             controller.close(number, "complete", "")
 
@@ -72,7 +72,7 @@ class StudySearch(Searcher):
 
 
 class StudyScheduler(FIFOScheduler):
-    """Records each figure and stops the trials that the rule gives up."""
+    """Records each figure and ends the trials that the rule halts."""
 
     def __init__(self, controller: Controller) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -87,7 +87,7 @@ class StudyScheduler(FIFOScheduler):
         except ValueError as error:
             controller.refused[number] = str(error)
             return TrialScheduler.STOP
-        if new and controller.gives_up(number):
+        if new and controller.halts(number):
             controller.stopped.add(number)
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE

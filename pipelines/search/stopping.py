@@ -1,4 +1,4 @@
-"""Which trials are stopped early, set aside, or go on: pure functions of the validation figures so far, so that a
+"""Which trials are stopped early, paused, or go on: pure functions of the validation figures so far, so that a
 search that was killed and continued decides as it would have decided before."""
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ Curves = Mapping[int, Mapping[int, float]]
 
 
 @dataclass(frozen=True)
-class Standings:
+class SearchState:
     """Where the trials of a search stand when a place for one is free."""
 
     curves: Curves
-    aside: frozenset[int]
-    """Trials that were set aside and may go on."""
+    paused: frozenset[int]
+    """Trials that were paused and may go on."""
     running: frozenset[int]
     complete: frozenset[int]
     failed: frozenset[int]
@@ -28,17 +28,17 @@ class Standings:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a search spends its trials' budgets."""
+    """How a search spends its trials' budgets: where a trial halts, and which goes on."""
 
-    gives_up: Callable[[Curves, int], bool]
-    """Whether a trial gives its place to others at its newest figure."""
-    goes_on: Callable[[Standings], int | None] | None = None
-    """Which trial that gave its place away goes on now; None where giving up is for good."""
+    halts: Callable[[Curves, int], bool]
+    """Whether a trial is to stop or pause at its newest figure."""
+    to_resume: Callable[[SearchState], int | None] | None = None
+    """Which paused trial goes on now; None where a trial that halts is stopped for good."""
 
     @property
-    def sets_aside(self) -> bool:
-        """Whether trials that give up may go on later."""
-        return self.goes_on is not None
+    def pauses(self) -> bool:
+        """Whether trials that halt may go on later."""
+        return self.to_resume is not None
 
 
 def rungs(budget: int, grace: int, reduction: float) -> list[int]:
@@ -101,7 +101,7 @@ def median_stops(curves: Curves, number: int, grace: int, at_least: int = 3) -> 
     return len(means) >= at_least and max(curve.values()) < float(np.median(means))
 
 
-# ---- what is set aside and may go on: a run that goes on from its checkpoint ends as if it had never paused
+# ---- what is paused and may go on: a run that goes on from its checkpoint ends as if it had never paused
 
 
 def halving_pauses(curves: Curves, number: int, levels: list[int], reduction: float) -> bool:
@@ -113,21 +113,21 @@ def halving_pauses(curves: Curves, number: int, levels: list[int], reduction: fl
     return rung is not None and number not in _best_at(curves, rung, reduction)
 
 
-def halving_promotes(standings: Standings, levels: list[int], reduction: float) -> int | None:
+def halving_promotes(state: SearchState, levels: list[int], reduction: float) -> int | None:
     """The waiting trial that may go on from the highest rung on which there is one, the best first.
 
     Where a search is over and none has come to its end, since each rung held too few, the best of the highest does.
     """
-    waiting = {number: _rung_of(standings.curves[number], levels) for number in standings.aside}
+    waiting = {number: _rung_of(state.curves[number], levels) for number in state.paused}
     for level in sorted(set(waiting.values()), reverse=True):
-        best = _best_at(standings.curves, level, reduction)
+        best = _best_at(state.curves, level, reduction)
         allowed = [number for number in best if waiting.get(number) == level]
         if allowed:
             return allowed[0]
-    if not standings.exhausted or standings.running or standings.complete or not waiting:
+    if not state.exhausted or state.running or state.complete or not waiting:
         return None
     top = max(waiting.values())
-    return next(number for number in _order_at(standings.curves, top) if waiting.get(number) == top)
+    return next(number for number in _order_at(state.curves, top) if waiting.get(number) == top)
 
 
 def _rung_of(curve: Mapping[int, float], levels: list[int]) -> int:
@@ -150,14 +150,14 @@ def constant_pauses(curves: Curves, number: int, grace: int) -> bool:
     return _just_reached(curves[number], [grace]) is not None
 
 
-def constant_promotes(standings: Standings, grace: int, finish: int) -> int | None:
+def constant_promotes(state: SearchState, grace: int, finish: int) -> int | None:
     """Of the best ``finish`` at that point the next that waits, once every trial has come there.
 
     Egele et al., "The Unreasonable Effectiveness of Early Discarding after One Epoch in Neural Network Hyperparameter
     Optimization" (2024): as good as successive halving, for less. A trial that failed leaves its place to the next.
     """
-    early = any(at_rung(standings.curves[number], grace) is None for number in standings.running)
-    if not standings.exhausted or early:
+    early = any(at_rung(state.curves[number], grace) is None for number in state.running)
+    if not state.exhausted or early:
         return None
-    sound = [number for number in _order_at(standings.curves, grace) if number not in standings.failed]
-    return next((number for number in sound[:finish] if number in standings.aside), None)
+    sound = [number for number in _order_at(state.curves, grace) if number not in state.failed]
+    return next((number for number in sound[:finish] if number in state.paused), None)

@@ -65,7 +65,7 @@ class SearchTracking:
         self.environment: dict[str, str] = {}
         """Environment variables of the trials' processes."""
         self.over: list[int] = []
-        """Trials that ended, or were set aside, in this process."""
+        """Trials that ended, or were paused, in this process."""
         self._best: int | None = None
         """The trial whose checkpoints were kept when it was last looked."""
         self._study_told = 0
@@ -130,10 +130,10 @@ class SearchTracking:
         # Whole each time, so not each time: all that is written is then a multiple of the last, however many trials.
         if self.ledger.over() >= 1.1 * self._study_told:
             self.tell_study()
-        self.tell_standing()
+        self.log_progress()
         self.tidy(lately=True)
 
-    def set_aside(self, number: int) -> None:
+    def paused(self, number: int) -> None:
         """Tell that a trial waits where it stands, and make its process leave."""
         self.over.append(number)
         ask_to_leave(self.dir_of(number))
@@ -172,12 +172,12 @@ class SearchTracking:
         if state != "complete":
             finish_run(uri, run_id, _MLFLOW_STATUS[state])
 
-    def tell_standing(self) -> None:
+    def log_progress(self) -> None:
         """Put on the search's run where it stands, as points of curves over the trials that are over."""
         if self.record.mlflow_run_id is None:
             return
         figures, over, taken, now_ms = (
-            self.standing(),
+            self.progress(),
             self.ledger.over(),
             self._taken_so_far(),
             int(time.time() * 1000),
@@ -192,7 +192,7 @@ class SearchTracking:
 
         self.tell_parent(tell, "telling where the search stands")
 
-    def standing(self) -> dict[str, float]:
+    def progress(self) -> dict[str, float]:
         """Trials by how they ended, and the best figure of a complete one so far."""
         counts, best = Counter(trial.state.name for trial in self.ledger.own()), self.ledger.best()
         words = {**STATES, "RUNNING": "running"}
@@ -204,7 +204,7 @@ class SearchTracking:
     def _taken_so_far(self) -> Consumption:
         """What the trials took that are over; those of an earlier life of the search are read once."""
         for trial in self.ledger.own():
-            # A trial that ended now is read again: it may have been set aside before, and gone on.
+            # A trial that ended now is read again: it may have been paused before, and gone on.
             if trial.state.is_finished() and (trial.number not in self._taken or trial.number in self.over[-1:]):
                 self._taken[trial.number] = consumed(self.dir_of(trial.number) / FOLDER)
         return total(self._taken.values())

@@ -87,7 +87,7 @@ class TrialRun:
         alive = True
         while alive and not self._heard:
             if time.monotonic() > self._deadline:
-                self.give_up()
+                self.cancel()
                 told = f"its {self._limit_s:g} s (search.trial_s) were over"
                 return {METRIC: self._last.value, SAMPLES: self._last.samples, DONE: True, OVERTIME: told}
             alive = self._training.is_alive()  # asked before looking, so that no last figure is missed
@@ -101,10 +101,10 @@ class TrialRun:
         failure = self._training.failure
         return over | {FAILURE: failure} if failure else over
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """End the trial where it stands. One in this process ends after its step, which is waited for; Ray's workers
         end with this process."""
-        self._training.given_up.set()
+        self._training.cancelled.set()
         if self._training.in_this_process:
             self._training.join()
 
@@ -123,13 +123,13 @@ class TrialActor(Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin another trial; the one before has ended, or was stopped by the search."""
-        self._trial.give_up()
+        self._trial.cancel()
         self._trial = TrialRun(new_config)
         return True
 
     def cleanup(self) -> None:
         """Leave no training behind."""
-        self._trial.give_up()
+        self._trial.cancel()
 
 
 class _Training(threading.Thread):
@@ -139,10 +139,10 @@ class _Training(threading.Thread):
         super().__init__(name="training", daemon=True)
         self._arguments = config, parent_run_id, tags
         self.in_this_process = config.workers == 0
-        self.given_up = threading.Event()
+        self.cancelled = threading.Event()
         self.failure = ""
         """Why it failed; nothing where it did not."""
 
     def run(self) -> None:
         config, parent_run_id, tags = self._arguments
-        self.failure = train_attempt(config, parent_run_id=parent_run_id, tags=tags, given_up=self.given_up.is_set)
+        self.failure = train_attempt(config, parent_run_id=parent_run_id, tags=tags, cancelled=self.cancelled.is_set)

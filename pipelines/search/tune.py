@@ -14,23 +14,15 @@ from efafnet.pipelines.runs.children import STAGE
 from efafnet.pipelines.runs.concurrency import driver_resources, launch
 from efafnet.pipelines.runs.failures import SAME_REASON
 from efafnet.pipelines.runs.reservations import PLACEMENT
-from efafnet.pipelines.runs.settings import automatic_name, check_run
-from efafnet.pipelines.search.config import SearchConfig, TuneConfig, trained_as
+from efafnet.pipelines.runs.settings import automatic_name, check_run, names_of
+from efafnet.pipelines.search.config import TuneConfig, trained_as
 from efafnet.pipelines.search.controller import Controller
 from efafnet.pipelines.search.costs import MOST_NETWORKS
 from efafnet.pipelines.search.limits import Limits
 from efafnet.pipelines.search.opening import open_ledger
 from efafnet.pipelines.search.outcome import SearchResult, conclude, show
 from efafnet.pipelines.search.searcher import StudyScheduler, StudySearch
-from efafnet.pipelines.search.stopping import (
-    Rule,
-    constant_pauses,
-    constant_promotes,
-    halving_pauses,
-    halving_promotes,
-    halving_stops,
-    median_stops,
-)
+from efafnet.pipelines.search.study_db import lasting
 from efafnet.pipelines.search.tracking import SearchTracking
 from efafnet.pipelines.search.trial import TrialActor
 from efafnet.pipelines.training.inputs import open_inputs
@@ -72,7 +64,7 @@ def tune(
     """
     config = absolute_paths(config)
     inputs = open_inputs(config)
-    space = load_space(config.space, config.names(inputs))
+    space = load_space(config.space, names_of(config, inputs))
     refuse(space.source, walk(space.entries), config.unequal())
     tried = check_space(space, lambda settings: check_run(trained_as(config, settings), inputs))
     limits = _limits_of(config, space, inputs.skeleton.num_joints)
@@ -91,8 +83,9 @@ def tune(
         if tracking.ledger.own():
             tracking.reconcile()
         try:
-            _search(tracking)
-            result = conclude(tracking)
+            with lasting(config.search.storage):
+                _search(tracking)
+                result = conclude(tracking)
         except BaseException as error:
             tracking.stopped(error)
             raise
@@ -135,7 +128,7 @@ def _search(tracking: SearchTracking) -> None:
     config = tracking.config = there.configs[0]
     tracking.environment = there.environment
     console.note(f"{there.cluster}; {left} trials to run, {min(left, there.concurrency())} at a time")
-    rule = rule_of(config.search, *config.rungs(tracking.inputs))
+    rule = config.search.rule(*config.rungs(tracking.inputs))
     controller = Controller(ledger, rule, tracking, there.concurrency, config.search.patience)
     _run_tune(controller, tracking, left)
     _let_end(tracking)
@@ -144,10 +137,10 @@ def _search(tracking: SearchTracking) -> None:
             f"{SAME_REASON} trials failed for the same reason and none showed a figure, so no more were begun: "
             f"{controller.broken}; mend it and give the same command again, with search.retry_failed=true for those too"
         )
-    elif ledger.live() or (controller.rule.sets_aside and not controller.over):
+    elif ledger.live() or (controller.rule.pauses and not controller.over):
         _leave(tracking)
     else:
-        controller.close_aside()
+        controller.close_paused()
         if ledger.nothing_within:
             console.warn(f"{ledger.nothing_within}; no more trials are begun")
         if controller.out_of_patience:
@@ -188,7 +181,7 @@ def _run_tune(controller: Controller, tracking: SearchTracking, left: int) -> No
         tune_config=ray_tune.TuneConfig(
             search_alg=StudySearch(controller),
             scheduler=StudyScheduler(controller),
-            num_samples=-1 if controller.rule.sets_aside else left,  # a trial that goes on is one more to Tune
+            num_samples=-1 if controller.rule.pauses else left,  # a trial that goes on is one more to Tune
             time_budget_s=config.search.time_s,
             # A trial on Ray's workers ends with its process, and one on a GPU can spoil it for the next.
             reuse_actors=config.workers == 0 and "GPU" not in resources,
@@ -255,23 +248,3 @@ def _leave(tracking: SearchTracking) -> None:
         f"search.time_s={tracking.config.search.time_s:g} is over: {ledger.over()} of {ledger.trials} trials over, "
         f"{live} left where they stand; the same command goes on with them"
     )
-
-
-def rule_of(search: SearchConfig, levels: list[int], grace: int) -> Rule:
-    """The rule by which trials of a search end early, with its rungs and the samples that every trial gets."""
-    reduction, finish = search.reduction, search.finish
-    if search.promotes:
-        return Rule(
-            lambda curves, number: halving_pauses(curves, number, levels, reduction),
-            lambda standings: halving_promotes(standings, levels, reduction),
-        )
-    if search.stop == "asha":
-        return Rule(lambda curves, number: halving_stops(curves, number, levels, reduction))
-    if search.stop == "median":
-        return Rule(lambda curves, number: median_stops(curves, number, grace))
-    if search.stop == "constant":
-        return Rule(
-            lambda curves, number: constant_pauses(curves, number, grace),
-            lambda standings: constant_promotes(standings, grace, finish),
-        )
-    return Rule(lambda _curves, _number: False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from efafnet.pipelines.study.sheet import Sheet
-from efafnet.pipelines.study.statistics import Comparison, Measured, Standing
+from efafnet.pipelines.study.statistics import Comparison, Measured, RowResult
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.costs import cost_of
 from efafnet.platform.consumption import Consumption, total
@@ -22,7 +22,7 @@ class Prices:
     per_run: Mapping[str, float]
     """Mean over the row's measured runs, by row name."""
 
-    def per_point(self, row: Standing, baseline: str) -> float | None:
+    def per_point(self, row: RowResult, baseline: str) -> float | None:
         """What a run of the row takes more than one of the baseline, for each point it gains.
 
         None where no point is gained, or one of the two did not tell what it took.
@@ -77,18 +77,18 @@ def priced(sheet: Sheet, names: Sequence[str], found: Comparison, prices: Prices
     """
     if prices is None:
         return sheet
-    standings = {row.name: row for row in found.rows}
+    results = {row.name: row for row in found.rows}
     columns = (
         (f"{prices.unit} a run", "mean over the row's measured runs, restarts counted"),
         ("a point more", f"{prices.unit} that a run takes more than the baseline's, for each point it gains; (in "
          "brackets) where the difference itself is not told apart, empty where no point is gained"),
     )  # fmt: skip
-    rows = tuple((*row, *_cells(standings.get(name), name, found.baseline, prices))
+    rows = tuple((*row, *_cells(results.get(name), name, found.baseline, prices))
                  for row, name in zip(sheet.rows, names, strict=True))  # fmt: skip
     return replace(sheet, columns=(*sheet.columns, *columns), rows=rows)
 
 
-def _cells(row: Standing | None, name: str, baseline: str, prices: Prices) -> tuple[str, str]:
+def _cells(row: RowResult | None, name: str, baseline: str, prices: Prices) -> tuple[str, str]:
     each = f"{prices.per_run[name]:.3g}" if name in prices.per_run else ""
     more = None if row is None else prices.per_point(row, baseline)
     if row is None or row.difference is None or more is None:

@@ -12,7 +12,7 @@ from efafnet.pipelines.study.statistics import (
     Comparison,
     Difference,
     Measured,
-    Standing,
+    RowResult,
     rank_correlation,
 )
 from efafnet.pipelines.study.uncertainty import MOST_RUNS, RANGE, Chance, Runs, Span
@@ -63,14 +63,14 @@ def sheet_of(
         circumstances: on what it was measured.
         failures: why runs failed, by a name that says which.
     """
-    standings = {row.name: row for row in found.rows}
+    results = {row.name: row for row in found.rows}
     base = next((plan.row.paper for plan in plans if plan.row.name == found.baseline), None)
-    rows = [_row(plan, standings.get(plan.row.name), base, found.baseline) for plan in plans]
+    rows = [_row(plan, results.get(plan.row.name), base, found.baseline) for plan in plans]
     columns = list(_columns(found))
     if all(plan.row.paper is None for plan in plans):
         rows = [[cell for cell, name in zip(row, columns, strict=True) if "paper" not in name[0]] for row in rows]
         columns = [column for column in columns if "paper" not in column[0]]
-    texts = [*circumstances, *_noise(found), *verdicts(found), *_order(plans, standings)]
+    texts = [*circumstances, *_noise(found), *verdicts(found), *_order(plans, results)]
     texts += [f"{name} failed: {reason}" for name, reason in failures.items()]
     texts += [f"{plan.row.name}: not run, {plan.why}" for plan in plans if plan.why]
     texts += [f"{plan.row.name}: {plan.row.note}" for plan in plans if plan.row.note]
@@ -111,19 +111,19 @@ def _columns(found: Comparison) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _row(plan: Plan, standing: Standing | None, paper_base: float | None, baseline: str) -> list[str]:
+def _row(plan: Plan, result: RowResult | None, paper_base: float | None, baseline: str) -> list[str]:
     paper = plan.row.paper
     gain = paper - paper_base if paper is not None and paper_base is not None else None
     known = f" ({plan.row.paper_params_m:g})" if plan.row.paper_params_m is not None else ""
     cost = ["", ""] if plan.cost is None else [f"{plan.cost.params_m:.3g}{known}", f"{plan.cost.gmac:.3g}"]
-    if standing is None:
+    if result is None:
         measured = ["not run" if plan.why else "failed", "", "", "0"]
     else:
-        spread = "?" if standing.std is None else f"{standing.std:.2f}"
-        half = f"{standing.span.half:.1f}" if standing.span else "?"
-        measured = [f"{standing.mean:.1f}", half, spread, str(standing.runs)]
+        spread = "?" if result.std is None else f"{result.std:.2f}"
+        half = f"{result.span.half:.1f}" if result.span else "?"
+        measured = [f"{result.mean:.1f}", half, spread, str(result.runs)]
     is_base = plan.row.name == baseline
-    difference = standing.difference if standing else None
+    difference = result.difference if result else None
     return [
         plan.row.name,
         "" if paper is None else f"{paper:.1f}",
@@ -213,8 +213,8 @@ def verdicts(found: Comparison) -> list[str]:
     return [*texts, f"NOT told apart from {found.baseline}: {', '.join(open_)}"] if open_ else texts
 
 
-def _order(plans: Sequence[Plan], standings: Mapping[str, Standing]) -> list[str]:
-    both = [(p.row.paper, standings[p.row.name].mean) for p in plans if p.row.paper and p.row.name in standings]
+def _order(plans: Sequence[Plan], results: Mapping[str, RowResult]) -> list[str]:
+    both = [(p.row.paper, results[p.row.name].mean) for p in plans if p.row.paper and p.row.name in results]
     correlation = rank_correlation([one for one, _ in both], [other for _, other in both])
     if correlation is None:
         return []
@@ -226,16 +226,16 @@ def to_json(
 ) -> dict[str, Any]:
     """Everything at full precision, every run's figure too; figures in percent."""
     figures = {row.name: {str(seed): value for seed, value in row.by_seed.items()} for row in measured}
-    standings = {row.name: row for row in found.rows}
+    results = {row.name: row for row in found.rows}
     rows = []
     for plan in plans:
-        standing = standings.get(plan.row.name)
+        result = results.get(plan.row.name)
         row: dict[str, Any] = {"name": plan.row.name, "key": plan.row.key, "paper": plan.row.paper}
         row |= {"settings": plan.row.settings, "network": plan.row.network, "note": plan.row.note, "not_run": plan.why}
         row["figures"] = figures.get(plan.row.name, {})
         if plan.cost is not None:
             row |= {"params_m": plan.cost.params_m, "gmac": plan.cost.gmac}
-        rows.append({**row, **({} if standing is None else asdict(standing))})
+        rows.append({**row, **({} if result is None else asdict(result))})
     return {
         **facts,
         "unit": "percent",

@@ -119,7 +119,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RowResult:
     """What is known of a row."""
 
     name: str
@@ -143,7 +143,7 @@ class Comparison:
     confidence: float
     noise: Noise | None
     """None where no row has two runs."""
-    rows: tuple[Standing, ...]
+    rows: tuple[RowResult, ...]
     """Those with at least one run, in the given order."""
     resolved: tuple[float, int | None, Runs] | None = None
     """A difference in percent that was asked for, the seeds in all after which it would stand out in this table every
@@ -154,7 +154,7 @@ class Comparison:
     """Whether differences are judged by a pooled spread that is taken larger than it was found."""
 
     @property
-    def distinguishable(self) -> list[Standing]:
+    def distinguishable(self) -> list[RowResult]:
         """Rows that differ from the baseline beyond doubt."""
         return [row for row in self.rows if row.difference is not None and row.difference.distinguishable]
 
@@ -191,9 +191,9 @@ def compare(
     }
     judged = _judged(plain, judge, confidence, baseline)
     spread = None if own or noise is None else (widened * noise.within, noise.within_df)
-    standings = [_standing(row, spread, confidence, judged.get(name)) for name, row in present.items()]
+    results = [_row_result(row, spread, confidence, judged.get(name)) for name, row in present.items()]
     resolved = None if resolve is None else _resolved(resolve, judged, noise, pool, confidence)
-    return Comparison(baseline, confidence, noise, tuple(standings), resolved, scatter, not own and widened > 1)
+    return Comparison(baseline, confidence, noise, tuple(results), resolved, scatter, not own and widened > 1)
 
 
 def alike(whole: Fit) -> bool:
@@ -359,9 +359,9 @@ def _resolved(
     return (points, *moved.resolving(points, float(len(pool.seeds)), level))
 
 
-def _standing(
+def _row_result(
     row: Measured, pooled: tuple[float, int] | None, confidence: float, difference: Difference | None
-) -> Standing:
+) -> RowResult:
     """What is known of a row; ``pooled`` is the spread of all rows' runs and its degrees of freedom, None where the row
     is judged by its own."""
     values = np.array(list(row.by_seed.values()))
@@ -377,7 +377,7 @@ def _standing(
         shares = np.mean(list(row.draws.values()), axis=0) / PERCENT
         found = interval(mean / PERCENT, shares, min(row.images, _MANY), confidence=confidence, share=True)
         images = Span(PERCENT * found.low, PERCENT * found.high)
-    return Standing(row.name, mean, count, std, span, images, difference)
+    return RowResult(row.name, mean, count, std, span, images, difference)
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:

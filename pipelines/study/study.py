@@ -11,7 +11,7 @@ from efafnet.models.variants import VARIANTS
 from efafnet.pipelines.runs.children import STAGE, reconcile
 from efafnet.pipelines.runs.measured import precisions_of
 from efafnet.pipelines.runs.run_set import Running, run_all
-from efafnet.pipelines.runs.settings import automatic_name
+from efafnet.pipelines.runs.settings import automatic_name, names_of
 from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
 from efafnet.pipelines.study.measure import measure
 from efafnet.pipelines.study.people import synthetic_people
@@ -21,7 +21,6 @@ from efafnet.pipelines.study.sheet import SHEET_FILE, Sheet, sheet_of, to_json
 from efafnet.pipelines.study.statistics import Comparison, compare
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs, open_inputs
-from efafnet.pipelines.training.job import plan_of
 from efafnet.pipelines.training.recording import fail_record, log_total, open_record
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
@@ -123,12 +122,6 @@ def _about(config: StudyConfig, rows: Study) -> str:
     return f"Study {config.name}: {about}. Each row is trained with the same seeds ({seeds}):\n\n{listed}\n"
 
 
-def names_of(config: TrainConfig, inputs: Inputs) -> dict[str, float]:
-    """What numbers in a study's file may refer to."""
-    steps = plan_of(config, inputs).full_steps
-    return {"num_joints": inputs.skeleton.num_joints, "epochs": float(config.epochs), "steps": steps}
-
-
 def seeds_of(config: StudyConfig) -> list[int]:
     """The seeds of every row."""
     return list(range(config.seed, config.seed + config.seeds))
@@ -173,7 +166,7 @@ def circumstances(
 ) -> list[str]:
     """On what the figures were measured: a table without this says nothing."""
     assert inputs.val is not None, "rows are compared on a validation store"
-    plan = plan_of(config, inputs)
+    plan = inputs.plan(config)
     samples = plan.steps * config.batch_size
     images = inputs.val.manifest.counts.images
     named = [VARIANTS[plan.row.network] for plan in plans if plan.config is not None and plan.row.network is not None]

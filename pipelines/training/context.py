@@ -74,7 +74,7 @@ class Status:
     """Newest figures."""
 
 
-class GivenUpError(RuntimeError):
+class RunCancelledError(RuntimeError):
     """The search (or who else supervises the run) does not want it any more: it was cancelled between two steps."""
 
 
@@ -96,20 +96,20 @@ class PlainContext:
         self,
         device: torch.device | None = None,
         sink: MetricSink | None = None,
-        given_up: Callable[[], bool] = lambda: False,
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.device = device or pick_device("auto")
         self.sink: MetricSink = sink or NoSink()
-        self._given_up = given_up
+        self._cancelled = cancelled
 
     def check(self) -> None:
         """Called before each step.
 
         Raises:
-            GivenUpError: nobody wants the run to go on.
+            RunCancelledError: nobody wants the run to go on.
         """
-        if self._given_up():
-            raise GivenUpError("the run was given up")
+        if self._cancelled():
+            raise RunCancelledError("the run was cancelled")
 
     def wrap(self, network: nn.Module, gradients: Literal["fp32", "bf16"] = "fp32") -> nn.Module:  # noqa: ARG002
         """Make the network exchange gradients with the other workers, as numbers of that kind."""

@@ -21,6 +21,7 @@ from efafnet.pipelines.evaluation.scoring import figure_names
 from efafnet.pipelines.evaluation.trained import find_checkpoint
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.schedule import Plan, plan_run
 from efafnet.pipelines.training.state import published_weights
 from efafnet.platform import console
 from efafnet.platform.checkpoint import load_checkpoint, restore_weights
@@ -53,6 +54,15 @@ class Inputs:
     def identity(self, config: TrainConfig) -> dict[str, Any]:
         """What makes the run the run it is (``TrainConfig.identity``), on this data."""
         return config.identity(self.train.digest, None if self.val is None else self.val.digest)
+
+    def plan(self, config: TrainConfig) -> Plan:
+        """Length of a run on this data, before its speed is known."""
+        return plan_run(
+            epochs=config.epochs,
+            samples=self.train.num_persons,
+            global_batch=config.batch_size,
+            max_samples=config.max_samples,
+        )
 
     def protocol(self, config: TrainConfig) -> str:
         """The protocol that the run follows on this data, in words."""

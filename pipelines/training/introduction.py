@@ -15,7 +15,6 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import pick_device
 from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.job import plan_of
 from efafnet.pipelines.training.monitor import clock
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
 from efafnet.pipelines.training.validation import SCORES, pictures_of
@@ -71,7 +70,7 @@ def network_text(config: TrainConfig, inputs: Inputs) -> str:
 
 
 def _length_text(config: TrainConfig, inputs: Inputs) -> str:
-    plan = plan_of(config, inputs)
+    plan = inputs.plan(config)
     epochs = plan.epoch(plan.steps)
     text = f"{plan.steps:,} steps of {config.batch_size} crops: {epochs:.4g} epochs"
     if plan.steps < plan.full_steps:

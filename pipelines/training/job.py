@@ -27,7 +27,7 @@ from efafnet.pipelines.training.monitor import (
     summarise,
 )
 from efafnet.pipelines.training.profiling import Profiler
-from efafnet.pipelines.training.schedule import Plan, due, plan_run
+from efafnet.pipelines.training.schedule import Plan, due
 from efafnet.pipelines.training.speed import Rate, WorkerTime, computing_ms, slowest
 from efafnet.pipelines.training.state import Checkpoints, Progress
 from efafnet.pipelines.training.step import StepLosses, Trainee, average_batch_norm
@@ -270,7 +270,7 @@ class Job:
         if limit_s is None:
             return
         left = int((limit_s - progress.elapsed_s) / (progress.elapsed_s / progress.step))
-        wanted = min(plan_of(self.config, self.inputs).steps, progress.step + max(0, left))
+        wanted = min(self.inputs.plan(self.config).steps, progress.step + max(0, left))
         progress.planned_steps = self.context.agree(wanted)
         self.plan = self.plan.shortened(progress.planned_steps)
 
@@ -294,13 +294,3 @@ class Job:
                 file.write(text + "\n")
             if not (passing and self.context.live):
                 self.context.say(text)
-
-
-def plan_of(config: TrainConfig, inputs: Inputs) -> Plan:
-    """Length of a run before its speed is known."""
-    return plan_run(
-        epochs=config.epochs,
-        samples=inputs.train.num_persons,
-        global_batch=config.batch_size,
-        max_samples=config.max_samples,
-    )

@@ -31,7 +31,7 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
 
     Raises:
         ValueError: the stores do not fit the settings, or training diverged.
-        GivenUpError: whoever supervises the run does not want it any more.
+        RunCancelledError: whoever supervises the run does not want it any more.
     """
     job = prepare_job(config, context)
     with closing(job), collected_between_points():

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs, train_reader
-from efafnet.pipelines.training.job import Job, plan_of
+from efafnet.pipelines.training.job import Job
 from efafnet.pipelines.training.monitor import Trace
 from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
 from efafnet.pipelines.training.schedule import Plan
@@ -32,7 +32,7 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
     # One reader: a file system that serves some workers late or not at all must not make them begin elsewhere.
     newest = context.from_first(checkpoints.newest)
-    plan = plan_of(config, inputs)
+    plan = inputs.plan(config)
     progress = _initial_progress(config, context, trainee, plan) if newest is None else restore(*newest, trainee)
     job = Job(
         config=config,

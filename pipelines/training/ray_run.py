@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from efafnet.pipelines.crops.store import tell_protection
 from efafnet.pipelines.training import loop
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.context import GivenUpError, PlainContext, Status, pick_device
+from efafnet.pipelines.training.context import PlainContext, RunCancelledError, Status, pick_device
 from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.faults import Failures, retry
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
@@ -56,7 +56,7 @@ def train(
     callbacks: Sequence[UserCallback] = (),
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
-    given_up: Callable[[], bool] = lambda: False,
+    cancelled: Callable[[], bool] = lambda: False,
     begin: Callable[[TrainConfig, Inputs], None] | None = None,
 ) -> TrainResult:
     """Train a run to its end, from wherever it stands; a run that has ended is returned as it is.
@@ -66,7 +66,7 @@ def train(
         callbacks: Ray Train callbacks, for example Tune's.
         parent_run_id: MLflow run of the search that this run is a trial of.
         tags: further tags of the MLflow run.
-        given_up: asked before each step of a run in this process; true ends it there.
+        cancelled: asked before each step of a run in this process; true ends it there.
         begin: told of the run before anything is computed; None where nobody sits before it, and then no line is drawn
             anew either.
 
@@ -102,7 +102,7 @@ def train(
             tell_address(record)
         with _failure_reported(config, record), _live(config, watched=begin is not None) as live:
             if config.workers == 0:
-                outcome = _here(config, record, given_up, live)
+                outcome = _here(config, record, cancelled, live)
             else:
                 outcome = _on_ray(config, record, callbacks, live)
         result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
@@ -146,7 +146,7 @@ def _failure_reported(config: TrainConfig, record: RunRecord) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             # First of all: who stops a job may give it a few seconds, and MLflow may be away.
             report_stop(error, _how_to_resume(config))
-        stopped = isinstance(error, KeyboardInterrupt | GivenUpError)
+        stopped = isinstance(error, KeyboardInterrupt | RunCancelledError)
         fail_record(record, interrupted=stopped, taken=cost_of(config))
         raise
 
@@ -171,24 +171,24 @@ def _live(config: TrainConfig, *, watched: bool) -> Iterator[Live | None]:
         yield None if draw is None else lambda at: draw(at.step, at.steps, at.text)
 
 
-def _here(config: TrainConfig, record: RunRecord, given_up: Callable[[], bool], live: Live | None) -> loop.LoopResult:
+def _here(config: TrainConfig, record: RunRecord, cancelled: Callable[[], bool], live: Live | None) -> loop.LoopResult:
     def attempt() -> loop.LoopResult:
-        plain = PlainContext(pick_device(config.device), given_up=given_up)
+        plain = PlainContext(pick_device(config.device), cancelled=cancelled)
         plain.live = live
         with recorded(config, record, plain) as context:
             return loop.run(config, context)
 
     # A process that dies cannot try again, and what is no error of the system deserves its traceback.
-    failures = Failures(config.run_dir, config.worker.max_failures, lambda seconds: _wait(seconds, given_up))
+    failures = Failures(config.run_dir, config.worker.max_failures, lambda seconds: _wait(seconds, cancelled))
     return retry(attempt, (OSError,), failures)
 
 
-def _wait(seconds: float, given_up: Callable[[], bool] = lambda: False) -> None:
-    """Wait ``seconds``; raises GivenUpError as soon as the run is given up."""
+def _wait(seconds: float, cancelled: Callable[[], bool] = lambda: False) -> None:
+    """Wait ``seconds``; raises RunCancelledError as soon as the run is cancelled."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if given_up():
-            raise GivenUpError("the run was given up")
+        if cancelled():
+            raise RunCancelledError("the run was cancelled")
         time.sleep(0.1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from efafnet.platform import console, tracking
 from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weights
 from efafnet.platform.configuration import to_yaml
 from efafnet.platform.consumption import Consumption, total
-from efafnet.platform.logged_model import Merit, log_checkpoints, log_model
+from efafnet.platform.logged_model import Score, log_checkpoints, log_model
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.mlflow_pages import NOTE
 from efafnet.platform.provenance import environment, environment_tags
@@ -243,14 +244,14 @@ def _validated_checkpoints(config: TrainConfig) -> dict[int, Path]:
     return {step: checkpoints.path(step) for step in validated if checkpoints.path(step).is_dir()}
 
 
-def _merit(config: TrainConfig, inputs: Inputs, metrics: Mapping[str, float]) -> Merit | None:
+def _score(config: TrainConfig, inputs: Inputs, metrics: Mapping[str, float]) -> Score | None:
     """What the trained network is worth, on which persons and tested how; None without validation."""
     metric = config.validation.metric or inputs.metric
     if inputs.val is None or metric not in metrics:
         return None
     test = config.test.model_dump(mode="json", exclude={"batch_size"})
     terms = {"data": inputs.val.digest, "test": test, "input": str(config.input)}
-    return Merit(metric, metrics[metric], sha256_json(terms)[:16])
+    return Score(metric, metrics[metric], sha256_json(terms)[:16])
 
 
 def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, result: TrainResult) -> None:
@@ -266,14 +267,14 @@ def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, res
         served=served(checkpoint, inputs.skeleton),
         register_as=config.tracking.register_as,
         alias=config.tracking.alias,
-        merit=_merit(config, inputs, result.metrics),
+        score=_score(config, inputs, result.metrics),
         step=int(checkpoint.meta["step"]),
         metadata={"skeleton": inputs.skeleton.name, "input": str(config.input), "metrics": result.metrics},
     )
     version = f" (version {logged.version} of {config.tracking.register_as})" if logged.version else ""
     console.note(f"network logged to MLflow as {logged.uri}{version}")
-    if logged.standing:
-        console.note(f"{config.tracking.register_as}: {logged.standing}")
+    if logged.alias_note:
+        console.note(f"{config.tracking.register_as}: {logged.alias_note}")
 
 
 def fail_record(record: RunRecord, *, interrupted: bool, taken: Consumption | None = None) -> None:
@@ -288,8 +289,11 @@ def fail_record(record: RunRecord, *, interrupted: bool, taken: Consumption | No
 
 def log_cost(uri: str, run_id: str, taken: Consumption) -> None:
     """Log what a run took; raises what MLflow raises."""
-    for key, value in taken.metrics().items():
-        mlflow_client(uri).log_metric(run_id, key, value, step=cost_step(taken))
+    from mlflow.entities import Metric
+
+    now = time.time_ns() // 10**6
+    metrics = [Metric(key, value, now, cost_step(taken)) for key, value in taken.metrics().items()]
+    mlflow_client(uri).log_batch(run_id, metrics=metrics)
 
 
 def log_total(record: RunRecord) -> Consumption | None:
