@@ -20,7 +20,7 @@ from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.synth.version import drawing_digest
-from efafnet.platform import console, machine
+from efafnet.platform import console, interruption, machine
 from efafnet.platform.configuration import absolute_paths
 from efafnet.platform.interruption import report_stop, was_terminated
 from efafnet.platform.mlflow_pages import TRAINING_VIEW, UI
@@ -221,7 +221,9 @@ def run_command(stage: str, command: Sequence[str]) -> None:
             code = running.wait()
         except KeyboardInterrupt as stop:
             running.send_signal(signal.SIGTERM if was_terminated(stop) else signal.SIGINT)
-            running.wait()
+            # A little less than both have: whatever blocks there, how to go on is said here.
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(0.8 * interruption.GRACE_S)
             raise
     if code:
         raise DemoError(f"the stage {stage} ended with exit code {code}; its message stands above")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from efafnet.platform import interruption
@@ -56,6 +58,57 @@ def test_a_read_that_never_ends_does_not_keep_a_command(tmp_path: Path, sent: si
         _, err = process.communicate(timeout=20)
     assert process.returncode == code
     assert "something does not answer, perhaps a file system" in err
+
+
+DEMO = """
+import subprocess, sys
+from efafnet.platform import interruption
+from efafnet.pipelines import cli, demo
+
+interruption.GRACE_S = 2.0
+STAGE = '''
+import signal, sys, time
+def stop(number, frame):
+    print("the stage's own words", flush=True)
+    if sys.argv[1] == "ends":
+        sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+print("ready", flush=True)
+while True:
+    time.sleep(1)
+'''
+start = subprocess.Popen
+demo.subprocess.Popen = lambda words, **how: start([sys.executable, "-c", STAGE, sys.argv[2]], **how)
+sys.exit(cli.main(["demo", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("stage", ["ends", "is stuck"])
+def test_a_demo_says_how_to_go_on_whatever_its_stage_does(tmp_path: Path, stage: str) -> None:
+    """Ctrl-C in a terminal goes to the demo's process group; the stage hears of it once, and speaks first."""
+    arguments = [sys.executable, "-c", DEMO, str(tmp_path / "out"), stage]
+    with subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert "ready\n" in iter(process.stdout.readline, "")
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(20) == 130
+        finally:
+            _kill_session(process.pid)
+        said = process.stdout.read()
+    assert said.count("the stage's own words") == 1
+    told = " ".join(said.partition("the stage's own words")[2].split())
+    assert f"interrupted; to go on with stage 1 of 6, synth: efafnet demo {tmp_path}/out" in told
+
+
+def _kill_session(leader: int) -> None:
+    """A stage that is stuck outlives what started it."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process.pid) == leader:
+                process.kill()
 
 
 def test_a_command_that_ends_by_itself_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ def test_verify_finds_a_changed_byte_and_a_changed_manifest(tmp_path: Path) -> N
 
 
 def test_reading_notices_a_changed_bit_wherever_it_lies(store: CropStore, tmp_path: Path) -> None:
-    """Every 997th byte of every file, pages and footers alike."""
+    """Every 9973rd byte of every file, and of its last 3,000 every 97th: pages and footers alike."""
     shutil.copytree(store.path, tmp_path / "st")
     whole = {name: store.table(name) for name in (GROUND_TRUTH, IMAGES, REJECTS)}
     persons = store.columns(PERSON_SCHEMA.names)
