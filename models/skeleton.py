@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
@@ -74,14 +75,16 @@ class Skeleton(Settings):
         return tuple(permutation)
 
 
-_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
-_SIDES = {"left": "right", "l": "r"}
+# Chinese says left and right in one character, without a space; other letters than Latin ones are words of their own.
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+|[左右]|[^\W\d_A-Za-z左右]+")
+_SIDES = {"left": "right", "l": "r", "左": "右"}
 _SIDED = frozenset(_SIDES) | frozenset(_SIDES.values())
 
 
 def _words(joint: str) -> tuple[str, ...]:
     """Words of a joint's name, in small letters: left_eye, leftEye, LEye, L_Eye, hand.L."""
-    return tuple(word.lower() for word in _WORD.findall(joint))
+    plain = "".join(c for c in unicodedata.normalize("NFD", joint) if not unicodedata.combining(c))
+    return tuple(word.lower() for word in _WORD.findall(plain))
 
 
 def spelled_alike(joints: Sequence[str], others: Sequence[str]) -> bool:
@@ -130,7 +133,7 @@ def _mirrored_letters(words: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def _side_of(joint: str) -> Side:
     words = _words(joint)
-    return "left" if {"left", "l"} & set(words) else "right" if {"right", "r"} & set(words) else "middle"
+    return "left" if set(_SIDES) & set(words) else "right" if set(_SIDES.values()) & set(words) else "middle"
 
 
 def looks_sided(joint: str) -> bool:

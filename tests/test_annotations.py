@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,19 @@ def test_duplicate_image_id() -> None:
     [
         ([], "not in COCO's layout"),
         ({"images": []}, "'annotations' is missing"),
-        ({"images": {}, "annotations": []}, "'images' is missing"),
-        ({"images": [], "annotations": [], "categories": []}, "the joints are unknown"),
+        ({"images": {}, "annotations": []}, r"'images' is missing \(it is \{\}, no list\)"),
+        ({"shapes": [], "imagePath": "a.jpg"}, "this looks like labelme's file of one image"),
+        ([{"data": {}, "annotations": []}], "these look like Label Studio's tasks"),
+        ([{"image_id": 1, "keypoints": []}], "these look like COCO results"),
+        ({"images": [], "annotations": [], "categories": []}, "the joints are unknown; no annotation has keypoints"),
+        (
+            {"images": [], "annotations": [{"keypoints": [1]}], "categories": []},
+            "the joints are unknown; give the skeleton, for example skeleton=coco17",
+        ),
+        (
+            {"images": [], "annotations": [], "categories": [{"id": 1, "name": "Nose"}, {"id": 2, "name": "left-eye"}]},
+            r"the categories themselves are joints \(Nose, left-eye, …\)",
+        ),
     ],
 )
 def test_what_is_not_coco_is_one_error(content: Any, message: str) -> None:
@@ -93,6 +105,29 @@ def test_files_that_are_not_json(tmp_path: Path) -> None:
         read_json(tmp_path / "half.json")
     with pytest.raises(ValueError, match="does not exist"):
         read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b" \n", "the file is empty"),
+        (gzip.compress(b"{}"), "it is compressed by gzip: unpack it"),
+        (b"PK\x03\x04abc", "it is a ZIP archive: unpack it"),
+        ('{"name": "Persön"}'.encode("latin1"), "save it as UTF-8"),
+        (b'{"a": 1}\n{"a": 2}\n{"a": 3}\n', "it holds a JSON document in each line: make them one"),
+        (b'{"a": 1}\n{"a": 2', "it may be truncated or another format"),
+    ],
+)
+def test_what_is_no_json_is_named(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"a\.json is not valid JSON \(.*\); {says}"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.json").write_bytes('{"name": "Persön"}'.encode(encoding))
+    assert read_json(tmp_path / "a.json") == {"name": "Persön"}
 
 
 def test_area_falls_back_to_a_share_of_the_box() -> None:

@@ -172,6 +172,9 @@ def test_missing_annotation_ids_are_numbered_and_told() -> None:
         ({"bbox": 5}, "box_invalid", "annotation 7 has bbox 5; it must be four finite numbers"),
         ({"area": "large"}, "area_invalid", "annotation 7 has area 'large'; it must be a finite number"),
         ({"area": 10**400}, "area_invalid", "annotation 7 has area 1000"),
+        ({"area": -5}, "area_invalid", "annotation 7 has area -5; it must be a finite number, 0 or more"),
+        ({"category_id": "rider"}, "annotation_invalid", "it must be an integer); the categories are: 1 (person)"),
+        ({"keypoints": [{"x": 1}] * 17}, "keypoints_invalid", "has 17 keypoint values ({'x': 1}, …); skeleton coco17"),
         ({"iscrowd": "maybe"}, "annotation_invalid", "annotation 7 has iscrowd 'maybe'; it must be 0 or 1"),
         ({"num_keypoints": True}, "annotation_invalid", "annotation 7 has num_keypoints True"),
         ({"keypoints": {"nose": [1, 2]}}, "keypoints_invalid", "annotation 7 has keypoints {'nose': [1, 2]}"),
@@ -185,6 +188,16 @@ def test_what_is_refused_is_named_with_entry_and_value(changes: dict[str, Any], 
     (reject,) = parsed.rejects
     assert (reject.reason, reject.persons) == (reason, 1)
     assert says in reject.detail
+
+
+def test_a_field_that_is_not_there_is_told_with_those_that_are() -> None:
+    content = _content({"id": 7, "image_id": 1, "box": [1, 2, 3, 4]}, {"id": 8, "img": 1, "bbox": [1, 2, 3, 4]})
+    content["images"].append({"id": 2, "path": "/x/2.jpg"})
+    assert [reject.detail for reject in parse_coco(content, _PATH).rejects] == [
+        "image 2 has no file_name (its fields: 'id', 'path')",
+        "annotation 7 has no bbox (its fields: 'id', 'image_id', 'box'); it must be four finite numbers",
+        "annotation 8 has no image_id (its fields: 'id', 'img', 'bbox')",
+    ]
 
 
 def test_names_that_no_file_can_have_are_refused() -> None:
@@ -217,6 +230,11 @@ def test_several_categories_with_joints_are_chosen_by_name_and_told() -> None:
     assert "1 of 4 annotations have another category (category 5: 1) than 1 (person), 2 (rider)" in both.remarks[0]
     with pytest.raises(ValueError, match=r"has no category 'horse'; its categories are: 1 person, 2 rider"):
         parse_coco(_two(), _PATH, categories=["horse"])
+    # As written, else alone so in another case.
+    assert len(parse_coco(_two(), _PATH, categories=["Rider"]).annotations) == 2
+    assert len(parse_coco(_two(name="Person"), _PATH, categories=["person"]).annotations) == 1
+    with pytest.raises(ValueError, match="has no category 'PERSON'"):
+        parse_coco(_two(name="Person"), _PATH, categories=["PERSON"])
     with pytest.raises(ValueError, match="person, rider have other joints each"):
         parse_coco(_two(keypoints=["nose"]), _PATH, categories=["person", "rider"])
 
@@ -270,6 +288,7 @@ def test_known_joints_in_another_spelling_are_known(spelled: Any) -> None:
         ("knee_l", "knee_r"), ("leftHand", "rightHand"), ("LEFT_HAND", "RIGHT_HAND"), ("EyeLeft", "EyeRight"),
         ("Left Eye", "Right Eye"), ("left-eye", "right-eye"), ("L_F_Paw", "R_F_Paw"), ("lknee", "rknee"),
         ("kneeL", "kneeR"), ("LF_paw", "RF_paw"), ("lefthand", "righthand"), ("eye_l_1", "eye_r_1"),
+        ("左眼", "右眼"), ("手_左", "手_右"), ("Rückseite_L", "Rückseite_R"), ("глаз L", "глаз R"),
     ],
 )  # fmt: skip
 def test_sides_in_names(left: str, right: str) -> None:
@@ -278,6 +297,7 @@ def test_sides_in_names(left: str, right: str) -> None:
 
 def test_names_that_only_look_alike_are_no_pair() -> None:
     assert pairs_by_name(["heel", "tail", "nose", "ear", "leg", "l_eye"]) == ()
+    assert pairs_by_name(["Rückseite_L", "Rücken", "нос", "хвост"]) == ()
     left_and_right_toes = ["left_l_toe", "right_l_toe", "left_r_toe", "right_r_toe"]
     assert pairs_by_name(left_and_right_toes) == ((0, 1), (2, 3))
 
@@ -314,6 +334,12 @@ def _shares(person: dict[str, Any]) -> None:
     person["keypoints"] = [v if n % 3 == 2 else v / 100 for n, v in enumerate(person["keypoints"])]
 
 
+def _unlabelled(person: dict[str, Any]) -> None:
+    """Places without a visibility, as who forgets the third number's meaning writes them."""
+    person["num_keypoints"] = 17
+    person["keypoints"][2::3] = [0] * 17
+
+
 def _elsewhere(person: dict[str, Any]) -> None:
     person["bbox"] = [50, 40, 10, 10]
 
@@ -327,11 +353,31 @@ def _elsewhere(person: dict[str, Any]) -> None:
         (lambda person: person.update(num_keypoints=0), "100 % of persons with joints have num_keypoints 0"),
         (lambda person: person.update(area=1), "100 % of persons have an area of at most 1 px²"),
         (lambda person: person.update(bbox=[60, 40, 90, 90]), "100 % of boxes end outside the image"),
+        (_unlabelled, "100 % of persons with num_keypoints above 0 have no joint of v above 0"),
+        (lambda person: person.update(area=0), "4 of 4 persons have the area 0, by which OKS divides"),
     ],
 )
 def test_odd_conventions_are_remarked_by_share(change: Any, says: str) -> None:
     assert any(f"a.json: {says}" in remark for remark in _plausible(change))
     assert _plausible(lambda _: None) == []
+
+
+def test_percent_of_large_images_are_remarked() -> None:
+    """Label Studio's own numbers: 31 % and 25 % of 320x240 pixels in place of 100 and 60."""
+    content = _content(*(crop_data.person(n, 1, [31.0, 25, 25, 50]) for n in range(3)))
+    content["images"][0] |= {"width": 320, "height": 240}
+    [remark] = plausibility_of(parse_coco(content, _PATH), "a.json")
+    assert remark == "a.json: all 3 boxes in images of 200 pixels and more end by 100: percent, not pixels?"
+    content["annotations"][0]["bbox"] = [76, 25, 25, 50]
+    assert "percent" not in " ".join(plausibility_of(parse_coco(content, _PATH), "a.json"))
+
+
+def test_sigmas_in_percent_are_remarked() -> None:
+    content = _content(_person(0))
+    content["categories"][0] |= {"keypoints": [f"p{n}" for n in range(17)], "flip_pairs": [], "sigmas": [2.6] * 17}
+    assert plausibility_of(parse_coco(content, _PATH), "a.json") == [
+        "a.json: sigmas go up to 2.6, COCO's to 0.107: with such OKS forgives everything; percent?"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import Legend
 from efafnet.pipelines.evaluation.columns import Truth, truth
-from efafnet.pipelines.evaluation.gallery import NOBODY, oks_of_persons, persons_in_view, write_galleries
+from efafnet.pipelines.evaluation.gallery import persons_in_view, write_galleries
+from efafnet.pipelines.evaluation.matching import NOBODY, oks_of_persons
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from tests import crop_data
 

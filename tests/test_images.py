@@ -239,6 +239,17 @@ def test_names_as_other_machines_write_them(tmp_path: Path, remote: bool) -> Non
     assert folder.spelled([*expected, "other.jpg", "../secret.jpg", "sub"]) == expected
 
 
+def test_files_of_another_ending_or_in_a_subfolder_are_named(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    folder = ImageFolder(str(tmp_path))
+    assert folder.near(["none.jpg", "A.jpg"]) == ("A.jpg", "a.png")
+    assert folder.near(["C:\\x\\b.jpg"]) == ("C:\\x\\b.jpg", "sub/b.jpg")
+    assert folder.near(["none.jpg", ".."]) is None
+    assert folder.near([]) is None
+
+
 def test_two_names_of_one_file_are_neither_s(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         (tmp_path / name).write_bytes(b"12345")

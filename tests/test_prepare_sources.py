@@ -12,6 +12,7 @@ import pytest
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
+from efafnet.pipelines.crops.annotation_sources import SourceConfig, load_source
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import TrainReader, read_rows
@@ -31,6 +32,34 @@ def test_sources_are_merged(tmp_path: Path) -> None:
     truth = store.ground_truth().to_coco()
     assert len({image["id"] for image in truth["images"]}) == 8
     assert len({annotation["id"] for annotation in truth["annotations"]}) == 24
+
+
+@pytest.mark.parametrize(
+    ("box", "images", "says"),
+    [
+        ([50, 30, 20, 20], 3, []),
+        (
+            [50, 30, 70, 50], 3,
+            ["d.json: 100 % of boxes lie on an annotated person if read as x1, y1, x2, y2, 0 % as x, y, width, height: "
+             "corners instead of width and height?"],
+        ),
+        (
+            [50, 30, 20, 20], 1,
+            ["d.json: 2 of 3 images with persons have no detection: their persons count as not found"],
+        ),
+    ],
+)  # fmt: skip
+def test_detections_are_looked_at_beside_the_annotations(
+    tmp_path: Path, box: list[float], images: int, says: list[str]
+) -> None:
+    people = [crop_data.person(n, n, [50.0, 30, 20, 20]) for n in (1, 2, 3)]
+    entries = [{"id": n, "file_name": f"{n}.jpg", "width": 200, "height": 100} for n in (1, 2, 3)]
+    content = {"images": entries, "annotations": people, "categories": [crop_data.category()]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found = [{"image_id": n, "category_id": 1, "bbox": box, "score": 0.9} for n in range(1, images + 1)]
+    (tmp_path / "d.json").write_text(json.dumps(found))
+    config = SourceConfig(annotations=tmp_path / "a.json", images=str(tmp_path), detections=tmp_path / "d.json")
+    assert load_source(config, 1).remarks == says
 
 
 def test_sources_of_other_joints_are_refused(tmp_path: Path) -> None:

@@ -51,11 +51,20 @@ def test_bad_detections_are_rejects_with_entry_and_value() -> None:
         5: "unknown_image", 6: "detection_invalid", 7: "detection_invalid",
     }  # fmt: skip
     assert found[3][1] == "entry 3 has score 'high'; bbox and score must be finite numbers"
+    [absent] = parse_detections([{"image_id": 1, "box": [1, 2, 3, 4]}], "d.json", _PERSONS).rejects
+    assert absent.detail == "entry 0 has no bbox (its fields: 'image_id', 'box'); it must be four finite numbers"
     assert found[5][1] == "entry 5 lies on image 3, which is not listed (the first that is: 1, a)"
     with pytest.raises(ValueError, match=r"8 of 8 detections cannot be used: .*entry 5 lies on image 3"):
         read.refuse_rejects()
     with pytest.raises(ValueError, match=r"no detection of category 1 \(person\) among 2 \(category 0: 2\)"):
         parse_detections(_found({"category_id": 0}, {"category_id": 0}), "d.json", _PERSONS)
+
+
+def test_lists_inside_objects_are_found_and_named() -> None:
+    with pytest.raises(ValueError, match=r"d\.json is not a detections file: .*; the list under 'predictions' seems"):
+        parse_detections({"time": 3, "predictions": _found({})}, "d.json", _PERSONS)
+    with pytest.raises(ValueError, match="this looks like OpenPose's file of one picture"):
+        parse_detections({"people": []}, "d.json", _PERSONS)
 
 
 def _result(**changes: Any) -> dict[str, Any]:

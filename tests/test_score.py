@@ -238,6 +238,33 @@ def test_results_in_shares_of_the_image_are_remarked(
     assert "shares" not in capsys.readouterr().err
 
 
+def test_nobody_to_find_is_an_error_and_not_a_figure(files: tuple[Path, Path], tmp_path: Path) -> None:
+    ground_truth, _ = random_case(0)
+    for n, annotation in enumerate(ground_truth["annotations"]):
+        annotation |= {"iscrowd": 1} if n < 30 else {"num_keypoints": 0}
+    annotations = _write(tmp_path / "nobody.json", ground_truth)
+    with pytest.raises(
+        ValueError,
+        match=r"nobody has to be found .*: of 36 annotations in .*nobody\.json 30 are crowds, and the others",
+    ):
+        score(ScoreConfig(predictions=files[0], annotations=annotations, scoring=QUICK))
+
+
+def test_results_that_repeat_others_or_resemble_nobody_are_remarked(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, results = random_case(0)
+    twice = _write(tmp_path / "twice.json", [*results, *results])
+    score(ScoreConfig(predictions=twice, annotations=files[1], scoring=QUICK))
+    assert "twice.json: 50 % of results repeat another one" in capsys.readouterr().err
+    for entry in results:
+        entry["keypoints"] = [value + 5000 for value in entry["keypoints"]]
+    score(ScoreConfig(predictions=_write(tmp_path / "far.json", results), annotations=files[1], scoring=QUICK))
+    said = capsys.readouterr().err
+    assert "far.json: no result resembles a person of its image: joints in another order" in said
+    assert "repeat" not in said
+
+
 def test_nothing_is_measured_on_annotations_of_another_category(files: tuple[Path, Path], tmp_path: Path) -> None:
     ground_truth, _ = random_case(0)
     for annotation in ground_truth["annotations"]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
+from efafnet.pipelines.crops.detection_checks import beside_annotations
 from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.crops.images import ImageFolder
 from efafnet.pipelines.crops.manifest import SourceRecord, parse_manifest, read_document
@@ -252,7 +253,11 @@ def _from_detections(
     chosen = Chosen(content.category_ids, default, content.category_names)
     found = parse_detections(read_json(path, "detections file"), path.name, chosen, images)
     sizes = {image.image_id - offset: (image.width, image.height) for image in content.images}
-    odd = [*odd_boxes(found.box_xywh_px, found.image_id, sizes), *odd_scores(found.score)]
+    odd = [
+        *odd_boxes(found.box_xywh_px, found.image_id, sizes),
+        *odd_scores(found.score),
+        *beside_annotations(found, content.annotations, offset),
+    ]
     remarks += [*found.remarks, *(f"{path.name}: {remark}" for remark in odd)]
     nothing = (0.0,) * (3 * content.skeleton.num_joints)
     columns = (found.entry, found.image_id, found.box_xywh_px, found.score)
@@ -276,6 +281,12 @@ def _located(
     names = [image.file_name for image in content.images if image.image_id in wanted]
     sizes = dict(zip(names, folder.sizes(names), strict=True))
     spelled = folder.respelled(sizes)
+    missing = [name for name, size in sizes.items() if size < 0 and name not in spelled]
+    if near := folder.near(missing):
+        remarks.append(
+            f"{len(missing)} of {len(sizes)} images are not there by their names; {near[0]!r} may be {near[1]!r}: a "
+            "name must have the ending and the folder of its file"
+        )
     if not spelled:
         return content, sizes
     name, there = next(iter(spelled.items()))

@@ -117,3 +117,18 @@ def apply_affine(affine: Float64, points: npt.ArrayLike) -> Float64:
     points = np.asarray(points, dtype=np.float64)
     moved: Float64 = np.einsum("...ij,...pj->...pi", affine[..., :2], points) + affine[..., None, :, 2]
     return moved
+
+
+def box_iou(found_xywh: Float64, true_xywh: Float64, crowd: npt.NDArray[np.bool_] | None = None) -> Float64:
+    """Intersection over union (P,) of box pairs (P, 4); over the found box alone where the true one is a ``crowd``.
+
+    0 for two boxes without area.
+    """
+    corner = np.maximum(found_xywh[:, :2], true_xywh[:, :2])
+    end = np.minimum(found_xywh[:, :2] + found_xywh[:, 2:], true_xywh[:, :2] + true_xywh[:, 2:])
+    side = np.maximum(end - corner, 0.0)
+    common = side[:, 0] * side[:, 1]
+    found_area, true_area = found_xywh[:, 2] * found_xywh[:, 3], true_xywh[:, 2] * true_xywh[:, 3]
+    whole = found_area + true_area - common
+    whole = whole if crowd is None else np.where(crowd, found_area, whole)
+    return np.asarray(np.divide(common, whole, out=np.zeros_like(common), where=whole > 0))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import stat
 import struct
 import time
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
@@ -22,7 +24,7 @@ from pyarrow import fs
 
 from efafnet.pipelines.crops.decode import DECODE_FLAGS
 from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
-from efafnet.pipelines.formats.names import spellings, tails
+from efafnet.pipelines.formats.names import name_parts, spellings, tails
 from efafnet.pipelines.formats.pixels import INVERSE, eight_bits, is_tiff, orientation_of, tiff_value, turned
 from efafnet.platform.credentials import full
 from efafnet.platform.mirror import is_address
@@ -38,6 +40,8 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 # What may follow entropy-coded data: end, another scan, tables, comments, application data, number of lines.
 _AFTER_SCAN = {0xD9, 0xDA, 0xC4, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 
+_LISTED = 200_000
+"""Files of a folder that are looked through for those that are called nearly so."""
 PAUSES_S = (0.2, 1.0, 4.0)
 """Seconds before an image that could not be read is tried again."""
 _LASTING = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
@@ -123,6 +127,24 @@ class ImageFolder:
         spelled = self.spelled([name for name, size in sizes.items() if size < 0])
         counted = Counter([*spelled.values(), *(name for name, size in sizes.items() if size >= 0)])
         return {name: there for name, there in spelled.items() if counted[there] == 1}
+
+    def near(self, missing: Sequence[str]) -> tuple[str, str] | None:
+        """The first missing name of which the folder has a file of another ending, or of a subfolder; with that file.
+
+        None where there is none, and for object storage, which is not listed.
+        """
+        if not missing or self.is_remote:
+            return None
+        stems: dict[str, str] = {}
+        files = (Path(root, name) for root, _, names in os.walk(self.location) for name in names)
+        for path in islice(files, _LISTED):
+            stems.setdefault(normalize("NFC", path.stem).casefold(), str(path.relative_to(self.location)))
+        for name in missing:
+            parts = name_parts(name)
+            there = stems.get(PurePosixPath(parts[-1]).stem.casefold()) if parts else None
+            if there is not None:
+                return name, there
+        return None
 
     def _local_spelling(self, parts: tuple[str, ...], listings: dict[str, dict[str, str]]) -> str | None:
         place = ""

@@ -184,6 +184,8 @@ def _nothing(source: Source) -> str:
     """Why a source without rejects has no persons."""
     if source.crowds:
         return f"its {source.crowds} annotations are crowds"
+    if source.record.detections is not None and not source.candidates:
+        return f"{source.record.detections} holds no detection"
     return source.content.nothing()
 
 

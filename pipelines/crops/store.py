@@ -251,6 +251,11 @@ class CropStore:
                     yield pa.table(batch)
 
     @property
+    def has_annotated_boxes(self) -> bool:
+        """Whether the persons' boxes are those of the annotations, and not a detector's."""
+        return all(source.detections is None for source in self.manifest.sources)
+
+    @property
     def has_head_sizes(self) -> bool:
         """Whether heads of some persons are measured, as PCKh needs: MPII's own release has them, its JSON has not."""
         sizes = self.table(GROUND_TRUTH, ["head_size"])["head_size"]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from efafnet.pipelines.crops.geometry import box_iou
 from efafnet.pipelines.evaluation.columns import Detections, Truth, index_of_images
 from efafnet.pipelines.evaluation.matching import OKS_THRESHOLDS, Pairs, counting, match_pairs, pairs_of
 from efafnet.pipelines.evaluation.metrics import curves, summary
@@ -58,15 +58,3 @@ def box_figures(boxes: Sequence[dict[str, Any]], truth: Truth) -> dict[str, floa
     figures = summary(curves(table))
     names = ("ap", "ap_50", "ap_75", "ap_medium", "ap_large", "ar")
     return {f"box_{name}": figures[name] for name in names}
-
-
-def box_iou(
-    found_xywh: NDArray[np.float64], true_xywh: NDArray[np.float64], crowd: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """Intersection over union (P,) of box pairs (P, 4); over the found box alone where the true one is a crowd."""
-    corner = np.maximum(found_xywh[:, :2], true_xywh[:, :2])
-    end = np.minimum(found_xywh[:, :2] + found_xywh[:, 2:], true_xywh[:, :2] + true_xywh[:, 2:])
-    side = np.maximum(end - corner, 0.0)
-    common = side[:, 0] * side[:, 1]
-    found_area, true_area = found_xywh[:, 2] * found_xywh[:, 3], true_xywh[:, 2] * true_xywh[:, 3]
-    return np.asarray(common / np.where(crowd, found_area, found_area + true_area - common))

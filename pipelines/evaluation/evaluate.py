@@ -16,7 +16,7 @@ from efafnet.pipelines.evaluation.config import (
     EvaluateConfig,
     TestConfig,
 )
-from efafnet.pipelines.evaluation.gallery import has_annotated_boxes, write_galleries
+from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
@@ -168,7 +168,7 @@ def _score(
     if reference.format == "mpii":
         return score_persons(results, reference.truth, reference.head_size_px)
     scored = score_results(results, reference.truth, config.scoring, crowd=reference.format == "crowdpose")
-    if not has_annotated_boxes(store):
+    if not store.has_annotated_boxes:
         scored.figures.update(box_figures(_boxes(predictions), reference.truth))
     return scored
 

@@ -28,40 +28,10 @@ from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import COMPARED
 from efafnet.pipelines.evaluation.columns import Truth
 from efafnet.pipelines.evaluation.errors_taxonomy import NEAR_FROM, similarity_to
-from efafnet.pipelines.evaluation.matching import pairs_of
-from efafnet.pipelines.evaluation.oks import oks_of_pairs
+from efafnet.pipelines.evaluation.matching import NOBODY, oks_of_persons
 from efafnet.pipelines.evaluation.predictions import Predictions
 
 _HEIGHT_PX = 320
-NOBODY = -1
-
-
-def oks_of_persons(
-    predictions: Predictions, truth: Truth, *, annotated_boxes: bool
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """OKS (N,) of each prediction and the true person (N,) it was compared with; ``NOBODY`` and OKS 0 where none.
-
-    With ``annotated_boxes`` that is the person whose box was cropped, else the most similar one of the image.
-    """
-    image = np.searchsorted(truth.image_ids, predictions.image_id).astype(np.int64)
-    mine, other = pairs_of(image, truth.image, len(truth.image_ids))
-    wanted = ~truth.ignored[other]
-    if annotated_boxes:
-        wanted &= truth.annotation_id[other] == predictions.person_id[mine]
-    mine, other = mine[wanted], other[wanted]
-    oks = oks_of_pairs(
-        predictions.joints_px[mine],
-        truth.joints_px[other],
-        truth.visibility[other],
-        truth.area_px2[other],
-        truth.box_xywh_px[other],
-        truth.skeleton.sigmas,
-    )
-    # Ascending by OKS within a prediction, so that the last one written is the most similar.
-    order = np.lexsort((oks, mine))
-    best, person = np.zeros(len(predictions)), np.full(len(predictions), NOBODY)
-    best[mine[order]], person[mine[order]] = oks[order], other[order]
-    return best, person.astype(np.int64)
 
 
 def write_galleries(
@@ -79,7 +49,7 @@ def write_galleries(
 
     Joints that are not ``sure`` (N, K) are drawn hollow. A person compared with nobody has no place in either.
     """
-    oks, person = oks_of_persons(predictions, truth, annotated_boxes=has_annotated_boxes(store))
+    oks, person = oks_of_persons(predictions, truth, annotated_boxes=store.has_annotated_boxes)
     ranked = _best_of_each(oks, person)
     # One joint is soon found, and one that is missed teaches little: persons that show at least half of theirs.
     whole = ranked[(truth.visibility[person[ranked]] > 0).mean(axis=1) >= 0.5]
@@ -117,11 +87,6 @@ def _best_of_each(oks: NDArray[np.float64], person: NDArray[np.int64]) -> NDArra
     order = order[person[order] != NOBODY]
     first = order[np.unique(person[order], return_index=True)[1]]
     return np.asarray(first[np.argsort(oks[first], kind="stable")])
-
-
-def has_annotated_boxes(store: CropStore) -> bool:
-    """Whether the boxes of a store are those of its annotations, and not a detector's."""
-    return all(source.detections is None for source in store.manifest.sources)
 
 
 def _pairs_of_pictures(

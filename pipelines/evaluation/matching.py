@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from efafnet.pipelines.evaluation.columns import Detections, Truth
 from efafnet.pipelines.evaluation.oks import oks_of_pairs
+from efafnet.pipelines.evaluation.predictions import Predictions
 
 OKS_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 AREA_RANGES_PX2 = {"all": (0.0, 1e5**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
 MAX_DETECTIONS = 20
 """Predictions per image that count, by score (COCO keypoints)."""
+NOBODY = -1
+"""In place of a true person, for a prediction that is compared with none."""
 
 
 @dataclass(frozen=True)
@@ -214,3 +217,31 @@ def _last_best(similarity: NDArray[np.float64], allowed: NDArray[np.bool_]) -> N
     values = np.where(allowed, similarity, -1.0)[..., ::-1]
     index = values.shape[-1] - 1 - values.argmax(axis=-1)
     return np.where(allowed.any(axis=-1), index, -1)
+
+
+def oks_of_persons(
+    predictions: Predictions, truth: Truth, *, annotated_boxes: bool
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """OKS (N,) of each of N predictions and the true person (N,) it was compared with; ``NOBODY`` and OKS 0 where none.
+
+    With ``annotated_boxes`` that is the person whose box was cropped, else the most similar one of the image.
+    """
+    image = np.searchsorted(truth.image_ids, predictions.image_id).astype(np.int64)
+    mine, other = pairs_of(image, truth.image, len(truth.image_ids))
+    wanted = ~truth.ignored[other]
+    if annotated_boxes:
+        wanted &= truth.annotation_id[other] == predictions.person_id[mine]
+    mine, other = mine[wanted], other[wanted]
+    oks = oks_of_pairs(
+        predictions.joints_px[mine],
+        truth.joints_px[other],
+        truth.visibility[other],
+        truth.area_px2[other],
+        truth.box_xywh_px[other],
+        truth.skeleton.sigmas,
+    )
+    # Ascending by OKS within a prediction, so that the last one written is the most similar.
+    order = np.lexsort((oks, mine))
+    best, person = np.zeros(len(predictions)), np.full(len(predictions), NOBODY)
+    best[mine[order]], person[mine[order]] = oks[order], other[order]
+    return best, person.astype(np.int64)

@@ -18,6 +18,7 @@ from efafnet.pipelines.evaluation.mpii import head_size
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotations
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.layouts import looks_like
 from efafnet.pipelines.formats.plausibility import plausibility_of
 from efafnet.pipelines.formats.values import shown
 from efafnet.platform import console
@@ -41,7 +42,10 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     if isinstance(content, dict) and "annotations" in content:
         raise ValueError(f"{path} holds annotations, not results; usage: efafnet score PREDICTIONS ANNOTATIONS")
     if not isinstance(content, list):
-        raise ValueError(f"{path} is not in COCO's results format: a list of objects with image_id, category_id, …")
+        raise ValueError(
+            f"{path} is not in COCO's results format: a list of objects with image_id, category_id, …"
+            f"{looks_like(content)}"
+        )
     if (odd := next((n for n, entry in enumerate(content) if not isinstance(entry, dict)), None)) is not None:
         raise ValueError(
             f"{path} is not in COCO's results format: entry {odd} is {shown(content[odd])}, not an object with "

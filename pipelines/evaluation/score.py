@@ -17,7 +17,7 @@ from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.part import chosen_images, part_of, tell_coverage, within
 from efafnet.pipelines.evaluation.results_file import DataFormat, Reference, read_reference, read_results
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
-from efafnet.pipelines.formats.plausibility import odd_results
+from efafnet.pipelines.formats.plausibility import odd_results, repeated_results
 from efafnet.platform import console
 from efafnet.platform.storage import atomic_directory, check_output, write_json
 
@@ -86,12 +86,17 @@ def score(config: ScoreConfig) -> Scored:
     _tell_ignored(reference)
     tell_coverage(results, reference.truth)
     shown = [result.get("keypoints") for result in results[:_SAMPLE]]
-    for remark in odd_results(shown, reference.truth.skeleton.num_joints):
+    for remark in (*odd_results(shown, reference.truth.skeleton.num_joints), *repeated_results(results)):
         console.warn(f"{config.predictions.name}: {remark}")
     try:
         scored = _scored(results, _others(config, chosen, whole), reference, config)
     except ValueError as error:
         raise ValueError(f"{config.predictions}: {error}") from error
+    if scored.figures.get("ap") == 0:
+        console.warn(
+            f"{config.predictions.name}: no result resembles a person of its image: joints in another order, x and y "
+            "exchanged, or pixels of crops or of images of another size?"
+        )
     if config.detections is None:
         return scored
     boxes = within(_read_results(config.detections, whole), chosen, whole, str(config.detections))
@@ -144,6 +149,12 @@ def _scored(
 ) -> Scored:
     if "keypoints" not in results[0] and "bbox" in results[0]:
         return Scored(box_figures(results, reference.truth))
+    if reference.truth.ignored.all():
+        total, crowds = len(reference.truth.ignored), int(reference.truth.crowd.sum())
+        raise ValueError(
+            f"nobody has to be found on these images: of {total} annotations in {config.annotations} {crowds} are "
+            "crowds, and the others have no joints (num_keypoints 0)"
+        )
     if reference.format == "mpii":
         return score_persons(results, reference.truth, reference.head_size_px)
     boxed = bool(results[0].get("bbox"))

@@ -25,7 +25,7 @@ from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.drawing.persons import VISIBLE_FROM
 from efafnet.pipelines.evaluation.columns import Truth
-from efafnet.pipelines.evaluation.gallery import NOBODY, has_annotated_boxes, oks_of_persons
+from efafnet.pipelines.evaluation.matching import NOBODY, oks_of_persons
 from efafnet.pipelines.evaluation.predictions import Predictions
 
 META = "visibility"
@@ -267,7 +267,7 @@ def _known_visibility(
     store: CropStore, predictions: Predictions, truth: Truth
 ) -> tuple[NDArray[np.intp], NDArray[np.bool_], NDArray[np.bool_]]:
     """Predictions (M,) of true persons, which of their joints are visible (M, K), and of which that is known (M, K)."""
-    annotated = has_annotated_boxes(store)
+    annotated = store.has_annotated_boxes
     oks, person = oks_of_persons(predictions, truth, annotated_boxes=annotated)
     matched = np.flatnonzero((person != NOBODY) & (annotated | (oks >= _FOUND_FROM_OKS)))
     visibility = truth.visibility[person[matched]]

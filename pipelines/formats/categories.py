@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,13 +36,13 @@ class Chosen:
     """Of every category of the file."""
 
     def number_of(self, value: Any) -> int | None:
-        """Category of an annotation: its number, or its name; None for what is neither."""
+        """Category of an annotation: its number, or its name in any case; None for what is neither."""
         if value is None:
             return self.default
         if (found := integer(value)) is not None:
             return found
         if isinstance(value, str):
-            return next((number for number, name in self.names.items() if name == value), None)
+            return named(self.names, value)
         return None
 
     def shown(self, number: int) -> str:
@@ -97,23 +97,38 @@ def _categories(entries: Any, where: str) -> list[Category]:
     return found
 
 
+def named(names: Mapping[int, str], wanted: str) -> int | None:
+    """Number of the category called ``wanted``: so exactly, or alone so in other letter cases; None for none."""
+    exact = next((number for number, name in names.items() if name == wanted), None)
+    folded = [number for number, name in names.items() if name.casefold() == wanted.casefold()]
+    return folded[0] if exact is None and len(folded) == 1 else exact
+
+
+def is_joint(name: str) -> bool:
+    """Whether a known skeleton has a joint of that name, in any spelling."""
+    return any(spelled_alike([name], [joint]) for skeleton in SKELETONS.values() for joint in skeleton.joints)
+
+
 def _named(known: Sequence[Category], wanted: str, where: str) -> Category:
+    number = named({category.number: category.name for category in known}, wanted)
     for category in known:
-        if wanted in (category.name, str(category.number)):
+        if wanted == str(category.number) or category.number == number:
             return category
     names = ", ".join(f"{category.number} {category.name}" for category in known) or "none"
     raise ValueError(f"{where} has no category {wanted!r}; its categories are: {names}")
 
 
-def skeleton_of(chosen: Sequence[Category], wanted: Skeleton | None, where: str) -> tuple[Skeleton, list[str]]:
-    """Joints of the chosen categories, and what had to be assumed; ``wanted`` is the skeleton asked for by name."""
+def skeleton_of(
+    chosen: Sequence[Category], wanted: Skeleton | None, where: str, remedy: str = "give skeleton=coco17"
+) -> tuple[Skeleton, list[str]]:
+    """Joints of the chosen categories, and what had to be assumed; ``wanted`` is the skeleton asked for by name.
+
+    Raises ValueError where they cannot be had; ``remedy`` says what to do where no category lists its joints.
+    """
     listing = [category for category in chosen if category.entry.get("keypoints")]
     if not listing:
         if wanted is None:
-            raise ValueError(
-                f"{where}: no category lists its keypoints, so the joints are unknown; give the skeleton, for example "
-                "skeleton=coco17"
-            )
+            raise ValueError(f"{where}: no category lists its keypoints, so the joints are unknown; {remedy}")
         return wanted, [f"{where} names no joints: taken for {wanted.name}"]
     joints = {category.name: _joints(category, where) for category in listing}
     first = next(iter(joints.values()))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotation, Annotations
-from efafnet.pipelines.formats.categories import Chosen, choose, skeleton_of
+from efafnet.pipelines.formats.categories import Chosen, choose, is_joint, skeleton_of
 from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.keypoints import keypoint_columns, keypoints_of
+from efafnet.pipelines.formats.layouts import looks_like
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.pipelines.formats.values import (
     MAX_PX,
@@ -29,6 +30,7 @@ from efafnet.pipelines.formats.values import (
     number_rows,
     numbers,
     shown,
+    told,
 )
 
 
@@ -48,7 +50,7 @@ def parse_coco(
     """
     check_layout(content, path)
     chosen, persons = choose(content.get("categories"), categories, path.name)
-    found, remarks = skeleton_of(persons, skeleton, path.name)
+    found, remarks = skeleton_of(persons, skeleton, path.name, _why_no_joints(content))
     images = ImageTable(content["images"], named=named)
     reader = _Reader(images, chosen, found, path.name)
     annotations = reader.read(content["annotations"])
@@ -69,10 +71,29 @@ def check_layout(content: Any, path: Path) -> None:
     """Raise ValueError where ``content`` has no lists of images and annotations."""
     for name in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            given = isinstance(content, dict) and name in content
+            no_list = f" (it is {shown(content[name], 20)}, no list)" if given else ""
             raise ValueError(
                 f"{path} is not in COCO's layout: it needs the lists images, annotations and categories; {name!r} is "
-                "missing. MPII's own JSON is read with format=mpii_json"
+                f"missing{no_list or looks_like(content)}. MPII's own JSON is read with format=mpii_json"
             )
+
+
+def _why_no_joints(content: dict[str, Any]) -> str:
+    """What to do about categories of which none lists joints."""
+    names = [str(category.get("name")) for category in content.get("categories") or () if isinstance(category, dict)]
+    joints = [name for name in names if is_joint(name)]
+    if len(joints) > 1:
+        return (
+            f"the categories themselves are joints ({', '.join(joints[:3])}, …), and nobody can tell which annotations "
+            "are one person: export COCO keypoints, one annotation a person"
+        )
+    if not any(isinstance(entry, dict) and entry.get("keypoints") for entry in content["annotations"]):
+        return (
+            "no annotation has keypoints either: boxes and outlines alone, as in COCO's instances_*.json? Give the "
+            "keypoints' file, or for a detector's boxes the skeleton, for example skeleton=coco17"
+        )
+    return "give the skeleton, for example skeleton=coco17"
 
 
 class _Reader:
@@ -123,7 +144,8 @@ class _Reader:
             elif category is not None:
                 others[category] += 1
             else:
-                self._reject_entry(f"annotation {place}: category_id {no_integer(given)}")
+                known = ", ".join(map(self.chosen.shown, sorted(self.chosen.names))) or str(self.chosen)
+                self._reject_entry(f"annotation {place}: category_id {no_integer(given)}; the categories are: {known}")
         if others:
             total = sum(others.values())
             which = ", ".join(f"category {self.chosen.shown(c)}: {number}" for c, number in others.most_common(5))
@@ -169,7 +191,8 @@ class _Reader:
         name = f"annotation {annotation_id}"
         if image is None:
             given = entry.get("image_id")
-            detail = f"{name} lies on image {shown(given)}, which is not listed"
+            lies = f"lies on image {shown(given)}, which is not listed"
+            detail = f"{name} {lies if 'image_id' in entry else 'has ' + told(entry, 'image_id')}"
             return Reject("unknown_image", detail, integer(given), annotation_id)
 
         def reject(reason: str, detail: str) -> Reject:
@@ -179,7 +202,7 @@ class _Reader:
             return reject("duplicate_annotation_id", "occurs more than once")
         box = numbers(entry.get("bbox"), 4) if box is None else box
         if box is None or max(map(abs, box)) > MAX_PX:
-            return reject("box_invalid", f"has bbox {shown(entry.get('bbox'))}; it must be four finite numbers")
+            return reject("box_invalid", f"has {told(entry, 'bbox')}; it must be four finite numbers")
         if keypoints is None:
             repaired = keypoints_of(entry["keypoints"], self.skeleton)
             if isinstance(repaired, str):
@@ -213,8 +236,8 @@ def _fields(entry: dict[str, Any], box: list[float], keypoints: list[float]) -> 
     given = entry.get("area")
     # Height first, as the tool that the share comes from: the last bit of a product depends on the order.
     area = box[3] * box[2] * AREA_OF_BOX if given is None else number(given)
-    if area is None or abs(area) > MAX_PX**2:
-        return Reject("area_invalid", f"has area {shown(given)}; it must be a finite number")
+    if area is None or not 0 <= area <= MAX_PX**2:
+        return Reject("area_invalid", f"has area {shown(given)}; it must be a finite number, 0 or more")
     is_crowd = flag(entry.get("iscrowd"))
     if is_crowd is None:
         return Reject("annotation_invalid", f"has iscrowd {shown(entry['iscrowd'])}; it must be 0 or 1")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from efafnet.pipelines.formats.categories import Chosen
 from efafnet.pipelines.formats.images import ImageTable
+from efafnet.pipelines.formats.layouts import looks_like
 from efafnet.pipelines.formats.rejects import Reject, explained
-from efafnet.pipelines.formats.values import MAX_PX, integer, no_integer, number, number_rows, numbers, shown
+from efafnet.pipelines.formats.values import MAX_PX, integer, no_integer, number, number_rows, numbers, shown, told
 
 Scores = Literal["needed", "optional", "none"]
 """Whether every box must have a score; one that people drew has none."""
@@ -58,7 +59,10 @@ def parse_detections(
     detections at all, and where every one of them has another category; single bad entries become rejects.
     """
     if not isinstance(content, list):
-        raise ValueError(f"{where} is not a detections file: it needs a list of objects with image_id, bbox, score")
+        raise ValueError(
+            f"{where} is not a detections file: it needs a list of objects with image_id, bbox, score"
+            f"{looks_like(content)}"
+        )
     reader = _Reader(where, chosen, images, scores)
     kept = reader.of_chosen(content)
     boxes, plain = number_rows([content[n].get("bbox") for n in kept], 4)
@@ -139,7 +143,8 @@ class _Reader:
             image_id = integer(given)
         if image_id is None:
             if self.images is None or (integer(given) is None and not isinstance(given, str)):
-                detail = f"entry {place} has image_id {no_integer(given)}"
+                what = f"image_id {no_integer(given)}" if "image_id" in entry else told(entry, "image_id")
+                detail = f"entry {place} has {what}"
                 return Reject("detection_invalid", detail, None, place)
             if why := self.images.ambiguous(given):
                 return Reject("unknown_image", f"entry {place} lies on image {shown(given)}, which {why}", None, place)
@@ -149,7 +154,7 @@ class _Reader:
             return Reject("unknown_image", detail, None, place)
         box = numbers(entry.get("bbox"), 4) if box is None else box
         if box is None or max(map(abs, box)) > MAX_PX:
-            detail = f"entry {place} has bbox {shown(entry.get('bbox'))}; it must be four finite numbers"
+            detail = f"entry {place} has {told(entry, 'bbox')}; it must be four finite numbers"
             return Reject("box_invalid", detail, image_id, place)
         if box[2] <= 0 or box[3] <= 0:
             detail = f"entry {place} has bbox {shown(entry['bbox'])}; width and height above 0 are needed"

@@ -8,7 +8,7 @@ from typing import Any
 
 from efafnet.pipelines.formats.annotations import ImageEntry
 from efafnet.pipelines.formats.rejects import Reject
-from efafnet.pipelines.formats.values import MAX_PX, integer, no_integer, number, shown, text
+from efafnet.pipelines.formats.values import MAX_PX, integer, no_integer, number, shown, text, told
 
 
 class ImageTable:
@@ -90,19 +90,18 @@ def _image(entry: Any, *, named: bool) -> ImageEntry | str:
         return f"image id {no_integer(entry.get('id'))}"
     name = text(entry.get("file_name"))
     if name is None and named:
-        return f"image {image_id} has no file_name" + _given(entry.get("file_name"))
+        given = entry.get("file_name")
+        what = told(entry, "file_name") if given is None else f"no file_name but {shown(given)}"
+        return f"image {image_id} has {what}"
     sides = []
     for side in ("width", "height"):
         value = entry.get(side)
         size = integer(value)
         if value is not None and (size is None or not 0 < size <= MAX_PX):
-            return f"image {image_id}: {side} must be a positive integer; got {shown(value)}"
+            rule = "must be a positive integer, or left out: the image says it"
+            return f"image {image_id}: {side} {rule}; got {shown(value)}"
         sides.append(size)
     crowding = number(entry.get("crowdIndex", entry.get("crowd_index")))
     # Half a size says nothing: both are taken from the image then.
     width, height = sides if None not in sides else (None, None)
     return ImageEntry(image_id, name or "", width, height, crowding)
-
-
-def _given(value: Any) -> str:
-    return "" if value in (None, "") else f" but {shown(value)}"

@@ -50,8 +50,9 @@ def keypoints_of(value: Any, skeleton: Skeleton) -> list[float] | str:
     needed = 3 * skeleton.num_joints
     if len(value) != needed:
         pairs = ": x and y without visibility?" if len(value) == 2 * skeleton.num_joints else ""
+        what = "" if not value or number(value[0]) is not None else f" ({shown(value[0], 30)}, …)"
         return (
-            f"has {len(value)} keypoint values; skeleton {skeleton.name} needs {needed} (x, y, visibility of "
+            f"has {len(value)} keypoint values{what}; skeleton {skeleton.name} needs {needed} (x, y, visibility of "
             f"{skeleton.num_joints} joints){pairs}"
         )
     found: list[float] = []

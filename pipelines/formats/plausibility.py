@@ -20,6 +20,13 @@ from efafnet.pipelines.formats.values import number_rows
 _MOST, _SOME = 0.5, 0.25
 # Joints may lie outside their box by this share of its longer side: boxes are drawn around what is seen.
 _SLACK = 0.25
+_PERCENT = 100
+# Persons of whom not all stand in one corner of their images by chance.
+_FEW = 3
+# Numbers of a result's keypoints by which it is known again.
+_TELLING = 6
+# COCO's largest sigma is .107, mmpose's of MPII .179.
+_LARGEST_SIGMA = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,17 @@ def plausibility_of(content: Annotations, where: str) -> list[str]:
         remarks, uncounted, with_joints.sum(), _SOME, "of persons with joints have num_keypoints 0: nobody has to find "
         "them; leave it out, and joints are counted",
     )  # fmt: skip
+    counted = np.array([a.num_keypoints for a in people]) > 0
+    _remark(
+        remarks, counted & ~with_joints, counted.sum(), _SOME, "of persons with num_keypoints above 0 have no joint "
+        "of v above 0: their joints count as not annotated, and whoever is near their box is right",
+    )  # fmt: skip
+    formless = sum(a.area == 0 and a.num_keypoints > 0 for a in people)
+    if formless:
+        remarks.append(
+            f"{formless} of {len(people)} persons have the area 0, by which OKS divides: only who hits every joint "
+            "exactly finds them; leave area out, and 0.53 of the box is taken"
+        )
     return [f"{where}: {remark}" for remark in (*remarks, *odd_skeleton(content.skeleton))]
 
 
@@ -77,6 +95,7 @@ def odd_scores(scores: NDArray[np.floating]) -> list[str]:
     """Remarks on the scores (N,) of a detector's boxes."""
     remarks: list[str] = []
     _remark(remarks, np.asarray(scores > 1), len(scores), _SOME, "of scores are above 1: percent?")
+    _remark(remarks, np.asarray(scores < 0), len(scores), _SOME, "of scores are below 0: before the sigmoid?")
     return remarks
 
 
@@ -99,8 +118,8 @@ def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
         "of persons have all joints within 0 to 1: shares, not pixels?",
     )
     if boxes_are_drawn and not unit_boxes.mean() >= _MOST:
-        remarks += _odd_boxes(persons, seen, with_joints)
-    tiny = with_joints & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > 16)
+        remarks += _odd_boxes(persons, seen, with_joints) or _in_percent(persons)
+    tiny = with_joints & (persons.area_px2 > 0) & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > 16)
     _remark(
         remarks, tiny, with_joints.sum(), _SOME, "of persons have an area of at most 1 px² in a larger box: no area at "
         "all? Leave it out, and 0.53 of the box is taken; OKS is measured by it",
@@ -129,6 +148,17 @@ def _odd_boxes(persons: Persons, seen: NDArray[np.bool_], with_joints: NDArray[n
         "different persons, images of another size, or other units?",
     )  # fmt: skip
     return remarks
+
+
+def _in_percent(persons: Persons) -> list[str]:
+    """Boxes that all end within 100 in images of twice that: Label Studio's own numbers are percent of the image."""
+    large = (persons.image_size_px >= 2 * _PERCENT).all(axis=1)
+    ends = (persons.box_xywh_px[:, :2] + persons.box_xywh_px[:, 2:])[large]
+    if len(ends) < _FEW or not ends.max() <= _PERCENT:
+        return []
+    return [
+        f"all {len(ends)} boxes in images of {2 * _PERCENT} pixels and more end by {_PERCENT}: percent, not pixels?"
+    ]
 
 
 def _as_corners(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -166,15 +196,29 @@ def odd_results(keypoints: Sequence[Any], num_joints: int) -> list[str]:
     return remarks
 
 
+def repeated_results(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A remark where many results say the same of the same image, so that all but one of them are wrong."""
+    rows = [result for result in results if isinstance(result.get("keypoints"), list)]
+    told = {repr((row.get("image_id"), row.get("score"), row["keypoints"][:_TELLING])) for row in rows}
+    remarks: list[str] = []
+    repeated = np.arange(len(rows)) >= len(told)
+    _remark(remarks, repeated, len(rows), _SOME, "of results repeat another one: was a file joined to itself?")
+    return remarks
+
+
 def odd_skeleton(skeleton: Skeleton) -> list[str]:
-    """Remarks on a skeleton: names that say left or right without a partner."""
-    lonely = skeleton.sided_without_partner
-    if not lonely:
-        return []
-    return [
-        f"joints named like sides have no partner in flip_pairs: {', '.join(lonely[:6])}{', …' * (len(lonely) > 6)}; "
-        "give flip_pairs in the category, or a skeleton file"
-    ]
+    """Remarks on a skeleton: names that say left or right without a partner, sigmas too large to measure by."""
+    remarks, lonely = list[str](), skeleton.sided_without_partner
+    if lonely:
+        remarks.append(
+            f"joints named like sides have no partner in flip_pairs: {', '.join(lonely[:6])}{', …' * (len(lonely) > 6)}"
+            "; give flip_pairs in the category, or a skeleton file"
+        )
+    if max(skeleton.sigmas) > _LARGEST_SIGMA:
+        remarks.append(
+            f"sigmas go up to {max(skeleton.sigmas):g}, COCO's to 0.107: with such OKS forgives everything; percent?"
+        )
+    return remarks
 
 
 def _remark(remarks: list[str], odd: NDArray[np.bool_], of: Sequence[int] | int, least: float, what: str) -> None:

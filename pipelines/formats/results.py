@@ -141,7 +141,8 @@ def _problem(row: Mapping[str, Any], skeleton: Skeleton, categories: Sequence[in
         return f"keypoints must be a list; got {shown(keypoints)}"
     needed = 3 * skeleton.num_joints
     if len(keypoints) != needed:
-        return f"{len(keypoints)} keypoint values; the skeleton has {needed} (x, y, score of each joint)"
+        pairs = ": x and y without score?" if 3 * len(keypoints) == 2 * needed else ""
+        return f"{len(keypoints)} keypoint values; the skeleton has {needed} (x, y, score of each joint){pairs}"
     if any(number(value) is None for value in (*keypoints, score)):
         bad = next(value for value in (*keypoints, score) if number(value) is None)
         return f"NaN or infinity among keypoints or score ({score}), or no number at all: {shown(bad)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -23,6 +23,7 @@ _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,30}(\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?\s*")
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "no": False, "yes": True}
 _PLAIN = {int, float}
+_FIELDS_SHOWN = 6
 
 
 def integer(value: Any) -> int | None:
@@ -92,6 +93,14 @@ def shown(value: Any, length: int = 60) -> str:
     except RecursionError:
         return f"{_kind(value)} nested too deep"
     return found if len(found) <= length else f"{found[: length - 1]}…"
+
+
+def told(entry: Mapping[str, Any], field: str) -> str:
+    """A field of an entry as messages give it: its name and value, or that it is not there, and what is instead."""
+    if field in entry:
+        return f"{field} {shown(entry[field])}"
+    others = ", ".join(shown(key, 20) for key in list(entry)[:_FIELDS_SHOWN])
+    return f"no {field} (its fields: {others or 'none'})"
 
 
 def number_rows(rows: Sequence[Any], width: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

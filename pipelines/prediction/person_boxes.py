@@ -20,6 +20,7 @@ from efafnet.pipelines.formats.categories import PERSON_CATEGORY, Chosen, choose
 from efafnet.pipelines.formats.detections import Detections, parse_detections
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.images import ImageTable
+from efafnet.pipelines.formats.layouts import looks_like
 from efafnet.pipelines.formats.names import name_parts
 from efafnet.pipelines.formats.plausibility import odd_boxes, odd_scores
 from efafnet.pipelines.formats.results import Names
@@ -107,7 +108,7 @@ def read_box_file(path: Path, image_list: Path | None, min_score: float, categor
     if not annotated and not isinstance(content, list):
         raise ValueError(
             f"boxes={path} holds neither annotations in COCO's layout (an object with images and annotations) nor "
-            "detections (a list of objects with image_id, bbox and score)"
+            f"detections (a list of objects with image_id, bbox and score){looks_like(content)}"
         )
     where = f"boxes={path}"
     if not annotated:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from efafnet.pipelines.crops.geometry import box_iou
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX
 from efafnet.pipelines.prediction.config import TrackingConfig
 
@@ -84,7 +85,7 @@ class Tracker:
         return {int(n): self._tracks[t] for n, t in pairs if similarity[n, t] > 0}
 
     def _similarity(self, track: _Track, keypoints: NDArray[np.float64], box: NDArray[np.float64]) -> float:
-        overlap = _iou(track.box_xywh_px, box)
+        overlap = float(box_iou(track.box_xywh_px[None], box[None])[0])
         both = (track.keypoints[:, 2] > self._sure_from) & (keypoints[:, 2] > self._sure_from)
         if not both.any():
             return overlap
@@ -121,11 +122,3 @@ class Tracker:
 def _weight(cutoff_hz: NDArray[np.float64], elapsed_s: float) -> NDArray[np.float64]:
     """Weight of the new value in a low-pass filter of first order."""
     return 1 / (1 + 1 / (2 * math.pi * cutoff_hz * elapsed_s))
-
-
-def _iou(a_xywh: NDArray[np.float64], b_xywh: NDArray[np.float64]) -> float:
-    low = np.maximum(a_xywh[:2], b_xywh[:2])
-    high = np.minimum(a_xywh[:2] + a_xywh[2:], b_xywh[:2] + b_xywh[2:])
-    shared = float(np.prod(np.clip(high - low, 0, None)))
-    whole = float(a_xywh[2] * a_xywh[3] + b_xywh[2] * b_xywh[3]) - shared
-    return shared / whole if whole > 0 else 0.0
