@@ -63,6 +63,11 @@ COMMANDS = (
         config_module=f"{_HERE}.crops.config",
     ),
     Command(
+        "join", f"{_HERE}.crops.join", "JoinConfig", "run_join", ("stores",),
+        "Make one crop store of several that were prepared alike.",
+        takes_many=True, options=("output",),
+    ),
+    Command(
         "check", f"{_HERE}.check.check", "CheckConfig", "run_check", (PRESET,),
         "Check new data before a long training: samples drawn, a few persons overfitted.",
         config_module=f"{_HERE}.check.config",

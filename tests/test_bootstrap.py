@@ -145,6 +145,12 @@ def test_a_single_threshold_known_closer_than_its_recall_levels_has_an_approxima
     small, large = (bootstrap(table, replicates=60) for table in (few, population))
     assert [small[name].approximate for name in FIGURES] == [False, False, False, False]
     assert [large[name].approximate for name in FIGURES] == [False, True, True, False]
+    # So is the difference of two, whose figures move in steps as well.
+    pair = bench_intervals.made_pair(bench_intervals.MAKINGS["easy"], 2_000, seed=1)
+    some = [bench_intervals.sampled(each, np.arange(100)) for each in pair]
+    for tables, marked in ((some, [False] * 4), (pair, [False, True, True, False])):
+        found = bootstrap_difference(*tables, replicates=60)
+        assert [found[name].approximate for name in FIGURES] == marked
 
 
 @pytest.mark.parametrize("making", ["hard", "easy"])

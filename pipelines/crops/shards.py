@@ -268,8 +268,8 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.writing")
     schema = described(person_schema(settings.skeleton.num_joints), settings.skeleton, settings.encoding)
     rows = 0
-    sink = _HashingFile(temporary)
-    with full_disk_named(path), sink, pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as writer:
+    sink = HashingFile(temporary)
+    with full_disk_named(path), sink, pq.ParquetWriter(sink, schema, **parquet_options(schema)) as writer:
         for group in _grouped(builder.rows(entries), settings.rows_per_group):
             writer.write_table(pa.Table.from_pylist(group, schema=schema), row_group_size=settings.rows_per_group)
             rows += len(group)
@@ -293,7 +293,7 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
     return result
 
 
-class _HashingFile(io.FileIO):
+class HashingFile(io.FileIO):
     """A file that knows the SHA-256 of what was written: a shard is not read again for its digest."""
 
     def __init__(self, path: Path) -> None:
@@ -301,6 +301,7 @@ class _HashingFile(io.FileIO):
         self._hash = hashlib.sha256()
 
     def write(self, data: Any) -> int:
+        """Write all of ``data``; the number of its bytes."""
         self._hash.update(data)
         written = 0
         while written < len(data):
@@ -338,7 +339,7 @@ def _grouped(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[st
         yield group
 
 
-def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
     """Crops are compressed already, and statistics or dictionaries of them would only cost."""
     small = [name for name in schema.names if name != "image"]
     # Parquet names the values of a list column by their path.

@@ -250,6 +250,12 @@ class CropStore:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=list(columns)):
                     yield pa.table(batch)
 
+    def groups(self, shard: FileRecord) -> Iterator[pa.Table]:
+        """All columns of one of the person shards, a row group at a time. Raises UnreadableFileError where damaged."""
+        with _opened(self.file(shard)) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+
     @property
     def has_annotated_boxes(self) -> bool:
         """Whether the persons' boxes are those of the annotations, and not a detector's."""

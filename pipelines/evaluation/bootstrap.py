@@ -66,10 +66,7 @@ def bootstrap(
         name: interval(figures[i], draws[:, i], images, confidence=confidence, share=True)
         for i, name in enumerate(FIGURES)
     }
-    return {
-        name: replace(each, approximate=each.approximate or 0 < each.std < _STEPS * steps.get(name, 0.0))
-        for name, each in made.items()
-    }
+    return _marked(made, steps)
 
 
 def recall_steps(table: MatchTable) -> dict[str, float]:
@@ -99,9 +96,19 @@ def bootstrap_difference(
     draws = resample(table, replicates=replicates, seed=seed) - resample(other, replicates=replicates, seed=seed)
     figures = figures_of(table) - figures_of(other)
     images = effective_images(table)
-    return {
+    made = {
         name: interval(figures[i], draws[:, i], images, confidence=confidence, share=False)
         for i, name in enumerate(FIGURES)
+    }
+    own, others = recall_steps(table), recall_steps(other)
+    return _marked(made, {name: max(step, others[name]) for name, step in own.items()})
+
+
+def _marked(made: dict[str, Interval], steps: dict[str, float]) -> dict[str, Interval]:
+    """The intervals, those of single thresholds approximate where they are known more closely than they move."""
+    return {
+        name: replace(each, approximate=each.approximate or 0 < each.std < _STEPS * steps.get(name, 0.0))
+        for name, each in made.items()
     }
 
 
