@@ -35,6 +35,20 @@ class Settings(BaseModel):
         return tree
 
 
+def size_from_text(value: Any, what: str, example: str) -> Any:
+    """Height and width of a size written as text, ``HEIGHTxWIDTH``; a value that is no text is returned as it is.
+
+    Raises:
+        ValueError: the text is no size; the message calls it ``what`` and shows ``example``.
+    """
+    if not isinstance(value, str):
+        return value
+    height, separator, width = value.partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise ValueError(f"{what} is written HEIGHTxWIDTH, for example {example}; got {value!r}")
+    return {"height": int(height), "width": int(width)}
+
+
 class InputSize(Settings):
     """Size of the network's input in pixels, both sides divisible by 32 (the encoder's total stride).
 
@@ -49,12 +63,7 @@ class InputSize(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        height, separator, width = value.partition("x")
-        if not (separator and height.isdigit() and width.isdigit()):
-            raise ValueError(f"an input size is written HEIGHTxWIDTH, for example 256x192; got {value!r}")
-        return {"height": int(height), "width": int(width)}
+        return size_from_text(value, "an input size", "256x192")
 
     @model_validator(mode="after")
     def _divisible(self) -> InputSize:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efafnet.models.settings import Settings
-from efafnet.pipelines import fabric, fitness
+from efafnet.pipelines import all_reduce, fitness
 from efafnet.platform import cluster, console, health
 from efafnet.platform.addresses import BareAddress
 from efafnet.platform.capacity import Capacity, capacity
@@ -59,7 +59,7 @@ def examine(config: DoctorConfig) -> Iterator[Finding]:
     if nodes > 1:
         yield health.host_name()
         if config.measure:
-            yield from fabric.all_reduce_findings(cluster.gpu_nodes())
+            yield from all_reduce.all_reduce_findings(cluster.gpu_nodes())
     yield health.tracking(config.tracking_uri, nodes=nodes)
     yield health.storage(config.storage)
     if nodes > 1 and config.storage.exists():

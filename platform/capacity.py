@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +69,18 @@ class Capacity:
         if self.largest is None:
             return "this cluster"
         return "this cluster" if len(self.largest) <= len(self.living) else "this cluster at its largest"
+
+
+@dataclass(frozen=True)
+class ActorPool:
+    """Actors that do the same work side by side."""
+
+    count: int
+    """Number of actors."""
+    gpu: bool
+    """Whether each has a GPU."""
+    living: int
+    """How many there is a place for now; the others come with the machines that are started for them."""
 
 
 def capacity(there: Resources) -> Capacity:

@@ -8,8 +8,8 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -314,10 +314,37 @@ def shared_path_problem(path: Path) -> str | None:
     return f"{path} is not visible on {', '.join(blind)}; put it on storage all nodes share" if blind else None
 
 
+def check_shared(there: Resources, paths: Iterable[Path], why: str) -> None:
+    """Refuse paths that not all nodes of a cluster see; on a single node there is nothing to ask.
+
+    Raises:
+        OSError: a node does not see one; the message begins with ``why``, which says who uses it.
+    """
+    for path in paths if there.nodes > 1 else ():
+        if problem := shared_path_problem(path.absolute()):
+            raise OSError(f"{why}: {problem}")
+
+
 def _sees(place: str) -> tuple[str, bool]:
     import socket
 
     return socket.gethostname(), Path(place).exists()
+
+
+def this_node() -> tuple[str, str]:
+    """Ray's name of the node that this process is on, and its address."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), str(ray.util.get_node_ip_address())
+
+
+def remove_reservation(group_id: str) -> None:
+    """Give back what a placement group reserves, by its id in hexadecimals; nothing happens where it is gone."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    with suppress(Exception):
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
 
 
 def token_required() -> bool:

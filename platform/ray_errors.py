@@ -18,3 +18,20 @@ def carried_by(error: BaseException) -> list[BaseException]:
     found = [failure for _, failure in sorted(failures.items())] if isinstance(failures, dict) else []
     found += [getattr(error, name, None) for name in ("controller_failure", "health_check_failure", "cause")]
     return [inner for inner in found if isinstance(inner, BaseException)]
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong inside what Ray wrapped around it, as one line: ``ValueError: the loss is NaN``."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        error = _inside(error) or error
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+def _inside(error: BaseException) -> BaseException | None:
+    """The exception that one of Ray's carries; None for all others, whose own words say more than their causes."""
+    if not made_by(error, "ray"):
+        return None
+    return next(iter(carried_by(error)), error.__cause__)

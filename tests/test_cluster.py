@@ -5,6 +5,8 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -142,6 +144,14 @@ def test_a_local_ray_runs_this_checkout_in_this_directory() -> None:
     assert directory == str(Path.cwd())
     assert digest == code_version()["source_digest"]
     assert address == found.address, "Ray's helpers in workers must not meet another Ray of this machine"
+
+
+def test_paths_are_asked_about_where_there_are_several_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "shared_path_problem", lambda path: f"{path} is not visible on n2; share it")
+    one, two = cast(Any, SimpleNamespace(nodes=1)), cast(Any, SimpleNamespace(nodes=2))
+    cluster.check_shared(one, [tmp_path], "the replicas load it")
+    with pytest.raises(OSError, match=rf"^the replicas load it: {tmp_path} is not visible on n2; share it$"):
+        cluster.check_shared(two, [tmp_path], "the replicas load it")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from efafnet.pipelines import doctor, fabric
+from efafnet.pipelines import all_reduce, doctor
 from efafnet.pipelines.doctor import DoctorConfig, node_finding, ray_finding, run_doctor
 from efafnet.platform import cluster, health, ray_private
 from efafnet.platform.capacity import Capacity
@@ -200,7 +200,7 @@ def test_a_cluster_is_examined_node_by_node(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(cluster, "gpu_nodes", lambda: 2)
     monkeypatch.setattr(doctor, "capacity", lambda _: Capacity([{"CPU": 4.0}], lambda: None))
     slow = [Finding("warn", f"network, {name}", "0.1 GB/s") for name in ("gloo", "nccl")]
-    monkeypatch.setattr(fabric, "all_reduce_findings", lambda gpu_nodes: slow[:gpu_nodes])
+    monkeypatch.setattr(all_reduce, "all_reduce_findings", lambda gpu_nodes: slow[:gpu_nodes])
     monkeypatch.setattr(cluster, "shared_path_problem", lambda path: f"{path} is not visible on n2; share it")
     monkeypatch.setattr(health, "node_report", report)
     monkeypatch.setattr(health, "software", lambda: iter(()))

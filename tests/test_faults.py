@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from efafnet.pipelines import fabric
+from efafnet.pipelines import all_reduce
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import open_inputs, train_reader
@@ -140,7 +140,7 @@ def test_nodes_die_return_and_are_drained(
 
 def _network_gb_s() -> float:
     """What doctor measures between the head and two nodes: three processes of this machine, by gloo."""
-    [finding] = fabric.all_reduce_findings(gpu_nodes())
+    [finding] = all_reduce.all_reduce_findings(gpu_nodes())
     told = re.match(r"all-reduce among 3 nodes: (\d+\.\d\d) GB/s, \d+ ms a step", finding.found)
     assert told is not None, finding
     assert (finding.what, finding.state) == ("network, gloo", "ok" if float(told[1]) >= 0.75 else "warn")

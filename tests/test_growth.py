@@ -21,10 +21,10 @@ import pytest
 import yaml
 
 from efafnet.pipelines.doctor import growth_finding
-from efafnet.pipelines.evaluation.config import ActorPool, WorkersConfig
+from efafnet.pipelines.evaluation.config import WorkersConfig
 from efafnet.pipelines.training.placement import needs, placed, slots
 from efafnet.pipelines.training.ray_run import train
-from efafnet.platform.capacity import capacity
+from efafnet.platform.capacity import ActorPool, capacity
 from efafnet.platform.cluster import ClusterConfig, connect
 from tests import test_tune
 from tests.test_faults import begun, lives, newest_step, wait_for

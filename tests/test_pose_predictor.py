@@ -13,12 +13,12 @@ import yaml
 
 from efafnet.models.skeleton import MPII_16
 from efafnet.pipelines.crops import geometry
-from efafnet.pipelines.evaluation.config import ActorPool, ActorsConfig, TestOverrides, WorkersConfig
+from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, WorkersConfig
 from efafnet.pipelines.evaluation.store_prediction import predict_here
 from efafnet.pipelines.evaluation.trained import load_trained
 from efafnet.pipelines.prediction import PosePredictor
 from efafnet.pipelines.prediction.pose_predictor import skeleton_of_checkpoint
-from efafnet.platform.capacity import Capacity
+from efafnet.platform.capacity import ActorPool, Capacity
 from tests import crop_data, prediction_cases, training_cases
 
 BOXES = [[10.0, 20.0, 50.0, 90.0], [100.0, 30.0, 60.0, 40.0], [-20.0, 100.0, 60.0, 80.0]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -20,24 +19,31 @@ def outcome(
     monkeypatch: pytest.MonkeyPatch, failures: Sequence[str], *, done: int = 0
 ) -> tuple[dict[str, str], list[str]]:
     """Run a set whose runs end as ``failures`` says, two at a time; returns what is told of it and who was begun."""
-    configs: Any = [SimpleNamespace(name=str(place), tracking=SimpleNamespace(run_name=None))
+    configs: Any = [SimpleNamespace(name=str(place), workers=1, tracking=SimpleNamespace(run_name=None))
                     for place in range(len(failures))]  # fmt: skip
     begun: list[str] = []
 
-    class Task:
-        def remote(self, job: dict[str, str]) -> str:
+    class Pool(list[Any]):
+        def __init__(self, *_: object) -> None:
+            """Nothing is asked of a cluster."""
+
+        def begin(self, run: Any, job: dict[str, str]) -> None:
             begun.append(job["name"])
-            return job["name"]
+            self.append(run)
+
+        def ended(self, timeout_s: float) -> list[tuple[Any, str]]:
+            assert timeout_s > 0
+            run = self.pop(0)
+            return [(run, failures[int(run.name)])]
+
+        def cancel(self) -> None:
+            assert not self
 
     class Set(run_set._RunSet):
-        def _task(self) -> Any:
-            return Task()
-
         def _job(self, run: TrainConfig) -> dict[str, Any]:
             return {"name": run.name}
 
-    ray = SimpleNamespace(wait=lambda live, **_: (live[:1], live[1:]), get=lambda name: failures[int(name)])
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(run_set, "TaskPool", Pool)
     monkeypatch.setattr(run_set, "figure_of", lambda *_: 0.5)
     there: Any = Launch(configs, lambda: 2, {}, "")  # type: ignore[arg-type]
     return Set(there, Running(None, "ap"), by_image=False, done=done).run(), begun

@@ -11,7 +11,6 @@ from typing import Any
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from efafnet.pipelines.runs.failures import reason_of
 from efafnet.pipelines.search.controller import Controller
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, OVERTIME, SAMPLES, StudyScheduler, StudySearch
@@ -23,6 +22,7 @@ from efafnet.pipelines.search.stopping import (
     halving_promotes,
     halving_stops,
 )
+from efafnet.platform.ray_errors import reason_of
 from tests.search_cases import ledger, states
 
 FINISHED: Any = Searcher.FINISHED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from efafnet.pipelines.crops.plan import ShardPlan
 from efafnet.pipelines.crops.shards import CropSettings, ShardResult, read_record, write_shard
-from efafnet.platform import cluster, console, provenance, storage
+from efafnet.platform import cluster, console, provenance, ray_data, storage
 from efafnet.platform.locks import LockHeldError, hold
 
 _LOCK = ".lock"
@@ -87,44 +86,22 @@ def run_plans(
         return (write_shard(settings, plan.index, plan.images.to_pylist(), directory) for plan in plans)
     found = cluster.connect(ray_config)
     console.note(str(found))
-    if found.nodes > 1 and (problem := cluster.shared_path_problem(directory)):
-        raise OSError(f"several nodes write into one directory: {problem}")
+    cluster.check_shared(found, [directory], "several nodes write into one directory")
     return _run_with_ray(plans, settings, directory, workers)
 
 
 def _run_with_ray(
     plans: Sequence[ShardPlan], settings: CropSettings, directory: Path, workers: int | None
 ) -> Iterator[ShardResult]:
-    import ray
-    import ray.data
-
-    _quiet()
     # One block per shard. Ray Data may split or join blocks, so the rows say which shard they belong to.
-    images = ray.data.from_arrow([plan.images for plan in plans])
-    results = images.map_batches(
-        _write_shards,  # type: ignore[arg-type]  # Ray's annotations leave out Arrow tables
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        fn_kwargs={"settings": settings, "directory": str(directory)},
-        concurrency=workers,
-    )
-    try:
-        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for index in batch["index"].to_pylist():  # type: ignore[union-attr]
-                found = read_record(directory, index)
-                if found is None:
-                    raise OSError(f"shard {index} was written by a worker but is not in {directory}")
-                yield found
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, Exception) else error
-        raise OSError(f"a worker failed: {type(cause).__name__}: {cause}") from error
-
-
-def _quiet() -> None:
-    """Ray Data sets up its loggers when it is imported; progress is ours, so it need not explain that it shows none."""
-    cluster.quiet_logs()
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    images = ray_data.from_tables(plan.images for plan in plans)
+    told = {"settings": settings, "directory": str(directory)}
+    for done in ray_data.computed(ray_data.map_in_tasks(images, _write_shards, told, at_once=workers), "preparing"):
+        for index in done["index"].to_pylist():
+            found = read_record(directory, index)
+            if found is None:
+                raise OSError(f"shard {index} was written by a worker but is not in {directory}")
+            yield found
 
 
 def _write_shards(table: pa.Table, settings: CropSettings, directory: str) -> pa.Table:

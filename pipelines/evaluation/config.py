@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,7 +10,7 @@ from pydantic import Field, model_validator
 from efafnet.models.settings import Settings
 from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.platform.addresses import BareAddress
-from efafnet.platform.capacity import Capacity, decide_gpu
+from efafnet.platform.capacity import ActorPool, Capacity, decide_gpu
 from efafnet.platform.cluster import ClusterConfig
 from efafnet.platform.machine import WantedPrecision
 from efafnet.platform.mirror import Location
@@ -62,18 +61,6 @@ class TestOverrides(Settings):
     """OKS above which the weaker of two predictions is a duplicate (hard), or the decay's scale (soft)."""
     decoding: Literal["argmax", "quarter", "dark", "udp"] | None = None
     """From heatmap to joint."""
-
-
-@dataclass(frozen=True)
-class ActorPool:
-    """The actors of one pass."""
-
-    count: int
-    """Number of actors."""
-    gpu: bool
-    """Whether each has a GPU."""
-    living: int
-    """How many there is a place for now; the others come with the machines that are started for them."""
 
 
 class ActorsConfig(Settings):

@@ -6,11 +6,9 @@ Legend: N persons, K joints, H W input pixels.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -28,14 +26,12 @@ from efafnet.pipelines.crops.groups import COLUMNS, group_from_table
 from efafnet.pipelines.crops.manifest import Encoding
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.config import ActorPool, TestConfig, Weights, WorkersConfig
+from efafnet.pipelines.evaluation.config import TestConfig, Weights, WorkersConfig
 from efafnet.pipelines.evaluation.inference import placed, predict_batch, predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from efafnet.pipelines.evaluation.trained import Trained, load_trained
 from efafnet.platform import console, machine
-
-if TYPE_CHECKING:
-    import ray.data
+from efafnet.platform.capacity import ActorPool
 
 _COLUMNS = [*COLUMNS, "person_id"]
 
@@ -226,49 +222,29 @@ def predict_with_ray(
     Raises OSError where no cluster can be used or a worker failed, ValueError where rows are missing in the end.
     """
     from efafnet.platform.capacity import capacity
-    from efafnet.platform.cluster import connect, shared_path_problem
+    from efafnet.platform.cluster import check_shared, connect
 
     found = connect(workers.cluster)
     console.note(str(found))
-    for path in (trained.path, store.path):
-        if found.nodes > 1 and (problem := shared_path_problem(path.absolute())):
-            raise OSError(f"the workers of several nodes read it: {problem}")
+    check_shared(found, (trained.path, store.path), "the workers of several nodes read it")
     pool = workers.pool(capacity(found))
     task = _Task(trained.path.absolute(), weights, store.skeleton, trained.heatmap, test, workers.threads, pool.gpu)
     view = CropView(store.manifest.encoding, trained.input_size, trained.padding, trained.udp)
-    predicted = _pipeline(store, view, task, pool, min(workers.cpus, found.cpus / (pool.count + 1)))
-    return _collect(predicted, store)
+    return _collect(_computed(store, view, task, pool, min(workers.cpus, found.cpus / (pool.count + 1))), store)
 
 
-def _pipeline(
+def _computed(
     store: CropStore, view: CropView, task: _Task, pool: ActorPool, cpus_per_actor: float
-) -> ray.data.Dataset:
+) -> Iterator[pa.Table]:
     """Read and warp in tasks, predict in actors."""
-    import ray.data
+    from efafnet.platform import ray_data
 
-    # Ray Data sets its loggers up when it is imported; only its warnings are for people.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
-    shards = [str(store.file(shard).absolute()) for shard in store.manifest.shards if shard.rows]
-    transform: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": task.test.batch_size}
-    # A small store has one shard: cut into enough blocks that every actor gets some.
-    persons = ray.data.read_parquet(shards, override_num_blocks=max(len(shards), 2 * pool.count)).select_columns(
-        _COLUMNS
-    )
-    warped = persons.map_batches(
-        _warp,  # type: ignore[arg-type]  # Ray's annotations leave out Arrow tables and keyword arguments
-        fn_kwargs={"view": view},
-        **transform,
-    )
-    return warped.map_batches(
-        _Predictor,
-        fn_constructor_args=(task,),
-        compute=ray.data.ActorPoolStrategy(min_size=pool.living, max_size=pool.count),
-        num_cpus=cpus_per_actor,
-        num_gpus=1 if task.gpu else 0,
-        **transform,
-    )
+    shards = [store.file(shard) for shard in store.manifest.shards if shard.rows]
+    size = task.test.batch_size
+    persons = ray_data.from_parquet(shards, _COLUMNS, blocks=2 * pool.count)
+    warped = ray_data.map_in_tasks(persons, _warp, {"view": view}, batch_size=size)
+    predicted = ray_data.map_in_actors(warped, _Predictor, (task,), pool, cpus=cpus_per_actor, batch_size=size)
+    return ray_data.computed(predicted, "predicting")
 
 
 def _warp(table: pa.Table, view: CropView) -> pa.Table:
@@ -288,13 +264,13 @@ def _warp(table: pa.Table, view: CropView) -> pa.Table:
     return crops.append_column(_FAULT, pa.nulls(crops.num_rows, pa.string()))
 
 
-def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predicted:
+def _collect(predicted: Iterator[pa.Table], store: CropStore) -> Predicted:
     people = store.columns(list(PERSON_COLUMNS))
     row_of = {int(person): row for row, person in enumerate(people["person_id"].to_pylist())}
     assert len(row_of) == store.num_persons, "person ids are unique in a store"
     parts, precisions = [], set[str]()
     with console.progress("predicting", store.num_persons, unit="persons") as advance:
-        for table in _tables(predicted):
+        for table in predicted:
             if fault := _first_fault(table):
                 raise ValueError(f"crop store {store.path}: {fault}")
             precisions.update(table[_PRECISION].unique().to_pylist())
@@ -309,12 +285,3 @@ def _collect(predicted: ray.data.Dataset, store: CropStore) -> Predicted:
     if len(predictions) != store.num_persons:
         raise ValueError(f"only {len(predictions)} of {store.num_persons} persons came back; run again")
     return Predicted(predictions, ", ".join(sorted(precisions)))
-
-
-def _tables(predicted: ray.data.Dataset) -> Iterator[pa.Table]:
-    import ray
-
-    try:
-        yield from predicted.iter_batches(batch_size=None, batch_format="pyarrow")
-    except ray.exceptions.RayError as error:
-        raise OSError(f"predicting on Ray failed: {' '.join(str(error).split())[-400:]}") from error

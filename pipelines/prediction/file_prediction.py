@@ -9,7 +9,6 @@ once, and what comes back are records: the drawn pictures are written by the act
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,9 +38,6 @@ from efafnet.pipelines.prediction.spool import Record
 from efafnet.pipelines.prediction.stages import prefetched
 from efafnet.pipelines.prediction.tracking import Tracker
 from efafnet.platform import console, machine
-
-if TYPE_CHECKING:
-    import ray.data
 
 _HELD_BYTES = 2**28
 """Decoded pictures that may wait for their batch to fill."""
@@ -237,49 +233,27 @@ def work_with_ray(tasks: Sequence[Task], job: Job, actors: ActorsConfig) -> Iter
 
     Raises OSError where no cluster can be used or a worker failed, ValueError for what a worker refused.
     """
-    import ray
-
+    from efafnet.platform import ray_data
     from efafnet.platform.capacity import capacity
-    from efafnet.platform.cluster import connect, shared_path_problem
+    from efafnet.platform.cluster import check_shared, connect
 
     found = connect(actors.cluster)
     console.note(str(found))
     places = [job.checkpoint, *{task.source.path.parent for task in tasks}, *filter(None, [job.pictures])]
-    for path in places if found.nodes > 1 else ():
-        if problem := shared_path_problem(path.absolute()):
-            raise OSError(f"the workers of several nodes use it: {problem}")
+    check_shared(found, places, "the workers of several nodes use it")
     pool = actors.pool(capacity(found))
+    cpus = min(actors.cpus, found.cpus / pool.count)
     size = min(_FILES_PER_TASK, math.ceil(len(tasks) / pool.count))
     blocks = [_block(tasks[first : first + size]) for first in range(0, len(tasks), size)]
-    records = _dataset(blocks).map_batches(
-        _Actor,
-        fn_constructor_args=(job, actors.threads, pool.gpu),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=min(pool.living, len(blocks)), max_size=min(pool.count, len(blocks))
-        ),
-        num_cpus=min(actors.cpus, found.cpus / pool.count),
-        num_gpus=1 if pool.gpu else 0,
-        batch_size=None,
-        batch_format="pyarrow",
-    )
-    try:
-        for table in records.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for content in table["record"].to_pylist():  # type: ignore[union-attr]
-                record = pickle.loads(content)
-                if isinstance(record, str):
-                    raise ValueError(record)
-                yield record
-    except ray.exceptions.RayError as error:
-        raise OSError(f"predicting on Ray failed: {' '.join(str(error).split())[-400:]}") from error
-
-
-def _dataset(blocks: Sequence[pa.Table]) -> ray.data.Dataset:
-    import ray.data
-
-    # Ray Data sets its loggers up when it is imported; only its warnings are for people.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    return ray.data.from_arrow(list(blocks))
+    busy = replace(pool, count=min(pool.count, len(blocks)), living=min(pool.living, len(blocks)))
+    told = (job, actors.threads, pool.gpu)
+    records = ray_data.map_in_actors(ray_data.from_tables(blocks), _Actor, told, busy, cpus=cpus)
+    for table in ray_data.computed(records, "predicting"):
+        for content in table["record"].to_pylist():
+            record = pickle.loads(content)
+            if isinstance(record, str):
+                raise ValueError(record)
+            yield record
 
 
 def _block(tasks: Sequence[Task]) -> pa.Table:

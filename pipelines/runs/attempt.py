@@ -8,10 +8,10 @@ from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, cast
 
-from efafnet.pipelines.runs.failures import reason_of
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.rundir import LOCK, TrainResult
 from efafnet.platform.locks import LockHeldError, hold
+from efafnet.platform.ray_errors import reason_of
 
 LOG = "run.log"
 """File in a run's directory with what its training says."""

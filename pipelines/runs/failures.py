@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from efafnet.platform.ray_errors import carried_by, made_by
-
 SAME_REASON = 3
 """Runs that fail alike, while none has shown a figure, after which no more are begun."""
 
@@ -33,20 +31,3 @@ class AlikeFailures:
     def repeated(self) -> str:
         """The last reason that was given ``SAME_REASON`` times; nothing while there is none."""
         return self._last
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong inside what Ray wrapped around it, as one line: ``ValueError: the loss is NaN``."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        error = _inside(error) or error
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
-
-
-def _inside(error: BaseException) -> BaseException | None:
-    """The exception that one of Ray's carries; None for all others, whose own words say more than their causes."""
-    if not made_by(error, "ray"):
-        return None
-    return next(iter(carried_by(error)), error.__cause__)

@@ -6,11 +6,11 @@ the machine is busy, or another Ray runs on it. The reservation then stays until
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from efafnet.platform import ray_private
+from efafnet.platform.cluster import remove_reservation
 
 _WorkerGroupCallback: Any = ray_private.worker_group_callback()
 
@@ -34,11 +34,7 @@ def release(file: Path) -> bool:
     """Remove the placement group that is noted in ``file``; returns whether there was one noted."""
     if not file.exists():
         return False
-    import ray
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    group = PlacementGroup(ray.PlacementGroupID(bytes.fromhex(file.read_text())))
+    group = file.read_text()
     file.unlink()
-    with suppress(Exception):  # Ray's own helper was faster
-        remove_placement_group(group)
+    remove_reservation(group)
     return True

@@ -16,13 +16,15 @@ from typing import Any
 from efafnet.pipelines.runs.attempt import train_attempt
 from efafnet.pipelines.runs.children import left_to_be_continued
 from efafnet.pipelines.runs.concurrency import LOOK_EVERY_S, Launch, driver_resources, launch
-from efafnet.pipelines.runs.failures import SAME_REASON, AlikeFailures, reason_of
+from efafnet.pipelines.runs.failures import SAME_REASON, AlikeFailures
 from efafnet.pipelines.runs.measured import figure_of, has_images, is_done, predict_validation
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory
 from efafnet.platform import console
 from efafnet.platform.interruption import report_stop
+from efafnet.platform.ray_errors import reason_of
+from efafnet.platform.task_pool import TaskPool
 
 
 @dataclass(frozen=True)
@@ -88,43 +90,28 @@ class _RunSet:
 
     def run(self) -> dict[str, str]:
         """Run them; returns why some did not come to their end, by name."""
-        import ray
-
-        task = self._task()
         waiting = deque(self._there.configs)
-        live: dict[ray.ObjectRef[str], TrainConfig] = {}
+        # On CPUs a process takes one run after the other, which saves seconds each; with GPUs each has a fresh one.
+        pool: TaskPool[TrainConfig, str] = TaskPool(
+            run_one, driver_resources(self._there.configs[0]), self._how.retries
+        )
         try:
-            while waiting or live:
-                while waiting and not self._broken and len(live) < self._there.concurrency():
+            while waiting or len(pool):
+                while waiting and not self._broken and len(pool) < self._there.concurrency():
                     run = waiting.popleft()
-                    live[task.remote(self._job(run))] = run
-                if not live:
+                    pool.begin(run, self._job(run))
+                if not len(pool):
                     self._not_begun(waiting)
                     break
-                done, _ = ray.wait(list(live), num_returns=1, timeout=LOOK_EVERY_S)
-                for reference in done:
-                    self._ended(live.pop(reference), _answer(reference))
+                for run, answer in pool.ended(LOOK_EVERY_S):
+                    self._ended(run, answer if isinstance(answer, str) else reason_of(answer))
         except KeyboardInterrupt as stop:
-            report_stop(stop, f"{self._done} of {self._count} runs over, {len(live)} running; the same command goes on")
-            left_to_be_continued(run.run_dir for run in live.values())
+            report_stop(stop, f"{self._done} of {self._count} runs over, {len(pool)} running; the same command goes on")
+            left_to_be_continued(run.run_dir for run in pool.running())
             raise
         finally:
-            for reference in live:
-                ray.cancel(reference, force=True)
+            pool.cancel()
         return self.failures
-
-    def _task(self) -> Any:
-        import ray
-
-        resources = driver_resources(self._there.configs[0])
-        custom = {name: amount for name, amount in resources.items() if name not in ("CPU", "GPU")}
-        # On CPUs a process takes one run after the other, which saves seconds each; with GPUs each has a fresh one.
-        return ray.remote(run_one).options(
-            num_cpus=resources.get("CPU", 0),
-            num_gpus=resources.get("GPU", 0),
-            resources=custom,
-            max_retries=self._how.retries,
-        )
 
     def _job(self, run: TrainConfig) -> dict[str, Any]:
         return {
@@ -156,15 +143,6 @@ class _RunSet:
             f"begun: {self._alike.repeated}; mend it and give the same command again"
         )
         self.failures |= {run.name: f"not begun: {self._alike.repeated}" for run in waiting}
-
-
-def _answer(reference: Any) -> str:
-    import ray
-
-    try:
-        return str(ray.get(reference))
-    except ray.exceptions.RayError as error:
-        return reason_of(error)
 
 
 def run_one(job: Mapping[str, Any]) -> str:

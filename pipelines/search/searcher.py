@@ -12,8 +12,8 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from efafnet.pipelines.runs.failures import reason_of
 from efafnet.pipelines.search.controller import Controller
+from efafnet.platform.ray_errors import reason_of
 
 METRIC = "figure"
 """Name under which a trial reports its validation figure to Tune."""

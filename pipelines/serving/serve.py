@@ -16,7 +16,7 @@ from efafnet.pipelines.serving.engine import Engine, EnginePlan
 from efafnet.pipelines.serving.models import Served, find_models
 from efafnet.platform import console
 from efafnet.platform.capacity import capacity
-from efafnet.platform.cluster import Resources, connect, shared_path_problem
+from efafnet.platform.cluster import Resources, check_shared, connect
 
 _MIN_TOKEN = 16
 _LOOK_S = 1.0
@@ -72,9 +72,7 @@ def start(config: ServeConfig, plan: EnginePlan, rules: Rules) -> None:
     console.note(str(there))
     if there.is_local:
         _check_port(config)
-    for served in plan.models if there.nodes > 1 else ():
-        if problem := shared_path_problem(served.checkpoint):
-            raise OSError(f"the replicas load it: {problem}")
+    check_shared(there, (served.checkpoint for served in plan.models), "the replicas load it")
     pool = config.workers.pool(capacity(there))
     replica = ReplicaPlan(plan, config.batching, pool.gpu, config.workers.threads)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)

@@ -13,8 +13,8 @@ from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.synth.picture import Label
 from efafnet.pipelines.synth.solids import Array
 
-MEDIUM_AREA_PX, LARGE_AREA_PX = 32**2, 96**2
-"""COCO's borders between small, medium and large."""
+LARGE_AREA_PX = 96**2
+"""COCO's border between medium and large people: area in pixels."""
 
 
 @dataclass(frozen=True)

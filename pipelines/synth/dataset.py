@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from pydantic import Field, model_validator
 
-from efafnet.models.settings import Settings
+from efafnet.models.settings import Settings, size_from_text
 from efafnet.pipelines.synth.coco import ImageRecord, coco_document, describe_people, image_record
 from efafnet.pipelines.synth.kinds import KINDS, People
 from efafnet.pipelines.synth.scene import Recipe, draw_scene
@@ -56,12 +56,7 @@ class PictureSize(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        height, separator, width = value.partition("x")
-        if not (separator and height.isdigit() and width.isdigit()):
-            raise ValueError(f"a picture size is written HEIGHTxWIDTH, for example 240x320; got {value!r}")
-        return {"height": int(height), "width": int(width)}
+        return size_from_text(value, "a picture size", "240x320")
 
 
 class PeopleRange(Settings):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Literal
 
-from efafnet.platform.cluster import on_every_node
+from efafnet.platform.cluster import on_every_node, this_node
 from efafnet.platform.health import Finding
 
 Backend = Literal["gloo", "nccl"]
@@ -63,23 +63,21 @@ def _finding(what: str, rates: list[float | str], backend: Backend) -> Finding:
 
 def meeting_point() -> tuple[str, str]:
     """This node's id and an address on it where the others can meet: HOST:PORT."""
-    import ray
-
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
-    return ray.get_runtime_context().get_node_id(), f"{ray.util.get_node_ip_address()}:{port}"
+    node, address = this_node()
+    return node, f"{address}:{port}"
 
 
 def all_reduce(address: str, ranks: Mapping[str, int], backend: Backend) -> float | None:
     """GB/s of adding up 64 MiB, as one of the nodes; None on a node that came later and takes no part."""
-    import ray
     import torch
     from torch import distributed
 
     from efafnet.pipelines.training.process_group import use_node_interface
 
-    rank = ranks.get(ray.get_runtime_context().get_node_id())
+    rank = ranks.get(this_node()[0])
     if rank is None:
         return None
     use_node_interface()

@@ -1,0 +1,123 @@
+"""Bulk work on a cluster: tables that Ray Data hands to tasks, or to actors that load something large once.
+
+What every stage that works in bulk has to know of Ray Data is here: how it is kept quiet, what an actor reserves, and
+what its errors carry. The functions that are mapped, and the columns of the tables, are the stages' own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from efafnet.platform.capacity import ActorPool
+from efafnet.platform.cluster import quiet_logs
+from efafnet.platform.ray_errors import reason_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray.data
+
+Mapped = Callable[..., "pa.Table | Iterator[pa.Table]"]
+"""A function from one table to another, or to several."""
+
+
+def from_tables(tables: Iterable[pa.Table]) -> ray.data.Dataset:
+    """Rows that this process holds; each table is one block, which one task gets unless Ray Data splits or joins it."""
+    return cast("ray.data.Dataset", _library().from_arrow(list(tables)))
+
+
+def from_parquet(files: Sequence[Path], columns: Sequence[str], blocks: int) -> ray.data.Dataset:
+    """Rows of Parquet files that all nodes see, in their order.
+
+    Args:
+        files: the files; at least one.
+        columns: those that are read.
+        blocks: fewest blocks that the rows are cut into: a small store is one file, and every actor shall get some.
+    """
+    data = _library()
+    data.DataContext.get_current().execution_options.preserve_order = True
+    rows = data.read_parquet([str(file.absolute()) for file in files], override_num_blocks=max(len(files), blocks))
+    return cast("ray.data.Dataset", rows.select_columns(list(columns)))
+
+
+def map_in_tasks(
+    rows: ray.data.Dataset,
+    function: Mapped,
+    arguments: Mapping[str, object],
+    *,
+    batch_size: int | None = None,
+    at_once: int | None = None,
+) -> ray.data.Dataset:
+    """Map tables in tasks that keep nothing.
+
+    Args:
+        rows: the tables.
+        function: takes a table and ``arguments`` by name; the table may be memory that others read, too.
+        arguments: what it is told beside the table.
+        batch_size: rows of each table; None for a block.
+        at_once: most tasks at a time; None for as many as there is room for.
+    """
+    return rows.map_batches(
+        cast(Any, function),  # Ray's annotations leave out Arrow tables and keyword arguments
+        fn_kwargs=dict(arguments),
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        concurrency=at_once,
+    )
+
+
+def map_in_actors(
+    rows: ray.data.Dataset,
+    actor: type[Any],
+    arguments: Sequence[object],
+    pool: ActorPool,
+    *,
+    cpus: float,
+    batch_size: int | None = None,
+) -> ray.data.Dataset:
+    """Map tables in actors.
+
+    Args:
+        rows: the tables.
+        actor: a class whose objects take a table.
+        arguments: of its constructor.
+        pool: how many actors, and whether each has a GPU.
+        cpus: cores that each of them reserves.
+        batch_size: rows of each table; None for a block.
+    """
+    return rows.map_batches(
+        actor,
+        fn_constructor_args=tuple(arguments),
+        compute=_library().ActorPoolStrategy(min_size=pool.living, max_size=pool.count),
+        num_cpus=cpus,
+        num_gpus=1 if pool.gpu else 0,
+        batch_size=batch_size,
+        batch_format="pyarrow",
+    )
+
+
+def computed(rows: ray.data.Dataset, doing: str) -> Iterator[pa.Table]:
+    """Compute the tables and give them as they come.
+
+    Raises:
+        OSError: a worker failed; the message begins with ``doing`` and holds the cause alone.
+    """
+    import ray
+
+    try:
+        yield from cast("Iterator[pa.Table]", rows.iter_batches(batch_size=None, batch_format="pyarrow"))
+    except ray.exceptions.RayError as error:
+        raise OSError(f"{doing} on Ray failed: {reason_of(error)}") from error
+
+
+def _library() -> Any:
+    """Ray Data, which sets its loggers up when it is imported: only its warnings are for people, and progress is shown
+    by this program, so that it need not explain that it shows none."""
+    import ray.data
+
+    quiet_logs()
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    return ray.data
