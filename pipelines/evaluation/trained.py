@@ -62,7 +62,18 @@ class Trained:
         skeleton: Skeleton,
     ) -> Self:
         """A network with its weights, and what its run's configuration says; ValueError for that of another version."""
-        parts = _settings(path, config)
+        return cls._from_parts(path, network, _settings(path, config), config, meta, skeleton)
+
+    @classmethod
+    def _from_parts(
+        cls,
+        path: Path,
+        network: PoseNetwork,
+        parts: Mapping[str, Any],
+        config: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        skeleton: Skeleton,
+    ) -> Self:
         return cls(
             path=path,
             network=network.eval(),
@@ -135,19 +146,19 @@ def load_trained(
     # The small files first: a mismatch should not cost reading the weights.
     _check_skeleton(path, read_meta(path).get("skeleton"), store_skeleton)
     checkpoint = load_checkpoint(path, with_state=False)
-    settings = _settings(path, checkpoint.config)["network"]
-    check_switches(path, settings, expected or {})
+    parts = _settings(path, checkpoint.config)
+    check_switches(path, parts["network"], expected or {})
     found = checkpoint.weights
     published = "ema" if "ema" in found else "network"
     name = published if weights == "best" else weights
     if name not in found:
         raise CheckpointError(f"checkpoint {path} holds no weights {name!r}, only {', '.join(found)}; set weights=best")
-    network = build_network(settings, store_skeleton.num_joints)
+    network = build_network(parts["network"], store_skeleton.num_joints)
     restore_weights(network, found[name], f"checkpoint {path}")
     _check_finite(path, found[name])
     # Validation looked at the published weights: peaks of others are of another height.
     meta = checkpoint.meta if name == published else {**checkpoint.meta, META: None}
-    return Trained.of(path, network, checkpoint.config, meta, store_skeleton)
+    return Trained._from_parts(path, network, parts, checkpoint.config, meta, store_skeleton)
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
