@@ -253,6 +253,38 @@ def test_four_parts_import_ray_and_each_of_its_libraries_has_one() -> None:
     assert used == RAY_PLACES
 
 
+RECORDS = {"SourceRecord", "Manifest"}
+"""Models of what is written down for others, whose fields nothing here need read."""
+
+
+def settings_fields() -> Iterator[tuple[str, str]]:
+    """Yield (class, field) of every settings model, by the syntax trees alone."""
+    classes = [node for path in modules() for node in ast.walk(syntax(path)) if isinstance(node, ast.ClassDef)]
+    bases = {node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases} for node in classes}
+
+    def is_settings(name: str) -> bool:
+        return name == "Settings" or any(is_settings(base) for base in bases.get(name, ()))
+
+    for node in classes:
+        if is_settings(node.name) and node.name not in RECORDS:
+            for line in node.body:
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+                    yield node.name, line.target.id
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """A setting that nothing reads would be a silent no-op; one is read where some object's attribute has its name."""
+    read = {
+        node.attr
+        for path in modules()
+        for node in ast.walk(syntax(path))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    fields = list(settings_fields())
+    assert ("OptimizerConfig", "lr") in fields
+    assert [field for field in fields if field[1] not in read and field[1] != "__test__"] == []
+
+
 def test_platform_imports_ray_and_mlflow_only_when_asked() -> None:
     for path in (ROOT / "platform").rglob("*.py"):
         heavy = {name for name, at_once in imports(path) if at_once} & {"ray", "mlflow"}

@@ -68,14 +68,20 @@ class SourceConfig(Settings):
 
 @dataclass(frozen=True)
 class WantedPerson:
-    """A person to crop."""
+    """A person to crop. Lengths are in pixels of the image."""
 
     person_id: int
+    """Unique in the store."""
     box_xywh: tuple[float, ...]
+    """Left, top, width, height, as annotated or detected."""
     area: float
+    """What OKS measures by, in square pixels."""
     box_score: float
+    """The detector's confidence; 1 for an annotated box."""
     keypoints: tuple[float, ...]
+    """x, y, v of each joint; all 0 where a detector gave the box."""
     head_size: float | None
+    """MPII's head size; None where it is not known."""
 
 
 @dataclass(frozen=True)
