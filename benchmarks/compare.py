@@ -27,7 +27,7 @@ from efafnet.platform import console
 KEPT = Path(__file__).resolve().parent / "figures"
 """Where the figures to compare with lie."""
 QUICK: dict[str, tuple[str, ...]] = {
-    "bench_step": (),
+    "bench_step": ("--steps", "5"),
     "bench_evaluation": (),
     "bench_encodings": ("--pictures", "60"),
     "bench_reader": ("--pictures", "400"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from efafnet.models.cost import network_cost
-from efafnet.models.known_costs import known_cost
+from efafnet.models.known_costs import FILE, known_cost
 from efafnet.models.network import build_network
 from efafnet.models.network_config import NetworkConfig
 from efafnet.models.settings import InputSize
@@ -127,6 +129,11 @@ def test_documented_figures(name: str, params_m: float, gmac: float) -> None:
     v = VARIANTS[name]
     cost = _counted(v.network, 17, v.input)
     assert (round(cost.params_m, 2), round(cost.gmac, 2)) == (params_m, gmac)
+
+
+def test_every_named_network_has_stored_costs() -> None:
+    stored = json.loads((Path(__file__).resolve().parents[1] / "models" / FILE).read_text(encoding="utf-8"))
+    assert stored.keys() == VARIANTS.keys(), "count anew: python -m efafnet.models.cost"
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n.startswith(("sbn_r50", "efafnet_r50", "efafnet_nano"))])
