@@ -48,6 +48,7 @@ def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Pat
     assert tune.search.trials == (6 if size == "full" else 3)
     assert tune.search.stop == "asha"
     assert tune.max_samples is not None
+    assert (synth.images.train, synth.images.val) == ((4000, 400) if size == "full" else (60, 20))
     # The small size counts samples; the full one takes what the clock leaves: 480 - 50 - 35 - 72 - 12 - 35 seconds.
     assert (train.max_samples, train.max_time_s) == ((None, 276) if size == "full" else (960, None))
     assert tune.init == train.run_dir
