@@ -34,6 +34,8 @@ from tests.chromium import Page, browsing
 CURVES = ("val/ap", "train/loss")
 PAGE_S = 180.0
 """Longest wait for a page, seconds."""
+SERVER_S = 300.0
+"""Longest wait for the server, seconds."""
 
 
 def fill(uri: str, trials: int, points: int) -> tuple[str, list[str]]:
@@ -70,7 +72,7 @@ def serving(uri: str) -> Iterator[str]:
     words = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + SERVER_S
         while not _answers(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None, "mlflow server has ended"
             assert time.monotonic() < deadline, "mlflow server does not answer"
@@ -78,7 +80,11 @@ def serving(uri: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _answers(address: str) -> bool:

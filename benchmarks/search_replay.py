@@ -31,20 +31,22 @@ SHARES = (0.1, 0.05)
 MOST = 200
 """Trials after which a search ends as not having reached its target."""
 SOON = {"grace": 1 / 16}
-"""Trials are looked at after a sixteenth of their budget in place of a quarter."""
+"""Trials are looked at after a sixteenth of their budget in place of a quarter, which is about an epoch of the tables
+that ``bench_search table`` makes."""
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"sampler": "random", "stop": "none"},
     "TPE": {"sampler": "tpe", "stop": "none"},
     "GP": {"sampler": "gp", "stop": "none"},
     "TPE, ASHA stopping": {"sampler": "tpe", "stop": "asha"},
+    "TPE, ASHA stopping, by 4": {"sampler": "tpe", "stop": "asha", "reduction": 4},
     "TPE, ASHA stopping, 1/16": {"sampler": "tpe", "stop": "asha", **SOON},
-    "TPE, ASHA stopping, 1/16 by 4": {"sampler": "tpe", "stop": "asha", "reduction": 4, **SOON},
+    "TPE, ASHA promoting": {"sampler": "tpe", "stop": "asha", "promotes": True},
+    "TPE, ASHA promoting, by 4": {"sampler": "tpe", "stop": "asha", "promotes": True, "reduction": 4},
     "TPE, ASHA promoting, 1/16": {"sampler": "tpe", "stop": "asha", "promotes": True, **SOON},
-    "TPE, ASHA promoting, 1/16 by 4": {"sampler": "tpe", "stop": "asha", "promotes": True, "reduction": 4, **SOON},
-    "random, constant, 1/16": {"sampler": "random", "stop": "constant", **SOON},
-    "TPE, constant, 1/4": {"sampler": "tpe", "stop": "constant"},
+    "random, constant": {"sampler": "random", "stop": "constant"},
+    "TPE, constant": {"sampler": "tpe", "stop": "constant"},
     "TPE, constant, 1/16": {"sampler": "tpe", "stop": "constant", **SOON},
-    "GP, constant, 1/16": {"sampler": "gp", "stop": "constant", **SOON},
+    "GP, constant": {"sampler": "gp", "stop": "constant"},
 }
 """Settings of ``search`` by the name of the way to search."""
 

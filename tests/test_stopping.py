@@ -58,6 +58,16 @@ def test_of_seven_at_a_rung_the_best_third_is_two() -> None:
     assert not halving_pauses({0: {50: 0.9}}, 0, [100], 2)
 
 
+def test_a_rung_whose_figures_are_alike_stops_and_holds_nobody() -> None:
+    curves = {0: {100: 0.0}, 1: {100: 0.0}, 2: {100: 0.0, 200: 0.4}, 3: {100: 0.0, 200: 0.3}}
+    assert not any(halving_stops(curves, number, [100], 2) for number in (0, 1))
+    assert not any(halving_pauses(curves, number, [100], 2) for number in (0, 1))
+    assert halving_pauses(curves, 3, [100, 200], 2)  # of .4 and .3 the better goes on
+    # Of five at 100 the best two, and the third that equals the second.
+    mixed = {0: {100: 0.5}, 1: {100: 0.2}, 2: {100: 0.2}, 3: {100: 0.1}, 4: {100: 0.0}}
+    assert [halving_pauses(mixed, number, [100], 2) for number in mixed] == [False, False, False, True, True]
+
+
 def state(curves: dict[int, dict[int, float]], paused: set[int], **more: Any) -> SearchState:
     told: dict[str, Any] = {"running": frozenset(), "complete": frozenset(), "failed": frozenset(), "exhausted": False}
     return SearchState(curves, frozenset(paused), **(told | more))

@@ -107,7 +107,8 @@ def median_stops(curves: Curves, number: int, grace: int, at_least: int = 3) -> 
 def halving_pauses(curves: Curves, number: int, levels: list[int], reduction: float) -> bool:
     """Whether a trial is to wait at its newest rung: it is not among the best 1/``reduction`` there, itself counted.
 
-    As in Li et al. (2020), algorithm 2: of n trials at a rung the best n // ``reduction`` may go on.
+    As in Li et al. (2020), algorithm 2: of n trials at a rung the best n // ``reduction`` may go on. So may their
+    equals: where a rung comes so early that all figures are 0, it tells nothing.
     """
     rung = _just_reached(curves[number], levels)
     return rung is not None and number not in _best_at(curves, rung, reduction)
@@ -141,8 +142,13 @@ def _order_at(curves: Curves, rung: int) -> list[int]:
 
 
 def _best_at(curves: Curves, rung: int, reduction: float) -> list[int]:
+    """The best 1/``reduction`` of the trials that reached a rung, and those that are as good as the last of them."""
     order = _order_at(curves, rung)
-    return order[: int(len(order) / reduction + 1e-9)]
+    count = int(len(order) / reduction + 1e-9)
+    if count == 0:
+        return []
+    least = at_rung(curves[order[count - 1]], rung)
+    return order[:count] + [number for number in order[count:] if at_rung(curves[number], rung) == least]
 
 
 def constant_pauses(curves: Curves, number: int, grace: int) -> bool:
