@@ -11,7 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from optuna.storages import InMemoryStorage
 from scipy import stats
 
 from benchmarks.record import Record
@@ -60,11 +62,12 @@ class Replay:
         grace = max(1, round(search.grace * table.budget))
         rule = search.rule(rungs(table.budget, grace, search.reduction), grace)
         self.waits_for_all = search.stop == "constant"
-        self.ledger = Ledger(
-            Path(":memory:"), "replay", table.space(), trials=BATCH if self.waits_for_all else MOST,
-            sampler=search.sampler, seed=seed, startup=search.startup_trials, waits=search.pauses,
-            judged_at=grace if self.waits_for_all else None,
-        )  # fmt: skip
+        with patch("efafnet.pipelines.search.ledger.open_storage", lambda *_: InMemoryStorage()):  # sqlite is slower
+            self.ledger = Ledger(
+                Path("replay"), "replay", table.space(), trials=BATCH if self.waits_for_all else MOST,
+                sampler=search.sampler, seed=seed, startup=search.startup_trials, waits=search.pauses,
+                judged_at=grace if self.waits_for_all else None,
+            )  # fmt: skip
         self.controller = Controller(self.ledger, rule, self, lambda: at_once)
         self.events: list[tuple[float, int]] = []
         """When a trial shows its next figure, in samples trained one after the other, and its number."""
