@@ -30,7 +30,7 @@ BATCH = 20
 """Trials of a search; where all must wait for the last, that many more are given to it whenever it is over."""
 SHARES = (0.1, 0.05)
 """A search's aims: figures that so many of the settings reach."""
-MOST = 200
+MOST = 120
 """Trials after which a search ends as not having reached its target."""
 SOON = {"grace": 1 / 16}
 """Trials are looked at after a sixteenth of their budget in place of a quarter, which is about an epoch of the tables
