@@ -70,6 +70,15 @@ def trace_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "trace-rank0.jsonl").read_text().splitlines()]
 
 
+def test_the_collector_rests_during_a_run_and_what_a_program_froze_stays_frozen() -> None:
+    frozen = gc.get_freeze_count()
+    assert frozen > 0, "conftest froze what all tests need"
+    with collected_between_points():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.01)
+
+
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     context, config = (
         Quiet(),
