@@ -1,5 +1,5 @@
 # Every target makes .venv and installs into it when that is needed, and only then.
-.PHONY: demo test test-nodes lint bench bench-compare release
+.PHONY: demo test fast slow test-nodes lint bench bench-compare release
 .DELETE_ON_ERROR:
 
 # Kept inside the environment: whoever removes .venv gets a new one.
@@ -25,10 +25,17 @@ lint: $(INSTALLED)
 	$(RUN) mypy
 	.venv/bin/shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh
 
-# Fast tests first: most mistakes show within a minute or two. Each process of the slow ones has a Ray of its own.
-test: lint
+# Fast tests first: most mistakes show within a minute or two. Types are checked beside them, on one core.
+test: $(INSTALLED)
+	$(MAKE) --no-print-directory -j 2 lint fast
+	$(MAKE) --no-print-directory slow
+
+fast: $(INSTALLED)
 	$(RUN) pytest -m 'not slow' -n auto --durations=10
-	$(RUN) pytest -m slow -n auto --dist worksteal --durations=15
+
+# Each process has a Ray of its own, and takes one test after another: the longest begin first.
+slow: $(INSTALLED)
+	$(RUN) pytest -m slow -n auto --maxschedchunk=1 --durations=15
 
 # A cluster of machines pretended on this one, of which one dies. Needs root, and about twenty minutes.
 test-nodes: $(INSTALLED)

@@ -207,6 +207,8 @@ def quiet_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # A new Ray would start a process per CPU that none of our work can use: they lack ``runtime_env``'s variables.
+        "RAY_prestart_worker_first_driver": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
         # It announces that .git and .venv are left out, which .gitignore and .rayignore see to anyway.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,14 +285,15 @@ def children(place: Path) -> tuple[Any, list[Any]]:
     return parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
 
 
-@pytest.mark.slow
-def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path) -> None:
+@pytest.mark.slow(seconds=115)
+def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path, fresh_store: Path) -> None:
     """SIGKILL of the driver while runs run; then the same command ends with every run there once."""
     import ray
 
     config_of(tmp_path)
+    shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
-                "seeds=2", "epochs=60", "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+                "seeds=2", "epochs=24", "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
                 "cluster.address=local", "cluster.num_cpus=2", "tracking.system_metrics_every_s=null",
                 "precision=fp32", "test.precision=fp32", "bootstrap=50"]  # fmt: skip
     command = [sys.executable, "-m", "efafnet.pipelines", "study", f"{tmp_path}/mine.yaml", "nano_test", *settings]
@@ -332,7 +334,7 @@ def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path) -> None:
     assert parent.data.metrics["mean/quick"] == pytest.approx(np.mean(figures))
 
     # The runs are there: nothing is trained for the same table, and one changed row is refused.
-    tracked = ["name=killed", "epochs=60", "seeds=2", "tracking.enabled=true"]
+    tracked = ["name=killed", "epochs=24", "seeds=2", "tracking.enabled=true"]
     again = study(config_of(tmp_path, *tracked))
     assert again.found.rows[0].mean == pytest.approx(np.mean(figures))
     assert not ray.is_initialized()
@@ -340,7 +342,7 @@ def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path) -> None:
         study(config_of(tmp_path, *tracked, text=TEXT.replace("1e-5", "2e-5")))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=50)
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_that_fails_is_told_and_the_others_are_compared(tmp_path: Path) -> None:
     text = TEXT.replace("lr: 1e-5", "lr: 1e30")

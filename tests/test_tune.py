@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,7 +211,7 @@ def children(place: Path, name: str) -> tuple[Run, list[Run]]:
     return parent, sorted(mine, key=lambda run: int(run.data.tags["efafnet.trial"]))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -256,7 +257,7 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     assert len(children(tmp_path, "small")[1]) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=55)
 @pytest.mark.usefixtures("ray_local")
 def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path) -> None:
     space = "search:\n  optimizer.lr: {choice: [1e30, 5e-3]}\n"
@@ -271,7 +272,7 @@ def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path
     assert [run.info.status for run in children(tmp_path, "ray")[1]] == ["FAILED", "FINISHED"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=65)
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Path) -> None:
     """Warm start, start points, the median rule, and SIGKILL of a trial's process."""
@@ -279,7 +280,7 @@ def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Pa
     first = tune(config_of(tmp_path, "name=first", "search.stop=none", *common))
     space = f"{SPACE}start:\n  - {{optimizer.lr: 0.005, loss.kind: mse}}\n"
     config = config_of(tmp_path, "name=second", f"search.learn_from={first.directory}", "search.stop=median",
-                       "epochs=48", "search.validations=8", *common, space=space)  # fmt: skip
+                       "epochs=24", "search.validations=8", *common, space=space)  # fmt: skip
     checkpoints = config.run_dir / "trials/0000/checkpoints"
     killer = threading.Thread(target=lambda: kill_trial(checkpoints), daemon=True)
     killer.start()
@@ -292,15 +293,15 @@ def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Pa
     assert own[0].params == {"optimizer.lr": 0.005, "loss.kind": "mse"}
     assert {trial.state.name for trial in own} <= {"COMPLETE", "PRUNED"}
     assert own[0].user_attrs["died"]
-    assert list(own[0].intermediate_values) == [240 * n for n in range(1, 9)]  # the first cannot be stopped
+    assert list(own[0].intermediate_values) == [120 * n for n in range(1, 9)]  # the first cannot be stopped
     assert "resuming at step" in (checkpoints.parent / "train.log").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=40)
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_whose_time_is_up_leaves_its_trials_to_be_continued(tmp_path: Path) -> None:
-    """A second is over before 100 epochs are; without a complete trial the exit code says so."""
-    common = ("search.trials=1", "workers=0", "name=timed", "epochs=100")
+    """A second is over before 40 epochs are; without a complete trial the exit code says so."""
+    common = ("search.trials=1", "workers=0", "name=timed", "epochs=40")
     assert run_promoted(config_of(tmp_path, "search.time_s=1", *common)) == 1
     file = tmp_path / "runs/timed/study.db"
     assert [trial.state.name for trial in open_study(file).trials] == ["RUNNING"]
@@ -318,7 +319,7 @@ def test_a_search_without_a_complete_trial_exits_with_1(tmp_path: Path) -> None:
     assert [trial.state.name for trial in open_study(tmp_path / "runs/broken/study.db").trials] == ["FAIL"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=30)
 @pytest.mark.usefixtures("ray_local")
 def test_a_trial_that_waited_ends_as_if_it_had_never_waited(tmp_path: Path) -> None:
     """The same three settings in a search where all wait after a quarter and one goes on, and in one without stops."""
@@ -348,12 +349,13 @@ def kill_trial(checkpoints: Path) -> None:
                 process.kill()
 
 
-@pytest.mark.slow
-def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path) -> None:
+@pytest.mark.slow(seconds=130)
+def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path, fresh_store: Path) -> None:
     """Ctrl-C and SIGKILL of the driver while trials run; then the search ends with every trial there once."""
     config_of(tmp_path)
+    shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
-                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=40", "workers=0",
+                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=20", "workers=0",
                 "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "cluster.address=local",
                 "tracking.system_metrics_every_s=null", "search.validations=10"]  # fmt: skip
     command = [sys.executable, "-m", "efafnet.pipelines", "tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
