@@ -139,6 +139,14 @@ def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str], sh
             f"no Ray at {address or 'this machine'}: {reason}; check `ray status`, RAY_ADDRESS, and that "
             "RAY_AUTH_MODE and the token are the cluster's"
         ) from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # As Ray says it where a process of its own is not up within 30 s.
+        raise ClusterError(
+            f"Ray does not start on this machine: {' '.join(str(error).split())[:300]} Is it very busy, or short of "
+            "memory? Give the same command again"
+        ) from error
 
 
 def _await_port(address: str) -> None:

@@ -90,6 +90,23 @@ def test_no_cluster_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(ClusterConfig(address="10.9.9.9:1"))
 
 
+def test_a_machine_too_busy_to_start_ray_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own words for that are a bare Exception; what is of a class says what went wrong, and is ours."""
+    import ray
+
+    failing: list[Exception] = [Exception("The current node timed out during startup.\nThis could"), KeyError("ours")]
+
+    def init(**_: object) -> None:
+        raise failing[0]
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ClusterError, match=r"^Ray does not start on this machine: The current node timed .* very busy"):
+        connect(ClusterConfig(address="local"))
+    failing.pop(0)
+    with pytest.raises(KeyError):
+        connect(ClusterConfig(address="local"))
+
+
 @pytest.mark.parametrize("address", [None, "auto"])
 def test_an_address_that_leads_nowhere_is_told_within_seconds(
     monkeypatch: pytest.MonkeyPatch, address: str | None
