@@ -1,5 +1,5 @@
 # Every target makes .venv and installs into it when that is needed, and only then.
-.PHONY: demo test fast slow test-nodes lint bench bench-compare release
+.PHONY: demo test fast slow test-growth test-nodes lint bench bench-compare release
 .DELETE_ON_ERROR:
 
 # Kept inside the environment: whoever removes .venv gets a new one.
@@ -37,7 +37,11 @@ fast: $(INSTALLED)
 slow: $(INSTALLED)
 	$(RUN) pytest -m slow -n auto --maxschedchunk=1 --durations=15
 
-# A cluster of machines pretended on this one, of which one dies. Needs root, and about twenty minutes.
+# A cluster whose GPU machines are started and ended by Ray's autoscaler, pretended on this one: some minutes.
+test-growth: $(INSTALLED)
+	GROWING=1 $(RUN) pytest -s tests/test_growth.py
+
+# A cluster of machines pretended on this one, of which one dies. Needs root, and about half an hour.
 test-nodes: $(INSTALLED)
 	tests/machines.sh 3 .venv/bin/python -m pytest -s tests/test_nodes.py
 

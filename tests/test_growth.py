@@ -1,6 +1,9 @@
-"""A cluster whose GPU machines come with the work: Ray's own autoscaler with its pretended machines, from none on.
+"""A cluster whose GPU machines come with the work and go after it: Ray's own autoscaler with its pretended machines.
 
 Torch sees no GPU behind a pretended one and computes on the CPU; what is asked for, started and waited for is real.
+It takes some minutes:
+
+    make test-growth
 """
 
 from __future__ import annotations
@@ -12,16 +15,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import yaml
 
 from efafnet.pipelines.doctor import growth_finding
-from efafnet.pipelines.evaluation.config import WorkersConfig
+from efafnet.pipelines.evaluation import store_prediction
+from efafnet.pipelines.evaluation.config import EvaluateConfig, ScoringConfig, WorkersConfig
+from efafnet.pipelines.evaluation.evaluate import run_evaluate
+from efafnet.pipelines.search.earlier import open_study
+from efafnet.pipelines.search.tune import tune
 from efafnet.pipelines.training.placement import needs, placed, slots
 from efafnet.pipelines.training.ray_run import train
 from efafnet.platform.capacity import ActorPool, capacity
@@ -32,7 +42,7 @@ from tests.training_cases import config_of, trace_of
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("GROWING" not in os.environ, reason="starts a cluster with an autoscaler: GROWING=1"),
+    pytest.mark.skipif("GROWING" not in os.environ, reason="takes minutes: make test-growth"),
 ]
 
 HEAD_ID = "f" * 51 + "00000"
@@ -107,7 +117,8 @@ def _settings(address: str) -> dict[str, Any]:
         "cluster_name": "growing",
         "max_workers": MOST,
         "upscaling_speed": 100.0,
-        "idle_timeout_minutes": 5.0,
+        # Longer than a run takes to begin anew: what is left of its machines must not go meanwhile.
+        "idle_timeout_minutes": 0.5,
         # By its module: under its name Ray looks for defaults in a file that its wheel leaves out.
         "provider": {
             "type": "external",
@@ -135,6 +146,17 @@ def _living_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0))
 
 
+def _free_gpus() -> float:
+    import ray
+
+    return float(ray.available_resources().get("GPU", 0))
+
+
+def _all_machines_go() -> float:
+    """Wait until the autoscaler has ended what is idle; returns the seconds."""
+    return wait_for("end of the idle machines", lambda: _living_gpus() == 0, lambda: False)
+
+
 def _end_a_machine() -> None:
     """Kill one of the pretended machines."""
     import ray
@@ -145,45 +167,123 @@ def _end_a_machine() -> None:
             process.kill()
 
 
-PRETENDED = ("worker.gpu=yes", "device=cpu", "data.val=null")
-"""Such a GPU cannot compute."""
+@contextmanager
+def _no_machine_to_be_had(address: str) -> Iterator[None]:
+    """The autoscaler starts nothing meanwhile, as where a cloud has run out of a kind of machine."""
+    [autoscaler] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"--gcs-address={address}" in (words := process.info["cmdline"] or ())
+        and any(word.endswith("autoscaler/v2/monitor.py") for word in words)
+    ]
+    autoscaler.suspend()
+    try:
+        yield
+    finally:
+        autoscaler.resume()
 
 
-def test_gpu_machines_come_with_the_work(
-    growing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+ON_CPU = ("worker.gpu=yes", "device=cpu")
+"""A pretended GPU is reserved, and cannot compute."""
+
+
+def test_a_search_takes_all_machines_that_come(
+    growing: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """From no GPU on: what is decided for each of the README's commands, and its training."""
+    """As the README's ``tune``, from no GPU on: as many trials at once as there may be machines."""
     there, address = connect(ClusterConfig(address=growing)), f"cluster.address={growing}"
     assert _living_gpus() == 0
+    search = test_tune.config_of(tmp_path, "name=search", "workers=1", "search.trials=4", "search.stop=none", *ON_CPU,
+                                 address)  # fmt: skip
+    auto = test_tune.config_of(tmp_path, "workers=1", address)
+    assert slots(placed(auto, capacity(there), runs=4), capacity(there)) == MOST
+
+    began, busy = time.monotonic(), 0.0
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(tune, search)
+        while not running.done():
+            busy = max(busy, _living_gpus() - _free_gpus())
+            time.sleep(0.1)
+        running.result()
+    record_property("search_from_zero_s", time.monotonic() - began)
+    assert busy == MOST
+    study = open_study(tmp_path / "runs" / "search" / "study.db")
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 4
+
+
+def test_a_machine_that_dies_under_an_elastic_training_is_replaced(
+    growing: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """It goes on with the one that is left while no other is to be had, and with two when the autoscaler has started
+    another."""
+    steps = 3000
+    often = (f"epochs={steps // 5}", "checkpoint={every_epochs: null, every_steps: 20}", "trace=true")
+    elastic = ("workers=1..2", "worker.grow_every_s=3", *often, *ON_CPU, "data.val=null", f"cluster.address={growing}")
+    config = config_of(tmp_path, *elastic)
+    running = begun(config)
+    wait_for("a checkpoint", lambda: newest_step(config) >= 40, running.done)
+    assert _living_gpus() == MOST
+    with _no_machine_to_be_had(growing):
+        _end_a_machine()
+        record_property("shrunk_s", wait_for("one worker", lambda: len(lives(config)) == 1, running.done))
+        assert _living_gpus() == 1
+    record_property("replaced_s", wait_for("another machine", lambda: len(lives(config)) == 2, running.done))
+    assert _living_gpus() == MOST
+    running.result(timeout=240)
+    assert [workers for _, workers in lives(config)] == [1, 2]
+    assert sorted(trace_of(config)) == list(range(1, steps + 1)), "no step is lost"
+
+
+def test_a_training_begins_when_its_machines_have_come(
+    growing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> None:
+    """From no GPU on, to which the cluster shrinks again after the work: what is decided for each of the README's
+    commands, and its training."""
+    there, address = connect(ClusterConfig(address=growing)), f"cluster.address={growing}"
+    record_property("idle_s", _all_machines_go())
     assert growth_finding(capacity(there)).found == f"1 nodes with 0 GPUs now, at most 3 with {MOST}"
     assert WorkersConfig().pool(capacity(there)) == ActorPool(MOST, True, 1)
-    search = test_tune.config_of(tmp_path, "workers=1", address)
-    assert slots(placed(search, capacity(there), runs=2), capacity(there)) == MOST
     with pytest.raises(ValueError, match=r"worker\.gpu = yes: 3 GPUs are needed, this cluster at its largest has 2"):
         train(config_of(tmp_path, "name=many", "workers=3", "worker.gpu=yes", address))
 
     began = time.monotonic()
     readmes = config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", address)
     assert needs(placed(readmes, capacity(there))) == {"CPU": 1, "GPU": 1}
-    result = train(config_of(tmp_path, "workers=2", "epochs=1", *PRETENDED, address))
-    record_property("from_zero_s", time.monotonic() - began)
+    result = train(config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", *ON_CPU, address))
+    record_property("training_from_zero_s", time.monotonic() - began)
     assert result.checkpoint.is_dir()
     assert "2 workers, each {'CPU': 1.0, 'GPU': 1" in capfd.readouterr().err
     assert _living_gpus() == MOST
 
 
-def test_a_machine_that_dies_under_an_elastic_training_is_replaced(
-    growing: str, tmp_path: Path, record_property: Callable[[str, object], None]
+def test_an_evaluation_waits_for_a_machine_with_a_gpu(
+    growing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
-    """It goes on with the one that is left, until the autoscaler has started another."""
-    often = ("epochs=180", "checkpoint={every_epochs: null, every_steps: 10}", "trace=true", "worker.grow_every_s=3")
-    elastic = ("workers=1..2", *often, *PRETENDED, f"cluster.address={growing}")
-    config = config_of(tmp_path, *elastic)
-    running = begun(config)
-    wait_for("a checkpoint", lambda: newest_step(config) >= 20, running.done)
-    _end_a_machine()
-    record_property("shrunk_s", wait_for("one worker", lambda: len(lives(config)) == 1, running.done))
-    record_property("replaced_s", wait_for("another machine", lambda: len(lives(config)) == 2, running.done))
-    running.result(timeout=120)
-    assert [workers for _, workers in lives(config)] == [1, 2]
-    assert sorted(trace_of(config)) == list(range(1, 901)), "no step is lost"
+    """As the README's ``evaluate``: its actors hold GPUs of machines that came for them."""
+
+    class Predictor(store_prediction._Predictor):
+        def __post_init__(self) -> None:
+            import ray
+
+            assert self.task.gpu
+            assert len(ray.get_gpu_ids()) == 1
+            self.task = replace(self.task, gpu=False)  # a pretended one cannot compute
+            super().__post_init__()
+
+    monkeypatch.setattr(store_prediction, "_Predictor", Predictor)
+    run_dir = train(config_of(tmp_path, "epochs=1", "data.val=null")).run_dir
+    _all_machines_go()
+    began = time.monotonic()
+    run_evaluate(
+        EvaluateConfig(
+            checkpoint=run_dir,
+            data=str(tmp_path / "val"),
+            output=tmp_path / "evaluation",
+            workers=WorkersConfig(cluster=ClusterConfig(address=growing)),
+            scoring=ScoringConfig(bootstrap=0),
+            overlays=0,
+        )
+    )
+    record_property("evaluation_from_zero_s", time.monotonic() - began)
+    assert (tmp_path / "evaluation" / "metrics.json").exists()
+    assert _living_gpus() >= 1
