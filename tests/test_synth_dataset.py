@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines import cli
-from efafnet.pipelines.synth import dataset
-from efafnet.pipelines.synth.census import census, crowd_shares, records_of
-from efafnet.pipelines.synth.coco import ImageRecord, image_record
 from efafnet.pipelines.synth.dataset import SPLITS, SynthConfig, run_synth
-from efafnet.pipelines.synth.kinds import KINDS, People
-from efafnet.pipelines.synth.scene import draw_scene
-from efafnet.pipelines.synth.textures import bank
 from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, resolve
 from efafnet.platform.storage import OutputExistsError, UnwritableError
@@ -171,87 +164,6 @@ def test_the_people_are_as_varied_as_those_of_coco(train: COCO) -> None:
     assert np.mean([a["num_keypoints"] >= 12 for a in people]) > 0.45
 
 
-def test_each_kind_is_what_it_is_named_for() -> None:
-    """Against COCO's shares over 1,354 persons, as docs/data.md has them; about 200 people are drawn of each kind."""
-    clear, coco, crowd = (census(_drawn(kind, pictures)) for kind, pictures in KIND_PICTURES.items())
-    for name, published, slack in (
-        ("box touches the border", 0.30, 0.10),
-        ("cut at the bottom", 0.10, 0.07),
-        ("whole and hardly hidden", 0.28, 0.10),
-        ("joints visible", 0.56, 0.12),
-        ("joints hidden", 0.08, 0.05),
-        ("joints unlabelled", 0.36, 0.12),
-    ):
-        assert coco[name] == pytest.approx(published, abs=slack), name
-    # Bodies fill their boxes a little less than COCO's .53, whose outlines also hold what people carry.
-    assert 0.45 < coco["area / box, median"] < 0.58
-    assert 0.47 < coco["√area / crop width, median"] < 0.62
-    assert clear["whole and hardly hidden"] > coco["whole and hardly hidden"] + 0.05
-    assert clear["crowd index, mean"] < 0.05
-    # CrowdPose draws its pictures evenly over the index from 0 to 1.
-    assert 0.3 < crowd["crowd index, mean"] < 0.7
-    shares = crowd_shares(_drawn("crowd", KIND_PICTURES["crowd"]))
-    assert sum(shares) == pytest.approx(1)
-    assert min(shares[0], shares[1], shares[2], shares[3] + shares[4]) > 0.08
-
-
-KIND_PICTURES: dict[People, int] = {"clear": 130, "coco": 130, "crowd": 60}
-
-
-@cache
-def _drawn(kind: People, pictures: int) -> list[ImageRecord]:
-    config = SynthConfig(out=Path("unused"), people=kind, seed=3)
-    records = []
-    for index in range(pictures):
-        image, labels = draw_scene(np.random.default_rng((3, index)), config.recipe, bank(3))
-        records.append(image_record(index, "x.jpg", image.shape[1], image.shape[0], labels))
-    return records
-
-
-def test_a_setting_of_one_s_own_takes_the_place_of_the_kind_s(tmp_path: Path) -> None:
-    kind = _config(tmp_path, "people=clear", "occlusion=0.7", "people_per_image=3").recipe.kind
-    assert (kind.fewest, kind.most, kind.occlusion) == (3, 3, 0.7)
-    assert kind.close_ups == KINDS["clear"].close_ups == 0.12
-    assert _config(tmp_path, "people=clear", "occlusion=0").recipe.kind.occlusion == 0
-
-
-def test_the_digest_names_what_is_drawn_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = _config(tmp_path / "a", "people=clear").digest()
-    assert _config(tmp_path / "b", "people=clear", "workers=3", "overwrite=true").digest() == first
-    assert _config(tmp_path / "a", "people=coco").digest() != first
-    assert _config(tmp_path / "a", "people=clear", "seed=1").digest() != first
-    monkeypatch.setattr(dataset, "drawing_digest", lambda: "another version")
-    assert _config(tmp_path / "a", "people=clear").digest() != first
-
-
-def test_a_census_worked_out_by_hand() -> None:
-    def person(box: list[float], area: float, flags: str, **more: Any) -> dict[str, Any]:
-        keypoints = [value for flag in flags for value in (box[0] + 1, box[1] + 1, int(flag))]
-        labelled = sum(flag != "0" for flag in flags)
-        return {"bbox": box, "area": area, "keypoints": keypoints, "num_keypoints": labelled, "image_id": 7, **more}
-
-    document = {
-        "images": [{"id": 7, "width": 100, "height": 80}],
-        "annotations": [
-            # Whole: 13 joints, one of them hidden. Its crop is as wide as 3/4 of its height and a quarter more: 37.5.
-            person([10.0, 10.0, 20.0, 40.0], 400.0, "2" * 12 + "1" + "0" * 4),
-            # Cut at the right and at the bottom; wider than 3:4, so its crop is 1.25 * 60 = 75 wide.
-            person([40.0, 50.0, 60.0, 30.0], 900.0, "2" * 4 + "1" * 4 + "0" * 9),
-            # Neither counts: nothing labelled, and a crowd.
-            person([0.0, 0.0, 9.0, 9.0], 50.0, "0" * 17),
-            person([0.0, 0.0, 90.0, 80.0], 50.0, "2" * 17, iscrowd=1),
-        ],
-    }
-    found = census(records_of(document))
-    assert found == pytest.approx({
-        "persons": 2, "box touches the border": 0.5, "cut at the bottom": 0.5, "whole and hardly hidden": 0.5,
-        "area / box, median": 0.5, "√area / crop width, median": (20 / 37.5 + 30 / 75) / 2,
-        "joints visible": 16 / 34, "joints hidden": 5 / 34, "joints unlabelled": 13 / 34,
-        "labelled joints of a person": 10.5, "crowd index, mean": 0.0,
-    })  # fmt: skip
-    assert crowd_shares(records_of(document)) == [1, 0, 0, 0, 0]
-
-
 def test_faces_front_and_back_views_all_occur(train: COCO) -> None:
     views = {"front": 0, "back": 0, "profile": 0}
     for annotation in _people(train):
@@ -283,36 +195,6 @@ def test_other_seeds_give_other_pictures_and_more_images_begin_with_the_same(tmp
     assert a[first] != c[first]
     assert a[first] != a[second]
     assert a["images/val/000000000000.jpg"] != a[first]
-
-
-def test_crowding_and_the_number_of_people_raise_the_crowd_index(tmp_path: Path) -> None:
-    index = {}
-    for crowding in (0.0, 1.0):
-        out = tmp_path / str(crowding)
-        people = "people_per_image=4-5"
-        run_synth(_config(out, "images.train=30", "images.val=0", people, f"crowding={crowding}", "workers=1"))
-        images = json.loads((out / "annotations" / "train.json").read_text())["images"]
-        index[crowding] = float(np.mean([image["crowdIndex"] for image in images]))
-    assert index[1.0] > 1.5 * index[0.0]
-    # CrowdPose calls images hard from .8, easy below .2 (in its tool).
-    assert index[1.0] > 0.35
-
-
-def test_things_in_front_hide_joints(tmp_path: Path) -> None:
-    visible, labelled = {}, {}
-    for occlusion in (0.0, 1.0):
-        out = tmp_path / str(occlusion)
-        run_synth(_config(out, "images.train=40", "images.val=0", f"occlusion={occlusion}", "workers=1"))
-        people = json.loads((out / "annotations" / "train.json").read_text())["annotations"]
-        v = np.array([p["keypoints"][2::3] for p in people if p["num_keypoints"]])
-        visible[occlusion] = float((v == 2).mean())
-        labelled[occlusion] = (v > 0).mean(axis=0)
-    assert visible[1.0] < visible[0.0] - 0.05
-    # Mostly counters, tables, hedges and cars: from the waist or the chest down.
-    nose, knees, ankles = 0, [13, 14], [15, 16]
-    assert labelled[1.0][nose] > labelled[0.0][nose] - 0.15
-    assert labelled[1.0][knees].mean() < labelled[0.0][knees].mean() - 0.25
-    assert labelled[1.0][ankles].mean() < labelled[0.0][ankles].mean() - 0.3
 
 
 @pytest.mark.parametrize(
