@@ -46,9 +46,9 @@ def _outfit(stance: Stance, **changes: object) -> Outfit:
     return replace(drawn, **(plain | changes))  # type: ignore[arg-type]
 
 
-def _picture() -> Picture:
+def _picture(*, sparing: bool = False) -> Picture:
     grey = np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
-    return Picture(grey, Light((0.0, 0.3, 0.95), 0.7, (1.0, 1.0, 1.0)), bank(0))
+    return Picture(grey, Light((0.0, 0.3, 0.95), 0.7, (1.0, 1.0, 1.0)), bank(0), sparing=sparing)
 
 
 def _add(
@@ -159,6 +159,17 @@ def test_hidden_joints_are_inferred_only_where_their_limb_shows() -> None:
         label = _label(picture)
         assert _v(label, "left_ankle", "right_ankle") == [expected, expected]
         assert _v(label, "left_hip", "left_shoulder", "nose") == [2, 2, 2]
+
+
+@pytest.mark.parametrize(("sparing", "knees"), [(False, 1), (True, 0)])
+def test_a_hidden_knee_is_labelled_sparingly_only_between_two_limbs_that_show(*, sparing: bool, knees: int) -> None:
+    # The screen's edge is above the knees: most of each thigh shows, nothing of the lower legs.
+    picture = _picture(sparing=sparing)
+    _add(picture, 100)
+    _hide(picture, 0.62)
+    label = _label(picture)
+    assert _v(label, "left_knee", "right_knee") == [knees, knees]
+    assert _v(label, "left_hip", "right_hip", "left_elbow", "left_ankle") == [2, 2, 2, 0]
 
 
 def _hide(picture: Picture, top: float) -> None:

@@ -74,8 +74,8 @@ _KINDS = {
 }
 
 
-def sample_body(rng: Rng) -> Body:
-    """Draw a build: a kind of person, then lengths and girths around its proportions."""
+def sample_body(rng: Rng, girth: float = 1.0) -> Body:
+    """Draw a build: a kind of person, then lengths and girths around its proportions, these times ``girth``."""
     kinds = list(_KINDS)
     kind = kinds[pick(rng, [_KINDS[name][0] for name in kinds])]
     _, mean, deviation, shoulders, hips, limbs, head = _KINDS[kind]
@@ -90,7 +90,7 @@ def sample_body(rng: Rng) -> Body:
     length["shoulder_half"] *= shoulders
     length["hip_half"] *= hips
     length["head_height"] *= head
-    weight = float(np.exp(np.clip(rng.normal(0.13, 0.13), -0.2, 0.4)))
+    weight = girth * float(np.exp(np.clip(rng.normal(0.13, 0.13), -0.2, 0.4)))
     return Body(
         kind=kind,
         stature=stature,

@@ -22,22 +22,33 @@ class Kind:
     """Probability that a thing stands in front of a person."""
     covers: float
     """Share of those things that hide a person from the waist or the chest down: counters, tables, hedges, cars."""
+    across: float
+    """Share of the pictures whose near people are seen across such a thing, nearer than a whole figure would fit."""
     close_ups: float
     """Share of the people who are nearer than a whole figure would fit into the picture."""
     at_sides: float
     """Probability that a person may stand where the picture's left or right side cuts the figure."""
+    cut_off: float
+    """Share of the people of whom the picture's left or right side cuts off most."""
+    sparing: bool
+    """Whether hidden joints are labelled as sparingly as COCO's annotators did."""
+    girth: float
+    """Factor on the girths of bodies."""
     distant_crowds: float
     """Share of the pictures with a crowd in the distance, annotated as one (where the view reaches that far)."""
 
 
 KINDS: dict[People, Kind] = {
     "clear": Kind(
-        fewest=1, most=2, crowding=0.0, occlusion=0.1, covers=0.0, close_ups=0.12, at_sides=0.2, distant_crowds=0.0,
+        fewest=1, most=2, crowding=0.0, occlusion=0.1, covers=0.0, across=0.0, close_ups=0.12, at_sides=0.2,
+        cut_off=0.0, sparing=False, girth=1.0, distant_crowds=0.0,
     ),
     "coco": Kind(
-        fewest=1, most=4, crowding=0.15, occlusion=0.38, covers=0.95, close_ups=0.08, at_sides=0.6, distant_crowds=0.05,
+        fewest=1, most=4, crowding=0.18, occlusion=0.14, covers=0.95, across=0.34, close_ups=0.0, at_sides=0.0,
+        cut_off=0.05, sparing=True, girth=1.12, distant_crowds=0.05,
     ),
     "crowd": Kind(
-        fewest=2, most=6, crowding=0.75, occlusion=0.2, covers=0.0, close_ups=0.12, at_sides=0.5, distant_crowds=0.05,
+        fewest=2, most=6, crowding=0.75, occlusion=0.2, covers=0.0, across=0.0, close_ups=0.12, at_sides=0.5,
+        cut_off=0.0, sparing=False, girth=1.0, distant_crowds=0.05,
     ),
 }  # fmt: skip

@@ -100,13 +100,14 @@ def thing(thing: Thing, camera: Camera) -> Actor:
 class Picture:
     """Colours, uint8 (H, W, 3), red first, and who shows at each pixel, (H, W): 0 nobody, else a person's number."""
 
-    def __init__(self, backdrop: Image, light: Light, noise: Bank) -> None:
+    def __init__(self, backdrop: Image, light: Light, noise: Bank, *, sparing: bool = False) -> None:
         self.colour = backdrop.copy()
         height, width = backdrop.shape[:2]
         self.ids: NDArray[np.int16] = np.zeros((height, width), dtype=np.int16)
         self.drawn: list[Drawn] = []
         self._light = light
         self._noise = noise
+        self._sparing = sparing
 
     def add(self, actor: Actor) -> int:
         """Paint an actor over what is there; return its number (0 for a thing, or for what misses the picture)."""
@@ -185,7 +186,8 @@ class Picture:
                 self.ids, drawn.number, drawn.depth, own=surface < Surface.WORN, bone=frame,
                 hair=surface == Surface.HAIR,
             )  # fmt: skip
-            keypoints[:, 2] = judge(joints, flesh_of(stance, outfit) * drawn.screen.scale, evidence)
+            flesh_px = flesh_of(stance, outfit) * drawn.screen.scale
+            keypoints[:, 2] = judge(joints, flesh_px, evidence, sparing=self._sparing)
             keypoints[:, :2] = np.where(keypoints[:, 2:] > 0, joints[:, :2], 0.0)
         return _outline(mask, keypoints, crowd=False)
 

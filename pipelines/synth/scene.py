@@ -31,6 +31,8 @@ from efafnet.pipelines.synth.things import Thing, add_held, add_seat, sample_cov
 
 _LEAST_COVERED_M = 0.9
 """Whoever lies or sits on the ground is not put behind a counter: nothing but a strip would show."""
+_ACROSS = (0.9, 1.65)
+"""Stature of people who are seen across a table, in heights of the picture."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label
         queue += _crowd(rng, view)
     queue.sort(key=lambda pair: pair[0])
     backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise)
-    picture = Picture(backdrop, _sample_light(rng), noise)
+    picture = Picture(backdrop, _sample_light(rng), noise, sparing=recipe.kind.sparing)
     for _, actor in queue:
         _cast_shadow(picture, actor)
         picture.add(actor)
@@ -65,10 +67,13 @@ def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label
 def _sample_people(rng: Rng, recipe: Recipe) -> list[Guest]:
     """Draw who is there and how large, the nearest first."""
     count = int(rng.integers(recipe.kind.fewest, recipe.kind.most + 1))
+    across = recipe.kind.across > 0 and rng.random() < recipe.kind.across
     common = sample_stature_px(rng, recipe.height, recipe.kind.close_ups)
+    if across:
+        common = recipe.height * float(rng.uniform(*_ACROSS))
     guests = []
     for index in range(count):
-        stance = articulate(sample_body(rng), sample_pose(rng), sample_yaw(rng))
+        stance = articulate(sample_body(rng, recipe.kind.girth), sample_pose(rng), sample_yaw(rng))
         # Half of the others are about as far away as the first.
         near = index == 0 or rng.random() < 0.5
         stature_px = (
@@ -76,7 +81,7 @@ def _sample_people(rng: Rng, recipe: Recipe) -> list[Guest]:
             if near
             else sample_stature_px(rng, recipe.height, recipe.kind.close_ups)
         )
-        guests.append(Guest(stance, joints_of(stance), stature_px / 1.65))
+        guests.append(Guest(stance, joints_of(stance), stature_px / 1.65, across and near))
     return sorted(guests, key=lambda guest: -guest.scale)
 
 
@@ -109,9 +114,9 @@ def _before(rng: Rng, view: View, standing: list[tuple[Guest, Place]], kind: Kin
     """Draw things that stand in front of people."""
     actors = []
     for guest, place in standing:
-        if rng.random() >= kind.occlusion:
+        if not guest.across and rng.random() >= kind.occlusion:
             continue
-        if guest.span > _LEAST_COVERED_M and rng.random() < kind.covers:
+        if guest.span > _LEAST_COVERED_M and (guest.across or rng.random() < kind.covers):
             made, nearer, aside = sample_cover(rng, guest.span), 1.12, 0.3
         else:
             made, nearer, aside = sample_thing(rng), 1.3, 0.6

@@ -82,6 +82,8 @@ class Guest:
     """(17, 3) metres."""
     scale: float
     """Pixels per metre that the person would best have."""
+    across: bool = False
+    """Whether they are seen across a table or the like."""
 
     @property
     def span(self) -> float:
@@ -115,6 +117,10 @@ def place_people(rng: Rng, view: View, guests: list[Guest], kind: Kind) -> list[
     places: list[Place | None] = []
     boxes: list[Box] = []
     for guest in guests:
+        if kind.cut_off and rng.random() < kind.cut_off:
+            places.append(_cut_off(rng, view, guest))
+            boxes.append(_extent(view, guest, places[-1]))
+            continue
         neighbours = [place for place in places if place is not None]
         beside = bool(neighbours) and rng.random() < kind.crowding
         best: tuple[float, Place, Box] | None = None
@@ -143,6 +149,14 @@ def _draw_place(rng: Rng, view: View, guest: Guest, neighbours: list[Place], at_
         return Place(other.x + side * scale * float(rng.uniform(0.2, 0.6)), scale)
     margin = -0.08 if rng.random() < at_sides else 0.12
     return Place(view.width * float(rng.uniform(margin, 1 - margin)), guest.scale)
+
+
+def _cut_off(rng: Rng, view: View, guest: Guest) -> Place:
+    """Place a person so that the picture's left or right side cuts off most of the figure's width."""
+    middle = Place(0.5 * view.width, guest.scale)
+    left, _, right, _ = _extent(view, guest, middle)
+    shown = float(rng.uniform(0.15, 0.5)) * (right - left)
+    return Place(middle.x + (shown - right if rng.random() < 0.5 else view.width - shown - left), guest.scale)
 
 
 def _extent(view: View, guest: Guest, place: Place) -> Box:

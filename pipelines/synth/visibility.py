@@ -6,13 +6,15 @@ The rules, joint by joint:
   joint, not another part of the body that happens to be in front.
 1 (hidden, but inferable): it lies in the picture behind something (another person, a thing, the person's own body),
   and enough of the limb it belongs to shows to place it; for hips and shoulders also when the partner shows; for the
-  face when two other points of it show.
+  face when two other points of it show. Sparingly, as COCO's annotators did: an elbow or a knee only where both
+  limbs that meet there show.
 0 (not labelled): outside the picture, or hidden without such a clue, or a face turned away (COCO's annotators leave
   the nose of a head seen from behind unlabelled).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +38,8 @@ _PARTNERS = {
     for name in ("shoulder", "hip")
     for a, b in (("left", "right"), ("right", "left"))
 }
+_MIDDLE = tuple(JOINT[f"{side}_{name}"] for side in ("left", "right") for name in ("elbow", "knee"))
+"""Joints between two limbs."""
 _OBLIQUE = np.array([1.0] * 7 + [1.6] * 4 + [1.2] * 2 + [1.6] * 4)
 """Factor on the flesh around a joint where its own bones show: a limb seen obliquely is thicker along the view. The
 hips' is small, for through the pelvis the far hip is not much deeper than that."""
@@ -109,8 +113,11 @@ class Evidence:
         return solid, np.where(solid >= 0, self.depth.z[row, column], 0.0) - points[:, 2]
 
 
-def judge(joints: Array, flesh_px: Array, evidence: Evidence) -> NDArray[np.int64]:
-    """Visibility (17,) of joints (17, 3) in screen pixels whose flesh is ``flesh_px`` (17,) thick."""
+def judge(joints: Array, flesh_px: Array, evidence: Evidence, *, sparing: bool = False) -> NDArray[np.int64]:
+    """Visibility (17,) of joints (17, 3) in screen pixels whose flesh is ``flesh_px`` (17,) thick.
+
+    ``sparing``: whether hidden joints are labelled as sparingly as COCO's annotators did.
+    """
     solid, before = evidence.front(joints)
     rows = np.arange(17)
     drawn, face = solid >= 0, rows < len(_FACE)
@@ -121,17 +128,19 @@ def judge(joints: Array, flesh_px: Array, evidence: Evidence) -> NDArray[np.int6
     shown = _shown_segments(joints, flesh_px, evidence)
     verdict = np.where(visible, 2, 0)
     for joint in np.flatnonzero(evidence.inside(joints) & ~visible).tolist():
-        if _inferable(joint, visible, shown, turned_away):
+        if _inferable(joint, visible, shown, turned_away, all if sparing and joint in _MIDDLE else any):
             verdict[joint] = 1
     return verdict
 
 
-def _inferable(joint: int, visible: Flags, shown: Array, turned_away: Flags) -> bool:
+def _inferable(
+    joint: int, visible: Flags, shown: Array, turned_away: Flags, enough: Callable[[Iterable[bool]], bool]
+) -> bool:
     if joint in _FACE:
         return not turned_away[joint] and int(visible[list(_FACE)].sum()) >= 2
     if joint in _PARTNERS and visible[_PARTNERS[joint]]:
         return True
-    return any(shown[index] >= _SHOWN for index, segment in enumerate(_SEGMENTS) if joint in segment)
+    return enough(bool(shown[index] >= _SHOWN) for index, segment in enumerate(_SEGMENTS) if joint in segment)
 
 
 def _shown_segments(joints: Array, flesh_px: Array, evidence: Evidence) -> Array:
