@@ -118,8 +118,9 @@ def place_people(rng: Rng, view: View, guests: list[Guest], kind: Kind) -> list[
     boxes: list[Box] = []
     for guest in guests:
         if kind.cut_off and rng.random() < kind.cut_off:
-            places.append(_cut_off(rng, view, guest))
-            boxes.append(_extent(view, guest, places[-1]))
+            aside = _cut_off(rng, view, guest)
+            places.append(aside)
+            boxes.append(_extent(view, guest, aside))
             continue
         neighbours = [place for place in places if place is not None]
         beside = bool(neighbours) and rng.random() < kind.crowding
