@@ -215,7 +215,10 @@ def test_ray_workers_run_the_submitted_code_and_not_an_installed_one(
 
 # ---- make
 
-SHELLCHECK = "shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh"
+LINT = [
+    *("python -m ruff check", "python -m ruff format --check", "python -m mypy"),
+    "shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh",
+]
 
 
 def fake_tree(folder: Path) -> tuple[Path, dict[str, str]]:
@@ -243,18 +246,17 @@ def make(target: str, folder: Path, env: dict[str, str]) -> list[str]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_make_installs_when_needed_and_only_then(tmp_path: Path) -> None:
     _, env = fake_tree(tmp_path)
-    lint = ["python -m ruff check", "python -m ruff format --check", "python -m mypy", SHELLCHECK]
     first = make("lint", tmp_path, env)
     assert first[0] == "fake-python -m venv --clear .venv"
     assert first[1].startswith("pip install ")
     assert "-c constraints.txt -e .[dev]" in first[1]
-    assert first[2:] == lint
-    assert make("lint", tmp_path, env) == lint
+    assert first[2:] == LINT
+    assert make("lint", tmp_path, env) == LINT
     newer = (tmp_path / ".venv" / ".installed").stat().st_mtime + 10
     os.utime(tmp_path / "constraints.txt", (newer, newer))
     again = make("lint", tmp_path, env)
     assert again[0].startswith("pip install "), "new pins are installed into the environment that is there"
-    assert again[1:] == lint
+    assert again[1:] == LINT
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
@@ -262,10 +264,12 @@ def test_make_test_runs_lint_then_every_test_once_the_fast_ones_first(tmp_path: 
     _, env = fake_tree(tmp_path)
     make("lint", tmp_path, env)
     calls = make("test", tmp_path, env)
-    assert [call.split()[2] for call in calls if call != SHELLCHECK] == ["ruff", "ruff", "mypy", "pytest", "pytest"]
-    assert calls.index(SHELLCHECK) == 3
-    assert "-m not slow -n" in calls[4]
-    assert "-m slow -n" in calls[5]
+    tests = [call for call in calls if call.startswith("python -m pytest ")]
+    assert [call for call in calls if call not in tests] == LINT, "beside the fast tests, in its own order"
+    assert "-m not slow -n" in tests[0]
+    assert "-m slow -n" in tests[1]
+    assert calls[-1] == tests[1], "when all else has passed"
+    assert len(tests) == 2
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
