@@ -5,7 +5,8 @@
 Made-up images of 640x480 with three boxes each, and a video of them, through an untrained network in this process.
 `in series` takes away what lets decoding, finding, predicting and drawing work side by side, so the ratio is what the
 stages gain on the cores there are. Rounds in turns; by the clock, and processor time beside it. `--detector` also looks
-for persons with an untrained Faster R-CNN (mobilenet_v3_large_320_fpn), one frame at a time and eight together.
+for persons with an untrained Faster R-CNN (mobilenet_v3_large_320_fpn), one frame at a time and eight together, and
+both in series as well.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def _cases(folder: Path, given: argparse.Namespace) -> dict[str, tuple[dict[str,
         torch.save(get_model(DETECTOR, weights=None, weights_backbone=None).state_dict(), weights)
         for size in (1, 8):
             detector = {"name": DETECTOR, "weights": weights, "batch_size": size}
-            cases[f"video, detector by {size}"] = {"inputs": [folder / "video.mp4"], "detector": detector}, True
+            searched = {"inputs": [folder / "video.mp4"], "detector": detector}
+            cases[f"video, detector by {size}"] = searched, True
+            cases[f"video, detector by {size}, in series"] = searched, False
     return cases
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from efafnet.pipelines.evaluation.config import TestOverrides
 from efafnet.pipelines.prediction import Persons, PosePredictor, Predictor
 from efafnet.pipelines.prediction.config import DetectorConfig
+from efafnet.pipelines.prediction.detector import PersonDetector
 from efafnet.pipelines.prediction.person_boxes import Boxes
 from tests import crop_data, prediction_cases
 
@@ -143,6 +144,32 @@ def test_a_stream_gives_what_single_images_give_and_reads_no_further_than_a_batc
     for seed, (persons, own) in enumerate(zip(found, boxes, strict=True)):
         _same(persons, predictor.pose(_image(seed), own))
         np.testing.assert_array_equal(persons.image_rgb, _image(seed))
+
+
+def test_a_stream_sends_images_of_one_size_through_the_detector_together(
+    predictor: Predictor,
+) -> None:
+    """A detector that says which pictures it saw together: five of one size, of which one brings its boxes, and one
+    of another; two at a time."""
+    seen: list[int] = []
+
+    class Together(PersonDetector):
+        def __init__(self) -> None:
+            self.batch_size = 2
+
+        def together(self, images_rgb: Sequence[np.ndarray[Any, Any]]) -> list[Boxes]:
+            seen.append(len(images_rgb))
+            return [Boxes.of([((0.0, 0.0, float(image[0, 0, 0]) + 10, 50.0), 0.9)]) for image in images_rgb]
+
+    finds = Predictor(predictor.pose, Together())
+    images = [*(_image(seed) for seed in range(4)), _image(4, width=120), _image(5)]
+    found = list(finds.stream(images, [None, None, BOXES, None, None, None]))
+    assert seen == [2, 1, 1, 1]
+    assert [len(persons) for persons in found] == [1, 1, 3, 1, 1, 1]
+    for image, persons in zip(images, found, strict=True):
+        if len(persons) == 1:
+            np.testing.assert_array_equal(persons.boxes_xywh_px, [[0, 0, float(image[0, 0, 0]) + 10, 50]])
+            np.testing.assert_array_equal(persons.image_rgb, image)
 
 
 def test_a_stream_without_boxes_and_one_that_does_not_fit(predictor: Predictor) -> None:

@@ -35,11 +35,15 @@ def in_batches(items: Iterable[T], image_of: Callable[[T], NDArray[np.uint8] | N
     for item in items:
         image = image_of(item)
         own = None if image is None else image.shape
-        if waiting and (own is None or own != shape or len(waiting) == size):
+        if waiting and own != shape:
             yield waiting
             waiting = []
         waiting.append(item)
         shape = own
+        # At once, before the next item is asked for: it may be a while until it comes.
+        if own is None or len(waiting) == size:
+            yield waiting
+            waiting = []
     if waiting:
         yield waiting
 

@@ -23,6 +23,7 @@ from efafnet.pipelines.crops.images import ImageProblemError, decode_image, read
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import VISIBLE, as_json, kept_persons, padded_area, person_scores
 from efafnet.pipelines.prediction.config import DetectorConfig
+from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.pose_predictor import PosePredictor, check_image
 
@@ -190,9 +191,10 @@ class Predictor:
     ) -> Iterator[Persons]:
         """The persons of each of many images, in order: a list, or a generator that is read as far as is needed.
 
-        Persons of several images go through the network together (``test.batch_size``), so the first answers come when
-        a batch is full or the images end: for a live camera call :meth:`persons` instead. ``boxes_xywh`` gives the
-        boxes of each image, or none where they are to be found.
+        Persons of several images go through the network together (``test.batch_size``), and images of one size through
+        the detector (``batch_size`` of its settings), so the first answers come when a batch is full or the images end:
+        for a live camera call :meth:`persons` instead. ``boxes_xywh`` gives the boxes of each image, or none where they
+        are to be found. What waits are a batch's images, 256 MB of them at most.
 
         Raises:
             ValueError: as :meth:`persons`, naming the image's place; fewer or more boxes than images.
@@ -211,6 +213,29 @@ class Predictor:
         return self.pose.trained.test.batch_size
 
     def _views(self, images: Iterable[ImageLike], boxes_xywh: Iterable[ArrayLike | None] | None) -> Iterator[View]:
+        several = self.detector if isinstance(self.detector, PersonDetector) else None
+        pictures = self._pictures(images, boxes_xywh)
+        if several is None:
+            yield from (self._numbered_view(*picture) for picture in pictures)
+            return
+        for together in in_batches(pictures, lambda p: p[1] if p[2] is None else None, several.batch_size):
+            if together[0][2] is not None:
+                yield self._numbered_view(*together[0])
+                continue
+            found = several.together([image_rgb for _, image_rgb, _ in together])
+            for (_, image_rgb, _), boxes in zip(together, found, strict=True):
+                yield self._view(image_rgb, boxes, detected=True)
+
+    def _numbered_view(self, number: int, image_rgb: NDArray[np.uint8], boxes_xywh: ArrayLike | None) -> View:
+        try:
+            return self.view(image_rgb, boxes_xywh)
+        except ValueError as error:
+            raise ValueError(f"image {number}: {error}") from error
+
+    def _pictures(
+        self, images: Iterable[ImageLike], boxes_xywh: Iterable[ArrayLike | None] | None
+    ) -> Iterator[tuple[int, NDArray[np.uint8], ArrayLike | None]]:
+        """Number, pixels and boxes of each image, as many boxes as images."""
         absent: Any = object()
         pairs: Iterable[tuple[Any, Any]] = ((image, None) for image in images)
         if boxes_xywh is not None:
@@ -220,7 +245,7 @@ class Predictor:
                 more, fewer = ("boxes", "images") if image is absent else ("images", "boxes")
                 raise ValueError(f"there are more {more} than {fewer}: the {fewer} end after {number}")
             try:
-                yield self.view(image, boxes)
+                yield number, pixels_of(image), boxes
             except ValueError as error:
                 raise ValueError(f"image {number}: {error}") from error
 
@@ -233,7 +258,10 @@ class Predictor:
             boxes = self.detector(image_rgb)
         else:
             boxes = whole_image(image_rgb.shape[1], image_rgb.shape[0])
-        return View(image_rgb, boxes, boxes_xywh is None, *self.pose.crops(image_rgb, boxes.xywh_px))
+        return self._view(image_rgb, boxes, detected=boxes_xywh is None)
+
+    def _view(self, image_rgb: NDArray[np.uint8], boxes: Boxes, *, detected: bool) -> View:
+        return View(image_rgb, boxes, detected, *self.pose.crops(image_rgb, boxes.xywh_px))
 
     def together(self, views: Sequence[View]) -> Iterator[Persons]:
         """The persons of each view, all in common passes; ValueError for NaN out of the network."""
@@ -302,8 +330,6 @@ def _detector(
 ) -> Detector | None:
     if given is None or callable(given):
         return given
-    from efafnet.pipelines.prediction.detector import PersonDetector
-
     if not isinstance(given, DetectorConfig):
         given = DetectorConfig(weights="download" if given == "download" else Path(given).expanduser())
     if given.weights is None:
