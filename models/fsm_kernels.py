@@ -1,6 +1,7 @@
 """FSM's passes over the features as Triton kernels; `fsm_fused` says what they are parts of.
 
-Each reads every full-size tensor once. Sums run in float32 (float64 for float64), in a fixed order: a program owns all
+Each reads every full-size tensor once. A ReLU passes what is no number, as PyTorch's does and `tl.maximum` does not:
+a run that diverges must show it. Sums run in float32 (float64 for float64), in a fixed order: a program owns all
 positions of its channels, and what is summed over channels is written by blocks of channels and added up after.
 
 Shapes: F, X, Y and their gradients (N, C, H, W) in any layout whose positions P = H*W lie at equal distances, that is
@@ -68,9 +69,9 @@ def _position_gate(
     for _ in range(BLOCKS):
         logit += tl.load(block, mask=m < M, other=0)
         block += M
-    u = tl.load(weight2).to(SUM) * tl.maximum(logit, 0) + tl.load(bias2).to(SUM)
+    u = tl.load(weight2).to(SUM) * tl.where(logit <= 0, 0, logit) + tl.load(bias2).to(SUM)
     if RELU:
-        u = tl.maximum(u, 0)
+        u = tl.where(u <= 0, 0, u)
     tl.store(logits + m, logit, mask=m < M)
     tl.store(beta + m, 1 / (1 + tl.exp(-u)), mask=m < M)
 
@@ -94,7 +95,7 @@ def _gate(
     out = factor * tl.load(f + n * f_n + c[None, :] * f_c + p[:, None] * f_p, mask=inside, other=0).to(SUM)
     if RESIDUAL:
         out += tl.load(identity + n * x_n + c[None, :] * x_c + p[:, None] * x_p, mask=inside, other=0).to(SUM)
-        out = tl.maximum(out, 0)
+        out = tl.where(out <= 0, 0, out)
     tl.store(y + n * y_n + c[None, :] * y_c + p[:, None] * y_p, out, mask=inside)
 
 
@@ -115,7 +116,7 @@ def _gate_backward(
         g = tl.load(grad + n * d_n + c[None, :] * d_c + p[:, None] * d_p, mask=inside, other=0)
         if RESIDUAL:
             out = tl.load(y + n * y_n + c[None, :] * y_c + p[:, None] * y_p, mask=inside, other=0)
-            g = tl.where(out > 0, g, 0)
+            g = tl.where(out <= 0, 0, g)
             tl.store(inner + n * i_n + c[None, :] * i_c + p[:, None] * i_p, g, mask=inside)
         x = tl.load(f + n * f_n + c[None, :] * f_c + p[:, None] * f_p, mask=inside, other=0)
         product = x.to(SUM) * g.to(SUM)
@@ -141,12 +142,12 @@ def _position_gate_backward(
         block += M
     gate = tl.load(beta + m, mask=m < M, other=0)
     logit = tl.load(logits + m, mask=m < M, other=0)
-    hidden = tl.maximum(logit, 0)
+    hidden = tl.where(logit <= 0, 0, logit)
     scale = tl.load(weight2).to(SUM)
     d_u = g * gate * (1 - gate)
     if RELU:
-        d_u = tl.where(scale * hidden + tl.load(bias2).to(SUM) > 0, d_u, 0)
-    d_logit = tl.where(logit > 0, d_u * scale, 0)
+        d_u = tl.where(scale * hidden + tl.load(bias2).to(SUM) <= 0, 0, d_u)
+    d_logit = tl.where(logit <= 0, 0, d_u * scale)
     tl.store(d_logits + m, d_logit, mask=m < M)
     here = sums + tl.program_id(0) * 3
     tl.store(here, tl.sum(d_logit, 0))

@@ -99,6 +99,20 @@ def test_float32_and_any_strides() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("arrangement", ["parallel", "lss"])
+def test_what_is_no_number_stays_none(arrangement: str) -> None:
+    """One value of the first of two samples: CS spreads it over the sample, LSS alone over its position."""
+    selection = _selection(arrangement, 5, lss_relu=True)
+    f, x, towards = _maps((2, 5, 4, 3), "nhwc")
+    with torch.no_grad():
+        f[0, 2, 1, 1] = float("nan")
+    plain, fused = (_outcomes(form, (f, x, towards), selection) for form in (selection.plain, selection.fused))
+    y = fused[0]
+    assert y[0].isnan().sum() == (y[0].numel() if arrangement == "parallel" else 5)
+    assert not y[1].isnan().any()
+    assert [t.isnan().any() for t in fused] == [t.isnan().any() for t in plain]
+
+
 def test_the_trial_on_a_card_finds_right_kernels_right_and_wrong_ones_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fsm_fused._difference(DEVICE, torch.float32) < 1e-5
     # Half precision keeps 8 bits: outputs are rounded once, gradients twice.
