@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from efafnet.models.fsm_fused import ChannelWeights, Gating, PositionWeights, gated, usable
-from efafnet.models.layers import conv_bn_relu
+from efafnet.models.layers import PointwiseConv, conv_bn_relu
 from efafnet.models.network_config import Arrangement, Merge
 from efafnet.models.resampling import pool_3x3
 
@@ -156,24 +156,6 @@ class _MeanPlusMaximum(torch.autograd.Function):
         return full
 
 
-class _ToOneChannel(nn.Conv2d):
-    """A 1x1 convolution C -> 1. Each output is one dot product along the channels, and with channels last that is a
-    matrix-vector product; the convolution kernels are several times slower at it on a CPU, backward above all.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, 1, H, W)."""
-        # An exported file says what the network is: a convolution, which every runtime knows how to do fast.
-        if torch.compiler.is_exporting() or not x.is_contiguous(memory_format=torch.channels_last):
-            return super().forward(x)
-        # Channels last here too: the gradient then has the layout in which DDP keeps it.
-        weight = self.weight.movedim(1, 3).flatten(0, 2)
-        return F.linear(x.movedim(1, 3), weight, self.bias).movedim(3, 1)
-
-
 class LocationSelection(nn.Module):
     """LSS, the position weights beta (eq. 2): 1x1 convolutions C -> 1 -> 1 with a ReLU between, under a sigmoid.
 
@@ -184,8 +166,8 @@ class LocationSelection(nn.Module):
     def __init__(self, channels: int, *, relu: bool) -> None:
         super().__init__()
         self.relu = relu
-        self.weigh = _ToOneChannel(channels)
-        self.adjust = _ToOneChannel(1)
+        self.weigh = PointwiseConv(channels, 1)
+        self.adjust = PointwiseConv(1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> beta (N, 1, H, W) in 0..1."""
