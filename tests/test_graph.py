@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from efafnet.pipelines.training.config_groups import OptimizerConfig
-from efafnet.pipelines.training.graph import WARM_UP, GraphedStep, GraphMismatchError
+from efafnet.pipelines.training.graph import WARM_UP, CudaRecorder, GraphedStep, GraphMismatchError
 from efafnet.pipelines.training.step import StepLosses, Trainee, train_step
 from tests.test_step import Linear, batch_of, trainee_of
 
@@ -121,3 +123,30 @@ def test_a_graph_that_computes_something_else_is_refused_and_leaves_no_trace() -
         step_by_graph(graphed, batch_of(8, 9), 9, 1e-3)
     state = plain.module.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in graphed.module.state_dict().items())
+
+
+def test_cuda_records_two_graphs_that_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's calls are stubs that take the real ones' arguments: each graph is recorded once, in one pool, aside."""
+    real, recorded = torch.cuda.graph, list[dict[str, Any]]()
+    capturing: list[object] = []
+
+    @contextmanager
+    def graph(*arguments: Any, **named: Any) -> Iterator[None]:
+        call = mock.create_autospec(real)
+        call(*arguments, **named)
+        capturing.append(arguments[0])
+        yield
+        recorded.append({"graph": capturing.pop(), **named})
+
+    graphs = [mock.Mock(name="first"), mock.Mock(name="second")]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock(side_effect=graphs))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    record = CudaRecorder()
+    outcomes = [record(lambda: len(capturing)) for _ in range(2)]
+    assert [outcome for _, outcome in outcomes] == [1, 1], "called while it is recorded"
+    aside = {"pool": "a pool", "stream": "a stream", "capture_error_mode": "thread_local"}
+    assert recorded == [{"graph": made, **aside} for made in graphs]
+    outcomes[1][0]()
+    assert [made.replay.call_count for made in graphs] == [0, 1]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from efafnet.pipelines.training import profiling
 from efafnet.pipelines.training.loop import run
+from efafnet.pipelines.training.profiling import Profiler
 from efafnet.platform.configuration import ConfigurationError
 from tests.test_loop import Quiet
 from tests.training_cases import config_of
@@ -41,3 +45,35 @@ def test_a_run_that_ends_among_the_wanted_steps_leaves_nothing_half_written(tmp_
 def test_what_is_no_span_of_steps(tmp_path: Path, steps: str) -> None:
     with pytest.raises(ConfigurationError, match=r"profile.*FIRST..LAST like 100..104, counted from 1"):
         config_of(tmp_path, f"profile.steps={steps}")
+
+
+def test_on_a_gpu_the_memory_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's calls are stubs that take the real ones' arguments, and the order is what counts."""
+    context = Quiet()
+    context.device = torch.device("cuda", 0)
+    calls = mock.Mock()
+    for owner, name in (
+        (torch.cuda.memory, "_record_memory_history"),
+        (torch.cuda.memory, "_dump_snapshot"),
+        (torch.cuda, "synchronize"),
+    ):
+        stub = mock.create_autospec(getattr(owner, name))
+        calls.attach_mock(stub, name)
+        monkeypatch.setattr(owner, name, stub)
+    recorded: Any = mock.create_autospec(torch.profiler.profile)
+    monkeypatch.setattr(profiling, "profile", recorded)
+    profiler = Profiler("2..3", context, tmp_path)
+    for step in range(1, 5):
+        profiler.before(step)
+        profiler.after(step)
+    profiler.close()
+    activities = torch.profiler.ProfilerActivity
+    recorded.assert_called_once_with(activities=[activities.CPU, activities.CUDA])
+    snapshot = str(tmp_path / "profile" / "steps-2-3.memory.pickle")
+    assert calls.mock_calls == [
+        mock.call._record_memory_history(max_entries=200_000),
+        mock.call.synchronize(context.device),
+        mock.call._dump_snapshot(snapshot),
+        mock.call._record_memory_history(enabled=None),
+    ]
+    assert context.curves.artifacts == ["profile/steps-2-3.trace.json.gz", "profile/steps-2-3.memory.pickle"]
