@@ -48,6 +48,18 @@ def test_gather_takes_the_columns_of_the_rows_given() -> None:
     assert found.joints_px[0, 0].tolist() == [68.0, 69.0]
 
 
+def test_gather_looks_at_the_given_rows_alone() -> None:
+    """A store has 100,000 rows and hundreds of batches: here every other row's box could not even be read."""
+    people = _people(4)
+    readable = pa.array([[0.0, 0.0, 1.0, 2.0], None, [3.0, 4.0, 5.0, 6.0], None], pa.list_(pa.float64(), 4))
+    people = people.set_column(people.schema.get_field_index("box_xywh"), "box_xywh", readable)
+    # In pieces, as a store of several shards has its columns.
+    people = pa.concat_tables([people.slice(0, 1), people.slice(1)])
+    found = Predictions.gather(people, np.array([2, 0]), np.zeros((2, 17, 2)), np.zeros((2, 17)))
+    assert found.box_xywh_px.tolist() == [[3, 4, 5, 6], [0, 0, 1, 2]]
+    assert len(Predictions.gather(people, np.array([], np.int64), np.zeros((0, 17, 2)), np.zeros((0, 17)))) == 0
+
+
 def test_concat_orders_by_row_whoever_did_what() -> None:
     whole = _predictions(6)
     for parts in ([[5, 1, 3], [0, 4, 2]], [[0], [], [5, 4, 3, 2, 1]]):

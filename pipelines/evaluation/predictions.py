@@ -54,13 +54,15 @@ class Predictions:
     ) -> Predictions:
         """Join the network's output (N, K, 2) and (N, K) for ``rows`` (N,) with the store's ``PERSON_COLUMNS``."""
         rows = np.asarray(rows, np.int64)
-        boxes = np.asarray(people["box_xywh"].to_pylist(), np.float64).reshape(-1, 4)
+        # These rows alone: to turn a whole column at each batch takes longer than the network, in a large store.
+        these = people.take(rows)
+        boxes = these["box_xywh"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return cls(
             rows=rows,
-            person_id=people["person_id"].to_numpy()[rows].astype(np.int64),
-            image_id=people["image_id"].to_numpy()[rows].astype(np.int64),
-            box_xywh_px=boxes[rows],
-            box_score=people["box_score"].to_numpy()[rows].astype(np.float32),
+            person_id=these["person_id"].to_numpy().astype(np.int64),
+            image_id=these["image_id"].to_numpy().astype(np.int64),
+            box_xywh_px=boxes.astype(np.float64).reshape(-1, 4),
+            box_score=these["box_score"].to_numpy().astype(np.float32),
             joints_px=np.asarray(joints_px, np.float64),
             scores=np.asarray(scores, np.float32),
         )
