@@ -10,17 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import Progress, ProgressColumn, Task
+from rich.table import Column, Table
 from rich.text import Text
 
 from efafnet.platform.credentials import hidden
@@ -29,7 +20,14 @@ LOG_WIDTH = 140
 """Columns assumed where no terminal tells its width (job logs, pipes)."""
 LOG_INTERVAL_S = 10.0
 """Seconds between two progress lines where no terminal can redraw one."""
+BAR = range(5, 21)
+"""Columns of a bar: fewer tell nothing, more take the room of figures."""
+LONGEST_NAME = 30
+"""Columns of what a bar is called."""
 
+_drawing: Console | None = None
+"""The console whose last line is being drawn anew: what is printed meanwhile must go through it, or it would leave a
+copy of that line behind."""
 
 _HARMFUL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Controls but for line feed and tab, marks that turn the direction of writing, and halves of surrogate pairs."""
@@ -80,6 +78,8 @@ class _Console(Console):
 def _console(*, stderr: bool) -> Console:
     """Make a console on the CURRENT stream: pytest and Ray replace ``sys.stdout`` while the program runs."""
     stream = sys.stderr if stderr else sys.stdout
+    if _drawing is not None and stream.isatty():
+        return _drawing
     told = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() or told.isdigit() else LOG_WIDTH
     return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
@@ -145,12 +145,62 @@ def _is_number(cell: object) -> bool:
     return True
 
 
-class _RateColumn(ProgressColumn):
-    """Amount per second, as soon as it is known."""
+class _Line(ProgressColumn):
+    """A task on one line, whatever the terminal's width: name, bar, amount, and as many of its figures as fit."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(Column(no_wrap=True, overflow="crop"))
+        self._console = console
 
     def render(self, task: Task) -> Text:
-        """Text of the column."""
-        return Text("" if task.speed is None else f"{task.speed:.0f}/s")
+        """Draw it."""
+        name, figures = task.description, task.fields["figures"](task)
+        if len(name) > LONGEST_NAME:
+            name = name[: LONGEST_NAME - 1] + "…"
+        total = "?" if task.total is None else f"{task.total:.0f}"
+        amount = f"{min(task.completed, task.total or task.completed):.0f}/{total}{task.fields['unit']}"
+        shown = fitting(f"{name}  {amount}", figures, self._console.width)
+        wide = min(self._console.width - len(shown) - 1, BAR[-1])
+        if wide < BAR[0]:
+            return Text(shown)
+        full = 0 if not task.total else round(wide * min(1.0, task.completed / task.total))
+        if task.total == 0:
+            full = wide
+        signs = "#-" if self._console.options.ascii_only else "━╌"
+        rest = shown.removeprefix(f"{name} ")
+        return Text.assemble(name, " ", (signs[0] * full, "green"), (signs[1] * (wide - full), "dim"), rest)
+
+
+def fitting(head: str, figures: Sequence[str], width: int) -> str:
+    """The head, and of the figures, the most wanted first, as many as fit into ``width`` columns."""
+    while figures and len("  ".join((head, *figures))) > width:
+        figures = figures[:-1]
+    return "  ".join((head, *figures))[:width]
+
+
+@contextmanager
+def _drawn(console: Console) -> Iterator[Progress]:
+    """A line at the bottom of the terminal, until the end of the block; everything else is printed above it."""
+    global _drawing
+    with Progress(_Line(console), console=console, transient=True, refresh_per_second=4) as bar:
+        _drawing = console
+        try:
+            yield bar
+        finally:
+            _drawing = None
+
+
+def _pace(task: Task) -> list[str]:
+    """Time left, amount per second and time passed, of which the first two are known after a while."""
+    told = [] if task.time_remaining is None else [f"{clock(task.time_remaining)} left"]
+    told += [] if task.speed is None else [f"{task.speed:.3g}/s"]
+    return [*told, f"{clock(task.elapsed or 0.0)} passed"]
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, whole = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{whole:02d}" if minutes >= 60 else f"{minutes}:{whole:02d}"
 
 
 @contextmanager
@@ -165,43 +215,38 @@ def progress(
     redrawn bar would fill the log.
     """
     console = _console(stderr=True)
-    if console.is_terminal:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            _RateColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        ) as bar:
-            task = bar.add_task(description, total=total, completed=done)
+    if console is _drawing:
+        yield lambda _amount: None  # part of what has a line already
+    elif console.is_terminal:
+        with _drawn(console) as bar:
+            task = bar.add_task(description, total=total, completed=done, unit=f" {unit}".rstrip(), figures=_pace)
             yield lambda amount: bar.advance(task, amount)
     else:
         yield _LineProgress(description, total, unit, done)
 
 
 @contextmanager
-def live_line(description: str) -> Iterator[Callable[[float, float, str], None] | None]:
-    """Draw a bar with newest figures below everything else; yields ``draw(done, total, text)``.
+def live_line(description: str, unit: str = "") -> Iterator[Callable[[float, float, Sequence[str]], None] | None]:
+    """Draw a bar with newest figures below everything else; yields ``draw(done, total, figures)``.
 
-    None where no terminal can draw it anew. Whatever is printed meanwhile appears above it.
+    Where a terminal is too narrow for all figures, the last ones are left out. None where no terminal can draw it
+    anew. Whatever is printed meanwhile appears above it.
     """
     console = _console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or console is _drawing:
         yield None
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}", markup=False),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(harmless(description), total=None, text="")
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, text=harmless(text))
+    with _drawn(console) as bar:
+        newest: Sequence[str] = ()
+        name = harmless(description)
+        task = bar.add_task(name, total=None, unit=f" {unit}".rstrip(), figures=lambda _task: newest)
+
+        def draw(done: float, total: float, figures: Sequence[str]) -> None:
+            nonlocal newest
+            newest = [harmless(figure) for figure in figures]
+            bar.update(task, completed=done, total=total, refresh=True)
+
+        yield draw
 
 
 class _LineProgress:

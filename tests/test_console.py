@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import errno
+import io
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from efafnet.pipelines.runs.set_line import set_line
 from efafnet.platform import console
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +61,99 @@ def test_progress_says_how_fast_and_what_is_left(
         now = 60.0
         advance(20)
     assert capsys.readouterr().err == "reading: 60/100 images after 10 s, 2/s, 20 s left\n"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What a terminal shows of it: of a line that was drawn anew the last state, without colours."""
+        text = re.sub(r"\x1b\[(?:[\d;]*m|\?25[hl])", "", self.getvalue())
+        text = re.sub(r"\n\r?\x1b\[1A\r?\x1b\[2K", "\r\x1b[2K", text)  # up again, and erased
+        return [re.split(r"\r\x1b\[2K", line)[-1].rstrip() for line in text.split("\n")]
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 60) -> Terminal:
+    """Make standard error a terminal."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return screen
+
+
+FIGURES = ("ETA 0:30", "loss 0.5", "AP 0.500 (best 0.600)", "80 samples/s")
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        # The bar takes what is left, at most 20 columns: half of 108 steps is half of it.
+        (100, f"run {'━' * 10}{'╌' * 10} 54/108  ETA 0:30  loss 0.5  AP 0.500 (best 0.600)  80 samples/s"),
+        # 11 + 10 + 10 + 23 characters and a space leave 5 columns; figures that do not fit are left out from the end.
+        (60, "run ━━╌╌╌ 54/108  ETA 0:30  loss 0.5  AP 0.500 (best 0.600)"),
+        (40, "run ━━━━╌╌╌╌ 54/108  ETA 0:30  loss 0.5"),
+        (14, "run  54/108"),
+    ],
+)
+def test_a_line_drawn_anew_fits_the_terminal(columns: int, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch, columns)
+    with console.live_line("run") as draw:
+        assert draw is not None
+        draw(54, 108, FIGURES)
+        assert screen.lines()[-1] == line
+    assert len(line) < columns
+
+
+def test_what_is_printed_beside_a_line_drawn_anew_leaves_no_copy_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    with console.live_line("run") as draw:
+        assert draw is not None
+        for step in range(1, 4):
+            draw(step, 10, FIGURES[:1])
+            console.note(f"remark {step}")
+            with console.progress("predicting", 5) as advance:  # has no line of its own here
+                advance(5)
+        console.warn("careful")
+    console.note("after")
+    assert screen.lines() == ["remark 1", "remark 2", "remark 3", "warning: careful", "after", ""]
+
+
+def test_a_bar_of_a_stage_says_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    with console.progress("reading", 200, unit="images", done=50) as advance:
+        advance(50)
+        line = f"reading {'━' * 10}{'╌' * 10} 100/200 images  0:00 passed"
+        deadline = time.monotonic() + 20
+        while screen.lines()[-1] != line and time.monotonic() < deadline:
+            time.sleep(0.02)  # it is drawn some times a second
+        assert screen.lines()[-1] == line
+
+
+def test_the_line_of_a_set_says_when_its_runs_will_be_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ten, four were over before; two more in 60 s leave four, which take 120 s."""
+    screen, now_s = terminal(monkeypatch), 50.0
+    monkeypatch.setattr("efafnet.pipelines.runs.set_line.time", SimpleNamespace(monotonic=lambda: now_s))
+    with set_line("night", "trials", 10, 4) as show:
+        show(4, "2 running")
+        assert screen.lines()[-1] == f"night {'━' * 8}{'╌' * 12} 4/10 trials  2 running"
+        now_s = 110.0
+        show(6, "best ap 0.500 (trial 3)")
+        assert screen.lines()[-1] == "night ━━━━╌╌ 6/10 trials  ETA 2:00  best ap 0.500 (trial 3)"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
+def test_clock(seconds: float, text: str) -> None:
+    assert console.clock(seconds) == text
+
+
+def test_a_file_gets_no_line_drawn_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.live_line("run") as draw:
+        assert draw is None
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

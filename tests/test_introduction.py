@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from pathlib import Path
@@ -15,12 +14,11 @@ from efafnet.pipelines.training.context import Status
 from efafnet.pipelines.training.description import describe_run
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.introduction import conclude, introduce, next_commands
-from efafnet.pipelines.training.monitor import best_metrics, outcome_of, status_text
+from efafnet.pipelines.training.monitor import best_metrics, outcome_of, status_figures
 from efafnet.pipelines.training.ray_worker import STATUS, StatusFile, read_status
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
 from efafnet.pipelines.training.schedule import plan_run
 from efafnet.pipelines.training.state import Progress
-from efafnet.platform import console
 from tests.training_cases import config_of
 
 RECORD = RunRecord("nano_test", "", {}, "")
@@ -152,34 +150,14 @@ def test_the_commands_that_follow_are_commands(tmp_path: Path) -> None:
 def test_the_line_that_is_drawn_anew(tmp_path: Path) -> None:
     metrics = {"train/loss": 0.5, "speed/samples_per_s": 80.0, "speed/mfu": 0.31, "system/gpu_memory_peak_gib": 12.5}
     progress = Progress(step=54, elapsed_s=30.0, validation={"ap": 0.5}, best={"ap": 0.6}, best_step=27)
-    text = status_text(progress, PLAN, metrics, "ap")
+    figures = status_figures(progress, PLAN, metrics, "ap")
     # 54 of 108 steps took 30 s: as long again.
-    assert text == "loss 0.50000  AP 0.500 (best 0.600)  80 samples/s  MFU 31.0%  12.5 GiB  ETA 0:30"
+    told = ("ETA 0:30", "loss 0.50000", "AP 0.500 (best 0.600)", "80 samples/s", "MFU 31.0%", "12.5 GiB")
+    assert figures == told
     assert read_status(tmp_path) is None
     write = StatusFile(tmp_path)
-    write(Status(54, 108, text))
-    write(Status(55, 108, text))  # within the same second
-    assert read_status(tmp_path) == Status(54, 108, text)
+    write(Status(54, 108, figures))
+    write(Status(55, 108, figures))  # within the same second
+    assert read_status(tmp_path) == Status(54, 108, figures)
     (tmp_path / STATUS).write_text("torn")
     assert read_status(tmp_path) is None
-
-
-def test_a_terminal_gets_a_bar_and_a_file_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    with console.live_line("run") as draw:
-        assert draw is None
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    with console.live_line("run") as draw:
-        assert draw is not None
-        draw(54, 108, "loss 0.5")
-        console.note("a line above")
-    shown = screen.getvalue()
-    assert "a line above\n" in shown
-    assert "54/108" in shown
-    assert "loss 0.5" in shown

@@ -22,7 +22,7 @@ from efafnet.pipelines.training import async_validation, preparation
 from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import collected_between_points, run
-from efafnet.pipelines.training.monitor import DivergedError, Trace, Window, clock
+from efafnet.pipelines.training.monitor import DivergedError, Trace, Window
 from efafnet.pipelines.training.step import StepLosses
 from efafnet.platform.checkpoint import load_checkpoint
 from tests.training_cases import ROOT, config_of
@@ -255,11 +255,6 @@ def test_a_trace_drops_what_will_be_trained_again(tmp_path: Path) -> None:
 def _losses(value: float) -> StepLosses:
     zero = torch.zeros(())
     return StepLosses(total=torch.tensor(value), by_head={"final": zero}, by_joint=torch.zeros(4), grad_norm=zero)
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
 
 
 def test_every_point_is_a_checkpoint_while_workers_are_about_to_join(tmp_path: Path) -> None:

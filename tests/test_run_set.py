@@ -46,7 +46,7 @@ def outcome(
     monkeypatch.setattr(run_set, "TaskPool", Pool)
     monkeypatch.setattr(run_set, "figure_of", lambda *_: 0.5)
     there: Any = Launch(configs, lambda: 2, {}, "")  # type: ignore[arg-type]
-    return Set(there, Running(None, "ap"), by_image=False, done=done).run(), begun
+    return Set(there, Running(None, "ap"), False, done, show=lambda *_: None).run(), begun
 
 
 def test_three_that_fail_alike_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,8 @@ class SearchTracking:
         """Environment variables of the trials' processes."""
         self.over: list[int] = []
         """Trials that ended, or were paused, in this process."""
+        self.show: Callable[..., None] = lambda _over, *_figures: None
+        """Draws the line that says where the search stands."""
         self._best: int | None = None
         """The trial whose checkpoints were kept when it was last looked."""
         self._study_told = 0
@@ -104,6 +106,7 @@ class SearchTracking:
         self.over = [number for number in self.over if number != assignment.number]
         again = "goes on" if assignment.attempt > 1 else "starts"
         console.note(f"trial {assignment.number} {again}: {name}")
+        self.tell_line()
         return {
             "number": assignment.number,
             "train": trial.model_copy(update={"tracking": titled}).model_dump_json(),
@@ -126,6 +129,7 @@ class SearchTracking:
         word = {"complete": "complete", "pruned": "stopped early", "failed": "FAILED"}[state]
         told = ", ".join(part for part in (figure, reason) if part)
         console.note(f"trial {number} {word} ({self.ledger.over()}/{self.ledger.trials}): {told}")
+        self.tell_line()
         self._mlflow.submit(self._end_in_mlflow, number, state, reason, dict(curve))
         # Whole each time, so not each time: all that is written is then a multiple of the last, however many trials.
         if self.ledger.over() >= 1.1 * self._study_told:
@@ -171,6 +175,12 @@ class SearchTracking:
         quietly(tell, f"noting the end of trial {number}")
         if state != "complete":
             finish_run(uri, run_id, _MLFLOW_STATUS[state])
+
+    def tell_line(self) -> None:
+        """Draw on the terminal how many trials are over and run, and the best figure so far."""
+        best = self.ledger.best()
+        found = [] if best is None else [f"best {self.metric} {best.value:.3f} (trial {best.number})"]
+        self.show(self.ledger.over(), *found, f"{len(self.ledger.live())} running")
 
     def log_progress(self) -> None:
         """Put on the search's run where it stands, as points of curves over the trials that are over."""

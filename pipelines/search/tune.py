@@ -14,6 +14,7 @@ from efafnet.pipelines.runs.children import STAGE
 from efafnet.pipelines.runs.concurrency import driver_resources, launch
 from efafnet.pipelines.runs.failures import SAME_REASON
 from efafnet.pipelines.runs.reservations import PLACEMENT
+from efafnet.pipelines.runs.set_line import set_line
 from efafnet.pipelines.runs.settings import automatic_name, check_run, names_of
 from efafnet.pipelines.search.config import TuneConfig, trained_as
 from efafnet.pipelines.search.controller import Controller
@@ -196,7 +197,9 @@ def _run_tune(controller: Controller, tracking: SearchTracking, left: int) -> No
             verbose=0,
         ),
     )
-    with _releasing(tracking):
+    ledger = tracking.ledger
+    with _releasing(tracking), set_line(config.name, "trials", ledger.trials, ledger.over()) as tracking.show:
+        tracking.tell_line()
         tuner.fit()
 
 

@@ -138,7 +138,7 @@ def _add_interface(app: FastAPI, rules: Rules, predict: Predict) -> None:
         dependencies=guarded,
         responses=_REFUSALS,
         openapi_extra=_IMAGE_BODY,
-        response_model_exclude_none=True,
+        response_model=Persons,
         summary="The joints of the persons in an image",
     )
     async def persons(
@@ -146,7 +146,7 @@ def _add_interface(app: FastAPI, rules: Rules, predict: Predict) -> None:
         model: Annotated[str, Query(description="One of /v1/models; the first where none is named.")] = "",
         boxes: Annotated[str, Query(description="JSON [[left, top, width, height], …] in pixels.")] = "",
         heatmaps: Annotated[bool, Query(description="Whether each person's heatmaps are wanted too.")] = False,
-    ) -> Persons:
+    ) -> Response:
         if model and model not in names:
             raise RefusedError(404, f"there is no model {model!r}; there are: {', '.join(names)}")
         wanted = parse_boxes(boxes, rules.limits.persons)
@@ -158,7 +158,8 @@ def _add_interface(app: FastAPI, rules: Rules, predict: Predict) -> None:
             raise RefusedError(504, f"no answer within {rules.limits.timeout_s:g} s; try again") from error
         if isinstance(answer, Refusal):
             raise RefusedError(answer.status, answer.reason)
-        return answer
+        # As FastAPI would write it, which would first check it once more.
+        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
 
 
 def _add_operation(app: FastAPI, rules: Rules, metrics: Callable[[], str]) -> None:

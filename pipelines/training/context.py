@@ -70,8 +70,8 @@ class Status:
     """Completed steps."""
     steps: int
     """Those of the whole run."""
-    text: str
-    """Newest figures."""
+    figures: tuple[str, ...]
+    """The newest ones, the most wanted first."""
 
 
 class RunCancelledError(RuntimeError):

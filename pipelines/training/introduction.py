@@ -15,7 +15,6 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import pick_device
 from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.inputs import Inputs
-from efafnet.pipelines.training.monitor import clock
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
 from efafnet.pipelines.training.validation import SCORES, pictures_of
 from efafnet.platform import console, machine
@@ -78,7 +77,7 @@ def _length_text(config: TrainConfig, inputs: Inputs) -> str:
     elif f"{epochs:.4g}" != f"{config.epochs:.4g}":
         text += f" ({config.epochs:g}, and the last step is a whole one)"
     if config.max_time_s is not None:
-        text += f", at most {clock(config.max_time_s)}"
+        text += f", at most {console.clock(config.max_time_s)}"
     every = config.validation.every_epochs
     if inputs.val is not None:
         text += "; validated at the end" if every is None else f"; validated every {every:g} epochs and at the end"
@@ -148,7 +147,7 @@ def _last_text(figures: Mapping[str, float], names: Mapping[str, None]) -> str:
     shown = [f"{name} {figures[f'last/{name}']:.4f}" for name in names if f"last/{name}" in figures][:1]
     text = f"last: step {figures['last/step']:.0f}, epoch {figures['last/epoch']:.4g}, "
     text += ", ".join([*shown, f"loss {figures['last/train_loss']:.6f}", f"{figures['last/samples']:,.0f} samples"])
-    return text + f" in {clock(figures['elapsed_s'])}"
+    return text + f" in {console.clock(figures['elapsed_s'])}"
 
 
 def next_commands(config: TrainConfig, result: TrainResult) -> list[str]:

@@ -23,7 +23,7 @@ from efafnet.pipelines.training.monitor import (
     Window,
     curve_metrics,
     outcome_of,
-    status_text,
+    status_figures,
     summarise,
 )
 from efafnet.pipelines.training.profiling import Profiler
@@ -59,7 +59,7 @@ class Job:
     profiler: Profiler = field(init=False)
     rate: Rate = field(init=False)
     validations: Validations = field(init=False)
-    status: str = ""
+    status: tuple[str, ...] = ()
     """Figures of the newest point of the curves, for the progress bar."""
     preempted: bool = False
     """Whether a machine under this run has announced that it will be taken away."""
@@ -182,7 +182,7 @@ class Job:
         self._replan()
         self._watch_cluster()
         self.validations.poll()
-        self.status = status_text(self.progress, self.plan, metrics, self.validations.metric)
+        self.status = status_figures(self.progress, self.plan, metrics, self.validations.metric)
         self._show()
         text = self.line.text(self.progress, self.plan, metrics, force=self.ended)
         if text:

@@ -16,6 +16,7 @@ from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Progress
 from efafnet.pipelines.training.step import StepLosses
+from efafnet.platform import console
 
 EXPLODED = 100.0
 """A loss this many times that of the run's first point has left the road, and what follows is lost."""
@@ -221,23 +222,24 @@ class ProgressLine:
         remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
         return (
             f"{PASSING}{done:.2f}/{total:.2f}  step {progress.step}/{plan.steps}  loss {metrics['train/loss']:.6f}  "
-            f"lr {metrics['train/lr']:.2e}  {_speed(metrics)}  "
-            f"data wait {metrics['speed/data_wait_share']:.1%}  ETA {clock(remaining_s)}"
+            f"lr {metrics['train/lr']:.2e}  {'  '.join(_speed(metrics))}  "
+            f"data wait {metrics['speed/data_wait_share']:.1%}  ETA {console.clock(remaining_s)}"
         )
 
 
-def status_text(progress: Progress, plan: Plan, metrics: Mapping[str, float], metric: str) -> str:
-    """The newest figures for a line that is drawn anew: loss, the figure that counts so far, speed, memory, time left.
+def status_figures(progress: Progress, plan: Plan, metrics: Mapping[str, float], metric: str) -> tuple[str, ...]:
+    """The newest figures for a line that is drawn anew, the most wanted first: a narrow terminal shows no others.
 
-    ``metric`` names the figure by which validations are compared.
+    Time left, loss, the figure that counts so far, speed, memory. ``metric`` names the figure by which validations are
+    compared.
     """
-    parts = [f"loss {metrics['train/loss']:.5f}"]
+    remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
+    parts = [f"ETA {console.clock(remaining_s)}", f"loss {metrics['train/loss']:.5f}"]
     if progress.best_step is not None:
         newest = progress.validation.get(metric, progress.best[metric])
         parts.append(f"{metric.upper()} {newest:.3f} (best {progress.best[metric]:.3f})")
     memory_gib = metrics.get("system/gpu_memory_peak_gib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
-    return "  ".join([*parts, _speed(metrics), f"{memory_gib:.1f} GiB", f"ETA {clock(remaining_s)}"])
+    return (*parts, *_speed(metrics), f"{memory_gib:.1f} GiB")
 
 
 def best_metrics(progress: Progress, plan: Plan, metric: str) -> dict[str, float]:
@@ -268,12 +270,12 @@ def outcome_of(progress: Progress, plan: Plan, global_batch: int) -> dict[str, f
     }
 
 
-def _speed(metrics: Mapping[str, float]) -> str:
+def _speed(metrics: Mapping[str, float]) -> list[str]:
     """Crops a second of the whole run, TFLOP/s of one device, and the share of its peak where that is known."""
-    text = f"{metrics['speed/samples_per_s']:.0f} samples/s"
+    parts = [f"{metrics['speed/samples_per_s']:.0f} samples/s"]
     if "speed/tflops_per_device" in metrics:
-        text += f"  {metrics['speed/tflops_per_device']:.3g} TFLOP/s"
-    return text + (f"  MFU {metrics['speed/mfu']:.1%}" if "speed/mfu" in metrics else "")
+        parts.append(f"{metrics['speed/tflops_per_device']:.3g} TFLOP/s")
+    return [*parts, *([f"MFU {metrics['speed/mfu']:.1%}"] if "speed/mfu" in metrics else [])]
 
 
 def validation_text(step: int, figures: Mapping[str, float], metric: str, *, asynchronous: bool) -> str:
@@ -282,13 +284,6 @@ def validation_text(step: int, figures: Mapping[str, float], metric: str, *, asy
     shown = "  ".join(f"{name} {figures[name]:.4f}" for name in names if name in figures)
     where = " beside training" if asynchronous else ""
     return f"validation at step {step}: {shown}  ({figures['seconds']:.1f} s{where})"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 class Trace:

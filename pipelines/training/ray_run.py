@@ -168,7 +168,7 @@ def _live(config: TrainConfig, *, watched: bool) -> Iterator[Live | None]:
         yield None
         return
     with console.live_line(config.name) as draw:
-        yield None if draw is None else lambda at: draw(at.step, at.steps, at.text)
+        yield None if draw is None else lambda at: draw(at.step, at.steps, at.figures)
 
 
 def _here(config: TrainConfig, record: RunRecord, cancelled: Callable[[], bool], live: Live | None) -> loop.LoopResult:

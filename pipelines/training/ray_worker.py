@@ -84,8 +84,9 @@ class StatusFile:
 
 def read_status(run_dir: Path) -> Status | None:
     """What the workers of a run wrote last, if it can be read."""
-    with suppress(OSError, ValueError, TypeError):
-        return Status(**read_json(run_dir / STATUS))
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        told = read_json(run_dir / STATUS)
+        return Status(told["step"], told["steps"], tuple(told["figures"]))
     return None
 
 
