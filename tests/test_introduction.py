@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from efafnet.pipelines.training import start
 from efafnet.pipelines.training.context import Status
@@ -19,6 +21,7 @@ from efafnet.pipelines.training.ray_worker import STATUS, StatusFile, read_statu
 from efafnet.pipelines.training.rundir import RunRecord, TrainResult
 from efafnet.pipelines.training.schedule import plan_run
 from efafnet.pipelines.training.state import Progress
+from efafnet.platform.mlflow_pages import folded, narrowed
 from tests.training_cases import config_of
 
 RECORD = RunRecord("nano_test", "", {}, "")
@@ -93,6 +96,23 @@ def test_the_best_so_far_is_a_curve_of_its_own() -> None:
     """The newest validation is at step 108, the best was at 81, of a store of 86 persons in batches of 16."""
     assert best_metrics(PROGRESS, PLAN, "ap") == {"best/ap": 0.6, "best/epoch": pytest.approx(81 * 16 / 86)}
     assert best_metrics(Progress(), PLAN, "ap") == {}
+
+
+def test_code_in_a_description_is_narrow_enough_for_the_page() -> None:
+    data = [f"data.{part}=/mnt/stores/of the group/{part}" for part in ("train", "val")]
+    typed = shlex.join(["efafnet", "train", "coco_r50_256x192", *data, "batch_size=16"])
+    lines = folded(typed).splitlines()
+    assert lines == [
+        "efafnet train coco_r50_256x192 'data.train=/mnt/stores/of the group/train' \\",
+        "  'data.val=/mnt/stores/of the group/val' batch_size=16",
+    ]
+    assert shlex.split(folded(typed).replace("\\\n", "")) == shlex.split(typed), "as a shell reads it"
+    assert folded("efafnet train 'cut off") == "efafnet train 'cut off"
+    space = "search:\n  optimizer.lr: {float: [3e-4, 1e-2], log: true}\n"
+    text = f"about: {'long words ' * 20}\n# {'remark ' * 20}\n{space}"
+    shown = narrowed(text)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert yaml.safe_load(shown) == yaml.safe_load(text)
 
 
 def test_a_description_says_how_to_make_the_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from efafnet.pipelines.training.recording import open_record
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, to_yaml
+from efafnet.platform.mlflow_pages import narrowed
 from efafnet.platform.storage import sha256_json
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.checking import check_space
@@ -102,7 +103,7 @@ def _about(config: TuneConfig, space: Space) -> str:
     """What the search is, for its description in MLflow."""
     keys = ", ".join(f"`{entry.key}`" for entry in space.searched)
     sentence = f" {space.about}" if space.about else ""
-    return f"Search {config.name} over {space.name}: {keys}.{sentence}\n\n```yaml\n{space.text.strip()}\n```"
+    return f"Search `{config.name}` over `{space.name}`: {keys}.{sentence}\n\n```yaml\n{narrowed(space.text)}\n```"
 
 
 def _limits_of(config: TuneConfig, space: Space, num_joints: int) -> Limits | None:

@@ -119,7 +119,7 @@ def _about(config: StudyConfig, rows: Study) -> str:
     """What the study is, for its description in MLflow."""
     listed = "\n".join(f"1. {row.name}" for row in rows.rows)
     seeds, about = ", ".join(map(str, seeds_of(config))), rows.about.rstrip(".")
-    return f"Study {config.name}: {about}. Each row is trained with the same seeds ({seeds}):\n\n{listed}\n"
+    return f"Study `{config.name}`: {about}. Each row is trained with the same seeds ({seeds}):\n\n{listed}\n"
 
 
 def seeds_of(config: StudyConfig) -> list[int]:
