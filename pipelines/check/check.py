@@ -26,6 +26,8 @@ from efafnet.platform import console, machine
 
 _MOST_PERSONS = 20_000
 """Persons that the rules look at."""
+_LEAST_HEIGHT_PX = 250
+"""Of a sample on a sheet."""
 _LEGEND = (*SIDES, *HIDDEN)
 
 
@@ -154,7 +156,7 @@ def _samples(config: CheckConfig, store: CropStore, people: People) -> Picture:
         drawn = _drawn(people, image, batch.joints_px[n].numpy(), batch.visibility[n].numpy())
         counted = int(target.weights[n].sum())
         cells.append(
-            Cell((drawn, _heated(image, warmth[n])), f"row {row}", f"{names[n]} {counted} joints in the target")
+            Cell((drawn, _heated(_enlarged(image), warmth[n])), f"row {row}, {counted} joints in the target", names[n])
         )
     return contact_sheet(cells, f"augmented samples of {store.location} and their targets", _LEGEND)
 
@@ -173,7 +175,21 @@ def _learned(people: People, fit: Fit) -> Picture:
 
 
 def _drawn(people: People, image: Picture, joints_px: NDArray[np.floating], visibility: NDArray[np.uint8]) -> Picture:
-    return draw_person(image, joints_px, [ANNOTATED[v] for v in visibility.tolist()], people.skeleton)
+    """A sample with its joints, drawn where they lie once it is enlarged; the centre of the first pixel is 0."""
+    factor = _factor(image)
+    shown_px = (joints_px + 0.5) * factor - 0.5
+    return draw_person(_enlarged(image), shown_px, [ANNOTATED[v] for v in visibility.tolist()], people.skeleton)
+
+
+def _factor(image: Picture) -> int:
+    return -(-_LEAST_HEIGHT_PX // image.shape[0])
+
+
+def _enlarged(image: Picture) -> Picture:
+    """A sample so large that its joints do not cover it."""
+    factor = _factor(image)
+    larger: Picture = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+    return larger
 
 
 def _heated(image: Picture, warmth: NDArray[np.float32]) -> Picture:
