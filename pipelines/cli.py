@@ -91,7 +91,7 @@ def _command(name: str) -> Command:
 
     close = difflib.get_close_matches(name, BY_NAME, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"there is no command {name!r}{hint} Commands: {', '.join(BY_NAME)}")
+    raise UsageError(f"there is no command {name!r}{hint}; commands: {', '.join(BY_NAME)}")
 
 
 def _run(command: Command, words: list[str], *, print_only: bool) -> int:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Column, Table
@@ -108,7 +109,36 @@ def fail(message: object) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
-    """Print a table to standard output. Columns whose cells are all numbers (or empty) are right-aligned."""
+    """Print a table to standard output. Columns whose cells are all numbers (or empty) are right-aligned.
+
+    What is wider than the terminal becomes several tables below each other, each with the first column.
+    """
+    for row in rows:
+        if len(row) != len(columns):
+            raise AssertionError(f"{len(columns)} columns need rows of {len(columns)} cells; got {row}")
+    console = _console(stderr=False)
+    for number, part in enumerate(_parts(columns, rows, console.width)):
+        chosen = [[row[index] for index in part] for row in rows]
+        grid = _grid([columns[index] for index in part], chosen, title if number == 0 else None)
+        with _full_output_named():
+            console.print(grid)
+
+
+def _parts(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[list[int]]:
+    """The columns of each of the tables that a table is printed as; none is wider than ``width`` if that can be."""
+    wide = [
+        3 + max(cell_len(harmless(text)) for text in (name, *(row[i] for row in rows)))
+        for i, name in enumerate(columns)
+    ]
+    parts = [[0]]
+    for index in range(1, len(columns)):
+        if 1 + sum(wide[i] for i in parts[-1]) + wide[index] > width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(index)
+    return parts
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str | None) -> Table:
     grid = Table(
         title=None if title is None else harmless(title), title_justify="left", title_style="bold", header_style="bold"
     )
@@ -117,11 +147,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
         numeric = bool(cells) and all(_is_number(cell) for cell in cells)
         grid.add_column(harmless(name), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        if len(row) != len(columns):
-            raise AssertionError(f"{len(columns)} columns need rows of {len(columns)} cells; got {row}")
         grid.add_row(*("" if cell is None else harmless(cell) for cell in row))
-    with _full_output_named():
-        _console(stderr=False).print(grid)
+    return grid
 
 
 @contextmanager

@@ -43,6 +43,26 @@ def test_table_shows_every_cell_and_aligns_numbers(capsys: pytest.CaptureFixture
     assert rows[2].endswith(" 12.25 │")
 
 
+def test_a_table_too_wide_for_the_terminal_becomes_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first column takes 8 with its border, the others 13 each, and one border is left: 35 hold two of three."""
+    columns, rows = ["row", "a" * 10, "b" * 10, "c" * 10], [["R = 8", None, 0.5, "x"]]
+    for width, tables in (
+        (60, [columns]),
+        (35, [columns[:3], ["row", columns[3]]]),
+        (34, [["row", name] for name in columns[1:]]),
+    ):
+        monkeypatch.setenv("COLUMNS", str(width))
+        console.table(columns, rows, title="t")
+        lines = capsys.readouterr().out.splitlines()
+        heads = [[cell.strip() for cell in line.strip("┃").split("┃")] for line in lines if line.startswith("┃")]
+        assert heads == tables
+        assert max(map(len, lines)) <= width
+        assert sum(line.startswith("│ R = 8") for line in lines) == len(tables)
+        assert sum(line.strip() == "t" for line in lines) == 1
+
+
 def test_progress_in_a_log_is_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     with console.progress("reading", 200, unit="images") as advance:
         for _ in range(200):

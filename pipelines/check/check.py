@@ -182,7 +182,7 @@ def _drawn(people: People, image: Picture, joints_px: NDArray[np.floating], visi
 
 
 def _factor(image: Picture) -> int:
-    return -(-_LEAST_HEIGHT_PX // image.shape[0])
+    return -(-_LEAST_HEIGHT_PX // len(image))
 
 
 def _enlarged(image: Picture) -> Picture:
