@@ -131,16 +131,23 @@ def _check_order(command: Command, words: Sequence[str]) -> None:
             presets = [word for word in words if word not in stores] or ["PRESET"]
             data = [f"{key}={store}" for key, store in zip(("data.train", "data.val"), stores, strict=False)]
             raise UsageError(f"{stores[0]} is a crop store: efafnet {' '.join([command.name, presets[0], *data])}")
-    elif len(words) >= 2 and not command.takes_many:
+    elif command.takes_many:
+        fits = _LOOKS.get(wanted[0])
+        meant = [word for word in words if fits is not None and fits(word)]
+        if len(meant) == 1 and meant[0] != words[0]:
+            raise _disordered(command, [meant[0], *(word for word in words if word != meant[0])])
+    elif len(words) >= 2:
         looks = [_LOOKS.get(name) for name in wanted[:2]]
         first, second = words[:2]
         swapped = all(look is None or look(word) for look, word in zip(looks, (second, first), strict=False))
         plain = [look(word) for look, word in zip(looks, (first, second), strict=False) if look is not None]
         if swapped and plain and not any(plain):
-            raise UsageError(
-                f"the arguments stand in another order: {command.usage()}; did you mean: "
-                f"{' '.join(['efafnet', command.name, second, first, *words[2:]])}"
-            )
+            raise _disordered(command, [second, first, *words[2:]])
+
+
+def _disordered(command: Command, meant: Sequence[str]) -> UsageError:
+    told = " ".join(["efafnet", command.name, *meant])
+    return UsageError(f"the arguments stand in another order: {command.usage()}; did you mean: {told}")
 
 
 def _is_store(word: str) -> bool:

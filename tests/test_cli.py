@@ -248,6 +248,7 @@ def test_arguments_in_another_order_are_recognised(
         ("train store", "store is a crop store: efafnet train PRESET data.train=store"),
         ("evaluate store run", "did you mean: efafnet evaluate run store"),
         ("prepare images labels.json out", "did you mean: efafnet prepare labels.json images out"),
+        ("predict images run", "did you mean: efafnet predict run images"),
         ("tune nano_test ohkm", "did you mean: efafnet tune ohkm nano_test"),
         ("study nano_test table_x", "did you mean: efafnet study table_x nano_test"),
     ):
