@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ import pytest
 
 from efafnet.models.skeleton import COCO_17, pairs_by_name
 from efafnet.pipelines.formats import values
-from efafnet.pipelines.formats.annotations import Annotations
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.names import name_parts, tails
-from efafnet.pipelines.formats.plausibility import plausibility_of
 from efafnet.pipelines.formats.rejects import Reject, explained
 from tests import crop_data
 
@@ -87,14 +84,6 @@ def test_deep_nesting_and_endless_digits_are_one_error(tmp_path: Path) -> None:
 # ---- annotations
 
 
-def _content(*annotations: dict[str, Any], images: int = 1, **category: Any) -> dict[str, Any]:
-    return {
-        "images": [{"id": n + 1, "file_name": f"{n + 1}.jpg", "width": 100, "height": 80} for n in range(images)],
-        "annotations": list(annotations),
-        "categories": [{**crop_data.category(), **category}],
-    }
-
-
 def _person(number: int = 7, **changes: Any) -> dict[str, Any]:
     return {**crop_data.person(number, 1, [10.0, 10, 40, 60]), **changes}
 
@@ -107,31 +96,31 @@ def _as_text(value: Any) -> Any:
 
 
 def test_numbers_written_as_text_and_whole_floats_are_the_same_annotation() -> None:
-    plain = parse_coco(_content(_person()), _PATH)
-    text = _content({name: _as_text(value) for name, value in _person().items()}, id="1.0")
+    plain = parse_coco(crop_data.content(_person()), _PATH)
+    text = crop_data.content({name: _as_text(value) for name, value in _person().items()}, id="1.0")
     text["images"][0].update(id="0001", width="100", height=80.0)
     read = parse_coco(text, _PATH)
     assert (read.annotations, read.images, read.rejects) == (plain.annotations, plain.images, [])
     nested = _person(keypoints=np.reshape(_person()["keypoints"], (17, 3)).tolist())
-    assert parse_coco(_content(nested), _PATH).annotations == plain.annotations
+    assert parse_coco(crop_data.content(nested), _PATH).annotations == plain.annotations
 
 
 def test_null_is_absent() -> None:
     nulls = _person(area=None, iscrowd=None, num_keypoints=None, category_id=None, head_size=None)
     absent = {name: value for name, value in nulls.items() if value is not None}
-    (annotation,) = parse_coco(_content(nulls), _PATH).annotations
-    assert parse_coco(_content(absent), _PATH).annotations == [annotation]
+    (annotation,) = parse_coco(crop_data.content(nulls), _PATH).annotations
+    assert parse_coco(crop_data.content(absent), _PATH).annotations == [annotation]
     assert (annotation.area, annotation.is_crowd, annotation.num_keypoints) == (60.0 * 40.0 * 0.53, False, 17)
-    without = parse_coco(_content(_person(keypoints=None, num_keypoints=None)), _PATH).annotations[0]
+    without = parse_coco(crop_data.content(_person(keypoints=None, num_keypoints=None)), _PATH).annotations[0]
     assert (without.num_keypoints, set(without.keypoints)) == (0, {0.0})
-    content = _content(_person())
+    content = crop_data.content(_person())
     content["images"][0].update(width=None, height=80)
     assert (parse_coco(content, _PATH).images[0].width, parse_coco(content, _PATH).images[0].height) == (None, None)
 
 
 def test_absent_joints_may_lie_anywhere() -> None:
     keypoints = [*_person()["keypoints"][:48], None, math.nan, 0]
-    (annotation,) = parse_coco(_content(_person(keypoints=keypoints)), _PATH).annotations
+    (annotation,) = parse_coco(crop_data.content(_person(keypoints=keypoints)), _PATH).annotations
     assert annotation.keypoints[48:] == (0.0, 0.0, 0.0)
     assert annotation.keypoints[:48] == tuple(_person()["keypoints"][:48])
 
@@ -140,12 +129,12 @@ def test_fractions_of_visibility_are_annotated_joints_and_told() -> None:
     """COCO-WholeBody has v = .73; AI Challenger's 3 means not annotated, so nothing above 2 is guessed."""
     keypoints = _person()["keypoints"]
     keypoints[2], keypoints[5] = 0.73, 1.2
-    parsed = parse_coco(_content(_person(keypoints=keypoints)), _PATH)
+    parsed = parse_coco(crop_data.content(_person(keypoints=keypoints)), _PATH)
     assert parsed.annotations[0].keypoints[2::3] == (2.0,) * 17
     (remark,) = parsed.remarks
     assert "2 joints have a visibility between 0, 1 and 2 (the first: v=0.73 at nose of annotation 7)" in remark
     keypoints[2] = 3
-    (reject,) = parse_coco(_content(_person(keypoints=keypoints)), _PATH).rejects
+    (reject,) = parse_coco(crop_data.content(_person(keypoints=keypoints)), _PATH).rejects
     assert reject.detail == (
         "annotation 7 has v=3 at joint 0 (nose); v must be 0 (absent), 1 (hidden) or 2 (visible). AI Challenger "
         "writes 3 for absent joints: make it 0"
@@ -156,7 +145,7 @@ def test_missing_annotation_ids_are_numbered_and_told() -> None:
     persons = [_person(number) for number in (2, 9, 9)]
     del persons[1]["id"]
     persons[2]["id"] = None
-    parsed = parse_coco(_content(*persons), _PATH)
+    parsed = parse_coco(crop_data.content(*persons), _PATH)
     assert [a.annotation_id for a in parsed.annotations] == [2, 1, 3]
     assert "2 annotations have no id and are numbered" in parsed.remarks[0]
 
@@ -183,7 +172,7 @@ def test_missing_annotation_ids_are_numbered_and_told() -> None:
     ],
 )  # fmt: skip
 def test_what_is_refused_is_named_with_entry_and_value(changes: dict[str, Any], reason: str, says: str) -> None:
-    parsed = parse_coco(_content(_person(**changes)), _PATH)
+    parsed = parse_coco(crop_data.content(_person(**changes)), _PATH)
     assert not parsed.annotations
     (reject,) = parsed.rejects
     assert (reject.reason, reject.persons) == (reason, 1)
@@ -191,7 +180,9 @@ def test_what_is_refused_is_named_with_entry_and_value(changes: dict[str, Any], 
 
 
 def test_a_field_that_is_not_there_is_told_with_those_that_are() -> None:
-    content = _content({"id": 7, "image_id": 1, "box": [1, 2, 3, 4]}, {"id": 8, "img": 1, "bbox": [1, 2, 3, 4]})
+    content = crop_data.content(
+        {"id": 7, "image_id": 1, "box": [1, 2, 3, 4]}, {"id": 8, "img": 1, "bbox": [1, 2, 3, 4]}
+    )
     content["images"].append({"id": 2, "path": "/x/2.jpg"})
     assert [reject.detail for reject in parse_coco(content, _PATH).rejects] == [
         "image 2 has no file_name (its fields: 'id', 'path')",
@@ -201,7 +192,7 @@ def test_a_field_that_is_not_there_is_told_with_those_that_are() -> None:
 
 
 def test_names_that_no_file_can_have_are_refused() -> None:
-    content = _content(_person())
+    content = crop_data.content(_person())
     for name in ("a\ud800.jpg", "a\0.jpg", 5):
         content["images"][0]["file_name"] = name
         assert parse_coco(content, _PATH).rejects[0].reason == "image_entry_invalid"
@@ -211,7 +202,7 @@ def test_names_that_no_file_can_have_are_refused() -> None:
 
 
 def _two(**second: Any) -> dict[str, Any]:
-    content = _content(
+    content = crop_data.content(
         _person(1), _person(2, category_id=2), _person(3, category_id="rider"), _person(4, category_id=5)
     )
     content["categories"].append({"id": 2, "name": "rider", "keypoints": list(COCO_17.joints), **second})
@@ -258,25 +249,25 @@ def test_several_categories_with_joints_are_chosen_by_name_and_told() -> None:
     ],
 )  # fmt: skip
 def test_bad_fields_of_a_category_are_one_error(fields: dict[str, Any], says: str) -> None:
-    content = _content(**{"keypoints": ["snout", "left_paw", "right_paw"], "skeleton": [], **fields})
+    content = crop_data.content(**{"keypoints": ["snout", "left_paw", "right_paw"], "skeleton": [], **fields})
     with pytest.raises(ValueError, match=f"a.json.*{says}"):
         parse_coco(content, _PATH)
 
 
 def test_a_zero_proves_that_limbs_count_from_zero() -> None:
     fields: dict[str, Any] = {"keypoints": ["a", "b", "c", "d"], "sigmas": [0.1] * 4, "flip_pairs": []}
-    from_zero = parse_coco(_content(**fields, skeleton=[[0, 1], [1, 2], [2, 3]]), _PATH)
+    from_zero = parse_coco(crop_data.content(**fields, skeleton=[[0, 1], [1, 2], [2, 3]]), _PATH)
     assert from_zero.skeleton.limbs == ((0, 1), (1, 2), (2, 3))
     assert from_zero.remarks == ["a.json: the limbs of its skeleton count joints from 0, and are taken so"]
     for limbs in ([[1, 2], [2, 3], [3, 4]], [["a", "b"], ["b", "c"], ["c", "d"]]):
-        from_one = parse_coco(_content(**fields, skeleton=limbs), _PATH)
+        from_one = parse_coco(crop_data.content(**fields, skeleton=limbs), _PATH)
         assert (from_one.skeleton.limbs, from_one.remarks) == (((0, 1), (1, 2), (2, 3)), [])
 
 
 @pytest.mark.parametrize("spelled", [str.title, str.upper, lambda n: n.replace("left_", "L_").replace("right_", "R_")])
 def test_known_joints_in_another_spelling_are_known(spelled: Any) -> None:
     """Their sigmas count: OKS with .05 for every joint is another figure."""
-    parsed = parse_coco(_content(keypoints=[spelled(name) for name in COCO_17.joints]), _PATH)
+    parsed = parse_coco(crop_data.content(keypoints=[spelled(name) for name in COCO_17.joints]), _PATH)
     assert parsed.skeleton == COCO_17
     assert parsed.remarks == ["a.json: its joints are those of coco17 in another spelling, and taken for them"]
 
@@ -315,85 +306,6 @@ def test_a_file_that_fails_everywhere_is_explained() -> None:
         "'x', which is not listed | annotation 2 lies on image 'x', which is not listed | …) -> give the annotations "
         "and the list of images that belong together"
     )
-
-
-def _plausible(change: Any, count: int = 4) -> list[str]:
-    people = [_person(n, image_id=n % 2 + 1) for n in range(count)]
-    for person in people:
-        change(person)
-    return plausibility_of(parse_coco(_content(*people, images=2), _PATH), "a.json")
-
-
-def _corners(person: dict[str, Any]) -> None:
-    x, y, width, height = person["bbox"]
-    person["bbox"] = [x, y, x + width, y + height]
-
-
-def _shares(person: dict[str, Any]) -> None:
-    person["bbox"] = [value / 100 for value in person["bbox"]]
-    person["keypoints"] = [v if n % 3 == 2 else v / 100 for n, v in enumerate(person["keypoints"])]
-
-
-def _unlabelled(person: dict[str, Any]) -> None:
-    """Places without a visibility, as who forgets the third number's meaning writes them."""
-    person["num_keypoints"] = 17
-    person["keypoints"][2::3] = [0] * 17
-
-
-def _elsewhere(person: dict[str, Any]) -> None:
-    person["bbox"] = [50, 40, 10, 10]
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (_corners, "0 % of boxes end outside the image, 100 % fit their joints as x1, y1, x2, y2: corners instead of"),
-        (_shares, "100 % of boxes lie within 0 to 1: shares, not pixels?"),
-        (_elsewhere, "100 % of persons have joints far outside their boxes"),
-        (lambda person: person.update(num_keypoints=0), "100 % of persons with joints have num_keypoints 0"),
-        (lambda person: person.update(area=1), "100 % of persons have an area of at most 1 px²"),
-        (lambda person: person.update(bbox=[60, 40, 90, 90]), "100 % of boxes end outside the image"),
-        (_unlabelled, "100 % of persons with num_keypoints above 0 have no joint of v above 0"),
-        (lambda person: person.update(area=0), "4 of 4 persons have the area 0, by which OKS divides"),
-    ],
-)
-def test_odd_conventions_are_remarked_by_share(change: Any, says: str) -> None:
-    assert any(f"a.json: {says}" in remark for remark in _plausible(change))
-    assert _plausible(lambda _: None) == []
-
-
-def test_percent_of_large_images_are_remarked() -> None:
-    """Label Studio's own numbers: 31 % and 25 % of 320x240 pixels in place of 100 and 60."""
-    content = _content(*(crop_data.person(n, 1, [31.0, 25, 25, 50]) for n in range(3)))
-    content["images"][0] |= {"width": 320, "height": 240}
-    [remark] = plausibility_of(parse_coco(content, _PATH), "a.json")
-    assert remark == "a.json: all 3 boxes in images of 200 pixels and more end by 100: percent, not pixels?"
-    content["annotations"][0]["bbox"] = [76, 25, 25, 50]
-    assert "percent" not in " ".join(plausibility_of(parse_coco(content, _PATH), "a.json"))
-
-
-def test_sigmas_in_percent_are_remarked() -> None:
-    content = _content(_person(0))
-    content["categories"][0] |= {"keypoints": [f"p{n}" for n in range(17)], "flip_pairs": [], "sigmas": [2.6] * 17}
-    assert plausibility_of(parse_coco(content, _PATH), "a.json") == [
-        "a.json: sigmas go up to 2.6, COCO's to 0.107: with such OKS forgives everything; percent?"
-    ]
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "coco-mini/annotations/person_keypoints_train.json",
-        "tiny-coco/test_coco.json",
-        "tiny-crowdpose/test_crowdpose.json",
-        "tiny-ochuman/test_ochuman.json",
-    ],
-)
-def test_real_annotations_are_plausible(file: str) -> None:
-    folder, _, rest = file.partition("/")
-    path = crop_data.real_data(folder) / rest
-    content: Annotations = parse_coco(json.loads(path.read_text()), path)
-    assert plausibility_of(content, path.name) == []
 
 
 # ---- names of files
