@@ -41,6 +41,21 @@ def runs(place: Path, **taken: dict[str, float]) -> dict[tuple[str, int], TrainC
     return made
 
 
+def test_the_summary_of_a_sheet_fits_a_narrow_page() -> None:
+    names = ("row", "measured", "±", "sd", "diff.", "95 % of diff.", "p", "told apart")
+    rows = (
+        ("R = K", "1.2", "1.3", "0.34", "baseline", "", "", ""),
+        ("R|8", "1.7", "1.3", "0.5", "+0.6", "-5 to +6", "0.6", "no"),
+    )
+    sheet = Sheet("t", tuple((name, "") for name in names), rows, ("a text",))
+    assert sheet.summary().splitlines() == [
+        "| row | measured | ± | diff. | 95 % of diff. | told apart |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| R = K | 1.2 | 1.3 | baseline |  |  |",
+        "| R/8 | 1.7 | 1.3 | +0.6 | -5 to +6 | no |",
+    ]
+
+
 def test_a_point_costs_what_a_run_takes_more_than_the_baselines(tmp_path: Path) -> None:
     made = runs(tmp_path, base={"core_s": 3600.0}, better={"core_s": 10800.0}, worse={"core_s": 360.0},
                 maybe={"core_s": 1800.0})  # fmt: skip

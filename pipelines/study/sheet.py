@@ -21,6 +21,8 @@ from efafnet.platform import console
 SHEET_FILE = "study/result.json"
 """Where a study's MLflow run keeps its result among its artifacts."""
 
+_SUMMARY = ("row", "paper", "measured", "±", "diff.", "told apart")
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -41,10 +43,18 @@ class Sheet:
 
     def markdown(self) -> str:
         """The same as Markdown."""
-        lines = [f"## {self.title}", "", _line([name for name, _ in self.columns])]
-        lines.append(_line(["---"] * len(self.columns)))
-        lines += [_line(row) for row in self.rows]
+        lines = [f"## {self.title}", "", *self._table(range(len(self.columns)))]
         return "\n".join([*lines, "", *(f"- {text}" for text in self.texts)]) + "\n"
+
+    def summary(self) -> str:
+        """Which row is ahead by how much, and whether that is more than noise, as Markdown for a narrow page."""
+        names = [name for name, _ in self.columns]
+        chosen = [i for i, name in enumerate(names) if name in _SUMMARY or name.endswith(" of diff.")]
+        return "\n".join(self._table(chosen))
+
+    def _table(self, chosen: Sequence[int]) -> list[str]:
+        heads = [self.columns[index][0] for index in chosen]
+        return [_line(heads), _line(["---"] * len(heads)), *(_line([row[i] for i in chosen]) for row in self.rows)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, to_yaml
 from efafnet.platform.consumption import Consumption
 from efafnet.platform.mlflow_client import mlflow_client, quietly
+from efafnet.platform.mlflow_pages import NOTE
 from efafnet.platform.storage import write_json, write_text
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.refused import refuse
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 RUNS = "runs"
 """Directory of the runs' directories, in the study's."""
 RESULT = "result.json"
+RESULT_ENDS = "\n\n---\n\n"
+"""Between the result and what the study is, in its description in MLflow."""
 UNEQUAL = {"max_samples": "rows need equal budgets; set it for all of them, on the command line"}
 """A key that no row may set, besides those that no space may."""
 TABLE = "table.md"
@@ -207,6 +210,8 @@ def _tell_mlflow(
         return
 
     def tell(client: MlflowClient) -> None:
+        about = client.get_run(run_id).data.tags.get(NOTE, "").rpartition(RESULT_ENDS)[2]
+        client.set_tag(run_id, NOTE, f"{sheet.summary()}{RESULT_ENDS}{about}")
         client.log_dict(run_id, content, SHEET_FILE)
         client.log_text(run_id, sheet.markdown(), f"study/{TABLE}")
         client.log_text(run_id, rows.text, f"study/{rows.name}.yaml")
