@@ -210,7 +210,7 @@ def worker_env() -> dict[str, str]:
 
 
 def quiet_environment() -> None:
-    """Set, before Ray is imported, what keeps it from chatting and from calling home; the user's own values win."""
+    """Set, before Ray is imported, what keeps it from chatting, calling home, starting idlers; the user's own win."""
     for name, value in {
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

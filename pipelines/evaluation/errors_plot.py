@@ -33,17 +33,34 @@ _MEANINGS = {
     "background": "background\n(matching nobody)",
 }
 
+_SIZE_IN = (13.0, 5.2)
+
 
 def plot_errors(analysis: ErrorAnalysis, path: Path, title: str = "") -> None:
     """Write the picture to ``path`` (its suffix says the format)."""
     with mpl.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(13, 5.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+        figure = Figure(figsize=_SIZE_IN)
+        left, right = _two_axes(figure, max(map(len, by_body_part(analysis)), default=0))
         _by_joint(left, analysis)
         _cost(right, analysis)
         if title:
             figure.suptitle(title, fontsize=12, fontweight="bold")
         figure.savefig(path, dpi=110)
+
+
+def _two_axes(figure: Figure, longest: int) -> tuple[Axes, Axes]:
+    """Axes with room for the names on their left, of up to ``longest`` characters, and for the legend above them.
+
+    By arithmetic: matplotlib's own layouts draw the whole picture once more to see how large everything is.
+    """
+    width, height = _SIZE_IN
+    bottom, upper = 0.6 / height, (height - 0.8) / height
+    left_names, right_names, edge = 0.25 + 0.08 * max(longest, len("all joints")), 1.75, 0.2
+    free = width - left_names - right_names - 2 * edge
+    first, second = 0.55 * free, 0.45 * free
+    places = ((left_names, first), (left_names + first + edge + right_names, second))
+    left, right = (figure.add_axes((x / width, bottom, w / width, upper - bottom)) for x, w in places)
+    return left, right
 
 
 def by_body_part(analysis: ErrorAnalysis) -> dict[str, NDArray[np.int64]]:
@@ -82,7 +99,7 @@ def _cost(axes: Axes, analysis: ErrorAnalysis) -> None:
     axes.text(before - 0.01, len(steps), f"{1 - before:+.3f}", va="center", ha="right")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12)
-    axes.set_xlabel("AP, one kind of mistake after the other put right by as little as is needed")
+    axes.set_xlabel("AP, one kind of mistake after the other put right by as little as is needed", loc="right")
     axes.set_title(
         f"{analysis.matched} of {analysis.persons} persons found, {analysis.unmatched} predictions of nobody",
         fontsize=10,
