@@ -186,8 +186,9 @@ class _Line(ProgressColumn):
             name = name[: LONGEST_NAME - 1] + "…"
         total = "?" if task.total is None else f"{task.total:.0f}"
         amount = f"{min(task.completed, task.total or task.completed):.0f}/{total}{task.fields['unit']}"
-        shown = fitting(f"{name}  {amount}", figures, self._console.width)
-        wide = min(self._console.width - len(shown) - 1, BAR[-1])
+        room = self._console.width - len("^C")  # which Ctrl-C writes behind it; it would begin another line
+        shown = fitting(f"{name}  {amount}", figures, room)
+        wide = min(room - len(shown), BAR[-1])
         if wide < BAR[0]:
             return Text(shown)
         full = 0 if not task.total else round(wide * min(1.0, task.completed / task.total))
