@@ -95,10 +95,12 @@ def photographs(given: argparse.Namespace, folder: Path, record: Record) -> None
         told = []
         for name, store in (("unseen people of the kind", unseen), ("the photographs", real)):
             scored = measured(folder, config.run_dir, store)
-            told.append(ap_of(scored))
+            # AP alone says little of a few persons whom the network hardly finds.
+            told += [ap_of(scored), f"{scored.figures['ap_50']:.3f}", f"{scored.figures['ar']:.3f}"]
             record.add(f"{kind}, {name}", "AP", [scored.figures["ap"]], more_is_better=True)
         rows.append([kind, f"{given.samples:,}", *told])
-    console.table(["trained on", "samples", "AP, unseen people of the kind", "AP, the photographs"], rows)
+    figures = ("AP50", "AR")
+    console.table(["trained on", "samples", "AP, unseen people", *figures, "AP, the photographs", *figures], rows)
 
 
 def recipes(given: argparse.Namespace, folder: Path, record: Record) -> None:

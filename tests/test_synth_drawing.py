@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from efafnet.pipelines.synth.backdrop import paint_backdrop
+from efafnet.pipelines.synth.backdrop import leaf_radii, paint_backdrop
 from efafnet.pipelines.synth.outfit import Fabric
+from efafnet.pipelines.synth.picture import Picture
 from efafnet.pipelines.synth.raster import Depth, draw
 from efafnet.pipelines.synth.shading import Light, shade
 from efafnet.pipelines.synth.solids import Camera, Frames, Model, see
@@ -197,10 +198,45 @@ def test_noise_tiles_repeat_without_a_seam_and_follow_the_seed() -> None:
     assert not np.array_equal(bank(2).cloth, tiles.cloth)
 
 
+def test_leaves_are_as_small_as_the_model_of_natural_images_wants_them() -> None:
+    # Density r^-3 between 3 and 96: the distribution function is (1 - (3/r)^2) / (1 - (3/96)^2).
+    radii = leaf_radii(np.random.default_rng(0), 20_000, 96.0)
+    assert radii.min() >= 3
+    assert radii.max() <= 96
+    for radius, share in ((3 * 2**0.5, 0.5005), (6.0, 0.7507), (12.0, 0.9384)):
+        assert np.mean(radii < radius) == pytest.approx(share, abs=0.012)
+
+
+def test_a_busy_backdrop_has_the_edges_of_photographs() -> None:
+    def steps(*, busy: bool) -> float:
+        found = []
+        for seed in range(12):
+            image = paint_backdrop(np.random.default_rng(seed), 320, 240, 120.0, bank(0), busy=busy).astype(np.float64)
+            found.append(np.abs(np.diff(image.mean(axis=2), axis=1)).mean())
+        return float(np.mean(found))
+
+    assert steps(busy=True) > 1.5 * steps(busy=False)
+
+
+def test_developing_widens_the_range_from_dark_to_bright() -> None:
+    # A grey ramp: as it is developed, other pictures become dark or bright, and the ends of the range are reached.
+    ramp = np.repeat(np.linspace(40, 200, 64, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(32, axis=0)
+    light = Light((0.0, 0.3, 0.95), 0.7, (1.0, 1.0, 1.0))
+
+    def photographs(*, developed: bool) -> NDArray[np.float64]:
+        picture = Picture(ramp, light, bank(0))
+        taken = [picture.photograph(np.random.default_rng(seed), developed=developed) for seed in range(40)]
+        return np.array(taken, dtype=np.float64)
+
+    plain, developed = photographs(developed=False), photographs(developed=True)
+    assert developed.mean(axis=(1, 2, 3)).std() > 1.3 * plain.mean(axis=(1, 2, 3)).std()
+    assert developed.std(axis=(1, 2, 3)).mean() > 1.1 * plain.std(axis=(1, 2, 3)).mean()
+
+
 @pytest.mark.parametrize("horizon", [-50.0, 0.0, 40.0, 96.0, 300.0])
 def test_backdrops_fill_the_picture_wherever_the_horizon_lies(horizon: float) -> None:
     for seed in range(6):
-        image = paint_backdrop(np.random.default_rng(seed), 128, 96, horizon, bank(0))
+        image = paint_backdrop(np.random.default_rng(seed), 128, 96, horizon, bank(0), busy=seed % 2 == 1)
         assert image.shape == (96, 128, 3)
         assert image.dtype == np.uint8
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 2

@@ -91,6 +91,22 @@ def test_of_people_who_are_cut_off_less_than_half_of_the_width_shows() -> None:
     assert np.median([w / h for _, _, w, h in boxes]) < 0.6 * np.median([w / h for _, _, w, h in whole])
 
 
+def test_backgrounds_and_exposures_change_pictures_and_no_label() -> None:
+    for index in range(4):
+        plain, photographic = (
+            draw_scene(
+                np.random.default_rng((6, index)),
+                Recipe(320, 240, replace(KINDS["coco"], photographic=photographic)),
+                bank(3),
+            )
+            for photographic in (False, True)
+        )
+        assert np.abs(plain[0].astype(int) - photographic[0].astype(int)).mean() > 10
+        assert [label.runs for label in plain[1]] == [label.runs for label in photographic[1]]
+        for one, other in zip(plain[1], photographic[1], strict=True):
+            np.testing.assert_array_equal(one.keypoints, other.keypoints)
+
+
 def test_people_seen_across_a_table_are_large_and_show_no_knees() -> None:
     plain = replace(KINDS["coco"], fewest=1, most=1, occlusion=0.0, across=0.0, distant_crowds=0.0, cut_off=0.0)
     found = {}

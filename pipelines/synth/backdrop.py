@@ -12,9 +12,16 @@ from efafnet.pipelines.synth.textures import TILE, Bank
 
 Image = NDArray[np.uint8]
 
+_LEAVES = (60, 500)
+"""How many shapes a busy background has."""
+_LEAST_LEAF_PX = 3.0
+"""Radius of the smallest of them."""
+_PALETTE = 12
+"""Colours of a busy background: things in one place go together."""
 
-def paint_backdrop(rng: Rng, width: int, height: int, horizon: float, noise: Bank) -> Image:
-    """Paint (height, width, 3). What is below row ``horizon`` is ground."""
+
+def paint_backdrop(rng: Rng, width: int, height: int, horizon: float, noise: Bank, *, busy: bool = False) -> Image:
+    """Paint (height, width, 3). What is below row ``horizon`` is ground; ``busy``: as full of edges as photographs."""
     edge = round(min(max(horizon, 0), height))
     kind = pick(rng, (0.78, 0.22))
     image = np.empty((height, width, 3), dtype=np.uint8)
@@ -27,6 +34,8 @@ def paint_backdrop(rng: Rng, width: int, height: int, horizon: float, noise: Ban
             _clutter(rng, image, edge, int(rng.integers(2, 14)))
         if edge < height:
             image[edge:] = _ground(rng, width, height - edge, noise)
+    if busy:
+        image = _leaves(rng, image, noise)
     if rng.random() < 0.4:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 2.0))).astype(np.uint8, copy=False)
     return image
@@ -116,3 +125,46 @@ def _clutter(rng: Rng, image: Image, height: int, count: int) -> None:
         else:
             corners = np.array((x, y)) + rng.normal(0, 1, (int(rng.integers(3, 7)), 2)) * (w, h)
             cv2.fillPoly(view, [corners.astype(np.int32)], colour, cv2.LINE_AA)
+
+
+def _leaves(rng: Rng, image: Image, noise: Bank) -> Image:
+    """Lay textured shapes of all sizes over each other: the dead leaves model of natural images.
+
+    Lee, Mumford and Huang (2001), Occlusion models for natural images: with radii of density r^-3 the picture has the
+    same statistics at every scale. What photographs show behind people has as many edges as the people.
+    """
+    height, width = image.shape[:2]
+    count, most = int(rng.integers(*_LEAVES)), 0.4 * height
+    sides = (leaf_radii(rng, count, most)[:, None] * np.exp(rng.normal(0, 0.45, (count, 2)))).astype(np.int64) + 1
+    places = rng.integers((0, 0), (width, height), (count, 2))
+    palette = np.array([muted_colour(rng) for _ in range(_PALETTE)]) * 255
+    colours = palette[rng.integers(0, _PALETTE, count)] * np.exp(rng.normal(0, 0.35, (count, 1)))
+    paints = np.clip(np.column_stack((colours, rng.exponential(70, count))), 0, 255)
+    upright, turned = rng.random(count) < 0.55, rng.uniform(0, 180, count)
+    # The fourth channel is the strength of the leaf's texture.
+    layered = np.dstack((image, np.full((height, width), 40, dtype=np.uint8)))
+    rows = zip(places.tolist(), sides.tolist(), paints.tolist(), upright.tolist(), turned.tolist(), strict=True)
+    for (x, y), (w, h), paint, straight, angle in rows:
+        if straight:
+            cv2.rectangle(layered, (x - w, y - h), (x + w, y + h), paint, -1)
+        else:
+            cv2.ellipse(layered, (x, y), (w, h), angle, 0, 360, paint, -1)
+    return _textured(rng, layered, noise)
+
+
+def leaf_radii(rng: Rng, count: int, most_px: float) -> NDArray[np.float64]:
+    """Draw radii (count,) of density r^-3 between those of the smallest leaf and ``most_px``."""
+    smallest, largest = _LEAST_LEAF_PX**-2, most_px**-2
+    radii: NDArray[np.float64] = (smallest - rng.random(count) * (smallest - largest)) ** -0.5
+    return radii
+
+
+def _textured(rng: Rng, layered: Image, noise: Bank) -> Image:
+    """Colours (height, width, 3) of an image whose fourth channel says how strong its texture is."""
+    height, width = layered.shape[:2]
+    x, y = (int(v) for v in rng.integers(0, TILE, 2))
+    tile = np.roll(noise.clouds[int(rng.integers(len(noise.clouds)))], (y, x), axis=(0, 1))
+    grain = np.tile(tile, (-(-height // TILE), -(-width // TILE)))[:height, :width]
+    factor = 1 + grain * (layered[..., 3] * np.float32(0.5 / 255))
+    textured: Image = np.clip(layered[..., :3] * factor[..., None], 0, 255).astype(np.uint8)
+    return textured

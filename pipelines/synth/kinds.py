@@ -34,6 +34,8 @@ class Kind:
     """Whether hidden joints are labelled as sparingly as COCO's annotators did."""
     girth: float
     """Factor on the girths of bodies."""
+    photographic: bool
+    """Whether backgrounds are as full of edges and exposures as varied as those of photographs."""
     distant_crowds: float
     """Share of the pictures with a crowd in the distance, annotated as one (where the view reaches that far)."""
 
@@ -41,14 +43,14 @@ class Kind:
 KINDS: dict[People, Kind] = {
     "clear": Kind(
         fewest=1, most=2, crowding=0.0, occlusion=0.1, covers=0.0, across=0.0, close_ups=0.12, at_sides=0.2,
-        cut_off=0.0, sparing=False, girth=1.0, distant_crowds=0.0,
+        cut_off=0.0, sparing=False, girth=1.0, photographic=False, distant_crowds=0.0,
     ),
     "coco": Kind(
         fewest=1, most=4, crowding=0.18, occlusion=0.14, covers=0.95, across=0.34, close_ups=0.0, at_sides=0.0,
-        cut_off=0.05, sparing=True, girth=1.12, distant_crowds=0.05,
+        cut_off=0.05, sparing=True, girth=1.12, photographic=True, distant_crowds=0.05,
     ),
     "crowd": Kind(
         fewest=2, most=6, crowding=0.75, occlusion=0.2, covers=0.0, across=0.0, close_ups=0.12, at_sides=0.5,
-        cut_off=0.0, sparing=False, girth=1.0, distant_crowds=0.05,
+        cut_off=0.0, sparing=False, girth=1.0, photographic=False, distant_crowds=0.05,
     ),
 }  # fmt: skip

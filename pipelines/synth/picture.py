@@ -191,13 +191,19 @@ class Picture:
             keypoints[:, :2] = np.where(keypoints[:, 2:] > 0, joints[:, :2], 0.0)
         return _outline(mask, keypoints, crowd=False)
 
-    def photograph(self, rng: Rng) -> Image:
-        """Finish the picture as a camera would: blur, exposure, white balance, sensor noise. uint8 (H, W, 3)."""
+    def photograph(self, rng: Rng, *, developed: bool = False) -> Image:
+        """Finish the picture as a camera would: blur, exposure, white balance, sensor noise. uint8 (H, W, 3).
+
+        ``developed``: with the contrast and the range from dark to bright that photographs have.
+        """
         height, width = self.ids.shape
-        image = cv2.GaussianBlur(self.colour, (0, 0), float(rng.uniform(0.4, 1.0)))
+        image: Image = np.asarray(cv2.GaussianBlur(self.colour, (0, 0), float(rng.uniform(0.4, 1.0))), dtype=np.uint8)
         gain = float(rng.uniform(0.75, 1.15)) * rng.uniform(0.93, 1.07, 3)
         curve = np.arange(256)[:, None] * gain + float(rng.uniform(0, 14))
-        image = cv2.LUT(image, np.clip(curve, 0, 255).astype(np.uint8)[:, None, :])
+        if developed:
+            curve = _tone(rng, curve)
+            image = _muted(rng, image)
+        image = np.asarray(cv2.LUT(image, np.clip(curve, 0, 255).astype(np.uint8)[:, None, :]), dtype=np.uint8)
         tile = self._noise.sensor[int(rng.integers(len(self._noise.sensor)))]
         y, x = (int(v) for v in rng.integers(0, TILE, 2))
         grain = tile[y : y + min(height, TILE), x : x + min(width, TILE)]
@@ -205,6 +211,21 @@ class Picture:
             times = (-(-height // grain.shape[0]), -(-width // grain.shape[1]), 1)
             grain = np.tile(grain, times)[:height, :width]
         return np.asarray(cv2.add(image, np.ascontiguousarray(grain), dtype=cv2.CV_8U), dtype=np.uint8)
+
+
+def _tone(rng: Rng, curve: Array) -> Array:
+    """Bend a camera's curves (256, 3): black and white points inside the range, a gamma around 1, a tint."""
+    black, white = float(rng.uniform(0, 30)), float(rng.uniform(175, 255))
+    share = np.clip((curve - black) / (white - black), 0, 1)
+    bent: Array = 255 * share ** np.exp(rng.normal(0.1, 0.25) + rng.normal(0, 0.1, 3))
+    return bent
+
+
+def _muted(rng: Rng, image: Image) -> Image:
+    """Take some of the colour out of an image; out of few all of it."""
+    kept = 0.0 if rng.random() < 0.04 else float(rng.uniform(0.4, 1.0))
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return np.asarray(cv2.addWeighted(image, kept, grey, 1 - kept, 0), dtype=np.uint8)
 
 
 def _outline(mask: NDArray[np.bool_], keypoints: Array, *, crowd: bool) -> Label | None:

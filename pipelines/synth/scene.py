@@ -56,12 +56,13 @@ def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label
     if rng.random() < recipe.kind.distant_crowds:
         queue += _crowd(rng, view)
     queue.sort(key=lambda pair: pair[0])
-    backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise)
+    photographic = recipe.kind.photographic
+    backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise, busy=photographic)
     picture = Picture(backdrop, _sample_light(rng), noise, sparing=recipe.kind.sparing)
     for _, actor in queue:
         _cast_shadow(picture, actor)
         picture.add(actor)
-    return picture.photograph(rng), picture.labels()
+    return picture.photograph(rng, developed=photographic), picture.labels()
 
 
 def _sample_people(rng: Rng, recipe: Recipe) -> list[Guest]:
