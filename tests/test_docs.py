@@ -131,6 +131,15 @@ def test_a_file_that_is_named_exists(page: Path) -> None:
         assert (ROOT / path).exists(), f"{named(page)}: {path}"
 
 
+@pytest.mark.parametrize("page", PAGES[:2] + PAGES[3:], ids=named)
+def test_a_target_of_make_that_is_named_exists(page: Path) -> None:
+    """Lines of code blocks, and spans; not of the changelog, which names what was."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "release"} <= targets
+    unknown = set(re.findall(r"(?:^ *|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)) - targets
+    assert not unknown, f"{named(page)} names targets that do not exist: {sorted(unknown)}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_a_benchmark_that_is_named_exists(page: Path) -> None:
     for module in re.findall(r"python -m (benchmarks\.\w+)", page.read_text()):
