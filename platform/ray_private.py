@@ -124,6 +124,15 @@ def worker_group_callback() -> type[Any]:
     return WorkerGroupCallback
 
 
+def without_dataset_manager(trainer: Any) -> Any:
+    """The trainer, sparing its workers' group the process that would hand out shards of Ray's datasets: it has none."""
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+
+    every = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [one for one in every() if not isinstance(one, DatasetsCallback)]
+    return trainer
+
+
 def report_logger() -> Any:
     """The logger of ``ray.train.report``: named after a file it escapes the LoggingConfig and prints each report."""
     from ray.train.v2._internal.execution import context

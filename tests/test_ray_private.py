@@ -52,6 +52,19 @@ def test_callbacks_hear_when_workers_have_started() -> None:
     assert callable(ray_private.worker_group_callback().after_worker_group_start)
 
 
+def test_a_trainer_without_datasets_starts_nothing_for_them() -> None:
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def names(trainer: Any) -> list[str]:
+        return [type(each).__name__ for each in trainer._create_default_callbacks()]
+
+    usual, spared = (TorchTrainer(print, scaling_config=ScalingConfig(num_workers=1)) for _ in range(2))
+    assert ray_private.without_dataset_manager(spared) is spared
+    assert set(names(usual)) - set(names(spared)) == {"DatasetsCallback"}
+    assert set(names(spared)) < set(names(usual))
+
+
 def test_the_logger_of_reports_is_one() -> None:
     assert isinstance(ray_private.report_logger(), logging.Logger)
 

@@ -28,7 +28,7 @@ from efafnet.pipelines.training.ray_worker import STATUS, WorkerJob, read_status
 from efafnet.pipelines.training.recording import catch_up, close_record, fail_record, open_record, recorded
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, fork_source
-from efafnet.platform import console
+from efafnet.platform import console, ray_private
 from efafnet.platform.capacity import capacity
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.cluster import Resources, connect, defaults
@@ -238,7 +238,7 @@ def _trainer(
     from efafnet.pipelines.training.process_group import ClusterTorchConfig
 
     fewest, most = config.worker.fewest, config.workers
-    return TorchTrainer(
+    trainer = TorchTrainer(
         cast(Any, train_on_worker),  # the annotation forgets that it may return something
         train_loop_config=asdict(job),
         torch_config=cast(Any, ClusterTorchConfig)(  # any BackendConfig does
@@ -260,6 +260,7 @@ def _trainer(
             callbacks=list(callbacks),
         ),
     )
+    return cast("TorchTrainer", ray_private.without_dataset_manager(trainer))
 
 
 def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any]:
