@@ -224,12 +224,18 @@ def test_loss_scaling_that_skips_every_step_ends_the_run(
 
 def test_the_collector_stays_out_of_the_steps_and_comes_back() -> None:
     """Also where training ends by an error; what was made before the loop is walked by no collection within it."""
+    gc.unfreeze()  # what this session of tests has frozen
     with suppress(DivergedError), collected_between_points():
         assert not gc.isenabled()
         assert gc.get_freeze_count() > 10_000
         raise DivergedError("the loss is not finite", 3, [1])
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with collected_between_points():
+        assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() == frozen
 
 
 def test_the_loop_needs_neither_ray_nor_mlflow() -> None:
