@@ -33,9 +33,9 @@ test: $(INSTALLED)
 fast: $(INSTALLED)
 	$(RUN) pytest -m 'not slow' -n auto --durations=10
 
-# Each process has a Ray of its own, and takes one test after another: the longest begin first.
+# Each process has a Ray of its own.
 slow: $(INSTALLED)
-	$(RUN) pytest -m slow -n auto --maxschedchunk=1 --durations=15
+	$(RUN) pytest -m slow -n auto --dist worksteal --durations=15
 
 # A cluster whose GPU machines are started and ended by Ray's autoscaler, pretended on this one: some minutes.
 test-growth: $(INSTALLED)

@@ -63,22 +63,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if "mark.slow" not in collection_path.read_text() else None
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One process more than cores for the slow tests, which wait for much of their time. Each has a Ray: eight at
-    most."""
-    return min((os.cpu_count() or 1) + 1, 8) if config.option.markexpr == "slow" else None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests that share one local Ray last: those before them start Rays of their own, and two disturb each
-    other. Of both the longest come first, so that at the end no process is left alone with one."""
-    items.sort(key=lambda item: ("ray_local" in getattr(item, "fixturenames", ()), -_seconds(item)))
-
-
-def _seconds(item: pytest.Item) -> float:
-    mark = item.get_closest_marker("slow")
-    return float(mark.kwargs.get("seconds", 0)) if mark else 0.0
+    other."""
+    items.sort(key=lambda item: "ray_local" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

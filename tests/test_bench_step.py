@@ -50,6 +50,7 @@ class Graphed:
 
 @pytest.mark.slow
 @pytest.mark.no_ray
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # the GPU is pretended
 def test_the_tables_of_a_gpu_are_made_to_their_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -185,7 +185,7 @@ def test_a_failing_command_stops_the_demo(tmp_path: Path) -> None:
         demo.run_command("report", ("report", f"out={tmp_path}/report.html", "pages=1"))  # no such setting
 
 
-@pytest.mark.slow(seconds=150)
+@pytest.mark.slow
 def test_the_small_demo_walks_the_whole_road(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_demo(DemoConfig(out=tmp_path / "out", size="small"))
     told = capfd.readouterr().out

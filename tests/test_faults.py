@@ -98,7 +98,7 @@ def drain(address: str, node_id: str, *, seconds: int, monkeypatch: pytest.Monke
         notice.watch(notice.Metadata(place))
 
 
-@pytest.mark.slow(seconds=180)
+@pytest.mark.slow
 def test_nodes_die_return_and_are_drained(
     cluster: Any,
     tmp_path: Path,
@@ -163,7 +163,7 @@ def _history(uri: str, result: TrainResult, key: str) -> list[int]:
     return [point.step for point in MlflowClient(uri).get_metric_history(result.mlflow_run_id, key)]
 
 
-@pytest.mark.slow(seconds=100)
+@pytest.mark.slow
 def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: Path, record_property: Noted) -> None:
     """After Ctrl-C and after SIGKILL the same command goes on, beside what is left of the one before; equal to the bit
     to a run in one process."""

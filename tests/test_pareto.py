@@ -120,7 +120,7 @@ def test_stopping_by_the_figure_alone_is_refused() -> None:
         resolve(TuneConfig, tree)
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_for_a_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, persons in (("train", 40), ("val", 11)):

@@ -38,7 +38,7 @@ def _command(folder: Path, out: str, cpus: int, **settings: Any) -> list[str]:
     return [sys.executable, "-c", code, json.dumps(given)]
 
 
-@pytest.mark.slow(seconds=45)
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_number_of_cpus(tmp_path: Path) -> None:
     crop_data.write_coco(tmp_path, images=12)
     for cpus in (1, 2):

@@ -99,7 +99,7 @@ def test_what_is_said_of_a_winner_without_a_baseline_is_true() -> None:
     assert "found nothing" not in told
 
 
-@pytest.mark.slow(seconds=45)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_is_promoted_to_a_winner(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(

@@ -31,7 +31,7 @@ from tests.training_cases import config_of, trace_of, train_until
 RECORDED = ("epochs=24", "validation.every_epochs=8", "trace=true", "checkpoint={every_epochs: null, every_steps: 10}")
 
 
-@pytest.mark.slow(seconds=170)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_workers_killed_and_stopped_on_the_way_change_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
@@ -130,7 +130,7 @@ def _assert_model_loads(uri: str, result: TrainResult) -> None:
     assert network(torch.zeros(3, 3, 64, 64)).heatmaps.shape == (3, 4, 16, 16)
 
 
-@pytest.mark.slow(seconds=50)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> None:
     found = {}
@@ -198,7 +198,7 @@ def test_an_asynchronous_validation_that_never_ends_is_given_up(
     assert ray.get(ray.remote(num_cpus=4)(lambda: 7).remote(), timeout=30) == 7
 
 
-@pytest.mark.slow(seconds=20)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun in one process and ended on two workers: the same samples in the same global batches."""

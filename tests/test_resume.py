@@ -153,7 +153,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.slow(seconds=25)
+@pytest.mark.slow
 @pytest.mark.no_ray
 def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
     whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, "epochs=12") for name in ("whole", "cut"))

@@ -285,7 +285,7 @@ def children(place: Path) -> tuple[Any, list[Any]]:
     return parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
 
 
-@pytest.mark.slow(seconds=115)
+@pytest.mark.slow
 def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path, fresh_store: Path) -> None:
     """SIGKILL of the driver while runs run; then the same command ends with every run there once."""
     import ray
@@ -342,7 +342,7 @@ def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path, fresh_stor
         study(config_of(tmp_path, *tracked, text=TEXT.replace("1e-5", "2e-5")))
 
 
-@pytest.mark.slow(seconds=50)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_that_fails_is_told_and_the_others_are_compared(tmp_path: Path) -> None:
     text = TEXT.replace("lr: 1e-5", "lr: 1e30")

@@ -211,7 +211,7 @@ def children(place: Path, name: str) -> tuple[Run, list[Run]]:
     return parent, sorted(mine, key=lambda run: int(run.data.tags["efafnet.trial"]))
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -257,7 +257,7 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     assert len(children(tmp_path, "small")[1]) == 6
 
 
-@pytest.mark.slow(seconds=55)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path) -> None:
     space = "search:\n  optimizer.lr: {choice: [1e30, 5e-3]}\n"
@@ -272,7 +272,7 @@ def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path
     assert [run.info.status for run in children(tmp_path, "ray")[1]] == ["FAILED", "FINISHED"]
 
 
-@pytest.mark.slow(seconds=65)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Path) -> None:
     """Warm start, start points, the median rule, and SIGKILL of a trial's process."""
@@ -297,7 +297,7 @@ def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Pa
     assert "resuming at step" in (checkpoints.parent / "train.log").read_text()
 
 
-@pytest.mark.slow(seconds=40)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_search_whose_time_is_up_leaves_its_trials_to_be_continued(tmp_path: Path) -> None:
     """A second is over before 40 epochs are; without a complete trial the exit code says so."""
@@ -319,7 +319,7 @@ def test_a_search_without_a_complete_trial_exits_with_1(tmp_path: Path) -> None:
     assert [trial.state.name for trial in open_study(tmp_path / "runs/broken/study.db").trials] == ["FAIL"]
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
 def test_a_trial_that_waited_ends_as_if_it_had_never_waited(tmp_path: Path) -> None:
     """The same three settings in a search where all wait after a quarter and one goes on, and in one without stops."""
@@ -349,7 +349,7 @@ def kill_trial(checkpoints: Path) -> None:
                 process.kill()
 
 
-@pytest.mark.slow(seconds=130)
+@pytest.mark.slow
 def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path, fresh_store: Path) -> None:
     """Ctrl-C and SIGKILL of the driver while trials run; then the search ends with every trial there once."""
     config_of(tmp_path)
