@@ -174,7 +174,7 @@ def _no_machine_to_be_had(address: str) -> Iterator[None]:
         process
         for process in psutil.process_iter(["cmdline"])
         if f"--gcs-address={address}" in (words := process.info["cmdline"] or ())
-        and any(word.endswith("autoscaler/v2/monitor.py") for word in words)
+        and any("/autoscaler/" in word and word.endswith("/monitor.py") for word in words)
     ]
     autoscaler.suspend()
     try:
