@@ -210,7 +210,8 @@ def worker_env() -> dict[str, str]:
 
 
 def quiet_environment() -> None:
-    """Set, before Ray is imported, what keeps it from chatting, calling home, starting idlers; the user's own win."""
+    """Set, before Ray is imported, what keeps it from chatting, from calling home and from starting processes that
+    nothing uses; the user's own values win."""
     for name, value in {
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -191,9 +191,8 @@ class _Line(ProgressColumn):
         wide = min(room - len(shown), BAR[-1])
         if wide < BAR[0]:
             return Text(shown)
-        full = 0 if not task.total else round(wide * min(1.0, task.completed / task.total))
-        if task.total == 0:
-            full = wide
+        share = 0.0 if task.total is None else min(1.0, task.completed / task.total) if task.total else 1.0
+        full = round(wide * share)
         signs = "#-" if self._console.options.ascii_only else "━╌"
         rest = shown.removeprefix(f"{name} ")
         return Text.assemble(name, " ", (signs[0] * full, "green"), (signs[1] * (wide - full), "dim"), rest)
