@@ -37,6 +37,7 @@ from efafnet.pipelines.training.ray_run import train
 from efafnet.platform.capacity import ActorPool, capacity
 from efafnet.platform.cluster import ClusterConfig, connect
 from tests import test_tune
+from tests.ports import free_port
 from tests.test_faults import begun, lives, newest_step, wait_for
 from tests.training_cases import config_of, trace_of
 
@@ -56,9 +57,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import ray
 
     place = tmp_path_factory.mktemp("growing")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     (place / "cluster.yaml").write_text(yaml.safe_dump(_settings(address)))
     variables = {
         "RAY_FAKE_CLUSTER": "1",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from efafnet.pipelines.search.config import SearchConfig
 from efafnet.pipelines.search.ledger import Ledger, Shared
 from efafnet.pipelines.search.study_db import StudyUnavailableError, lasting
 from efafnet.tune_spaces.reading import parse_space
+from tests.ports import free_port
 
 PASSWORD = "s3cr/t@pw"
 SPACE = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2], log: true}\n", "rates.yaml")
@@ -67,9 +67,7 @@ def server() -> Iterator[Server]:
         pytest.skip("PostgreSQL is not installed here")
     if find_spec("psycopg") is None:
         pytest.skip("psycopg is not installed: pip install -c constraints.txt -e '.[postgres]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     place = Path(tempfile.mkdtemp(prefix="efafnet-postgres-"))
     user = "nobody" if os.getuid() == 0 else None
     if user is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from efafnet.pipelines.serving.engine import Engine
 from efafnet.pipelines.serving.models import find_models
 from efafnet.pipelines.serving.serve import engine_plan, start
 from tests import crop_data, prediction_cases
+from tests.ports import free_port
 from tests.serving_cases import ask
 
 pytestmark = pytest.mark.slow
@@ -32,9 +32,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterat
 
     run: Path = tmp_path_factory.mktemp("serve") / "run"
     prediction_cases.checkpoint(run / "best")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"models": [str(run)], "port": port, "workers": {"count": REPLICAS, "cpus": 0.5, "gpu": "no"}}
     config = ServeConfig.model_validate({**settings, "batching": {"requests": 4, "wait_ms": 5}})
     plan = engine_plan(config, find_models(config.models))

@@ -1,32 +1,21 @@
+"""MLflow's store: which one, what is wrong with it, and the runs in it."""
+
 from __future__ import annotations
 
-import json
-import math
-import os
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import mlflow
-import numpy as np
 import pytest
-import torch
-from mlflow import MlflowClient
 from pydantic import ValidationError
 
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.mlflow_store import create_sqlite
 from efafnet.platform.tracking import (
-    Tracker,
     TrackingConfig,
     TrackingError,
     abandon_run,
@@ -36,25 +25,9 @@ from efafnet.platform.tracking import (
     params_of,
     prepare_tracking,
 )
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a dead server be noticed at once."""
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def spilled(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # ---- the store
@@ -227,185 +200,3 @@ def test_an_alias_needs_a_name() -> None:
     with pytest.raises(ValidationError, match="alias = 'champion' names a registered network; set register_as too"):
         TrackingConfig(alias="champion")
     TrackingConfig(alias="champion", register_as="efafnet")
-
-
-# ---- the tracker
-
-
-def test_everything_queued_arrives(uri: str, run_id: str, tmp_path: Path) -> None:
-    (tmp_path / "f.txt").write_text("file")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "g.txt").write_text("inside")
-    with Tracker(uri, run_id, spill=tmp_path / "spill.jsonl") as tracker:
-        for step in range(2300):
-            tracker.log_metrics({"loss": 1 / (step + 1)}, step)
-        tracker.log_metrics({"np": np.float32(0.5), "nan": math.nan, "t": torch.tensor(2.0)}, 9)  # type: ignore[dict-item]
-        tracker.log_artifact(tmp_path / "f.txt", "sub")
-        tracker.log_artifact(tmp_path / "folder")
-        tracker.log_dict({"a": [1]}, "deep/x.json")
-        tracker.set_tags({f"tag{k}": str(k) for k in range(120)})
-        assert tracker.flush(60)
-        assert tracker.close().count == 0
-    run = mlflow_client(uri).get_run(run_id)
-    history = mlflow_client(uri).get_metric_history(run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(step, 1 / (step + 1)) for step in range(2300)]
-    assert run.data.metrics["np"] == 0.5
-    assert run.data.metrics["t"] == 2.0
-    assert math.isnan(run.data.metrics["nan"])
-    assert run.data.tags["tag119"] == "119"
-    root = Path(run.info.artifact_uri.removeprefix("file://"))
-    assert (root / "sub" / "f.txt").read_text() == "file"
-    assert (root / "folder" / "g.txt").read_text() == "inside"
-    assert json.loads((root / "deep" / "x.json").read_text()) == {"a": [1]}
-    assert not (tmp_path / "spill.jsonl").exists()
-
-
-def test_what_mlflow_refuses_is_set_aside_and_the_rest_arrives(
-    uri: str, run_id: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tracker = Tracker(uri, run_id, spill=tmp_path / "spill.jsonl")
-    tracker.log_metrics({"good": 1.0, "bad;name": 2.0, "text": "abc", "good2": 3.0}, 5)  # type: ignore[dict-item]
-    tracker.log_artifact(tmp_path / "absent.png")
-    tracker.log_metrics({"later": 4.0}, 6)
-    lost = tracker.close()
-    metrics = mlflow_client(uri).get_run(run_id).data.metrics
-    assert metrics == {"good": 1.0, "good2": 3.0, "later": 4.0}
-    assert lost.count == 3
-    kept = spilled(tmp_path / "spill.jsonl")
-    assert [(item["kind"], item["key"]) for item in kept] == [
-        ("metric", "bad;name"),
-        ("metric", "text"),
-        ("artifact", ""),
-    ]
-    assert "No such file" in kept[2]["reason"]
-    assert "3 records did not reach MLflow" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("hasty")
-def test_a_dead_server_costs_training_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    port = free_port()
-    tracker = Tracker(f"http://127.0.0.1:{port}", "0" * 32, spill=tmp_path / "spill.jsonl")
-    slowest_s = 0.0
-    for step in range(200):
-        began = time.perf_counter()
-        tracker.log_metrics({"loss": float(step)}, step)
-        slowest_s = max(slowest_s, time.perf_counter() - began)
-        time.sleep(0.002)
-    assert slowest_s < 0.25
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "spill.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert spilled(tmp_path / "spill.jsonl"), "what waits is on disk before the end: a kill must not lose it"
-    began = time.monotonic()
-    lost = tracker.close(timeout_s=2)
-    assert time.monotonic() - began < 15
-    assert lost.count == 200
-    assert [item["value"] for item in spilled(tmp_path / "spill.jsonl")] == [float(step) for step in range(200)]
-    message = " ".join(capsys.readouterr().err.split())
-    assert f"200 records did not reach MLflow at http://127.0.0.1:{port}" in message
-    assert "spill.jsonl" in message
-
-
-def test_the_next_process_of_the_run_sends_what_was_kept(uri: str, run_id: str, tmp_path: Path) -> None:
-    spill = tmp_path / "spill.jsonl"
-    item = {"run_id": run_id, "kind": "metric", "key": "loss", "value": 0.5, "step": 3, "timestamp_ms": 1000}
-    foreign = {**item, "run_id": "1" * 32}
-    spill.write_text("\n".join([json.dumps(item), json.dumps(foreign), '{"run_id": "tor']))
-    # The same point was logged already: a kill may come between sending and forgetting.
-    mlflow_client(uri).log_metric(run_id, "loss", 0.5, timestamp=1000, step=3)
-    with Tracker(uri, run_id, spill=spill) as tracker:
-        tracker.log_metrics({"loss": 0.25}, 4)
-    history = mlflow_client(uri).get_metric_history(run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(3, 0.5), (4, 0.25)]
-    assert not spill.exists()
-
-
-def test_steps_trained_again_fork_no_curve(uri: str, run_id: str, tmp_path: Path) -> None:
-    """Killed at step 25 with the points of 20 and 25 still in the spill file, gone on with from step 10."""
-    with Tracker(uri, run_id) as before:
-        before.log_metrics({"loss": 1.5, "ap": 0.1}, 15)
-    left = [
-        {"run_id": run_id, "kind": "metric", "key": "loss", "value": step / 10, "step": step, "timestamp_ms": 9}
-        for step in (20, 25)
-    ]
-    (tmp_path / "spill.jsonl").write_text("\n".join(json.dumps(item) for item in left))
-    with Tracker(uri, run_id, spill=tmp_path / "spill.jsonl") as after:
-        for step in (15, 20, 25, 30):
-            after.log_metrics({"loss": step / 10, **({"ap": 0.2} if step == 30 else {})}, step)
-    client = mlflow_client(uri)
-    curves = {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in ("loss", "ap")}
-    assert curves == {"loss": [(15, 1.5), (20, 2.0), (25, 2.5), (30, 3.0)], "ap": [(15, 0.1), (30, 0.2)]}
-
-
-def test_a_store_on_another_machine_is_not_created_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tracker = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "0" * 32, spill=tmp_path / "spill.jsonl")
-    tracker.log_metrics({"loss": 1.0}, 1)
-    assert tracker.close().count == 1
-    assert not (tmp_path / "mlflow.db").exists()
-    assert "several machines need a tracking server" in " ".join(capsys.readouterr().err.split())
-
-
-def test_the_machine_is_measured_under_mlflows_names(uri: str, run_id: str) -> None:
-    with Tracker(uri, run_id, system_metrics_every_s=0.2) as tracker:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            if "system/cpu_utilization_percentage" in mlflow_client(uri).get_run(run_id).data.metrics:
-                break
-            time.sleep(0.2)
-        tracker.flush()
-    metrics = mlflow_client(uri).get_run(run_id).data.metrics
-    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(metrics)
-    assert metrics["system/system_memory_usage_megabytes"] > 100
-
-
-@contextmanager
-def tracking_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A real MLflow server that can be killed; it and its workers end with the block."""
-    arguments = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    arguments += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1"]
-    # Without this it also starts eight processes for jobs this project never gives it.
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True, cwd=folder, env=env)
-    try:
-        yield server
-    finally:
-        kill_group(server)
-
-
-def kill_group(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-@pytest.mark.slow
-@pytest.mark.no_ray
-@pytest.mark.usefixtures("hasty")
-def test_a_server_that_is_away_gets_everything_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EFAFNET_TRACKING_START_S", "120")
-    store = prepare_tracking(f"sqlite:///{tmp_path}/server.db")
-    mlflow_client(store).create_experiment("served", artifact_location="mlflow-artifacts:/served")
-    run_id = create_run(store, "served")
-    port = free_port()
-    address, spill = f"http://127.0.0.1:{port}", tmp_path / "spill.jsonl"
-    (tmp_path / "f.txt").write_text("file")
-
-    tracker = Tracker(address, run_id, spill=spill)
-    tracker.log_metrics({"loss": 1.0}, 1)
-    tracker.log_artifact(tmp_path / "f.txt")
-    assert not tracker.flush(3)
-    assert [item["kind"] for item in spilled(spill)] == ["metric", "artifact"]
-
-    with tracking_server(tmp_path, port) as server:
-        assert prepare_tracking(address) == address
-        tracker.log_metrics({"loss": 2.0}, 2)
-        assert tracker.flush(90)
-        assert not spill.exists(), "nothing is kept that has arrived"
-        client = MlflowClient(address)
-        assert [point.value for point in client.get_metric_history(run_id, "loss")] == [1.0, 2.0]
-        assert [item.path for item in client.list_artifacts(run_id)] == ["f.txt"]
-        kill_group(server)
-    tracker.log_metrics({"loss": 3.0}, 3)
-    assert tracker.close(timeout_s=1).count == 1
-    assert [item["step"] for item in spilled(spill)] == [3]
