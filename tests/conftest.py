@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def ray_local() -> Iterator[None]:
     connect(ClusterConfig(address="local", num_cpus=4))
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def ray_idle(ray_local: None) -> None:  # noqa: ARG001 (one Ray)
+    """That Ray with all its slots free: what the tests before have ended may take a moment to give its own back."""
+    import ray
+
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < 4:
+        assert time.monotonic() < deadline, f"free of 4 CPUs after a minute: {ray.available_resources()}"
+        time.sleep(0.1)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def test_what_is_asked_without_a_connection() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_idle")
 def test_what_is_asked_of_a_connected_ray() -> None:
     import ray
 

@@ -173,7 +173,7 @@ def test_room_beside_training_is_that_of_one_node(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_idle")
 def test_an_asynchronous_validation_that_never_ends_is_given_up(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

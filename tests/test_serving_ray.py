@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -24,6 +26,7 @@ from tests.serving_cases import ask
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray.serve", reason="Ray Serve is an extra: pip install -e '.[serve]'")
 REPLICAS = 2
+BOXES = [[10, 20, 50, 90], [100, 30, 60, 40]]
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +52,26 @@ def _replicas() -> list[str]:
     return [actor["name"] for actor in named if "#predictor#" in actor["name"]]
 
 
-def test_a_replica_that_dies_under_load_loses_no_request(address: str) -> None:
+@dataclass(frozen=True)
+class Load:
+    """What was answered, status and body."""
+
+    first: tuple[int, Any]
+    """While nothing else was asked."""
+    rest: list[tuple[int, Any]]
+    """While one of the replicas died."""
+    killed: str
+
+
+@pytest.fixture(scope="module")
+def load(address: str) -> Load:
+    """One request, then 120 of eight clients; once 20 are answered a replica is killed."""
     import ray
 
     done, data = cv2.imencode(".png", crop_data.picture(200, 160, 3))
     assert done
-    boxes = [[10, 20, 50, 90], [100, 30, 60, 40]]
-    request = f"{address}/v1/persons?boxes={json.dumps(boxes).replace(' ', '')}"
-    status, expected = ask(request, data.tobytes())
-    assert status == 200
-    assert [person["box_xywh"] for person in expected["persons"]] == boxes
+    request = f"{address}/v1/persons?boxes={json.dumps(BOXES).replace(' ', '')}"
+    first = ask(request, data.tobytes())
     before = _replicas()
     assert len(before) == REPLICAS
     with ThreadPoolExecutor(8) as pool:
@@ -66,19 +79,26 @@ def test_a_replica_that_dies_under_load_loses_no_request(address: str) -> None:
         while sum(answer.done() for answer in answers) < 20:
             time.sleep(0.01)
         ray.kill(ray.get_actor(before[0], namespace="serve"))
-        found = [answer.result() for answer in answers]
-    assert [status for status, _ in found] == [200] * 120
+        return Load(first, [answer.result() for answer in answers], before[0])
+
+
+def test_a_replica_that_dies_under_load_loses_no_request(load: Load) -> None:
+    status, expected = load.first
+    assert status == 200
+    assert [person["box_xywh"] for person in expected["persons"]] == BOXES
+    assert [status for status, _ in load.rest] == [200] * 120
     assert all(
         one["score"] == pytest.approx(other["score"], abs=1e-3)
-        for _, answer in found
+        for _, answer in load.rest
         for one, other in zip(answer["persons"], expected["persons"], strict=True)
     )
     deadline = time.monotonic() + 60
-    while len(set(_replicas()) - {before[0]}) < REPLICAS:
+    while len(set(_replicas()) - {load.killed}) < REPLICAS:
         assert time.monotonic() < deadline, "no replica was started in place of the one that died"
         time.sleep(0.2)
 
 
+@pytest.mark.usefixtures("load")
 def test_figures_tell_of_the_requests(address: str) -> None:
     deadline = time.monotonic() + 40
     while True:
