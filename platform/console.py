@@ -25,6 +25,8 @@ BAR = range(5, 21)
 """Columns of a bar: fewer tell nothing, more take the room of figures."""
 LONGEST_NAME = 30
 """Columns of what a bar is called."""
+DRAWN_PER_S = 4.0
+"""Times a second that a line is drawn anew."""
 
 _drawing: Console | None = None
 """The console whose last line is being drawn anew: what is printed meanwhile must go through it, or it would leave a
@@ -209,7 +211,7 @@ def fitting(head: str, figures: Sequence[str], width: int) -> str:
 def _drawn(console: Console) -> Iterator[Progress]:
     """A line at the bottom of the terminal, until the end of the block; everything else is printed above it."""
     global _drawing
-    with Progress(_Line(console), console=console, transient=True, refresh_per_second=4) as bar:
+    with Progress(_Line(console), console=console, transient=True, refresh_per_second=DRAWN_PER_S) as bar:
         _drawing = console
         try:
             yield bar
@@ -257,7 +259,8 @@ def live_line(description: str, unit: str = "") -> Iterator[Callable[[float, flo
     """Draw a bar with newest figures below everything else; yields ``draw(done, total, figures)``.
 
     Where a terminal is too narrow for all figures, the last ones are left out. None where no terminal can draw it
-    anew. Whatever is printed meanwhile appears above it.
+    anew. Whatever is printed meanwhile appears above it. ``draw`` only notes what a thread of its own draws some times
+    a second: a training step calls it, and must not wait for a terminal.
     """
     console = _console(stderr=True)
     if not console.is_terminal or console is _drawing:
@@ -266,12 +269,14 @@ def live_line(description: str, unit: str = "") -> Iterator[Callable[[float, flo
     with _drawn(console) as bar:
         newest: Sequence[str] = ()
         name = harmless(description)
-        task = bar.add_task(name, total=None, unit=f" {unit}".rstrip(), figures=lambda _task: newest)
+        task = bar.add_task(
+            name, total=None, unit=f" {unit}".rstrip(), figures=lambda _task: [harmless(figure) for figure in newest]
+        )
 
         def draw(done: float, total: float, figures: Sequence[str]) -> None:
             nonlocal newest
-            newest = [harmless(figure) for figure in figures]
-            bar.update(task, completed=done, total=total, refresh=True)
+            newest = figures
+            bar.update(task, completed=done, total=total)
 
         yield draw
 
