@@ -219,11 +219,10 @@ class ProgressLine:
             return None
         self._last = now
         done, total = plan.epoch(progress.step), plan.epoch(plan.steps)
-        remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
         return (
             f"{PASSING}{done:.2f}/{total:.2f}  step {progress.step}/{plan.steps}  loss {metrics['train/loss']:.6f}  "
             f"lr {metrics['train/lr']:.2e}  {'  '.join(_speed(metrics))}  "
-            f"data wait {metrics['speed/data_wait_share']:.1%}  ETA {console.clock(remaining_s)}"
+            f"data wait {metrics['speed/data_wait_share']:.1%}  {_eta(progress, plan)}"
         )
 
 
@@ -233,13 +232,17 @@ def status_figures(progress: Progress, plan: Plan, metrics: Mapping[str, float],
     Time left, loss, the figure that counts so far, speed, memory. ``metric`` names the figure by which validations are
     compared.
     """
-    remaining_s = progress.elapsed_s / progress.step * (plan.steps - progress.step)
-    parts = [f"ETA {console.clock(remaining_s)}", f"loss {metrics['train/loss']:.5f}"]
+    parts = [_eta(progress, plan), f"loss {metrics['train/loss']:.5f}"]
     if progress.best_step is not None:
         newest = progress.validation.get(metric, progress.best[metric])
         parts.append(f"{metric.upper()} {newest:.3f} (best {progress.best[metric]:.3f})")
     memory_gib = metrics.get("system/gpu_memory_peak_gib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     return (*parts, *_speed(metrics), f"{memory_gib:.1f} GiB")
+
+
+def _eta(progress: Progress, plan: Plan) -> str:
+    """Time left at the speed of the run so far."""
+    return f"ETA {console.clock(progress.elapsed_s / progress.step * (plan.steps - progress.step))}"
 
 
 def best_metrics(progress: Progress, plan: Plan, metric: str) -> dict[str, float]:
@@ -275,7 +278,9 @@ def _speed(metrics: Mapping[str, float]) -> list[str]:
     parts = [f"{metrics['speed/samples_per_s']:.0f} samples/s"]
     if "speed/tflops_per_device" in metrics:
         parts.append(f"{metrics['speed/tflops_per_device']:.3g} TFLOP/s")
-    return [*parts, *([f"MFU {metrics['speed/mfu']:.1%}"] if "speed/mfu" in metrics else [])]
+    if "speed/mfu" in metrics:
+        parts.append(f"MFU {metrics['speed/mfu']:.1%}")
+    return parts
 
 
 def validation_text(step: int, figures: Mapping[str, float], metric: str, *, asynchronous: bool) -> str:
