@@ -95,7 +95,6 @@ class Terminal(io.StringIO):
         text = re.sub(r"\n\r?\x1b\[1A\r?\x1b\[2K", "\r\x1b[2K", text)  # up again, and erased
         return [re.split(r"\r\x1b\[2K", line)[-1].rstrip() for line in text.split("\n")]
 
-
     def comes_to(self, line: str) -> str:
         """Its last line, as soon as that is ``line``; it is drawn by a thread of its own."""
         deadline = time.monotonic() + 20
@@ -164,11 +163,11 @@ def test_the_line_of_a_set_says_when_its_runs_will_be_over(monkeypatch: pytest.M
     screen, now_s = terminal(monkeypatch), 50.0
     monkeypatch.setattr("efafnet.pipelines.runs.set_line.time", SimpleNamespace(monotonic=lambda: now_s))
     with set_line("night", "trials", 10, 4) as show:
-        show(4, "2 running")
+        show(4, ["2 running"])
         before = f"night {'━' * 8}{'╌' * 12} 4/10 trials  2 running"
         assert screen.comes_to(before) == before
         now_s = 110.0
-        show(6, "best ap 0.500 (trial 3)")
+        show(6, ["best ap 0.500 (trial 3)"])
         after = "night ━━━╌╌ 6/10 trials  ETA 2:00  best ap 0.500 (trial 3)"
         assert screen.comes_to(after) == after
 

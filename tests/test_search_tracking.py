@@ -98,6 +98,22 @@ def test_a_search_tells_its_run_what_its_trials_took_each_counted_once(
     assert [(value, step) for key, value, step in points if key == "trials/stopped_early"] == [(0, 1), (1, 2), (1, 3)]
 
 
+def test_the_line_of_a_search_counts_a_paused_trial_as_not_running(tmp_path: Path) -> None:
+    mine = tracked(tmp_path, RunRecord("search", "", {}, ""), trials=2, keep="all")
+    shown: list[tuple[int, list[str]]] = []
+    mine.show = lambda over, figures: shown.append((over, list(figures)))
+    for number in (0, 1):
+        mine.ledger.next()
+        mine.ledger.report(number, 100, 0.5)
+        (tmp_path / "trials" / f"{number:04d}").mkdir(parents=True)
+    mine.ledger.pause(0)
+    mine.paused(0)
+    mine.ledger.finish(1, "complete")
+    mine.ended(1, "complete", "")
+    mine.close()
+    assert shown == [(0, ["1 running"]), (1, ["best ap 0.500 (trial 1)", "0 running"])]
+
+
 def test_what_a_long_search_writes_and_removes_grows_with_its_trials_and_not_with_their_square(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from efafnet.pipelines.runs.children import left_to_be_continued
 from efafnet.pipelines.runs.concurrency import LOOK_EVERY_S, Launch, driver_resources, launch
 from efafnet.pipelines.runs.failures import SAME_REASON, AlikeFailures
 from efafnet.pipelines.runs.measured import figure_of, has_images, is_done, predict_validation
-from efafnet.pipelines.runs.set_line import set_line
+from efafnet.pipelines.runs.set_line import Show, set_line
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory
@@ -84,9 +84,7 @@ class _RunSet:
         show: told how many are over, and what runs.
     """
 
-    def __init__(
-        self, there: Launch[TrainConfig], how: Running, by_image: bool, done: int, show: Callable[..., None]
-    ) -> None:
+    def __init__(self, there: Launch[TrainConfig], how: Running, by_image: bool, done: int, show: Show) -> None:
         self._there, self._how, self._by_image, self._done, self._show = there, how, by_image, done, show
         self._count = done + len(there.configs)
         self._succeeded = done > 0
@@ -105,7 +103,7 @@ class _RunSet:
                 while waiting and not self._broken and len(pool) < self._there.concurrency():
                     run = waiting.popleft()
                     pool.begin(run, self._job(run))
-                self._show(self._done, f"{len(pool)} running")
+                self._show(self._done, [f"{len(pool)} running"])
                 if not len(pool):
                     self._not_begun(waiting)
                     break

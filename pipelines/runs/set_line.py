@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from efafnet.platform import console
 
+Show = Callable[[int, Sequence[str]], None]
+"""Draws how many of a set are over, and its newest figures, the most wanted first."""
+
 
 @contextmanager
-def set_line(name: str, unit: str, total: int, over: int) -> Iterator[Callable[..., None]]:
-    """Draw the line; yields ``show(over, *figures)``, which does nothing where no terminal can draw it.
+def set_line(name: str, unit: str, total: int, over: int) -> Iterator[Show]:
+    """Draw the line; yields ``show(over, figures)``, which does nothing where no terminal can draw it.
 
     Args:
         name: of the set.
@@ -22,7 +25,7 @@ def set_line(name: str, unit: str, total: int, over: int) -> Iterator[Callable[.
     began_s, before = time.monotonic(), over
     with console.live_line(name, unit) as draw:
 
-        def show(over: int, *figures: str) -> None:
+        def show(over: int, figures: Sequence[str]) -> None:
             if draw is None:
                 return
             here = over - before
@@ -30,5 +33,4 @@ def set_line(name: str, unit: str, total: int, over: int) -> Iterator[Callable[.
             left = [] if each_s is None else [f"ETA {console.clock(each_s * (total - over))}"]
             draw(over, total, [*left, *figures])
 
-        show(over)
         yield show

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from efafnet.pipelines.runs.attempt import ask_to_leave
 from efafnet.pipelines.runs.children import STAGE, left_to_be_continued, reconcile
+from efafnet.pipelines.runs.set_line import Show
 from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
 from efafnet.pipelines.search.costs import LATENCIES, Costs
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State
@@ -66,7 +67,7 @@ class SearchTracking:
         """Environment variables of the trials' processes."""
         self.over: list[int] = []
         """Trials that ended, or were paused, in this process."""
-        self.show: Callable[..., None] = lambda _over, *_figures: None
+        self.show: Show = lambda _over, _figures: None
         """Draws the line that says where the search stands."""
         self._best: int | None = None
         """The trial whose checkpoints were kept when it was last looked."""
@@ -143,6 +144,7 @@ class SearchTracking:
         ask_to_leave(self.dir_of(number))
         curve = self.ledger.curves[number]
         console.note(f"trial {number} waits: {self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples")
+        self.tell_line()
         self._mlflow.submit(self._end_in_mlflow, number, "waits", "", dict(curve))
 
     def tidy(self, *, lately: bool = False) -> None:
@@ -180,7 +182,7 @@ class SearchTracking:
         """Draw on the terminal how many trials are over and run, and the best figure so far."""
         best = self.ledger.best()
         found = [] if best is None else [f"best {self.metric} {best.value:.3f} (trial {best.number})"]
-        self.show(self.ledger.over(), *found, f"{len(self.ledger.live())} running")
+        self.show(self.ledger.over(), [*found, f"{len(self.ledger.live())} running"])
 
     def log_progress(self) -> None:
         """Put on the search's run where it stands, as points of curves over the trials that are over."""
