@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +27,7 @@ from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.consumption import Consumption, consumed, total
 from efafnet.platform.interruption import report_stop
-from efafnet.platform.mlflow_client import mlflow_client, quietly
+from efafnet.platform.mlflow_client import mlflow_client, points_now, quietly
 from efafnet.platform.tracking import finish_run
 from efafnet.tune_spaces.space import Space
 
@@ -168,10 +167,10 @@ class SearchTracking:
         uri, run_id = known.tracking_uri, known.mlflow_run_id
 
         def tell() -> None:
-            from mlflow.entities import Metric, RunTag
+            from mlflow.entities import RunTag
 
             tags = [RunTag(STATE, state), *([RunTag(REASON, reason)] if reason else [])]
-            metrics = [Metric("trial.figure", curve[max(curve)], int(time.time() * 1000), max(curve))] if curve else []
+            metrics = points_now({"trial.figure": curve[max(curve)]}, max(curve)) if curve else []
             mlflow_client(uri).log_batch(run_id, metrics=metrics, tags=tags)
 
         quietly(tell, f"noting the end of trial {number}")
@@ -188,21 +187,11 @@ class SearchTracking:
         """Put on the search's run where it stands, as points of curves over the trials that are over."""
         if self.record.mlflow_run_id is None:
             return
-        figures, over, taken, now_ms = (
-            self.progress(),
-            self.ledger.over(),
-            self._taken_so_far(),
-            int(time.time() * 1000),
+        taken = self._taken_so_far()
+        points = points_now(self.progress(), self.ledger.over()) + points_now(taken.metrics(), cost_step(taken))
+        self.tell_parent(
+            lambda client, run_id: client.log_batch(run_id, metrics=points), "telling where the search stands"
         )
-
-        def tell(client: MlflowClient, run_id: str) -> None:
-            from mlflow.entities import Metric
-
-            points = [Metric(key, value, now_ms, over) for key, value in figures.items()]
-            points += [Metric(key, value, now_ms, cost_step(taken)) for key, value in taken.metrics().items()]
-            client.log_batch(run_id, metrics=points)
-
-        self.tell_parent(tell, "telling where the search stands")
 
     def progress(self) -> dict[str, float]:
         """Trials by how they ended, and the best figure of a complete one so far."""

@@ -26,7 +26,7 @@ from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, to_yaml
 from efafnet.platform.consumption import Consumption
-from efafnet.platform.mlflow_client import mlflow_client, quietly
+from efafnet.platform.mlflow_client import mlflow_client, points_now, quietly
 from efafnet.platform.mlflow_pages import NOTE
 from efafnet.platform.storage import write_json, write_text
 from efafnet.platform.tracking import finish_run
@@ -216,10 +216,9 @@ def _tell_mlflow(
         client.log_text(run_id, sheet.markdown(), f"study/{TABLE}")
         client.log_text(run_id, rows.text, f"study/{rows.name}.yaml")
         keys = {plan.row.name: plan.row.key for plan in plans}
-        for standing in found.rows:
-            client.log_metric(run_id, f"mean/{keys[standing.name]}", standing.mean)
-            if standing.difference is not None:
-                client.log_metric(run_id, f"difference/{keys[standing.name]}", standing.difference.value)
+        figures = {f"mean/{keys[row.name]}": row.mean for row in found.rows}
+        figures |= {f"difference/{keys[row.name]}": row.difference.value for row in found.rows if row.difference}
+        client.log_batch(run_id, metrics=points_now(figures))
 
     quietly(lambda: tell(mlflow_client(uri)), "logging the study's result")
     finish_run(uri, run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,7 +25,7 @@ from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weig
 from efafnet.platform.configuration import to_yaml
 from efafnet.platform.consumption import Consumption, total
 from efafnet.platform.logged_model import Score, log_checkpoints, log_model
-from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.mlflow_client import mlflow_client, points_now
 from efafnet.platform.mlflow_pages import NOTE
 from efafnet.platform.provenance import environment, environment_tags
 from efafnet.platform.storage import sha256_json
@@ -289,11 +288,7 @@ def fail_record(record: RunRecord, *, interrupted: bool, taken: Consumption | No
 
 def log_cost(uri: str, run_id: str, taken: Consumption) -> None:
     """Log what a run took; raises what MLflow raises."""
-    from mlflow.entities import Metric
-
-    now = time.time_ns() // 10**6
-    metrics = [Metric(key, value, now, cost_step(taken)) for key, value in taken.metrics().items()]
-    mlflow_client(uri).log_batch(run_id, metrics=metrics)
+    mlflow_client(uri).log_batch(run_id, metrics=points_now(taken.metrics(), cost_step(taken)))
 
 
 def log_total(record: RunRecord) -> Consumption | None:
