@@ -58,6 +58,8 @@ class Replay:
 
     def __init__(self, table: Table, arm: str, seed: int, at_once: int = 2) -> None:
         self.table, self.at_once = table, at_once
+        self.settings: dict[int, Settings] = {}
+        """What was drawn, by trial."""
         search = SearchConfig(**ARMS[arm])
         grace = max(1, round(search.grace * table.budget))
         rule = search.rule(rungs(table.budget, grace, search.reduction), grace)
@@ -111,11 +113,6 @@ class Replay:
         heapq.heappush(self.events, (self.now + following - max(seen, default=0), number))
 
     # What hears of trials where there is no training.
-
-    @property
-    def settings(self) -> dict[int, Settings]:
-        """What was drawn, by trial."""
-        return self.__dict__.setdefault("_settings", {})
 
     def began(self, assignment: Assignment) -> dict[str, Any]:
         """Remember what was drawn."""
