@@ -10,6 +10,7 @@ import torch
 from efafnet.models.cost import network_cost
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.identity import CHANGEABLE, IDENTITY, INCIDENTAL, is_in
+from efafnet.pipelines.training.step import step_seed
 from efafnet.platform.configuration import (
     ConfigurationError,
     apply_overrides,
@@ -104,7 +105,7 @@ def test_every_setting_either_makes_the_run_or_may_change() -> None:
 
 def test_the_largest_seed_can_be_drawn_from_at_every_step_and_worker() -> None:
     seed = resolved("seed=4294967295").seed
-    torch.manual_seed((seed * 1_000_003 + 10**9) * 4_099 + 4_098)  # as train_step does
+    torch.manual_seed(step_seed(seed, 10**9, 4_098))
 
 
 def _leaf(override: str) -> str:

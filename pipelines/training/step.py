@@ -115,7 +115,7 @@ def train_step(trainee: Trainee, batch: Batch, step: int, learning_rate: float) 
     the mean over the global batch even when the slices differ in size.
     """
     # Drawn from the step, not from a running generator: nothing to save, and the same after any restart.
-    torch.manual_seed((trainee.seed * 1_000_003 + step) * 4_099 + trainee.rank)
+    torch.manual_seed(step_seed(trainee.seed, step, trainee.rank))
     for group in trainee.optimizer.param_groups:
         group["lr"] = learning_rate
     trainee.optimizer.zero_grad(set_to_none=True)
@@ -123,6 +123,11 @@ def train_step(trainee: Trainee, batch: Batch, step: int, learning_rate: float) 
     grad_norm = update(trainee)
     move_average(trainee, step)
     return combined(parts, grad_norm)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return what a worker's draws in a step begin from; torch takes 64 bits."""
+    return (seed * 1_000_003 + step) * 4_099 + rank
 
 
 def update(trainee: Trainee) -> Tensor:
