@@ -80,8 +80,8 @@ def halving_stops(curves: Curves, number: int, levels: list[int], reduction: flo
     others = [value for other, its in curves.items() if other != number and (value := at_rung(its, rung))
               is not None]  # fmt: skip
     # The cut is taken before the trial itself counts, as Ray's ASHA does: with few trials that is the stricter choice.
-    own = at_rung(curves[number], rung)
-    return bool(others) and own is not None and own < float(np.percentile(others, (1 - 1 / reduction) * 100))
+    newest = curves[number][max(curves[number])]
+    return bool(others) and newest < float(np.percentile(others, (1 - 1 / reduction) * 100))
 
 
 def median_stops(curves: Curves, number: int, grace: int, at_least: int = 3) -> bool:
