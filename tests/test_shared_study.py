@@ -110,6 +110,12 @@ def test_a_later_search_learns_from_a_journal(tmp_path: Path) -> None:
     assert not (tmp_path / "study.db").exists()
 
 
+def test_a_journal_without_a_search_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "study.journal").touch()
+    with pytest.raises(StudyFileError, match=r"study\.journal holds 0 studies; a search's file holds one"):
+        open_study(tmp_path / "study.db")
+
+
 def test_a_database_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StudyUnavailableError, match=r"search\.storage=nosuch://somewhere/studies does not answer"):
         open_storage(tmp_path / "study.db", "nosuch://somewhere/studies")

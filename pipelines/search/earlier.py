@@ -37,14 +37,15 @@ def open_study(path: Path) -> optuna.Study:
         raise ValueError(
             f"{path} does not exist: name the directory of an earlier search, which holds {path.name} or {journal.name}"
         )
-    storage = open_storage(path, None if path.is_file() else "journal")
-    with readable(path):
+    file, address = (path, None) if path.is_file() else (journal, "journal")
+    storage = open_storage(path, address)
+    with readable(file):
         names = optuna.get_all_study_names(storage)
         study = optuna.load_study(study_name=names[0], storage=storage) if len(names) == 1 else None
         if study is not None:
             study.get_trials(deepcopy=False)
     if study is None:
-        raise StudyFileError(f"{path} holds {len(names)} studies; a search's file holds one")
+        raise StudyFileError(f"{file} holds {len(names)} studies; a search's file holds one")
     return study
 
 
