@@ -9,14 +9,13 @@ It takes some minutes:
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from efafnet.pipelines.training.ray_run import train
 from efafnet.platform.capacity import ActorPool, capacity
 from efafnet.platform.cluster import ClusterConfig, connect
 from tests import test_tune
-from tests.ports import free_port
+from tests.processes import end_session, free_port
 from tests.test_faults import begun, lives, newest_step, wait_for
 from tests.training_cases import config_of, trace_of
 
@@ -82,16 +81,8 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         ray.shutdown()
         os.environ.pop("RAY_AUTH_MODE") if mode is None else os.environ.update(RAY_AUTH_MODE=mode)
-        _end_session(head.pid)
+        end_session(head.pid)  # pretended machines outlive the autoscaler that started them
         head.wait(timeout=30)
-
-
-def _end_session(leader: int) -> None:
-    """Kill all of a session: pretended machines outlive the autoscaler that started them."""
-    for pid in psutil.pids():
-        with suppress(ProcessLookupError):
-            if os.getsid(pid) == leader:
-                os.kill(pid, signal.SIGKILL)
 
 
 def _when_up(address: str, log: Path) -> str:

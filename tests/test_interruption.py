@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from efafnet.platform import interruption
@@ -21,6 +19,7 @@ from efafnet.platform.interruption import (
     report_stop,
     was_terminated,
 )
+from tests.processes import end_session
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,19 +95,11 @@ def test_a_demo_says_how_to_go_on_whatever_its_stage_does(tmp_path: Path, stage:
             os.killpg(process.pid, signal.SIGINT)
             assert process.wait(20) == 130
         finally:
-            _kill_session(process.pid)
+            end_session(process.pid)  # a stage that is stuck outlives what started it
         said = process.stdout.read()
     assert said.count("the stage's own words") == 1
     told = " ".join(said.partition("the stage's own words")[2].split())
     assert f"interrupted; to go on with stage 1 of 6, synth: efafnet demo {tmp_path}/out" in told
-
-
-def _kill_session(leader: int) -> None:
-    """A stage that is stuck outlives what started it."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError):
-            if os.getsid(process.pid) == leader:
-                process.kill()
 
 
 def test_a_command_that_ends_by_itself_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

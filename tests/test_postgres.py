@@ -21,7 +21,7 @@ from efafnet.pipelines.search.config import SearchConfig
 from efafnet.pipelines.search.ledger import Ledger, Shared
 from efafnet.pipelines.search.study_db import StudyUnavailableError, lasting
 from efafnet.tune_spaces.reading import parse_space
-from tests.ports import free_port
+from tests.processes import free_port
 
 PASSWORD = "s3cr/t@pw"
 SPACE = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2], log: true}\n", "rates.yaml")

@@ -20,7 +20,7 @@ from efafnet.pipelines.serving.engine import Engine
 from efafnet.pipelines.serving.models import find_models
 from efafnet.pipelines.serving.serve import engine_plan, start
 from tests import crop_data, prediction_cases
-from tests.ports import free_port
+from tests.processes import free_port
 from tests.serving_cases import ask
 
 pytestmark = pytest.mark.slow

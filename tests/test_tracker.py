@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import Tracker, create_run, prepare_tracking
-from tests.ports import free_port
+from tests.processes import free_port
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from efafnet.platform.tracking import (
     params_of,
     prepare_tracking,
 )
-from tests.ports import free_port
+from tests.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
