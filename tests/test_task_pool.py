@@ -19,8 +19,10 @@ def halved(number: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_idle")
 def test_calls_end_under_their_keys_and_the_rest_is_cancelled() -> None:
+    import ray
+
     pool: TaskPool[str, int] = TaskPool(halved, {"CPU": 0.5, "node:__internal_head__": 0.001}, retries=0)
     for key, number in (("even", 8), ("odd", 7), ("endless", -1)):
         pool.begin(key, number)
@@ -36,3 +38,5 @@ def test_calls_end_under_their_keys_and_the_rest_is_cancelled() -> None:
     assert pool.ended(timeout_s=0.1) == []
     pool.cancel()
     assert len(pool) == 0
+    # Its process is gone: all four slots can be had.
+    assert ray.get(ray.remote(num_cpus=4)(lambda: 7).remote(), timeout=30) == 7
