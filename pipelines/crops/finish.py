@@ -1,11 +1,14 @@
-"""The last step of preparing: tables and manifest beside the finished shards, then everything appears at once."""
+"""The last step of preparing: tables and manifest beside the finished shards, then everything appears at once.
+
+Joining ends with the same pieces.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from efafnet.pipelines.crops.manifest import (
 )
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA
 from efafnet.pipelines.crops.shard_writing import WorkDirectory
-from efafnet.pipelines.crops.shards import CropSettings, ShardResult
+from efafnet.pipelines.crops.shards import CropSettings, ShardResult, shard_name
 from efafnet.pipelines.formats.annotations import Annotation, ImageEntry
 from efafnet.pipelines.formats.rejects import Reject, explained
 from efafnet.platform import provenance, storage
@@ -58,38 +61,70 @@ def finish_store(
     with storage.atomic_directory(out, overwrite=overwrite) as directory:
         shards = []
         for number, result in enumerate(kept):
-            name = f"persons-{number:05d}.parquet"
-            _place(work.path / result.name, directory / name)
-            shards.append(_record(directory / name, result.rows, result.sha256))
+            path = directory / shard_name(number)
+            # Linked rather than moved: should we be killed now, the work directory is still whole.
+            place(work.path / result.name, path)
+            shards.append(file_record(path, result.rows, result.sha256))
         rejects = _reject_rows(sources, results)
         tables = [
-            _write_table(directory / GROUND_TRUTH, _ground_truth_rows(sources), GROUND_TRUTH_SCHEMA),
-            _write_table(directory / IMAGES, _image_rows(sources, results), IMAGES_SCHEMA),
-            _write_table(directory / REJECTS, rejects, REJECTS_SCHEMA),
+            _write_rows(directory / GROUND_TRUTH, _ground_truth_rows(sources), GROUND_TRUTH_SCHEMA),
+            _write_rows(directory / IMAGES, _image_rows(sources, results), IMAGES_SCHEMA),
+            _write_rows(directory / REJECTS, rejects, REJECTS_SCHEMA),
         ]
-        manifest = _manifest(settings, sources, results, shards, tables, rejects, input_digest)
-        storage.write_text(directory / CARD, card(manifest.skeleton, manifest.encoding, manifest.counts.persons))
-        storage.write_json(directory / MANIFEST, sealed(manifest))
-    return manifest
+        return write_manifest(directory, _manifest(settings, sources, results, shards, tables, rejects, input_digest))
 
 
-def _place(source: Path, target: Path) -> None:
-    """Link rather than move: should we be killed now, the work directory is still whole."""
+def place(source: Path, target: Path) -> None:
+    """Let a finished shard stand at ``target`` too; it takes no second room where both lie on one disk."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> FileRecord:
-    table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-    return _record(path, len(rows), storage.sha256_file(path))
+def _write_rows(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> FileRecord:
+    return write_table(path, [pa.Table.from_pylist(rows, schema=schema)], schema)
 
 
-def _record(path: Path, rows: int, sha256: str) -> FileRecord:
+def write_table(path: Path, parts: Iterable[pa.Table], schema: pa.Schema) -> FileRecord:
+    """Write one of the tables beside the shards, a part at a time."""
+    rows = 0
+    with (
+        storage.full_disk_named(path),
+        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for part in parts:
+            writer.write_table(part)
+            rows += len(part)
+    return file_record(path, rows, storage.sha256_file(path))
+
+
+def file_record(path: Path, rows: int, sha256: str) -> FileRecord:
+    """What the manifest says of a written Parquet file whose digest is known."""
     size = path.stat().st_size
     return FileRecord(name=path.name, rows=rows, bytes=size, sha256=sha256, footer_sha256=footer_sha256(path))
+
+
+def files_and_software(shards: Sequence[FileRecord], tables: Sequence[FileRecord]) -> dict[str, Any]:
+    """The fields of a manifest that follow from its files and from the software that writes them."""
+    return {
+        "format_version": FORMAT_VERSION if len(shards) <= LISTED_UP_TO else COLUMNS_VERSION,
+        "shards": FileTable.of(shards),
+        "tables": tuple(tables),
+        "versions": {
+            "efafnet": str(provenance.code_version()["version"]),
+            "opencv": cv2.__version__,
+            "pyarrow": pa.__version__,
+        },
+    }
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Write the last two files of a store, its card and its manifest; returns the manifest with its digests."""
+    storage.write_text(directory / CARD, card(manifest.skeleton, manifest.encoding, manifest.counts.persons))
+    document = sealed(manifest)
+    storage.write_json(directory / MANIFEST, document)
+    return manifest.model_copy(update={name: document[name] for name in ("digest", "document_sha256")})
 
 
 def _columns(entry: Annotation | ImageEntry | Reject) -> dict[str, Any]:
@@ -147,22 +182,15 @@ def _manifest(
         reduced=sum(result.reduced for result in results),
     )
     return Manifest(
-        format_version=FORMAT_VERSION if len(shards) <= LISTED_UP_TO else COLUMNS_VERSION,
+        **files_and_software(shards, tables),
         skeleton=settings.skeleton,
         sources=tuple(source.record for source in sources),
         envelope=settings.envelope,
         encoding=settings.encoding,
         max_oversampling=settings.max_oversampling,
         rows_per_group=settings.rows_per_group,
-        shards=FileTable.of(shards),
-        tables=tuple(tables),
         counts=counts,
         rejects=dict(sorted(Counter(row["reason"] for row in rejects).items())),
-        versions={
-            "efafnet": str(provenance.code_version()["version"]),
-            "opencv": cv2.__version__,
-            "pyarrow": pa.__version__,
-        },
         input_digest=input_digest,
         digest="",
         page_checksums=True,

@@ -6,38 +6,25 @@ never share one; the shards of the first store are taken as they are.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from efafnet.models.settings import Settings
-from efafnet.pipelines.crops.card import CARD, card, described
-from efafnet.pipelines.crops.file_table import LISTED_UP_TO, FileRecord, FileTable
-from efafnet.pipelines.crops.manifest import (
-    COLUMNS_VERSION,
-    FORMAT_VERSION,
-    GROUND_TRUTH,
-    IMAGES,
-    MANIFEST,
-    REJECTS,
-    Counts,
-    Manifest,
-    footer_sha256,
-    sealed,
-)
+from efafnet.pipelines.crops.card import described
+from efafnet.pipelines.crops.file_table import FileRecord
+from efafnet.pipelines.crops.finish import file_record, files_and_software, place, write_manifest, write_table
+from efafnet.pipelines.crops.manifest import GROUND_TRUTH, IMAGES, REJECTS, Counts, Manifest
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA, person_schema
 from efafnet.pipelines.crops.shards import HashingFile, parquet_options, shard_name
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.formats.annotations import SOURCE_STRIDE
-from efafnet.platform import console, provenance, storage
+from efafnet.platform import console, storage
 from efafnet.platform.mirror import Location
 
 _IDS = ("person_id", "image_id", "annotation_id")
@@ -68,18 +55,15 @@ def run_join(config: JoinConfig) -> Manifest:
     with storage.atomic_directory(config.output, overwrite=config.overwrite) as directory:
         shards = _write_shards(stores, directory)
         tables = [
-            _write_table(stores, directory / name, schema)
+            write_table(directory / name, _parts(stores, name, schema), schema)
             for name, schema in (
                 (GROUND_TRUTH, GROUND_TRUTH_SCHEMA), (IMAGES, IMAGES_SCHEMA), (REJECTS, REJECTS_SCHEMA)
             )
         ]  # fmt: skip
-        manifest = _manifest(stores, shards, tables)
-        storage.write_text(directory / CARD, card(manifest.skeleton, manifest.encoding, manifest.counts.persons))
-        document = sealed(manifest)
-        storage.write_json(directory / MANIFEST, document)
+        manifest = write_manifest(directory, _manifest(stores, shards, tables))
     console.say(
         f"{config.output}: {manifest.counts.persons} persons of {len(stores)} stores, {manifest.skeleton.name}, "
-        f"{manifest.shards.total_bytes / 1e6:.1f} MB, digest {document['digest'][:12]}"
+        f"{manifest.shards.total_bytes / 1e6:.1f} MB, digest {manifest.digest[:12]}"
     )
     return manifest
 
@@ -136,21 +120,13 @@ def _write_shards(stores: Sequence[CropStore], directory: Path) -> list[FileReco
             for shard in store.manifest.shards:
                 path = directory / shard_name(len(records))
                 if sources == 0:
-                    _place(store.file(shard), path)
+                    place(store.file(shard), path)
                     records.append(shard.model_copy(update={"name": path.name}))
                 else:
                     sha256 = _rewrite(store, shard, path, schema, sources)
-                    records.append(_record(path, shard.rows, sha256))
+                    records.append(file_record(path, shard.rows, sha256))
                 advance(1)
     return records
-
-
-def _place(source: Path, target: Path) -> None:
-    """A shard that stays as it is takes no second room where both lie on one disk."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _rewrite(store: CropStore, shard: FileRecord, path: Path, schema: pa.Schema, sources: int) -> str:
@@ -163,18 +139,11 @@ def _rewrite(store: CropStore, shard: FileRecord, path: Path, schema: pa.Schema,
     return sink.hexdigest()
 
 
-def _write_table(stores: Sequence[CropStore], path: Path, schema: pa.Schema) -> FileRecord:
+def _parts(stores: Sequence[CropStore], name: str, schema: pa.Schema) -> Iterator[pa.Table]:
     """One of the other tables of all stores, a part at a time."""
-    rows = 0
-    with (
-        storage.full_disk_named(path),
-        pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer,
-    ):
-        for store, sources in _shifts(stores):
-            for part in store.batches(path.name, schema.names):
-                writer.write_table(_moved(part, sources, store).cast(schema))
-                rows += len(part)
-    return _record(path, rows, storage.sha256_file(path))
+    for store, sources in _shifts(stores):
+        for part in store.batches(name, schema.names):
+            yield _moved(part, sources, store).cast(schema)
 
 
 def _moved(table: pa.Table, sources: int, store: CropStore) -> pa.Table:
@@ -195,11 +164,6 @@ def _moved(table: pa.Table, sources: int, store: CropStore) -> pa.Table:
     return table
 
 
-def _record(path: Path, rows: int, sha256: str) -> FileRecord:
-    size = path.stat().st_size
-    return FileRecord(name=path.name, rows=rows, bytes=size, sha256=sha256, footer_sha256=footer_sha256(path))
-
-
 def _manifest(stores: Sequence[CropStore], shards: list[FileRecord], tables: list[FileRecord]) -> Manifest:
     found = [store.manifest for store in stores]
     rejects: Counter[str] = Counter()
@@ -207,19 +171,12 @@ def _manifest(stores: Sequence[CropStore], shards: list[FileRecord], tables: lis
         rejects.update(manifest.rejects)
     return found[0].model_copy(
         update={
-            "format_version": FORMAT_VERSION if len(shards) <= LISTED_UP_TO else COLUMNS_VERSION,
+            **files_and_software(shards, tables),
             "sources": tuple(source for manifest in found for source in manifest.sources),
-            "shards": FileTable.of(shards),
-            "tables": tuple(tables),
             "counts": Counts(
                 **{name: sum(getattr(manifest.counts, name) for manifest in found) for name in Counts.model_fields}
             ),
             "rejects": dict(sorted(rejects.items())),
-            "versions": {
-                "efafnet": str(provenance.code_version()["version"]),
-                "opencv": cv2.__version__,
-                "pyarrow": pa.__version__,
-            },
             "input_digest": storage.sha256_json([manifest.digest for manifest in found]),
             "page_checksums": all(manifest.page_checksums for manifest in found),
         }

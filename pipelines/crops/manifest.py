@@ -141,12 +141,6 @@ def sealed(manifest: Manifest) -> dict[str, Any]:
     return {**document, "document_sha256": sha256_json(document)}
 
 
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def footer_sha256(path: Path) -> str:
     """Hex SHA-256 of a Parquet file's footer: metadata, their length in 4 bytes, and the 4 bytes that end the file."""
     with path.open("rb") as file:

@@ -32,7 +32,6 @@ from efafnet.pipelines.crops.manifest import (
     MANIFEST,
     REJECTS,
     Manifest,
-    file_sha256,
     footer_sha256,
     parse_manifest,
     read_document,
@@ -41,7 +40,7 @@ from efafnet.pipelines.crops.schema import PERSON_SCHEMA, person_schema
 from efafnet.platform import console
 from efafnet.platform.mirror import Mirror, cache_directory, is_address, is_cache_chosen
 from efafnet.platform.mounts import is_on_network
-from efafnet.platform.storage import UnreadableFileError, write_bytes
+from efafnet.platform.storage import UnreadableFileError, sha256_file, write_bytes
 
 __all__ = ["GROUND_TRUTH", "IMAGES", "PERSON_SCHEMA", "REJECTS", "CropStore", "GroundTruth", "Manifest", "RowGroups"]
 
@@ -280,7 +279,7 @@ class CropStore:
         """What does not agree with the manifest, one sentence each; reads every byte."""
         problems = []
         for record in (*self.manifest.shards, *self.manifest.tables):
-            found = file_sha256(self.path / record.name if self._mirror is None else self._path(record))
+            found = sha256_file(self.path / record.name if self._mirror is None else self._path(record))
             if found != record.sha256:
                 problems.append(f"{record.name}: sha256 {found[:12]}, manifest {record.sha256[:12]}")
         return problems
