@@ -61,18 +61,20 @@ def plausibility_of(content: Annotations, where: str) -> list[str]:
     )
     # MPII's boxes follow from a centre and a scale and reach out of the image by design.
     remarks = odd_persons(persons, boxes_are_drawn=content.format == "coco")
-    with_joints = persons.seen.any(axis=1)
-    uncounted = with_joints & (np.array([a.num_keypoints for a in people]) == 0)
-    _remark(
-        remarks, uncounted, with_joints.sum(), _SOME, "of persons with joints have num_keypoints 0: nobody has to find "
-        "them; leave it out, and joints are counted",
-    )  # fmt: skip
+    with_joints = np.asarray(persons.seen.any(axis=1))
     counted = np.array([a.num_keypoints for a in people]) > 0
-    _remark(
-        remarks, counted & ~with_joints, counted.sum(), _SOME, "of persons with num_keypoints above 0 have no joint "
-        "of v above 0: their joints count as not annotated, and whoever is near their box is right",
-    )  # fmt: skip
-    formless = sum(a.area == 0 and a.num_keypoints > 0 for a in people)
+    remarks += _remark(
+        with_joints & ~counted,
+        "of persons with joints have num_keypoints 0: nobody has to find them; leave it out, and joints are counted",
+        among=with_joints,
+    )
+    remarks += _remark(
+        counted & ~with_joints,
+        "of persons with num_keypoints above 0 have no joint of v above 0: their joints count as not annotated, and "
+        "whoever is near their box is right",
+        among=counted,
+    )
+    formless = int((counted & (persons.area_px2 == 0)).sum())
     if formless:
         remarks.append(
             f"{formless} of {len(people)} persons have the area 0, by which OKS divides: only who hits every joint "
@@ -93,43 +95,43 @@ def odd_boxes(
 
 def odd_scores(scores: NDArray[np.floating]) -> list[str]:
     """Remarks on the scores (N,) of a detector's boxes."""
-    remarks: list[str] = []
-    _remark(remarks, np.asarray(scores > 1), len(scores), _SOME, "of scores are above 1: percent?")
-    _remark(remarks, np.asarray(scores < 0), len(scores), _SOME, "of scores are below 0: before the sigmoid?")
-    return remarks
+    return [
+        *_remark(np.asarray(scores > 1), "of scores are above 1: percent?"),
+        *_remark(np.asarray(scores < 0), "of scores are below 0: before the sigmoid?"),
+    ]
 
 
 def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
     """One sentence for each convention that most persons seem to break."""
     seen = persons.seen
     with_joints = np.asarray(seen.any(axis=1))
-    remarks: list[str] = []
     if not len(seen):
-        return remarks
+        return []
     boxes, joints = persons.box_xywh_px, persons.joints_px
     unit_boxes = np.asarray((np.abs(boxes) <= 1).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1))
     unit_joints = with_joints & (~seen | (np.abs(joints) <= 1).all(axis=2)).all(axis=1)
-    _remark(remarks, unit_boxes, len(boxes), _MOST, "of boxes lie within 0 to 1: shares, not pixels?")
-    _remark(
-        remarks,
-        unit_joints,
-        with_joints.sum(),
-        _MOST,
-        "of persons have all joints within 0 to 1: shares, not pixels?",
-    )
+    remarks = [
+        *_remark(unit_boxes, "of boxes lie within 0 to 1: shares, not pixels?", from_share=_MOST),
+        *_remark(
+            unit_joints,
+            "of persons have all joints within 0 to 1: shares, not pixels?",
+            among=with_joints,
+            from_share=_MOST,
+        ),
+    ]
     if boxes_are_drawn and not unit_boxes.mean() >= _MOST:
         remarks += _odd_boxes(persons, seen, with_joints) or _in_percent(persons)
     tiny = with_joints & (persons.area_px2 > 0) & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > 16)
-    _remark(
-        remarks, tiny, with_joints.sum(), _SOME, "of persons have an area of at most 1 px² in a larger box: no area at "
-        "all? Leave it out, and 0.53 of the box is taken; OKS is measured by it",
-    )  # fmt: skip
-    return remarks
+    return remarks + _remark(
+        tiny,
+        "of persons have an area of at most 1 px² in a larger box: no area at all? Leave it out, and 0.53 of the box "
+        "is taken; OKS is measured by it",
+        among=with_joints,
+    )
 
 
 def _odd_boxes(persons: Persons, seen: NDArray[np.bool_], with_joints: NDArray[np.bool_]) -> list[str]:
     """Remarks on boxes that hold corners in place of sizes, and on boxes that hold the joints of another person."""
-    remarks: list[str] = []
     boxes = persons.box_xywh_px
     outside = (boxes[:, :2] + boxes[:, 2:] > persons.image_size_px + 1).any(axis=1)
     corners = _as_corners(persons, seen) & with_joints
@@ -140,14 +142,13 @@ def _odd_boxes(persons: Persons, seen: NDArray[np.bool_], with_joints: NDArray[n
         guess = "corners instead of width and height"
         if with_joints.any() and fitting < 100 * _SOME:
             guess = f"images of another size, or {guess}"
-        remarks.append(f"{100 * share:.0f} % of boxes end outside the image{of_joints}: {guess}?")
-        return remarks
-    far = with_joints & (_beyond(persons, seen) & seen).any(axis=1)
-    _remark(
-        remarks, far, with_joints.sum(), _SOME, "of persons have joints far outside their boxes: boxes and joints of "
-        "different persons, images of another size, or other units?",
-    )  # fmt: skip
-    return remarks
+        return [f"{100 * share:.0f} % of boxes end outside the image{of_joints}: {guess}?"]
+    return _remark(
+        np.asarray(_beyond(persons, seen).any(axis=1)),
+        "of persons have joints far outside their boxes: boxes and joints of different persons, images of another "
+        "size, or other units?",
+        among=with_joints,
+    )
 
 
 def _in_percent(persons: Persons) -> list[str]:
@@ -190,20 +191,17 @@ def odd_results(keypoints: Sequence[Any], num_joints: int) -> list[str]:
     """Remarks on the joints of results; entries that cannot be read are left to ``parse_results``."""
     values, sound = number_rows(keypoints, 3 * num_joints)
     joints = values.reshape(-1, num_joints, 3)[sound, :, :2]
-    remarks: list[str] = []
     inside = np.asarray((np.abs(joints) <= 1).all(axis=(1, 2)))
-    _remark(remarks, inside, len(joints), _MOST, "of results have all joints within 0 to 1: shares, not pixels?")
-    return remarks
+    return _remark(inside, "of results have all joints within 0 to 1: shares, not pixels?", from_share=_MOST)
 
 
 def repeated_results(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """A remark where many results say the same of the same image, so that all but one of them are wrong."""
     rows = [result for result in results if isinstance(result.get("keypoints"), list)]
     told = {repr((row.get("image_id"), row.get("score"), row["keypoints"][:_TELLING])) for row in rows}
-    remarks: list[str] = []
+    # As many as there are more results than different ones.
     repeated = np.arange(len(rows)) >= len(told)
-    _remark(remarks, repeated, len(rows), _SOME, "of results repeat another one: was a file joined to itself?")
-    return remarks
+    return _remark(repeated, "of results repeat another one: was a file joined to itself?")
 
 
 def odd_skeleton(skeleton: Skeleton) -> list[str]:
@@ -221,7 +219,9 @@ def odd_skeleton(skeleton: Skeleton) -> list[str]:
     return remarks
 
 
-def _remark(remarks: list[str], odd: NDArray[np.bool_], of: Sequence[int] | int, least: float, what: str) -> None:
-    share = odd.sum() / max(1, int(of))  # type: ignore[arg-type]
-    if share >= least:
-        remarks.append(f"{100 * share:.0f} % {what}")
+def _remark(
+    odd: NDArray[np.bool_], what: str, *, among: NDArray[np.bool_] | None = None, from_share: float = _SOME
+) -> list[str]:
+    """One remark where at least ``from_share`` of those ``among`` (N,), or of all, are ``odd`` (N,); else none."""
+    share = odd.sum() / max(1, len(odd) if among is None else among.sum())
+    return [f"{100 * share:.0f} % {what}"] if share >= from_share else []
