@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,16 +119,16 @@ def _named(known: Sequence[Category], wanted: str, where: str) -> Category:
 
 
 def skeleton_of(
-    chosen: Sequence[Category], wanted: Skeleton | None, where: str, remedy: str = "give skeleton=coco17"
+    chosen: Sequence[Category], wanted: Skeleton | None, where: str, remedy: Callable[[], str]
 ) -> tuple[Skeleton, list[str]]:
     """Joints of the chosen categories, and what had to be assumed; ``wanted`` is the skeleton asked for by name.
 
-    Raises ValueError where they cannot be had; ``remedy`` says what to do where no category lists its joints.
+    Raises ValueError where they cannot be had; ``remedy`` is asked what to do where no category lists its joints.
     """
     listing = [category for category in chosen if category.entry.get("keypoints")]
     if not listing:
         if wanted is None:
-            raise ValueError(f"{where}: no category lists its keypoints, so the joints are unknown; {remedy}")
+            raise ValueError(f"{where}: no category lists its keypoints, so the joints are unknown; {remedy()}")
         return wanted, [f"{where} names no joints: taken for {wanted.name}"]
     joints = {category.name: _joints(category, where) for category in listing}
     first = next(iter(joints.values()))

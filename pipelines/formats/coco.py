@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def parse_coco(
     """
     check_layout(content, path)
     chosen, persons = choose(content.get("categories"), categories, path.name)
-    found, remarks = skeleton_of(persons, skeleton, path.name, _why_no_joints(content))
+    found, remarks = skeleton_of(persons, skeleton, path.name, partial(_why_no_joints, content))
     images = ImageTable(content["images"], named=named)
     reader = _Reader(images, chosen, found, path.name)
     annotations = reader.read(content["annotations"])
@@ -80,7 +81,7 @@ def check_layout(content: Any, path: Path) -> None:
 
 
 def _why_no_joints(content: dict[str, Any]) -> str:
-    """What to do about categories of which none lists joints."""
+    """What to do about categories of which none lists joints. It looks through all annotations: for an error only."""
     names = [str(category.get("name")) for category in content.get("categories") or () if isinstance(category, dict)]
     joints = [name for name in names if is_joint(name)]
     if len(joints) > 1:
