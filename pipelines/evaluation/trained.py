@@ -60,20 +60,13 @@ class Trained:
         config: Mapping[str, Any],
         meta: Mapping[str, Any],
         skeleton: Skeleton,
+        parts: Mapping[str, Any] | None = None,
     ) -> Self:
-        """A network with its weights, and what its run's configuration says; ValueError for that of another version."""
-        return cls._from_parts(path, network, _settings(path, config), config, meta, skeleton)
+        """A network with its weights, and what its run's configuration says; ValueError for that of another version.
 
-    @classmethod
-    def _from_parts(
-        cls,
-        path: Path,
-        network: PoseNetwork,
-        parts: Mapping[str, Any],
-        config: Mapping[str, Any],
-        meta: Mapping[str, Any],
-        skeleton: Skeleton,
-    ) -> Self:
+        ``parts`` are the settings of ``config`` where they have been read already.
+        """
+        parts = parts or _settings(path, config)
         return cls(
             path=path,
             network=network.eval(),
@@ -158,7 +151,7 @@ def load_trained(
     _check_finite(path, found[name])
     # Validation looked at the published weights: peaks of others are of another height.
     meta = checkpoint.meta if name == published else {**checkpoint.meta, META: None}
-    return Trained._from_parts(path, network, parts, checkpoint.config, meta, store_skeleton)
+    return Trained.of(path, network, checkpoint.config, meta, store_skeleton, parts)
 
 
 def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
