@@ -27,7 +27,7 @@ from efafnet.platform import notice
 from efafnet.platform.cluster import ClusterConfig, connect, gpu_nodes
 from efafnet.platform.configuration import to_yaml
 from tests.metadata_service import action, metadata_service
-from tests.training_cases import ROOT, config_of, trace_of
+from tests.training_cases import ROOT, config_of, lives, newest_step, trace_of
 
 pytestmark = pytest.mark.slow
 
@@ -64,10 +64,6 @@ def begun(config: TrainConfig) -> Future[TrainResult]:
     return future
 
 
-def newest_step(config: TrainConfig) -> int:
-    return max((int(path.name[5:]) for path in (config.run_dir / "checkpoints").glob("step-*")), default=0)
-
-
 def wait_for(what: str, condition: Callable[[], bool], ended: Callable[[], bool]) -> float:
     """Wait, at most two minutes, and return the seconds it took."""
     began = time.monotonic()
@@ -76,12 +72,6 @@ def wait_for(what: str, condition: Callable[[], bool], ended: Callable[[], bool]
         assert time.monotonic() < began + 120, f"no {what} within two minutes"
         time.sleep(0.02)
     return time.monotonic() - began
-
-
-def lives(config: TrainConfig) -> list[tuple[int, int]]:
-    """Where the run was gone on with: (step, workers) of each restart."""
-    log = (config.run_dir / "train.log").read_text() if (config.run_dir / "train.log").exists() else ""
-    return [(int(step), int(count)) for step, count in re.findall(r"resuming at step (\d+) .*workers: (\d+)", log)]
 
 
 def global_batches(config: TrainConfig, steps: int) -> list[list[int]]:

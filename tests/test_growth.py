@@ -37,8 +37,8 @@ from efafnet.platform.capacity import ActorPool, capacity
 from efafnet.platform.cluster import ClusterConfig, connect
 from tests import test_tune
 from tests.processes import end_session, free_port
-from tests.test_faults import begun, lives, newest_step, wait_for
-from tests.training_cases import config_of, trace_of
+from tests.test_faults import begun, wait_for
+from tests.training_cases import config_of, lives, newest_step, trace_of
 
 pytestmark = [
     pytest.mark.slow,

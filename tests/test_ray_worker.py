@@ -26,7 +26,7 @@ from efafnet.pipelines.training.ray_worker import RayAsyncValidator
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
-from tests.training_cases import config_of, trace_of, train_until
+from tests.training_cases import config_of, lives, newest_step, trace_of, train_until
 
 RECORDED = ("epochs=24", "validation.every_epochs=8", "trace=true", "checkpoint={every_epochs: null, every_steps: 10}")
 
@@ -64,23 +64,14 @@ def test_workers_killed_and_stopped_on_the_way_change_nothing(
 def _break_workers(config: TrainConfig, lost: list[float]) -> None:
     """Kill one of the workers after step 40 and stop one after step 80; note how long the run stood still each time."""
     for step, number in ((40, signal.SIGKILL), (80, signal.SIGSTOP)):
-        if not _until(lambda step=step: _newest(config) >= step):  # type: ignore[misc]
+        if not _until(lambda step=step: newest_step(config) >= step):  # type: ignore[misc]
             return
-        before = _lives(config)
+        before = len(lives(config))
         workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
         workers[0].send_signal(number)
         began = time.monotonic()
-        if _until(lambda before=before: _lives(config) > before):  # type: ignore[misc]
+        if _until(lambda before=before: len(lives(config)) > before):  # type: ignore[misc]
             lost.append(time.monotonic() - began)
-
-
-def _newest(config: TrainConfig) -> int:
-    return max((int(path.name[5:]) for path in (config.run_dir / "checkpoints").glob("step-*")), default=0)
-
-
-def _lives(config: TrainConfig) -> int:
-    log = config.run_dir / "train.log"
-    return log.read_text().count("resuming at step") if log.exists() else 0
 
 
 def _until(condition: Callable[[], bool]) -> bool:

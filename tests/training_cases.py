@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,17 @@ def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
             rows.extend(entry["rows"])
             losses.append(entry["loss"])
     return steps
+
+
+def newest_step(config: TrainConfig) -> int:
+    """The newest checkpoint's step so far; 0 without one."""
+    return max((int(path.name[5:]) for path in (config.run_dir / "checkpoints").glob("step-*")), default=0)
+
+
+def lives(config: TrainConfig) -> list[tuple[int, int]]:
+    """Where the run was gone on with: (step, workers) of each restart."""
+    log = (config.run_dir / "train.log").read_text() if (config.run_dir / "train.log").exists() else ""
+    return [(int(step), int(count)) for step, count in re.findall(r"resuming at step (\d+) .*workers: (\d+)", log)]
 
 
 def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
