@@ -49,7 +49,7 @@ bench: $(INSTALLED)
 	@set -e; for claim in $(basename $(notdir $(wildcard benchmarks/bench_*.py))); do \
 	  echo "== $$claim"; $(RUN) benchmarks.$$claim; done
 
-# What became slower since the figures in benchmarks/figures/ were kept on this kind of machine. KEEP=--keep keeps new ones.
+# What became worse since the figures in benchmarks/figures/ were kept on this kind of machine. KEEP=--keep keeps new ones.
 bench-compare: $(INSTALLED)
 	$(RUN) benchmarks.compare $(KEEP)
 

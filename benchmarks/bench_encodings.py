@@ -170,7 +170,7 @@ def main() -> None:
             read = read_ms(store)
             record.add(f"prepare a picture, {name}", "CPU ms", prepared)
             record.add(f"read a sample, {name}", "CPU ms", read)
-            record.add(f"a crop, {name}", "kB", [size])
+            record.add(f"a crop, {name}", "kB", [size], exact=True)
             times = f"{statistics.median(prepared):.1f}", f"{statistics.median(read):.2f}"
             rows.append([name, f"{size:.0f}", *times, *quality])
         columns = ["", "kB a crop", "prepare, ms", "read, ms", "mean difference", "PSNR, dB", "joints, px", "not 0"]

@@ -216,7 +216,9 @@ def report_pair(
         found = paired_coverage(pair, size, trials=trials, replicates=replicates)
         for figure in FIGURES:
             off = abs(found[figure].covered - 100 * CONFIDENCE)
-            record.add(f"difference, {name}, {size} images, {figure}: off {CONFIDENCE:.0%}", "points", [off])
+            record.add(
+                f"difference, {name}, {size} images, {figure}: off {CONFIDENCE:.0%}", "points", [off], exact=True
+            )
         rows.append([size, *(_told(found[n]) for n in FIGURES)])
     console.table(
         ["images", *FIGURES],
@@ -242,7 +244,7 @@ def report(
         new, percentile = coverage(population, size, trials=trials, replicates=replicates)
         for figure in FIGURES:
             off = abs(new[figure].covered - 100 * CONFIDENCE)
-            record.add(f"{name}, {size} images, {figure}: off {CONFIDENCE:.0%}", "points", [off])
+            record.add(f"{name}, {size} images, {figure}: off {CONFIDENCE:.0%}", "points", [off], exact=True)
         rows.append([size, *(_told(new[n]) for n in FIGURES), *(_told(percentile[n]) for n in ("ap", "ap_50"))])
     console.table(
         ["images", *FIGURES, "percentile: ap", "percentile: ap_50"],

@@ -166,7 +166,7 @@ def report(tables: int, cases: Sequence[Case], record: Record) -> None:
         for scatter in ways:
             found = rates(case, tables, scatter)
             equal = equal or found.width
-            record.add(f"{case.name}, {scatter}: false claims", "share", [found.false_claims])
+            record.add(f"{case.name}, {scatter}: false claims", "share", [found.false_claims], exact=True)
             width = [] if scatter == "equal" else [f"{found.width / equal:.2f}"]
             cells += [f"{min(found.held):.3f}-{max(found.held):.3f}", f"{found.false_claims:.3f}", *width]
         rows.append([case.name, *cells])

@@ -152,6 +152,7 @@ def measure(
         # Forward, and twice as much backward; a multiply-add is two operations.
         rate = 6 * cost.multiply_adds * count / step_s / 1e12
         memory = peak_gib(call, row, count, device)
+        record.add(f"{row.name}, kept activations", "MB a crop", [cost.saved_bytes / 1e6], exact=True)
         told.append(
             [row.name, mode.name, f"{1000 * step_s:.0f}", f"{step_s / fastest[0]:.2f}", f"{count / step_s:.1f}",
              f"{cost.gmac:.2f}", f"{rate:.2f}", f"{memory:.2f}"]
@@ -220,13 +221,15 @@ def _batch_of(part: step_parts.Part, device: torch.device) -> Batch:
     return random_batch(part.count, part.row, device)
 
 
-def counts_table() -> list[list[object]]:
+def counts_table(record: Record) -> list[list[object]]:
     """Table rows of the operators of a step, without a GPU."""
     meta, told = torch.device("meta"), []
     for part in step_parts.parts(2):
         if part.count == 2:
             trainee = trainee_of(part.row, COUNTED_MODE, 2, meta)
-            told.append([part.row.name, step_parts.counted(part, trainee, _batch_of(part, meta))])
+            operators = step_parts.counted(part, trainee, _batch_of(part, meta))
+            record.add(part.row.name, "operators", [operators], exact=True)
+            told.append([part.row.name, operators])
     return told
 
 
@@ -243,12 +246,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device)
-    if given.count:
-        title = "operators of a step, a GPU's forms; casts and optimizer left out"
-        console.table(["network", "operators"], counts_table(), title=title)
-        return
     with recorded("bench_step", given, device) as record:
-        tables(given, device, began + BUDGET_S, record)
+        if given.count:
+            title = "operators of a step, a GPU's forms; casts and optimizer left out"
+            console.table(["network", "operators"], counts_table(record), title=title)
+        else:
+            tables(given, device, began + BUDGET_S, record)
 
 
 def tables(given: argparse.Namespace, device: torch.device, until: float, record: Record) -> None:

@@ -1,13 +1,14 @@
-"""What became slower: benchmarks as they run now, held against what they were on this kind of machine.
+"""What became worse: benchmarks as they run now, held against what they were on this kind of machine.
 
     python -m benchmarks.compare                        # `make bench-compare`: runs QUICK and compares
     python -m benchmarks.compare bench_step bench_serve # others
     python -m benchmarks.compare --keep                 # runs, and keeps the figures as those to compare with
     python -m benchmarks.compare --files BEFORE.json NOW.json
 
-A figure became slower if its median moved to the worse by more than the figure scatters: by more than the larger range
-of its repetitions, then and now. One that was measured once each time cannot be judged. What is kept lies in
-`benchmarks/figures/`, a file per benchmark and kind of machine. Ends with 1 if anything became slower.
+A figure became worse (slower, larger) if its median moved that way by more than the figure scatters: by more than the
+larger range of its repetitions, then and now. Counts and sizes scatter by nothing: any change of them is told. A time
+that was measured once, then and now, cannot be judged. What is kept lies in `benchmarks/figures/`, a file per benchmark
+and kind of machine. Ends with 1 if anything became worse.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ QUICK: dict[str, tuple[str, ...]] = {
 }
 """Benchmarks of minutes, and their options. Others run with their own defaults."""
 
-Verdict = Literal["slower", "faster", "as before", "not judged"]
+Verdict = Literal["worse", "better", "as before", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,23 @@ class Change:
     now: Figure
 
     @property
-    def ratio(self) -> float:
-        """How many times as much it is now."""
-        return self.now.median / self.before.median
+    def ratio(self) -> float | None:
+        """How many times as much it is now; None if it was 0."""
+        return self._times(self.now.median)
 
     @property
     def scatter(self) -> float | None:
         """The larger range of the repetitions, then or now; None if both were measured once."""
         known = [figure.scatter for figure in (self.before, self.now) if figure.scatter is not None]
         return max(known, default=None)
+
+    @property
+    def scatter_ratio(self) -> float | None:
+        """The scatter as a multiple of the former figure; None if either is unknown or that was 0."""
+        return self._times(self.scatter)
+
+    def _times(self, value: float | None) -> float | None:
+        return None if value is None or self.before.median == 0 else value / self.before.median
 
     @property
     def verdict(self) -> Verdict:
@@ -65,7 +74,7 @@ class Change:
         moved = self.now.median - self.before.median
         if abs(moved) <= self.scatter:
             return "as before"
-        return "faster" if (moved > 0) == self.now.more_is_better else "slower"
+        return "better" if (moved > 0) == self.now.more_is_better else "worse"
 
 
 def changes(before: Record, now: Record) -> list[Change]:
@@ -84,11 +93,11 @@ def changes(before: Record, now: Record) -> list[Change]:
 
 
 def show(before: Record, now: Record) -> list[Change]:
-    """Print every figure beside its former value; return those that became slower."""
+    """Print every figure beside its former value; return those that became worse."""
     found = changes(before, now)
     rows = [
-        [c.name, c.now.unit, f"{c.before.median:.4g}", f"{c.now.median:.4g}", f"{c.ratio:.2f}",
-         "" if c.scatter is None else f"{c.scatter / c.before.median:.2f}", c.verdict]
+        [c.name, c.now.unit, f"{c.before.median:.4g}", f"{c.now.median:.4g}",
+         *("" if times is None else f"{times:.2f}" for times in (c.ratio, c.scatter_ratio)), c.verdict]
         for c in found
     ]  # fmt: skip
     columns = ["figure", "unit", "before", "now", "times", "scatter, times", ""]
@@ -99,7 +108,7 @@ def show(before: Record, now: Record) -> list[Change]:
     gone = sorted(before.figures.keys() - now.figures.keys())
     if gone:
         console.warn(f"{now.benchmark}: not measured any more: {', '.join(gone)}")
-    return [change for change in found if change.verdict == "slower"]
+    return [change for change in found if change.verdict == "worse"]
 
 
 def measured(benchmark: str, folder: Path) -> Record:
@@ -111,8 +120,8 @@ def measured(benchmark: str, folder: Path) -> Record:
 
 
 def run(benchmarks: Sequence[str], *, keep: bool) -> list[Change]:
-    """Run benchmarks one after the other, compare each or keep its figures; return what became slower."""
-    slower = []
+    """Run benchmarks one after the other, compare each or keep its figures; return what became worse."""
+    worse = []
     with tempfile.TemporaryDirectory() as folder:
         for benchmark in benchmarks:
             now = measured(benchmark, Path(folder))
@@ -121,27 +130,28 @@ def run(benchmarks: Sequence[str], *, keep: bool) -> list[Change]:
                 now.write(kept)
                 console.note(f"kept {kept}")
             elif kept.exists():
-                slower += show(Record.read(kept), now)
+                worse += show(Record.read(kept), now)
             else:
                 console.warn(f"{benchmark}: nothing is kept of {now.machine}; keep these figures with --keep")
-    return slower
+    return worse
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Compare and print; 1 if anything became slower."""
+    """Compare and print; 1 if anything became worse."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmarks", nargs="*", default=[*QUICK], help="names of benchmarks")
     parser.add_argument("--keep", action="store_true", help="keep the figures as those to compare with")
     parser.add_argument("--files", type=Path, nargs=2, metavar=("BEFORE", "NOW"), help="compare two files of --json")
     given = parser.parse_args(words)
     try:
-        slower = show(*map(Record.read, given.files)) if given.files else run(given.benchmarks, keep=given.keep)
+        worse = show(*map(Record.read, given.files)) if given.files else run(given.benchmarks, keep=given.keep)
     except (OSError, ValueError) as error:
         console.fail(str(error))
         return 2
-    for change in slower:
-        console.warn(f"slower: {change.name}, {change.ratio:.2f} times what it was, {change.now.unit}")
-    return int(bool(slower))
+    for change in worse:
+        told = f"{change.before.median:.4g} {change.now.unit} before, {change.now.median:.4g} now"
+        console.warn(f"worse: {change.name}, {told}")
+    return int(bool(worse))
 
 
 if __name__ == "__main__":

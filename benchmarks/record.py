@@ -36,6 +36,8 @@ class Figure:
     """Of each repetition, in order; at least one."""
     more_is_better: bool = False
     """Whether a larger value is the better one, as with rates; otherwise a smaller one is, as with times."""
+    exact: bool = False
+    """Whether the same code always gives this value, as with counts, sizes and simulations from one seed."""
 
     @property
     def median(self) -> float:
@@ -44,7 +46,9 @@ class Figure:
 
     @property
     def scatter(self) -> float | None:
-        """Largest less smallest value; None for a single one, whose scatter nobody knows."""
+        """Largest less smallest value; 0 of an exact figure; None for a single one, whose scatter nobody knows."""
+        if self.exact:
+            return 0.0
         return max(self.values) - min(self.values) if len(self.values) > 1 else None
 
 
@@ -71,10 +75,12 @@ class Record:
         commit = f"{code['git_commit'] or code['source_digest']}{'+' if code['git_dirty'] else ''}"
         return cls(benchmark, "", plain, commit, package_versions(_PACKAGES))
 
-    def add(self, name: str, unit: str, values: Sequence[float], *, more_is_better: bool = False) -> None:
+    def add(
+        self, name: str, unit: str, values: Sequence[float], *, more_is_better: bool = False, exact: bool = False
+    ) -> None:
         """Remember a figure by its repetitions; four digits of each are kept."""
         rounded = tuple(float(f"{value:.4g}") for value in values)
-        self.figures[name] = Figure(unit, rounded, more_is_better)
+        self.figures[name] = Figure(unit, rounded, more_is_better, exact)
 
     def write(self, path: Path) -> None:
         """Write the record, one line per figure."""
@@ -95,8 +101,7 @@ class Record:
         try:
             tree: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             figures = {
-                name: Figure(entry["unit"], tuple(entry["values"]), entry["more_is_better"])
-                for name, entry in tree["figures"].items()
+                name: Figure(**{**entry, "values": tuple(entry["values"])}) for name, entry in tree["figures"].items()
             }
             return cls(**{**tree, "figures": figures})
         except (ValueError, KeyError, TypeError) as error:

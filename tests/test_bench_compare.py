@@ -22,6 +22,10 @@ def ms(*values: float) -> Figure:
     return Figure("ms", values)
 
 
+def exact(value: float) -> Figure:
+    return Figure("kB", (value,), exact=True)
+
+
 def rate(*values: float) -> Figure:
     return Figure("1/s", values, more_is_better=True)
 
@@ -30,17 +34,22 @@ def rate(*values: float) -> Figure:
     ("before", "now", "verdict"),
     [
         # Medians 11 and 14 differ by 3: more than the ranges 2 and 2.
-        (ms(10, 11, 12), ms(13, 15, 14), "slower"),
-        (rate(10, 11, 12), rate(13, 15, 14), "faster"),
-        (ms(13, 15, 14), ms(10, 11, 12), "faster"),
-        (rate(13, 15, 14), rate(10, 11, 12), "slower"),
+        (ms(10, 11, 12), ms(13, 15, 14), "worse"),
+        (rate(10, 11, 12), rate(13, 15, 14), "better"),
+        (ms(13, 15, 14), ms(10, 11, 12), "better"),
+        (rate(13, 15, 14), rate(10, 11, 12), "worse"),
         # The same medians, one of them with a range of 3, then or now.
         (ms(10, 11, 12), ms(13, 16, 14), "as before"),
         (ms(9, 11, 12), ms(13, 15, 14), "as before"),
         # A single measurement is judged by the scatter of the other side, two by nothing.
-        (ms(10), ms(13, 15, 14), "slower"),
+        (ms(10), ms(13, 15, 14), "worse"),
         (ms(10, 11, 12), ms(13), "as before"),
         (ms(10), ms(30), "not judged"),
+        # What is counted does not scatter: the smallest difference is a change.
+        (exact(85), exact(86), "worse"),
+        (exact(85), exact(84), "better"),
+        (exact(85), exact(85), "as before"),
+        (exact(0), exact(1), "worse"),
     ],
 )
 def test_a_figure_has_moved_if_by_more_than_it_scatters(before: Figure, now: Figure, verdict: Verdict) -> None:
@@ -49,7 +58,9 @@ def test_a_figure_has_moved_if_by_more_than_it_scatters(before: Figure, now: Fig
 
 def test_a_change_is_told_in_times_and_scatter() -> None:
     change = Change("step", ms(10, 11, 12), ms(20, 22, 28))
-    assert (change.ratio, change.scatter) == (2.0, 8)
+    assert (change.ratio, change.scatter, change.scatter_ratio) == (2.0, 8, 8 / 11)
+    change = Change("false claims", exact(0), exact(2))
+    assert (change.ratio, change.scatter, change.scatter_ratio) == (None, 0, None)
 
 
 def test_only_the_same_measurement_is_compared() -> None:
@@ -67,12 +78,15 @@ def test_two_files_are_compared_and_what_became_slower_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, now = tmp_path / "before.json", tmp_path / "folder" / "now.json"
-    record(step=ms(10.0, 11.0), read=rate(100.0, 101.0), gone=ms(1.0)).write(before)
-    record(step=ms(20.0, 21.0), read=rate(100.5, 101.0)).write(now)
-    assert Record.read(before) == record(step=ms(10.0, 11.0), read=rate(100.0, 101.0), gone=ms(1.0))
+    figures = {"step": ms(10.0, 11.0), "read": rate(100.0, 101.0), "size": exact(0.0), "gone": ms(1.0)}
+    record(**figures).write(before)
+    record(step=ms(20.0, 21.0), read=rate(100.5, 101.0), size=exact(2.0)).write(now)
+    assert Record.read(before) == record(**figures)
     assert main(["--files", str(before), str(now)]) == 1
     shown = capsys.readouterr()
-    assert "slower: step, 1.95 times what it was, ms" in shown.err
+    told = " ".join(shown.err.split())
+    assert "worse: step, 10.5 ms before, 20.5 now" in told
+    assert "worse: size, 0 kB before, 2 now" in told
     assert "not measured any more: gone" in shown.err
     assert re.search(r"read +1/s +100\.5 +100\.8 +1\.00 +0\.01 +as before", shown.out.replace("│", ""))
     assert main(["--files", str(before), str(before)]) == 0
