@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ def test_duplicate_image_id() -> None:
         ({"shapes": [], "imagePath": "a.jpg"}, "this looks like labelme's file of one image"),
         ([{"data": {}, "annotations": []}], "these look like Label Studio's tasks"),
         ([{"image_id": 1, "keypoints": []}], "these look like COCO results"),
+        (
+            {"dataset": {"images": [], "annotations": []}},
+            "COCO annotations stand under 'dataset': write that object alone",
+        ),
+        ([{"images": [], "annotations": []}], "it is a list of 1 COCO annotations: write each to a file of its own"),
+        ('{"images": []}', r"it is one text: JSON that was written as JSON again\?"),
+        ({"items": [], "categories": {}}, "this looks like Datumaro's annotations"),
         ({"images": [], "annotations": [], "categories": []}, "the joints are unknown; no annotation has keypoints"),
         (
             {"images": [], "annotations": [{"keypoints": [1]}], "categories": []},
@@ -115,13 +123,40 @@ def test_files_that_are_not_json(tmp_path: Path) -> None:
         (b"PK\x03\x04abc", "it is a ZIP archive: unpack it"),
         ('{"name": "Persön"}'.encode("latin1"), "save it as UTF-8"),
         (b'{"a": 1}\n{"a": 2}\n{"a": 3}\n', "it holds a JSON document in each line: make them one"),
-        (b'{"a": 1}\n{"a": 2', "it may be truncated or another format"),
+        (b'{"a": 1}\n{"a": 2', "another document follows the first one"),
+        (b'{"a": [1, 2', "it may be truncated or another format"),
+        (b'{"a": [1],\n }', "the comma before that bracket is one too many"),
+        (b'{"a": [1, ], "b": 2}', "the comma before that bracket is one too many"),
+        (b"[1][2]", "another document follows the first one: make them one"),
+        (lzma.compress(b"{}"), "it is compressed by xz: unpack it"),
+        (b"\x28\xb5\x2f\xfdabc", "it is compressed by Zstandard: unpack it"),
+        (b"7z\xbc\xaf\x27\x1cabc", "it is a 7z archive: unpack it"),
+        (bytes(257) + b"ustar\x0000", "it is a tar archive: unpack it"),
+        (b"\x89HDF\r\n\x1a\n", "it is an HDF5 file, as those of SLEAP"),
+        (b"\xff\xd8\xff\xe0abc", r"it is a JPEG image: are two arguments swapped\?"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS: fetch the file itself"),
+        (b'<?xml version="1.0"?><annotations/>', "it is XML, as CVAT's and VOC's annotations: export COCO keypoints"),
+        (b"<!DOCTYPE html>", "it is XML or HTML: if a server answered"),
+        (b"{'images': []}", "it is Python's notation, in single quotes: write it by json.dump"),
+        (b"scorer,me\nbodyparts,nose\n", r"it begins with b'scorer,me\\nbodyparts,nose.*another format\?"),
+        (b"0 0.5 0.5 0.2 0.3\n", "it begins with b'0 0.5 0.5 0.2 0.3"),
+        (b"// exported\n{}", "it begins with b'// exported"),
     ],
 )
 def test_what_is_no_json_is_named(tmp_path: Path, data: bytes, says: str) -> None:
     (tmp_path / "a.json").write_bytes(data)
     with pytest.raises(ValueError, match=rf"a\.json is not valid JSON \(.*\); {says}"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_list_that_stands_in_a_file_twice_is_not_half_lost(tmp_path: Path) -> None:
+    """JSON's readers take the last of two equal keys; files joined by hand have both."""
+    (tmp_path / "a.json").write_text('{"images": [], "annotations": [{"id": 1}], "annotations": []}')
+    with pytest.raises(ValueError, match=r"a\.json has 'annotations' more than once; join what stands under both"):
+        read_json(tmp_path / "a.json")
+    # In other objects the same word is their own business.
+    (tmp_path / "a.json").write_text('{"info": {"info": 1}, "images": [{"info": 2, "info": 3}]}')
+    assert read_json(tmp_path / "a.json") == {"info": {"info": 1}, "images": [{"info": 3}]}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])

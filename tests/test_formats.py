@@ -125,6 +125,18 @@ def test_absent_joints_may_lie_anywhere() -> None:
     assert annotation.keypoints[:48] == tuple(_person()["keypoints"][:48])
 
 
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_a_joint_of_which_nothing_is_said_is_absent(nothing: float | None) -> None:
+    keypoints = [*[nothing] * 3, *_person()["keypoints"][3:]]
+    (annotation,) = parse_coco(crop_data.content(_person(keypoints=keypoints, num_keypoints=None)), _PATH).annotations
+    assert annotation.keypoints[:3] == (0.0, 0.0, 0.0)
+    assert annotation.num_keypoints == 16
+    # A place that is said makes it a joint with its visibility missing.
+    keypoints[0] = 12.0
+    (reject,) = parse_coco(crop_data.content(_person(keypoints=keypoints)), _PATH).rejects
+    assert f"has v={nothing} at joint 0 (nose); v must be 0" in reject.detail
+
+
 def test_fractions_of_visibility_are_annotated_joints_and_told() -> None:
     """COCO-WholeBody has v = .73; AI Challenger's 3 means not annotated, so nothing above 2 is guessed."""
     keypoints = _person()["keypoints"]
@@ -168,6 +180,7 @@ def test_missing_annotation_ids_are_numbered_and_told() -> None:
         ({"num_keypoints": True}, "annotation_invalid", "annotation 7 has num_keypoints True"),
         ({"keypoints": {"nose": [1, 2]}}, "keypoints_invalid", "annotation 7 has keypoints {'nose': [1, 2]}"),
         ({"keypoints": [1e300, 1, 2] * 17}, "keypoints_invalid", "has x=1e+300, y=1 at joint 0 (nose)"),
+        ({"keypoints": [math.nan, 1, 2] * 17}, "keypoints_invalid", "both must be finite numbers, or v 0 where it is"),
         ({"keypoints": [1, 2] * 17}, "keypoints_invalid", "17 joints): x and y without visibility?"),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ def keypoints_of(value: Any, skeleton: Skeleton) -> list[float] | str:
     """3K numbers of one annotation, or what is wrong with them.
 
     Text that says numbers counts, and a list for each joint. A joint with v = 0 is absent whatever its place says:
-    null, NaN.
+    null, NaN; and so is one of which all three are null or NaN.
     """
     if not isinstance(value, list):
         return f"has keypoints {shown(value)}; it must be a list of numbers"
@@ -58,7 +59,7 @@ def keypoints_of(value: Any, skeleton: Skeleton) -> list[float] | str:
     found: list[float] = []
     for joint, name in enumerate(skeleton.joints):
         given = value[3 * joint : 3 * joint + 3]
-        x, y, v = map(number, given)
+        x, y, v = (0.0, 0.0, 0.0) if all(map(_is_nothing, given)) else map(number, given)
         if v is None or not 0 <= v <= 2:
             absent = ". AI Challenger writes 3 for absent joints: make it 0" if v == 3 else ""
             rule = "v must be 0 (absent), 1 (hidden) or 2 (visible)"
@@ -66,7 +67,12 @@ def keypoints_of(value: Any, skeleton: Skeleton) -> list[float] | str:
         places = [place if place is not None and abs(place) <= MAX_PX else None for place in (x, y)]
         if v > 0 and None in places:
             return (
-                f"has x={shown(given[0])}, y={shown(given[1])} at joint {joint} ({name}); both must be finite numbers"
+                f"has x={shown(given[0])}, y={shown(given[1])} at joint {joint} ({name}); both must be finite numbers, "
+                "or v 0 where it is absent"
             )
         found += [*(place or 0.0 for place in places), v if v % 1 == 0 else 2.0]
     return found
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
