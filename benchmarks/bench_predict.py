@@ -1,12 +1,13 @@
-"""Pictures per second of `efafnet predict`: images with boxes, a video, with and without drawing, and in series.
+"""Pictures per second of `efafnet predict`: images with boxes, a video, with a detector; side by side or in series.
 
     python -m benchmarks.bench_predict
 
 Made-up images of 640x480 with three boxes each, and a video of them, through an untrained network in this process.
-`in series` takes away what lets decoding, finding, predicting and drawing work side by side, so the ratio is what the
-stages gain on the cores there are. Rounds in turns; by the clock, and processor time beside it. `--detector` also looks
-for persons with an untrained Faster R-CNN (mobilenet_v3_large_320_fpn), one frame at a time and eight together, and
-both in series as well.
+Decoding, finding, predicting and drawing work in series, side by side, and side by side with one thread of torch fewer,
+so that a core is left to the others: `predict` itself takes the first where torch's threads fill the cores, and side by
+side else. Rounds in turns; by the clock, and processor time beside it. `--detector` also looks for persons with an
+untrained Faster R-CNN (mobilenet_v3_large_320_fpn), one frame at a time and eight together. `--case NAME` measures
+those cases alone whose names begin so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,20 +32,16 @@ from numpy.typing import NDArray
 from benchmarks.record import Record, add_option, recorded
 from efafnet.models.network import NetworkConfig, build_network
 from efafnet.models.skeleton import COCO_17
-from efafnet.pipelines.prediction import file_prediction
 from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.predict import run_predict
-from efafnet.platform import console
+from efafnet.platform import console, machine
 from efafnet.platform.checkpoint import save_checkpoint
 
 DETECTOR = "fasterrcnn_mobilenet_v3_large_320_fpn"
 SIZE = (640, 480)
 PERSONS = 3
-_NO_STAGES = {"prefetched": lambda items, _pieces: _in_series(items)}
-
-
-def _in_series(items: Iterator[Any]) -> Generator[Any]:
-    yield from items
+WAYS = {"in series": (False, 0), "side by side": (True, 0), "side by side, a thread fewer": (True, 1)}
+"""Whether stages work side by side, and threads of torch that are left away."""
 
 
 def _pictures(count: int) -> Iterator[NDArray[np.uint8]]:
@@ -89,15 +86,13 @@ def _network(folder: Path, encoder: str) -> Path:
     return folder / "checkpoint"
 
 
-def _cases(folder: Path, given: argparse.Namespace) -> dict[str, tuple[dict[str, Any], bool]]:
-    """Settings of each case, and whether its stages work side by side."""
+def _cases(folder: Path, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Settings of each case."""
     images = {"inputs": [folder / "images"], "boxes": folder / "boxes.json"}
     video = {"inputs": [folder / "video.mp4"], "boxes": folder / "frames.json"}
-    cases: dict[str, tuple[dict[str, Any], bool]] = {}
-    for name, inputs in (("images", images), ("video", video)):
-        cases[f"{name}, drawn"] = inputs, True
-        cases[f"{name}, drawn, in series"] = inputs, False
-        cases[f"{name}, not drawn"] = {**inputs, "pictures": False}, True
+    cases: dict[str, dict[str, Any]] = {
+        "images, drawn": images, "video, drawn": video, "video, not drawn": {**video, "pictures": False},
+    }  # fmt: skip
     if given.detector:
         from torchvision.models import get_model  # type: ignore[import-untyped]
 
@@ -105,10 +100,21 @@ def _cases(folder: Path, given: argparse.Namespace) -> dict[str, tuple[dict[str,
         torch.save(get_model(DETECTOR, weights=None, weights_backbone=None).state_dict(), weights)
         for size in (1, 8):
             detector = {"name": DETECTOR, "weights": weights, "batch_size": size}
-            searched = {"inputs": [folder / "video.mp4"], "detector": detector}
-            cases[f"video, detector by {size}"] = searched, True
-            cases[f"video, detector by {size}, in series"] = searched, False
-    return cases
+            cases[f"video, detector by {size}"] = {"inputs": [folder / "video.mp4"], "detector": detector}
+    return {name: settings for name, settings in cases.items() if name.startswith(given.case)}
+
+
+@contextlib.contextmanager
+def _working(way: str) -> Iterator[None]:
+    """Predict that way, whatever this machine would do."""
+    side_by_side, fewer = WAYS[way]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - fewer))
+    try:
+        with mock.patch.object(machine, "has_core_beside", return_value=side_by_side):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _timed(call: Callable[[], object]) -> tuple[float, float]:
@@ -123,15 +129,15 @@ def _measure(folder: Path, given: argparse.Namespace, record: Record) -> None:
     _inputs(folder, given.pictures)
     checkpoint = _network(folder, given.encoder)
     cases = _cases(folder, given)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    found: dict[str, list[tuple[float, float]]] = {f"{name}, {way}": [] for name in cases for way in WAYS}
     for _ in range(given.rounds):
-        for name, (settings, staged) in cases.items():
+        for name, settings in cases.items():
             config = PredictConfig.model_validate(
                 {"checkpoint": checkpoint, "output": folder / "out", "overwrite": True, **settings}
             )
-            changed = {} if staged else _NO_STAGES
-            with mock.patch.multiple(file_prediction, **changed) if changed else contextlib.nullcontext():
-                found[name].append(_timed(lambda config=config: run_predict(config)))  # type: ignore[misc]
+            for way in WAYS:
+                with _working(way):
+                    found[f"{name}, {way}"].append(_timed(lambda config=config: run_predict(config)))  # type: ignore[misc]
     rows = []
     for name, times in found.items():
         rates = [given.pictures / clock_s for clock_s, _ in times]
@@ -148,6 +154,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=150, help="images, and frames of the video")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--detector", action="store_true", help="also with a person detector")
+    parser.add_argument("--case", default="", help="only the cases whose names begin so")
     add_option(parser)
     given = parser.parse_args()
     with recorded("bench_predict", given) as record, tempfile.TemporaryDirectory() as folder:

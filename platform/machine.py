@@ -230,6 +230,19 @@ def reading_threads(*, beside_gpu: bool) -> int:
     return max(1, min(_MOST_READERS, given - 1)) if beside_gpu else max(1, given // 4)
 
 
+def has_core_beside(device: torch.device) -> bool:
+    """Whether work beside the networks on ``device`` finds a core that they do not fill.
+
+    On a GPU they leave the cores alone. On a CPU each pass fills as many as torch has threads, and these wait for each
+    other: one that shares its core with other work holds up all, which costs more than the other work takes by itself.
+    By default torch has a thread for every physical core, so a core is free where each counts as two, or where fewer
+    threads are given (``OMP_NUM_THREADS``, the ``cpus`` of an actor).
+    """
+    import torch
+
+    return device.type != "cpu" or torch.get_num_threads() < cores()
+
+
 def _quota(control_group: Path) -> float:
     """Cores' worth of time that the container may take (cgroup v2 ``cpu.max``: microseconds per period)."""
     try:

@@ -129,3 +129,23 @@ def test_cores_are_those_a_container_may_use(
     if quota is not None:
         (tmp_path / "cpu.max").write_text(quota + "\n")
     assert machine.cores(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "threads", "expected"),
+    [
+        ("cpu", 2, 2, False),  # torch's default without hyperthreads: its threads fill the cores
+        ("cpu", 16, 16, False),
+        ("cpu", 16, 8, True),  # its default with them
+        ("cpu", 4, 3, True),  # fewer were given
+        ("cpu", 1, 1, False),
+        ("cpu", 2, 4, False),  # more than a container's quota
+        ("cuda", 1, 1, True),  # the cores have nothing else to do
+    ],
+)
+def test_work_beside_the_networks_needs_a_core_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str, cores: int, threads: int, expected: bool
+) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert machine.has_core_beside(torch.device(device)) is expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from efafnet.pipelines import cli
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import EvaluateConfig
 from efafnet.pipelines.evaluation.evaluate import evaluate
-from efafnet.pipelines.prediction import PosePredictor, file_prediction
+from efafnet.pipelines.prediction import PosePredictor, file_prediction, media
 from efafnet.pipelines.prediction.config import PredictConfig
-from efafnet.pipelines.prediction.media import UnreadableError, find_sources, read_video
+from efafnet.pipelines.prediction.media import Frame, Source, UnreadableError, find_sources, read_video
 from efafnet.pipelines.prediction.person_boxes import Boxes
 from efafnet.pipelines.prediction.predict import Prediction, run_predict
+from efafnet.platform import machine
 from efafnet.platform.configuration import resolve
 from tests import crop_data, prediction_cases
 
@@ -97,6 +99,25 @@ def test_only_the_images_asked_for(place: Path, tmp_path: Path) -> None:
     assert [image["id"] for image in some.images] == [3, 2]
     for found in some.results:
         assert any(np.allclose(found["keypoints"], r["keypoints"], atol=1e-3) for r in whole.results)
+
+
+def test_side_by_side_and_in_series_the_same_is_found(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading: list[bool] = []
+
+    def read_image(source: Source, *, upright: bool) -> Frame:
+        reading.append(threading.current_thread() is threading.main_thread())
+        return media.read_image(source, upright=upright)
+
+    monkeypatch.setattr(file_prediction, "read_image", read_image)
+    found = {}
+    for side_by_side in (True, False):
+        monkeypatch.setattr(machine, "has_core_beside", lambda _device, chosen=side_by_side: chosen)
+        found[side_by_side] = _predict(place, tmp_path / str(side_by_side), pictures=False)
+    assert reading == [False] * 4 + [True] * 4
+    assert found[True].results == found[False].results
+    assert len(found[True].results) == 12
 
 
 def test_an_image_that_is_not_listed_takes_nobodys_id(place: Path, tmp_path: Path) -> None:

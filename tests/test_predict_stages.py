@@ -1,14 +1,14 @@
-"""Stages side by side: order, errors, and threads that end."""
+"""Stages side by side or in series: order, errors, and threads that end."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
-from efafnet.pipelines.prediction.stages import prefetched
+from efafnet.pipelines.prediction.stages import ahead, prefetched
 
 
 def test_pieces_come_in_order_and_no_more_than_wanted_are_made() -> None:
@@ -39,6 +39,22 @@ def test_two_stages_work_at_the_same_time() -> None:
     stage = prefetched(first(), 1)
     for _ in stage:
         meeting.wait()
+
+
+def test_in_series_a_piece_is_made_when_it_is_asked_for() -> None:
+    made: list[int] = []
+
+    def pieces() -> Generator[int]:
+        for n in range(3):
+            made.append(n)
+            yield n
+
+    threads = threading.active_count()
+    stage = ahead(pieces(), 2, side_by_side=False)
+    assert made == []
+    assert (next(stage), made) == (0, [0])
+    assert (next(stage), made) == (1, [0, 1])
+    assert threading.active_count() == threads
 
 
 def test_an_error_comes_after_what_was_made_before_it() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,8 @@ from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.prediction.config import DetectConfig
 from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from efafnet.pipelines.prediction.person_boxes import Boxes
-from efafnet.pipelines.prediction.stages import prefetched
-from efafnet.platform import console
+from efafnet.pipelines.prediction.stages import ahead
+from efafnet.platform import console, machine
 from efafnet.platform.provenance import code_version
 from efafnet.platform.storage import check_output_file, sha256_bytes, sha256_file, write_json, write_text
 
@@ -73,7 +73,7 @@ def run_detect(config: DetectConfig) -> Detected:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     detector = PersonDetector(config.detector, device)
     began = time.monotonic()
-    results = _results(config, images, detector)
+    results = _results(config, images, detector, side_by_side=machine.has_core_beside(device))
     seconds = time.monotonic() - began
     figures = box_figures(results, images.truth) if results else dict.fromkeys(_FIGURES, 0.0)
     text = json.dumps(results, separators=(",", ":")) + "\n"
@@ -126,10 +126,12 @@ def _folder(location: str) -> ImageFolder:
     return folder
 
 
-def _results(config: DetectConfig, images: ImageSet, detector: PersonDetector) -> list[dict[str, Any]]:
+def _results(
+    config: DetectConfig, images: ImageSet, detector: PersonDetector, *, side_by_side: bool
+) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
     unreadable = 0
-    pictures = prefetched(_pictures(images), 2)
+    pictures = ahead(_pictures(images), 2, side_by_side=side_by_side)
     with console.progress("detecting", len(images.names), unit="pictures") as advance, closing(pictures):
         for together in in_batches(pictures, _pixels, detector.batch_size):
             advance(len(together))
@@ -162,7 +164,7 @@ def _entries(found: Boxes, image_id: int, category_id: int) -> list[dict[str, An
     ]  # fmt: skip
 
 
-def _pictures(images: ImageSet) -> Iterator[tuple[int, NDArray[np.uint8] | str]]:
+def _pictures(images: ImageSet) -> Generator[tuple[int, NDArray[np.uint8] | str]]:
     """Each image's id with its pixels (h, w, 3) RGB, or with what is wrong with it."""
     for image_id, name in images.names.items():
         try:

@@ -1,7 +1,8 @@
 """From files to records: decode once, find the persons, predict them in batches, draw; here or by Ray Data.
 
-Decoding, finding persons, predicting them, and drawing are four stages that work side by side, each a little ahead of
-the next. What a video takes of memory does not depend on its length.
+Decoding, finding persons, predicting them, and drawing are four stages. They work side by side, each a little ahead of
+the next, where the networks leave a core to the others, and in series elsewhere. What a video takes of memory does not
+depend on its length.
 
 With Ray Data a row is a file (a video is one row), a block of rows is one task of an actor that loaded the network
 once, and what comes back are records: the drawn pictures are written by the actors.
@@ -35,7 +36,7 @@ from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
 from efafnet.pipelines.prediction.pictures import Pictures, draw_results, explained
 from efafnet.pipelines.prediction.pose_predictor import PosePredictor
 from efafnet.pipelines.prediction.spool import Record
-from efafnet.pipelines.prediction.stages import prefetched
+from efafnet.pipelines.prediction.stages import ahead
 from efafnet.pipelines.prediction.tracking import Tracker
 from efafnet.platform import console, machine
 
@@ -104,7 +105,8 @@ class Worker:
             job.checkpoint, weights=job.weights, skeleton=job.skeleton, test=job.test, device=device
         )
         self._detector = PersonDetector(job.detector, device) if job.boxes_from == "detector" else None
-        # Both networks compute at once: neither may change the arithmetic under the other.
+        self._side_by_side = machine.has_core_beside(device)
+        # Both networks may compute at once: neither may change the arithmetic under the other.
         machine.set_float32(machine.precision_for(self.predictor.trained.test.precision, device))
 
     def __call__(self, tasks: Iterable[Task]) -> Iterator[Record]:
@@ -112,8 +114,9 @@ class Worker:
 
         Raises UnreadableError for a file that cannot be read, unless the job skips those.
         """
-        frames = prefetched(self._frames(tasks), _FRAMES_AHEAD)
-        predicted = prefetched(self._predicted(prefetched(self._views(frames), _FRAMES_AHEAD)), _VIEWS_AHEAD)
+        frames = ahead(self._frames(tasks), _FRAMES_AHEAD, side_by_side=self._side_by_side)
+        views = ahead(self._views(frames), _FRAMES_AHEAD, side_by_side=self._side_by_side)
+        predicted = ahead(self._predicted(views), _VIEWS_AHEAD, side_by_side=self._side_by_side)
         pictures = None if self.job.pictures is None else Pictures(self.job.pictures, self.job.frame_step)
         tracker, video = None, -1
         try:
@@ -150,7 +153,7 @@ class Worker:
     def _sure_from(self) -> float:
         return self.predictor.trained.test.joint_score_threshold
 
-    def _frames(self, tasks: Iterable[Task]) -> Iterator[tuple[Task, Frame]]:
+    def _frames(self, tasks: Iterable[Task]) -> Generator[tuple[Task, Frame]]:
         for task in tasks:
             try:
                 if task.source.is_video:
@@ -162,7 +165,7 @@ class Worker:
                     raise UnreadableError(f"{error}, for all such with skip_unreadable=true") from error
                 console.warn(error)
 
-    def _views(self, frames: Generator[tuple[Task, Frame]]) -> Iterator[_View]:
+    def _views(self, frames: Generator[tuple[Task, Frame]]) -> Generator[_View]:
         with closing(frames):
             size = 1 if self._detector is None else self._detector.batch_size
             for together in in_batches(frames, lambda item: item[1].pixels, size):
@@ -180,7 +183,7 @@ class Worker:
             return whole_image(width, height)
         return task.boxes.get(frame.number, Boxes.of([])).cut(width, height, self.job.box_rule)
 
-    def _predicted(self, views: Generator[_View]) -> Iterator[tuple[_View, NDArray[np.float64]]]:
+    def _predicted(self, views: Generator[_View]) -> Generator[tuple[_View, NDArray[np.float64]]]:
         """Views with their keypoints (N, K, 3): as many together as fill a batch, or the memory set aside for it."""
         waiting: list[_View] = []
         persons = held = 0

@@ -1,4 +1,4 @@
-"""Stages that work side by side: each takes what the one before has ready, a bounded number of pieces ahead."""
+"""Stages that work side by side where cores are free: each takes what the one before has ready, some pieces ahead."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class _End:
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
+
+
+def ahead(items: Generator[T], pieces: int, *, side_by_side: bool) -> Generator[T]:
+    """The items in order: ``prefetched``, or in series with whoever uses them, each made when it is asked for."""
+    return prefetched(items, pieces) if side_by_side else items
 
 
 def prefetched(items: Iterator[T], pieces: int) -> Generator[T]:
