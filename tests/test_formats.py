@@ -178,6 +178,8 @@ def test_missing_annotation_ids_are_numbered_and_told() -> None:
         ({"keypoints": [{"x": 1}] * 17}, "keypoints_invalid", "has 17 keypoint values ({'x': 1}, …); skeleton coco17"),
         ({"iscrowd": "maybe"}, "annotation_invalid", "annotation 7 has iscrowd 'maybe'; it must be 0 or 1"),
         ({"num_keypoints": True}, "annotation_invalid", "annotation 7 has num_keypoints True"),
+        ({"image_id": [1]}, "unknown_image", "annotation 7 has image_id [1] (a list; it must be an integer)"),
+        ({"keypoints": [1, 2, 2] * 26}, "keypoints_invalid", "17 joints): 26 joints? The category's keypoints must"),
         ({"keypoints": {"nose": [1, 2]}}, "keypoints_invalid", "annotation 7 has keypoints {'nose': [1, 2]}"),
         ({"keypoints": [1e300, 1, 2] * 17}, "keypoints_invalid", "has x=1e+300, y=1 at joint 0 (nose)"),
         ({"keypoints": [math.nan, 1, 2] * 17}, "keypoints_invalid", "both must be finite numbers, or v 0 where it is"),
@@ -202,6 +204,19 @@ def test_a_field_that_is_not_there_is_told_with_those_that_are() -> None:
         "annotation 7 has no bbox (its fields: 'id', 'image_id', 'box'); it must be four finite numbers",
         "annotation 8 has no image_id (its fields: 'id', 'img', 'bbox')",
     ]
+
+
+def test_a_file_under_two_ids_is_told() -> None:
+    content = crop_data.content(_person(), images=2)
+    assert parse_coco(content, _PATH).remarks == []
+    content["images"].append({**content["images"][0], "id": 9})
+    assert parse_coco(content, _PATH).remarks == [
+        "a.json: 1 files are listed under several ids (1.jpg: 1 and 9): their persons count once for each"
+    ]
+    # Who only measures needs no names.
+    for image in content["images"]:
+        del image["file_name"]
+    assert parse_coco(content, _PATH, named=False).remarks == []
 
 
 def test_names_that_no_file_can_have_are_refused() -> None:

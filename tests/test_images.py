@@ -246,7 +246,9 @@ def test_files_of_another_ending_or_in_a_subfolder_are_named(tmp_path: Path) -> 
     folder = ImageFolder(str(tmp_path))
     assert folder.near(["none.jpg", "A.jpg"]) == ("A.jpg", "a.png")
     assert folder.near(["C:\\x\\b.jpg"]) == ("C:\\x\\b.jpg", "sub/b.jpg")
-    assert folder.near(["none.jpg", ".."]) is None
+    for name in ("0f3a12bc-a.jpg", "a_jpg.rf.0123ABcd.jpg"):
+        assert folder.near([name]) == (name, "a.png"), "Label Studio's and Roboflow's names of it"
+    assert folder.near(["none.jpg", "x-a.jpg", ".."]) is None
     assert folder.near([]) is None
 
 
@@ -339,9 +341,21 @@ def test_names_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
             assert reason == "image_outside"
             assert detail == f"leads out of {folder.location} to {secret}; allow it with outside_images=true"
     assert ImageFolder(str(images), outside=True).read("../secret/private.png") == _png()
+    outside = ImageFolder(str(images))
+    assert outside.sizes(["link.png"]) == [-1]
+    assert outside.respelled({"link.png": -1}) == {}, "it is there by its own name, and no other spelling"
     remote = ImageFolder(images.as_uri())
     assert remote.read("inside.png") == _png()
     assert _refused(remote, "../secret/private.png")[0] == "image_outside"
+
+
+def test_a_link_to_itself_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    folder = ImageFolder(str(tmp_path))
+    assert folder.sizes(["loop.jpg"]) == [-1]
+    reason, detail = _refused(folder, "loop.jpg")
+    assert reason == "image_unreadable"
+    assert "symbolic links" in detail
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from efafnet.pipelines.formats.annotations import Annotations
 from efafnet.pipelines.formats.coco import parse_coco
-from efafnet.pipelines.formats.plausibility import plausibility_of
+from efafnet.pipelines.formats.plausibility import equal_scores, plausibility_of
 from tests import crop_data
 
 _PATH = Path("a.json")
@@ -69,6 +69,31 @@ def test_percent_of_large_images_are_remarked() -> None:
     assert remark == "a.json: all 3 boxes in images of 200 pixels and more end by 100: percent, not pixels?"
     content["annotations"][0]["bbox"] = [76, 25, 25, 50]
     assert "percent" not in " ".join(plausibility_of(parse_coco(content, _PATH), "a.json"))
+
+
+def test_boxes_that_are_the_whole_image_are_remarked() -> None:
+    """Joints 30 pixels apart and 48 high reach over more than half of 100x80, 24 high over less than half both ways."""
+
+    def whole(height: float) -> list[str]:
+        people = [crop_data.person(n, 1, [10.0, 10, 40, height]) for n in range(3)]
+        for person in people:
+            person["bbox"] = [0, 0, 100, 80]
+        return plausibility_of(parse_coco(crop_data.content(*people), _PATH), "a.json")
+
+    assert whole(60) == []
+    assert whole(30) == [
+        "a.json: 100 % of boxes are the whole image, though their joints reach over less than half of it: no persons' "
+        "boxes?"
+    ]
+
+
+def test_equal_scores_are_remarked() -> None:
+    results = [{"score": score} for score in (1.0, 1.0, 1.0)]
+    assert equal_scores(results) == [
+        "all 3 results have the score 1.0: AP ranks persons by it, equal ones as they stand"
+    ]
+    assert equal_scores([*results, {"score": 0.9}]) == []
+    assert equal_scores(results[:2]) == [], "two persons may be equally sure"
 
 
 def test_sigmas_in_percent_are_remarked() -> None:

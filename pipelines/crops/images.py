@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from efafnet.pipelines.crops.decode import DECODE_FLAGS
 from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
-from efafnet.pipelines.formats.names import name_parts, spellings, tails
+from efafnet.pipelines.formats.names import name_parts, original_stems, spellings, tails
 from efafnet.pipelines.formats.pixels import INVERSE, eight_bits, is_tiff, orientation_of, tiff_value, turned
 from efafnet.platform.credentials import full
 from efafnet.platform.mirror import is_address
@@ -39,6 +39,9 @@ _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 # What may follow entropy-coded data: end, another scan, tables, comments, application data, number of lines.
 _AFTER_SCAN = {0xD9, 0xDA, 0xC4, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+
+# OpenCV's own words on what it cannot read go to standard error past every logger; here each is an error with a name.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _LISTED = 200_000
 """Files of a folder that are looked through for those that are called nearly so."""
@@ -117,7 +120,8 @@ class ImageFolder:
         listings: dict[str, dict[str, str]] = {}
         spelled = {name: (self._local_spelling(tail, listings) for tail in tails(name)) for name in names}
         first = {name: next(filter(None, places), None) for name, places in spelled.items()}
-        return {name: there for name, there in first.items() if there is not None}
+        # What is there by its own name was missed for another reason: it leads out of the folder.
+        return {name: there for name, there in first.items() if there not in (None, name)}
 
     def respelled(self, sizes: Mapping[str, int]) -> dict[str, str]:
         """:meth:`spelled` for the names of ``sizes`` that are missing (-1).
@@ -129,7 +133,8 @@ class ImageFolder:
         return {name: there for name, there in spelled.items() if counted[there] == 1}
 
     def near(self, missing: Sequence[str]) -> tuple[str, str] | None:
-        """The first missing name of which the folder has a file of another ending, or of a subfolder; with that file.
+        """The first missing name of which the folder has a file of another ending, of a subfolder, or without what a
+        tool of annotation added to it; with that file.
 
         None where there is none, and for object storage, which is not listed.
         """
@@ -141,8 +146,8 @@ class ImageFolder:
             stems.setdefault(normalize("NFC", path.stem).casefold(), str(path.relative_to(self.location)))
         for name in missing:
             parts = name_parts(name)
-            there = stems.get(PurePosixPath(parts[-1]).stem.casefold()) if parts else None
-            if there is not None:
+            own = original_stems(PurePosixPath(parts[-1]).stem.casefold()) if parts else []
+            for there in filter(None, map(stems.get, own)):
                 return name, there
         return None
 
@@ -197,8 +202,10 @@ class ImageFolder:
 
     def _local(self, name: str) -> Path:
         path = Path(self.location) / name
-        if not self.outside and not path.resolve().is_relative_to(self._root):
-            raise self._leads_out(str(path.resolve()))
+        # Not Path.resolve, for which links that lead back to themselves are no error of the file system's.
+        place = Path(os.path.realpath(path))
+        if not self.outside and not place.is_relative_to(self._root):
+            raise self._leads_out(str(place))
         return path
 
     @cached_property

@@ -17,7 +17,7 @@ from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.part import chosen_images, part_of, tell_coverage, within
 from efafnet.pipelines.evaluation.results_file import DataFormat, Reference, read_reference, read_results
 from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
-from efafnet.pipelines.formats.plausibility import odd_results, repeated_results
+from efafnet.pipelines.formats.plausibility import equal_scores, odd_results, repeated_results
 from efafnet.platform import console
 from efafnet.platform.storage import atomic_directory, check_output, write_json
 
@@ -86,7 +86,8 @@ def score(config: ScoreConfig) -> Scored:
     _tell_ignored(reference)
     tell_coverage(results, reference.truth)
     shown = [result.get("keypoints") for result in results[:_SAMPLE]]
-    for remark in (*odd_results(shown, reference.truth.skeleton.num_joints), *repeated_results(results)):
+    joints = odd_results(shown, reference.truth.skeleton.num_joints)
+    for remark in (*joints, *repeated_results(results), *equal_scores(results)):
         console.warn(f"{config.predictions.name}: {remark}")
     try:
         scored = _scored(results, _others(config, chosen, whole), reference, config)

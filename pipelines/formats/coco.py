@@ -61,7 +61,7 @@ def parse_coco(
         annotations,
         [*images.rejects, *reader.rejects],
         "coco",
-        [*remarks, *reader.remarks],
+        [*remarks, *(f"{path.name}: {remark}" for remark in images.repeated()), *reader.remarks],
         chosen.numbers,
         chosen.names,
         reader.left_out,
@@ -192,9 +192,7 @@ class _Reader:
         name = f"annotation {annotation_id}"
         if image is None:
             given = entry.get("image_id")
-            lies = f"lies on image {shown(given)}, which is not listed"
-            detail = f"{name} {lies if 'image_id' in entry else 'has ' + told(entry, 'image_id')}"
-            return Reject("unknown_image", detail, integer(given), annotation_id)
+            return Reject("unknown_image", f"{name} {_no_image(entry)}", integer(given), annotation_id)
 
         def reject(reason: str, detail: str) -> Reject:
             return Reject(reason, f"{name} {detail}", image.image_id, annotation_id, image.file_name or None)
@@ -226,6 +224,16 @@ class _Reader:
             tuple(keypoints),
             _positive(entry.get("head_size")),
         )
+
+
+def _no_image(entry: dict[str, Any]) -> str:
+    """Why an annotation is on no image."""
+    given = entry.get("image_id")
+    if given is None:
+        return f"has {told(entry, 'image_id')}"
+    if integer(given) is None and not isinstance(given, str):
+        return f"has image_id {no_integer(given)}"
+    return f"lies on image {shown(given)}, which is not listed"
 
 
 def _listed(column: NDArray[Any]) -> list[Any]:

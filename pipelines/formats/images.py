@@ -30,6 +30,20 @@ class ImageTable:
         table.by_id.update((image.image_id, image) for image in images)
         return table
 
+    def repeated(self) -> list[str]:
+        """A remark on files that are listed under several ids, as where one set was joined to itself; else none."""
+        ids: dict[str, list[int]] = {}
+        for image in self.by_id.values():
+            ids.setdefault(image.file_name, []).append(image.image_id)
+        several = {name: found for name, found in ids.items() if name and len(found) > 1}
+        if not several:
+            return []
+        name, found = next(iter(several.items()))
+        return [
+            f"{len(several)} files are listed under several ids ({name}: {found[0]} and {found[1]}): their persons "
+            "count once for each"
+        ]
+
     def find(self, value: Any) -> ImageEntry | None:
         """The image that an entry of the same file means: by id, or by its file's name, with or without ending.
 

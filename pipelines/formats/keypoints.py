@@ -50,11 +50,11 @@ def keypoints_of(value: Any, skeleton: Skeleton) -> list[float] | str:
         value = [item for joint in value for item in joint]
     needed = 3 * skeleton.num_joints
     if len(value) != needed:
-        pairs = ": x and y without visibility?" if len(value) == 2 * skeleton.num_joints else ""
         what = "" if not value or number(value[0]) is not None else f" ({shown(value[0], 30)}, …)"
+        hint = "" if what else _hint(len(value), skeleton)
         return (
             f"has {len(value)} keypoint values{what}; skeleton {skeleton.name} needs {needed} (x, y, visibility of "
-            f"{skeleton.num_joints} joints){pairs}"
+            f"{skeleton.num_joints} joints){hint}"
         )
     found: list[float] = []
     for joint, name in enumerate(skeleton.joints):
@@ -72,6 +72,15 @@ def keypoints_of(value: Any, skeleton: Skeleton) -> list[float] | str:
             )
         found += [*(place or 0.0 for place in places), v if v % 1 == 0 else 2.0]
     return found
+
+
+def _hint(length: int, skeleton: Skeleton) -> str:
+    """What ``length`` numbers may be instead."""
+    if length == 2 * skeleton.num_joints:
+        return ": x and y without visibility?"
+    if length > 0 and length % 3 == 0:
+        return f": {length // 3} joints? The category's keypoints must name each, or skeleton=FILE"
+    return ""
 
 
 def _is_nothing(value: Any) -> bool:

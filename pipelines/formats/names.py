@@ -8,6 +8,8 @@ from urllib.parse import unquote
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://[^/]*")
 _DRIVE = re.compile(r"[A-Za-z]:$")
+# Label Studio puts eight digits before the name of a file, Roboflow a digest and the old ending behind it.
+_ADDED = (re.compile(r"[0-9a-f]{8}-(.+)"), re.compile(r"(.+)_(?:jpe?g|png|bmp|webp|tiff?)\.rf\.[0-9a-z]+"))
 
 
 def name_parts(name: str) -> tuple[str, ...]:
@@ -23,6 +25,12 @@ def name_parts(name: str) -> tuple[str, ...]:
 def spellings(part: str) -> list[str]:
     """A name in the Unicode forms that file systems keep: composed, and decomposed as macOS writes it."""
     return list(dict.fromkeys(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+
+
+def original_stems(stem: str) -> list[str]:
+    """A file's name in small letters without its ending, then without what tools of annotation are known to add."""
+    found = (added.fullmatch(stem) for added in _ADDED)
+    return [stem, *(match[1] for match in found if match)]
 
 
 def tails(name: str) -> list[tuple[str, ...]]:

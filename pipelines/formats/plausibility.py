@@ -120,7 +120,7 @@ def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
         ),
     ]
     if boxes_are_drawn and not unit_boxes.mean() >= _MOST:
-        remarks += _odd_boxes(persons, seen, with_joints) or _in_percent(persons)
+        remarks += _odd_boxes(persons, seen, with_joints) or _in_percent(persons) or _whole_images(persons, seen)
     tiny = with_joints & (persons.area_px2 > 0) & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > 16)
     return remarks + _remark(
         tiny,
@@ -162,14 +162,33 @@ def _in_percent(persons: Persons) -> list[str]:
     ]
 
 
+def _whole_images(persons: Persons, seen: NDArray[np.bool_]) -> list[str]:
+    """Boxes that are the image, of persons who fill less than half of it: a tool's way to say that it has no boxes."""
+    low, high = _extent(persons, seen)
+    with_joints, boxes, size = np.asarray(seen.any(axis=1)), persons.box_xywh_px, persons.image_size_px
+    whole = (boxes[:, :2] <= 1).all(axis=1) & (boxes[:, 2:] >= size - 2).all(axis=1)
+    small = (high - low < 0.5 * size).all(axis=1)
+    return _remark(
+        np.asarray(with_joints & whole & small),
+        "of boxes are the whole image, though their joints reach over less than half of it: no persons' boxes?",
+        among=with_joints,
+        from_share=_MOST,
+    )
+
+
+def _extent(persons: Persons, seen: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and greatest x and y of each person's joints (N, 2); inf and -inf where there is none."""
+    low = np.where(seen[..., None], persons.joints_px, np.inf).min(axis=1)
+    return low, np.where(seen[..., None], persons.joints_px, -np.inf).max(axis=1)
+
+
 def _as_corners(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether the box read as x1, y1, x2, y2 is a sound one, holds all joints, and is much closer to them (N,)."""
     boxes, joints = persons.box_xywh_px, persons.joints_px
     near, far = boxes[:, None, :2] - 1, boxes[:, None, 2:] + 1
     inside = (~seen | ((joints >= near) & (joints <= far)).all(axis=2)).all(axis=1)
     sound = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (boxes[:, :2].min(axis=1) > 0)
-    low = np.where(seen[..., None], joints, np.inf).min(axis=1)
-    high = np.where(seen[..., None], joints, -np.inf).max(axis=1)
+    low, high = _extent(persons, seen)
     extent = np.where(np.isfinite(high - low), high - low, 0)
     # As width and height the box reaches further beyond the last joint than the joints are apart.
     as_sizes = boxes[:, :2] + boxes[:, 2:] - np.where(np.isfinite(high), high, 0)
@@ -202,6 +221,16 @@ def repeated_results(results: Sequence[Mapping[str, Any]]) -> list[str]:
     # As many as there are more results than different ones.
     repeated = np.arange(len(rows)) >= len(told)
     return _remark(repeated, "of results repeat another one: was a file joined to itself?")
+
+
+def equal_scores(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A remark where all results have one score, so that AP ranks them by their place in the file."""
+    scores = {repr(result.get("score")) for result in results}
+    if len(results) < _FEW or len(scores) > 1:
+        return []
+    return [
+        f"all {len(results)} results have the score {scores.pop()}: AP ranks persons by it, equal ones as they stand"
+    ]
 
 
 def odd_skeleton(skeleton: Skeleton) -> list[str]:

@@ -267,9 +267,7 @@ def _is_indexed(head: bytes) -> bool:
 
 
 def _open(path: Path) -> cv2.VideoCapture:
-    before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    cv2.utils.logging.setLogLevel(before)
     if not video.isOpened():
         raise UnreadableError(f"video {path} cannot be opened: damaged, or no video; convert it to H.264 in MP4")
     return video
