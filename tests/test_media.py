@@ -41,6 +41,16 @@ def test_folders_give_their_images_by_name_and_files_themselves(tmp_path: Path) 
     assert not any(source.is_video for source in found)
 
 
+def test_what_a_folder_holds_beside_its_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.MP4", "b.mp4", "c.avif", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no images \(.*\) but 1 \.avif, 2 \.mp4; name the folder"):
+        find_sources([tmp_path])
+    _write(tmp_path / "d.jpg")
+    assert [source.path.name for source in find_sources([tmp_path])] == ["d.jpg"]
+    assert "beside its images it holds 1 .avif, 2 .mp4, left out; name such files themselves" in capsys.readouterr().err
+
+
 def test_what_is_not_there_or_holds_no_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing\.jpg does not exist; name images, folders of images, or videos"):
         find_sources([tmp_path / "nothing.jpg"])

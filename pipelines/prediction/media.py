@@ -6,6 +6,7 @@ The first bytes of a file tell what it is; the ending of its name counts only wh
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -25,6 +26,10 @@ VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv",
     ".ogv",
 )  # fmt: skip
+
+_ALSO_SEEN = (*VIDEO_SUFFIXES, ".gif", ".avif", ".heic", ".heif", ".jp2", ".jxl", ".psd")
+"""Endings of what a folder may hold beside images and is not taken from it: videos and animations by their length, the
+others because few machines can read them."""
 
 Content = Literal["image", "animation", "video", "unknown"]
 
@@ -109,13 +114,18 @@ def _files(given: Path) -> list[Path]:
         return [given]
     if not given.is_dir():
         raise ValueError(f"input {given} does not exist; name images, folders of images, or videos")
-    visible = (p for p in given.iterdir() if p.is_file() and not p.name.startswith("."))
+    visible = [p for p in given.iterdir() if p.is_file() and not p.name.startswith(".")]
     found = sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
+    others = Counter(ending for p in visible if (ending := p.suffix.lower()) in _ALSO_SEEN)
+    there = ", ".join(f"{number} {ending}" for ending, number in sorted(others.items()))
     if not found:
+        but = f" but {there}" if there else ""
         raise ValueError(
-            f"folder {given} holds no images ({', '.join(IMAGE_SUFFIXES)}); name the folder that holds them itself, "
-            "and videos by their files"
+            f"folder {given} holds no images ({', '.join(IMAGE_SUFFIXES)}){but}; name the folder that holds them "
+            "itself, and videos by their files"
         )
+    if there:
+        console.warn(f"folder {given}: beside its images it holds {there}, left out; name such files themselves")
     return found
 
 
@@ -237,7 +247,9 @@ def read_video(source: Source, step: int) -> Iterator[Frame]:
     finally:
         video.release()
     if ready is None:
-        raise UnreadableError(f"video {source.path} holds no picture that can be decoded; convert it to H.264 in MP4")
+        raise UnreadableError(
+            f"video {source.path} holds no picture that can be decoded; convert it to H.264 in MP4, or leave it out"
+        )
     yield replace(ready, remark=_damage(source, number, time_s + 1 / source.fps, undecodable))
 
 
@@ -269,5 +281,7 @@ def _is_indexed(head: bytes) -> bool:
 def _open(path: Path) -> cv2.VideoCapture:
     video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not video.isOpened():
-        raise UnreadableError(f"video {path} cannot be opened: damaged, or no video; convert it to H.264 in MP4")
+        raise UnreadableError(
+            f"video {path} cannot be opened: damaged, or no video; convert it to H.264 in MP4, or leave it out"
+        )
     return video
