@@ -208,6 +208,18 @@ def test_mpii_against_its_mat_file_in_order_or_by_person(tmp_path: Path) -> None
         score(ScoreConfig(predictions=_write(tmp_path / "r2.json", results[:3]), annotations=annotations))
 
 
+def test_what_cannot_be_compared_is_refused_and_not_left_out(files: tuple[Path, Path], tmp_path: Path) -> None:
+    joints = np.full((1, 16, 2), 100.0)
+    annotations = _mpii_mat(tmp_path / "gt_valid.mat", joints)
+    found = _write(tmp_path / "r.json", [result(0, joints[0], 1.0)])
+    with pytest.raises(ValueError, match=r"r.json: PCKh has no intervals, so nothing is compared with against="):
+        score(ScoreConfig(predictions=found, annotations=annotations, against=found))
+    box = {"image_id": random_case(0)[1][0]["image_id"], "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1.0}
+    boxes = _write(tmp_path / "boxes.json", [box])
+    with pytest.raises(ValueError, match=r"boxes.json: results of boxes alone have no joints to compare"):
+        score(ScoreConfig(predictions=boxes, annotations=files[1], against=boxes))
+
+
 def test_a_skeleton_of_its_own_is_read_as_prepare_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two joints 5 px off with sigma .1 and area 2500: OKS exp(-25 / (2 * .2^2 * 2500)) = .8825, right at 8 of 10."""
     annotation = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 50], "area": 2500}

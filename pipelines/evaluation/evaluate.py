@@ -19,7 +19,7 @@ from efafnet.pipelines.evaluation.config import (
 from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
-from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
+from efafnet.pipelines.evaluation.scoring import Scored, score_results, show, write_picture
 from efafnet.pipelines.evaluation.store_prediction import predict_here, predict_with_ray
 from efafnet.pipelines.evaluation.trained import Trained, load_trained, open_store
 from efafnet.pipelines.evaluation.visibility import (
@@ -145,15 +145,13 @@ def _visibility(
 def _results(
     predictions: Predictions, reference: Reference, trained: Trained, test: TestConfig, store: CropStore
 ) -> list[dict[str, Any]]:
-    """COCO results; for MPII of every person, duplicate or not, since PCKh asks for each one."""
-    by_person = reference.format == "mpii"
     return coco_results(
         predictions,
         skeleton=store.skeleton,
         input_size=trained.input_size,
         padding=trained.padding,
-        test=test.model_copy(update={"nms": "none"}) if by_person else test,
-        with_person_id=by_person,
+        test=test,
+        by_person=reference.by_person,
         visible=trained.visible(predictions.scores, store.skeleton),
     )
 
@@ -165,10 +163,8 @@ def _score(
     config: EvaluateConfig,
     store: CropStore,
 ) -> Scored:
-    if reference.format == "mpii":
-        return score_persons(results, reference.truth, reference.head_size_px)
-    scored = score_results(results, reference.truth, config.scoring, crowd=reference.format == "crowdpose")
-    if not store.has_annotated_boxes:
+    scored = score_results(results, reference, config.scoring)
+    if not store.has_annotated_boxes and not reference.by_person:
         scored.figures.update(box_figures(_boxes(predictions), reference.truth))
     return scored
 

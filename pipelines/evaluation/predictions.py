@@ -119,16 +119,16 @@ def coco_results(
     input_size: InputSize,
     padding: float,
     test: TestConfig,
-    with_person_id: bool = False,
+    by_person: bool = False,
     with_box: bool = False,
     visible: NDArray[np.floating] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of the predictions: images in order of first row, persons by falling score, duplicates gone.
 
-    ``with_person_id`` adds the id of the annotation behind each crop, which PCKh needs. ``with_box`` adds the box each
-    crop was cut by as ``bbox``; not for what is to be scored, since COCO's tools then take a person's area from it
-    instead of from its joints, which moves AP by object size. ``visible`` (N, K) adds the probabilities that joints are
-    visible as ``keypoints_visible``, null where there is none.
+    ``by_person`` keeps duplicates and adds the id of the annotation behind each crop, both of which PCKh needs.
+    ``with_box`` adds the box each crop was cut by as ``bbox``; not for what is to be scored, since COCO's tools then
+    take a person's area from it instead of from its joints, which moves AP by object size. ``visible`` (N, K) adds the
+    probabilities that joints are visible as ``keypoints_visible``, null where there is none.
     """
     scores = person_scores(predictions.scores, predictions.box_score, test.joint_score_threshold)
     areas = padded_area(predictions.box_xywh_px, input_size, padding)
@@ -139,8 +139,8 @@ def coco_results(
         scores,
         areas,
         skeleton.sigmas,
-        test,
-        person_id=predictions.person_id if with_person_id else None,
+        test.model_copy(update={"nms": "none"}) if by_person else test,
+        person_id=predictions.person_id if by_person else None,
         box_xywh_px=predictions.box_xywh_px if with_box else None,
         visible=visible,
     )

@@ -23,7 +23,8 @@ from efafnet.pipelines.formats.plausibility import plausibility_of
 from efafnet.pipelines.formats.values import shown
 from efafnet.platform import console
 
-DataFormat = Literal["auto", "coco", "crowdpose", "mpii"]
+ScoredAs = Literal["coco", "crowdpose", "mpii"]
+DataFormat = Literal["auto", ScoredAs]
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,14 @@ class Reference:
     """Ground truth and how its data set is scored."""
 
     truth: Truth
-    format: Literal["coco", "crowdpose", "mpii"]
+    format: ScoredAs
     head_size_px: dict[int, float] = field(default_factory=dict)
     """Head size of each annotation that has one (MPII)."""
+
+    @property
+    def by_person(self) -> bool:
+        """Whether each annotated person needs a result of its own, duplicate or not, as PCKh asks."""
+        return self.format == "mpii"
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -114,9 +120,7 @@ def _naming(path: Path, read: Callable[[], Truth]) -> Truth:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _format_of(
-    reference: Truth, heads: Mapping[int, float], path: Path, wanted: DataFormat
-) -> Literal["coco", "crowdpose", "mpii"]:
+def _format_of(reference: Truth, heads: Mapping[int, float], path: Path, wanted: DataFormat) -> ScoredAs:
     if wanted == "mpii" and not heads:
         raise ValueError(f"{path} holds no head sizes, so no PCKh; prepare from MPII's original release")
     if wanted != "auto":

@@ -16,7 +16,7 @@ from efafnet.pipelines.evaluation.columns import Truth
 from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.part import chosen_images, part_of, tell_coverage, within
 from efafnet.pipelines.evaluation.results_file import DataFormat, Reference, read_reference, read_results
-from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, show, write_picture
+from efafnet.pipelines.evaluation.scoring import Scored, score_results, show, write_picture
 from efafnet.pipelines.formats.plausibility import equal_scores, odd_results, repeated_results
 from efafnet.platform import console
 from efafnet.platform.storage import atomic_directory, check_output, write_json
@@ -149,6 +149,8 @@ def _scored(
     config: ScoreConfig,
 ) -> Scored:
     if "keypoints" not in results[0] and "bbox" in results[0]:
+        if against is not None:
+            raise ValueError("results of boxes alone have no joints to compare with against=; leave it out")
         return Scored(box_figures(results, reference.truth))
     if reference.truth.ignored.all():
         total, crowds = len(reference.truth.ignored), int(reference.truth.crowd.sum())
@@ -156,19 +158,16 @@ def _scored(
             f"nobody has to be found on these images: of {total} annotations in {config.annotations} {crowds} are "
             "crowds, and the others have no joints (num_keypoints 0)"
         )
-    if reference.format == "mpii":
-        return score_persons(results, reference.truth, reference.head_size_px)
     boxed = bool(results[0].get("bbox"))
-    if boxed and config.result_boxes == "use":
+    if boxed and config.result_boxes == "use" and not reference.by_person:
         console.warn(
             "the results have a bbox field: COCO's tools then take each person's area from it, which moves AP by size; "
             "result_boxes=ignore takes it from the joints"
         )
     return score_results(
         results,
-        reference.truth,
+        reference,
         config.scoring,
-        crowd=reference.format == "crowdpose",
         area_from_box=boxed and config.result_boxes == "use",
         against=against,
     )

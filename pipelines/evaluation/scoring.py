@@ -18,6 +18,7 @@ from efafnet.pipelines.evaluation.errors_taxonomy import KINDS, ErrorAnalysis, a
 from efafnet.pipelines.evaluation.matching import MatchTable, match
 from efafnet.pipelines.evaluation.metrics import METRIC_NAMES, NO_PERSONS, curves, summary
 from efafnet.pipelines.evaluation.mpii import MPII_NAMES, pckh
+from efafnet.pipelines.evaluation.results_file import Reference, ScoredAs
 from efafnet.platform import console
 
 
@@ -63,27 +64,35 @@ def _errors_tree(errors: ErrorAnalysis) -> dict[str, Any]:
     }
 
 
-def figure_names(data_format: str) -> tuple[str, ...]:
-    """The figures of a data set scored as ``coco``, ``crowdpose`` or ``mpii``."""
-    return {"coco": METRIC_NAMES, "crowdpose": CROWDPOSE_NAMES, "mpii": MPII_NAMES}[data_format]
+FIGURES_OF: dict[ScoredAs, tuple[str, ...]] = {
+    "coco": METRIC_NAMES, "crowdpose": CROWDPOSE_NAMES, "mpii": MPII_NAMES,
+}  # fmt: skip
+"""The figures of a data set, by the rules it is scored by."""
+FIGURE_NAMES = tuple(dict.fromkeys(name for names in FIGURES_OF.values() for name in names))
+"""All of them, each once, in their order."""
 
 
 def score_results(
     results: Sequence[Mapping[str, Any]],
-    truth: Truth,
+    reference: Reference,
     config: ScoringConfig,
     *,
-    crowd: bool = False,
     area_from_box: bool = False,
     against: Sequence[Mapping[str, Any]] | None = None,
 ) -> Scored:
-    """Score COCO results: OKS AP and AR, by crowding if ``crowd``, beside those of ``against`` if given.
+    """Score COCO results by the rules of the reference's data set.
 
-    Raises ValueError for results that do not fit the truth.
+    OKS AP and AR beside those of ``against`` if given, on CrowdPose by crowding; on MPII PCKh. Raises ValueError for
+    results that do not fit the truth, and for ``against`` where figures have no intervals (PCKh).
     """
+    if reference.by_person:
+        if against is not None:
+            raise ValueError("PCKh has no intervals, so nothing is compared with against=; leave it out")
+        return score_persons(results, reference.truth, reference.head_size_px)
+    truth = reference.truth
     found = detections(results, truth, area_from_box=area_from_box)
     table = match(truth, found)
-    figures = _figures(table, truth, config, crowd)
+    figures = _figures(table, reference, config)
     resampling: dict[str, Any] = {
         "replicates": config.bootstrap,
         "confidence": config.confidence,
@@ -94,13 +103,16 @@ def score_results(
     other: dict[str, float] = {}
     if against is not None:
         rival = match(truth, detections(against, truth, area_from_box=area_from_box))
-        other = _figures(rival, truth, config, crowd)
+        other = _figures(rival, reference, config)
         difference = bootstrap_difference(table, rival, **resampling) if config.bootstrap else {}
     return Scored(figures, intervals, difference, other, analyse(truth, found) if config.errors else None)
 
 
-def _figures(table: MatchTable, truth: Truth, config: ScoringConfig, crowd: bool) -> dict[str, float]:
-    return crowdpose_figures(table, truth, config.crowd_split) if crowd else summary(curves(table))
+def _figures(table: MatchTable, reference: Reference, config: ScoringConfig) -> dict[str, float]:
+    """The figures of OKS of a data set that is not scored by person."""
+    if reference.format == "crowdpose":
+        return crowdpose_figures(table, reference.truth, config.crowd_split)
+    return summary(curves(table))
 
 
 def score_persons(results: Sequence[Mapping[str, Any]], truth: Truth, head_size_px: Mapping[int, float]) -> Scored:

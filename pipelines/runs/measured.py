@@ -38,7 +38,7 @@ def predict_validation(config: TrainConfig, result: TrainResult) -> None:
 
 def has_images(inputs: Inputs) -> bool:
     """Whether figures can be told image by image: OKS AP can, PCKh is not kept so."""
-    return inputs.val is not None and reference_of(inputs.val.path, inputs.val.digest).format != "mpii"
+    return inputs.val is not None and not reference_of(inputs.val.path, inputs.val.digest).by_person
 
 
 def is_done(run: TrainConfig, by_image: bool) -> bool:

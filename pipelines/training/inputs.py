@@ -17,7 +17,7 @@ from efafnet.pipelines.crops import protocols
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.results_file import reference_of
-from efafnet.pipelines.evaluation.scoring import figure_names
+from efafnet.pipelines.evaluation.scoring import FIGURES_OF
 from efafnet.pipelines.evaluation.trained import find_checkpoint
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
@@ -103,7 +103,7 @@ def _check_metric(config: TrainConfig, val: CropStore | None) -> None:
         return
     if val is None:
         raise ValueError(f"validation.metric = {metric!r}: nothing is validated; give data.val, or leave it out")
-    names = figure_names(reference_of(val.path, val.digest).format)
+    names = FIGURES_OF[reference_of(val.path, val.digest).format]
     if metric not in names:
         raise ValueError(f"validation.metric = {metric!r}: validation gives {', '.join(names)}; choose one")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from efafnet.models.cost import parameters_and_multiply_adds
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.bootstrap import Interval
 from efafnet.pipelines.evaluation.config import ScoringConfig
-from efafnet.pipelines.evaluation.scoring import Scored, figure_names, show
+from efafnet.pipelines.evaluation.scoring import FIGURE_NAMES, Scored, show
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import pick_device
 from efafnet.pipelines.training.costs import cost_of
@@ -119,14 +119,14 @@ def conclude(config: TrainConfig, result: TrainResult, record: RunRecord | None)
     if result.resumed:
         console.say(f"run {result.run_dir} had ended before; remove it or choose another name=… to train again")
     figures = result.metrics
-    names = [name for data in ("coco", "crowdpose", "mpii") for name in figure_names(data) if name in figures]
+    names = [name for name in FIGURE_NAMES if name in figures]
     step, pictures = int(figures["step"]), pictures_of(config, int(figures["step"]))
     console.say(f"checkpoint: {result.checkpoint}")
     if names:
         console.say(f"best: step {step}, epoch {figures['epoch']:.4g}, on {config.data.val}")
-        show(_scored({name: figures[name] for name in dict.fromkeys(names)}, pictures), ScoringConfig())
+        show(_scored({name: figures[name] for name in names}, pictures), ScoringConfig())
     if "last/step" in figures:
-        console.say(_last_text(figures, dict.fromkeys(names)))
+        console.say(_last_text(figures, names))
     console.say(f"cost: {cost_of(config).text(config.cost.currency)}")
     if pictures.is_dir():
         console.say(f"pictures: {pictures}")
@@ -143,7 +143,7 @@ def _scored(figures: dict[str, float], folder: Path) -> Scored:
     return Scored(figures, {name: Interval(**ends) for name, ends in told.items() if name in figures})
 
 
-def _last_text(figures: Mapping[str, float], names: Mapping[str, None]) -> str:
+def _last_text(figures: Mapping[str, float], names: Sequence[str]) -> str:
     shown = [f"{name} {figures[f'last/{name}']:.4f}" for name in names if f"last/{name}" in figures][:1]
     text = f"last: step {figures['last/step']:.0f}, epoch {figures['last/epoch']:.4g}, "
     text += ", ".join([*shown, f"loss {figures['last/train_loss']:.6f}", f"{figures['last/samples']:,.0f} samples"])

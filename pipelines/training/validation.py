@@ -19,7 +19,7 @@ from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.inference import predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import reference_of
-from efafnet.pipelines.evaluation.scoring import Scored, score_persons, score_results, write_picture
+from efafnet.pipelines.evaluation.scoring import Scored, score_results, write_picture
 from efafnet.pipelines.evaluation.visibility import (
     META,
     Calibration,
@@ -155,21 +155,17 @@ def predict_share(config: TrainConfig, network: PoseNetwork, store: CropStore, c
 def score(config: TrainConfig, store: CropStore, predictions: Predictions) -> Scored:
     """Score predictions of every person of ``store``: OKS AP and AR, by crowding on CrowdPose, or PCKh on MPII."""
     reference = reference_of(store.path, store.digest)
-    by_person = reference.format == "mpii"
     results = coco_results(
         predictions,
         skeleton=store.skeleton,
         input_size=config.input,
         padding=config.augmentation.padding,
-        # PCKh asks for every person, duplicate or not.
-        test=config.test.model_copy(update={"nms": "none"}) if by_person else config.test,
-        with_person_id=by_person,
+        test=config.test,
+        by_person=reference.by_person,
     )
-    if by_person:
-        return score_persons(results, reference.truth, reference.head_size_px)
     # What people look at: intervals and mistakes cost seconds, and go with the pictures.
     scoring = ScoringConfig() if config.validation.overlays else ScoringConfig(bootstrap=0, errors=False)
-    return score_results(results, reference.truth, scoring, crowd=reference.format == "crowdpose")
+    return score_results(results, reference, scoring)
 
 
 def _draw(
