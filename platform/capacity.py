@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from efafnet.platform import console, ray_private
-from efafnet.platform.cluster import Resources, on_head
+from efafnet.platform.cluster import HEAD, Resources, on_head
 
 Shape = Mapping[str, float]
 """What a machine offers, as Ray names it: CPU, GPU, ..."""
-HEAD = "node:__internal_head__"
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 

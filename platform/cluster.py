@@ -28,6 +28,8 @@ T = TypeVar("T")
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 REACH_S = 5.0
 """Seconds that the head of a cluster may take to accept a connection."""
+HEAD = "node:__internal_head__"
+"""What Ray says the head has one of, and no other node."""
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -277,13 +279,21 @@ def is_running(config: ClusterConfig) -> bool:
 
 
 def on_head(look: Callable[..., T], *arguments: object, timeout_s: float = 60.0) -> T:
-    """Run a function in a task on the head node; OSError with the reason where that fails."""
-    import ray
+    """Run a function in a task on the head node; OSError with the reason where that fails.
 
-    task = ray.remote(look).options(num_cpus=0, max_retries=0, resources={"node:__internal_head__": 0.001})
+    The task is bound to the node and takes nothing of it: where the caller's own process holds a reservation, as a
+    search's trials do, what a task asks for is looked for inside of that, and there is no room for two.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    [head] = [node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
+    place = NodeAffinitySchedulingStrategy(head["NodeID"], soft=False)
+    answer = ray.remote(num_cpus=0, max_retries=0)(look).options(scheduling_strategy=place).remote(*arguments)
     try:
-        found: T = ray.get(task.remote(*arguments), timeout=timeout_s)
+        found: T = ray.get(answer, timeout=timeout_s)
     except ray.exceptions.RayError as error:
+        ray.cancel(answer)  # one that still waits for its turn
         raise ClusterError(f"the head does not tell: {_last_line(error)}") from error
     return found
 

@@ -173,6 +173,26 @@ def test_paths_are_asked_about_where_there_are_several_nodes(tmp_path: Path, mon
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
+def test_the_head_answers_a_trial_that_holds_all_of_its_own_reservation() -> None:
+    """A search reserves for a trial's process what it asks for and not more; there every task looks for its place."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    def ask(number: int) -> str:
+        return cluster.on_head(str, number, timeout_s=30)
+
+    held = {cluster.HEAD: 0.001}
+    group = ray.util.placement_group([held])
+    inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+    try:
+        trial = ray.remote(num_cpus=0, resources=held)(ask).options(scheduling_strategy=inside)
+        assert ray.get(trial.remote(7), timeout=90) == "7"
+    finally:
+        ray.util.remove_placement_group(group)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
 def test_paths_that_workers_cannot_see_are_named(tmp_path: Path) -> None:
     assert cluster.shared_path_problem(tmp_path) is None
     problem = cluster.shared_path_problem(tmp_path / "none")

@@ -11,7 +11,7 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.placement import Run, needs, placed, slots
 from efafnet.platform import console
 from efafnet.platform.capacity import capacity
-from efafnet.platform.cluster import connect, resources
+from efafnet.platform.cluster import HEAD, connect, resources
 
 LOOK_EVERY_S = 10.0
 """Seconds between two looks at how large the cluster is."""
@@ -80,4 +80,4 @@ def driver_resources(config: TrainConfig) -> dict[str, float]:
     """What is reserved for the own process of a run that was placed. With Ray's workers that is nothing but a place
     on the head node: the workers reserve for themselves, and two 1-CPU runs fit a machine with two CPUs exactly.
     """
-    return {"node:__internal_head__": 0.001} if config.workers > 0 else needs(config)
+    return {HEAD: 0.001} if config.workers > 0 else needs(config)
