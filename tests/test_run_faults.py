@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed
+from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
@@ -146,8 +147,9 @@ def test_what_ray_ends_with_is_tried_again(
 ) -> None:
     lost = ControllerError(RuntimeError("process group: connection refused"))
     dead = WorkerGroupError("read", {0: RuntimeError("closed"), 1: EIO})
-    assert fit(tmp_path, lost, lost, dead, {"checkpoint": "c"}) == {"checkpoint": "c"}
-    assert pauses == [1.0, 4.0, 1.0]
+    killed = ActorDiedError()
+    assert fit(tmp_path, lost, lost, dead, killed, {"checkpoint": "c"}) == {"checkpoint": "c"}
+    assert pauses == [1.0, 4.0, 1.0, 1.0]
     told = capsys.readouterr().err
     assert "process group: connection refused; going on from the start in 1 s (failure 1 of 2 there)" in told
     with pytest.raises(ClusterError, match=r"worker.max_failures = 1\): RuntimeError: process .*same command"):

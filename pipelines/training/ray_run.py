@@ -265,11 +265,14 @@ def _trainer(
 
 def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any]:
     """Train to the end, with a new set of workers after each failure; raises as ``Failures.wait_or_raise``."""
+    from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
     failures = Failures(config.run_dir, config.worker.max_failures, _wait)
-
-    ended: Any = retry(lambda: _in_a_thread(trainer().fit), (TrainingFailedError,), failures)
+    # What happens to workers comes as the former; to the process that controls them (killed for want of memory, or not
+    # started), as the latter.
+    passing = TrainingFailedError, RayError
+    ended: Any = retry(lambda: _in_a_thread(trainer().fit), passing, failures)
     return cast("dict[str, Any]", ended.return_value)
 
 
