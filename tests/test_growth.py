@@ -9,9 +9,11 @@ It takes some minutes:
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +49,6 @@ pytestmark = [
 
 HEAD_ID = "f" * 51 + "00000"
 MOST = 2
-PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,9 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a head without GPU, whose autoscaler may start two machines of one GPU each."""
     import ray
 
-    place = tmp_path_factory.mktemp("growing")
+    place, machines = tmp_path_factory.mktemp("growing"), tempfile.mkdtemp(prefix="machines-", dir="/tmp")
     address = f"127.0.0.1:{free_port()}"
-    (place / "cluster.yaml").write_text(yaml.safe_dump(_settings(address)))
+    (place / "cluster.yaml").write_text(yaml.safe_dump(_settings(address, machines)))
     variables = {
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
@@ -65,6 +66,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(Path(__file__).parent),  # for the autoscaler, which imports the pretended machines
     }
     mode = os.environ.get("RAY_AUTH_MODE")
     os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -83,6 +85,7 @@ def growing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.environ.pop("RAY_AUTH_MODE") if mode is None else os.environ.update(RAY_AUTH_MODE=mode)
         end_session(head.pid)  # pretended machines outlive the autoscaler that started them
         head.wait(timeout=30)
+        shutil.rmtree(machines)
 
 
 def _when_up(address: str, log: Path) -> str:
@@ -95,7 +98,7 @@ def _when_up(address: str, log: Path) -> str:
     raise AssertionError(log.read_text())
 
 
-def _settings(address: str) -> dict[str, Any]:
+def _settings(address: str, machines: str) -> dict[str, Any]:
     nothing: dict[str, Any] = {
         name: []
         for name in (
@@ -112,7 +115,8 @@ def _settings(address: str) -> dict[str, Any]:
         # By its module: under its name Ray looks for defaults in a file that its wheel leaves out.
         "provider": {
             "type": "external",
-            "module": PROVIDER,
+            "module": "pretended_machines.PretendedMachines",
+            "place": machines,
             "launch_multiple": True,
             "gcs_address": address,
             # They run as they are: nothing to install through SSH.
