@@ -178,15 +178,18 @@ def test_the_head_answers_a_trial_that_holds_all_of_its_own_reservation() -> Non
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    def ask(number: int) -> str:
-        return cluster.on_head(str, number, timeout_s=30)
+    def look(number: int) -> int:
+        return number + 1
+
+    def ask() -> int:
+        return cluster.on_head(look, 7, timeout_s=30)
 
     held = {cluster.HEAD: 0.001}
     group = ray.util.placement_group([held])
     inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     try:
         trial = ray.remote(num_cpus=0, resources=held)(ask).options(scheduling_strategy=inside)
-        assert ray.get(trial.remote(7), timeout=90) == "7"
+        assert ray.get(trial.remote(), timeout=90) == 8
     finally:
         ray.util.remove_placement_group(group)
 

@@ -9,7 +9,9 @@ It takes some minutes:
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,14 +35,16 @@ from efafnet.pipelines.evaluation.config import EvaluateConfig, ScoringConfig, W
 from efafnet.pipelines.evaluation.evaluate import run_evaluate
 from efafnet.pipelines.search.earlier import open_study
 from efafnet.pipelines.search.tune import tune
+from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.placement import needs, placed, slots
 from efafnet.pipelines.training.ray_run import train
 from efafnet.platform.capacity import ActorPool, capacity
 from efafnet.platform.cluster import ClusterConfig, connect
+from efafnet.platform.configuration import to_yaml
 from tests import test_tune
 from tests.processes import end_session, free_port
-from tests.test_faults import begun, wait_for
-from tests.training_cases import config_of, lives, newest_step, trace_of
+from tests.test_faults import wait_for
+from tests.training_cases import ROOT, config_of, lives, newest_step
 
 pytestmark = [
     pytest.mark.slow,
@@ -151,6 +155,31 @@ def _all_machines_go() -> float:
     return wait_for("end of the idle machines", lambda: _living_gpus() == 0, lambda: False)
 
 
+@contextmanager
+def _all_machines() -> Iterator[None]:
+    """They come, and stay meanwhile however long they are idle."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[{"GPU": 1}] * MOST)
+    try:
+        wait_for("all machines", lambda: _living_gpus() == MOST, lambda: False)
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
+@contextmanager
+def _training(config: TrainConfig, place: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The program at work, so that it can be stopped: it ends meanwhile, or with this."""
+    (place / "run.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-m", "efafnet.pipelines", "train", str(place / "run.yaml")]
+    with subprocess.Popen(command, cwd=ROOT) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
 def _end_a_machine() -> None:
     """Kill one of the pretended machines."""
     import ray
@@ -162,8 +191,11 @@ def _end_a_machine() -> None:
 
 
 @contextmanager
-def _no_machine_to_be_had(address: str) -> Iterator[None]:
+def _no_machine_to_be_had() -> Iterator[None]:
     """The autoscaler starts nothing meanwhile, as where a cloud has run out of a kind of machine."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
     [autoscaler] = [
         process
         for process in psutil.process_iter(["cmdline"])
@@ -209,23 +241,35 @@ def test_a_machine_that_dies_under_an_elastic_training_is_replaced(
     growing: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """It goes on with the one that is left while no other is to be had, and with two when the autoscaler has started
-    another."""
-    steps = 3000
-    often = (f"epochs={steps // 5}", "checkpoint={every_epochs: null, every_steps: 20}", "trace=true")
-    elastic = ("workers=1..2", "worker.grow_every_s=3", *often, *ON_CPU, "data.val=null", f"cluster.address={growing}")
-    config = config_of(tmp_path, *elastic)
-    running = begun(config)
-    wait_for("a checkpoint", lambda: newest_step(config) >= 40, running.done)
-    assert _living_gpus() == MOST
-    with _no_machine_to_be_had(growing):
-        _end_a_machine()
-        record_property("shrunk_s", wait_for("one worker", lambda: len(lives(config)) == 1, running.done))
-        assert _living_gpus() == 1
-    record_property("replaced_s", wait_for("another machine", lambda: len(lives(config)) == 2, running.done))
-    assert _living_gpus() == MOST
-    running.result(timeout=240)
+    another. It is stopped then: how many steps it takes meanwhile depends on the machine."""
+    often = ("epochs=1000000", "checkpoint={every_epochs: null, every_steps: 20}", "trace=true", "data.val=null")
+    elastic = ("workers=1..2", "worker.grow_every_s=3", *ON_CPU, f"cluster.address={growing}")
+    config = config_of(tmp_path, *often, *elastic, "tracking.enabled=false")
+    with ExitStack() as machines:
+        machines.enter_context(_all_machines())
+        with _training(config, tmp_path) as running:
+
+            def ended() -> bool:
+                return running.poll() is not None
+
+            wait_for("a checkpoint", lambda: newest_step(config) >= 40, ended)
+            machines.close()
+            with _no_machine_to_be_had():
+                _end_a_machine()
+                shrunk = wait_for("one worker", lambda: len(lives(config)) == 1, ended)
+                assert _living_gpus() == 1
+            replaced = wait_for("another machine", lambda: len(lives(config)) == 2, ended)
+            assert _living_gpus() == MOST
+            stood = newest_step(config)
+            wait_for("progress", lambda: newest_step(config) >= stood + 40, ended)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(60) == 130
+    record_property("shrunk_s", shrunk)
+    record_property("replaced_s", replaced)
     assert [workers for _, workers in lives(config)] == [1, 2]
-    assert sorted(trace_of(config)) == list(range(1, steps + 1)), "no step is lost"
+    steps = {int(step) for file in config.run_dir.glob("trace-rank*.jsonl")
+             for step in re.findall(r'"step": (\d+)', file.read_text())}  # fmt: skip
+    assert steps == set(range(1, max(steps) + 1)), "no step is lost"
 
 
 def test_a_training_begins_when_its_machines_have_come(
