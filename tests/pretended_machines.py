@@ -27,4 +27,4 @@ class PretendedMachines(FakeMultiNodeProvider):
             place = Path(self.provider_config["place"]) / str(self._next_node_id + 1)
             own = functools.partial(ray._private.parameter.RayParams, temp_dir=str(place))
             with mock.patch.object(ray._private.parameter, "RayParams", own):
-                super()._create_node_with_resources_and_labels(*arguments)
+                super()._create_node_with_resources_and_labels(*arguments)  # type: ignore[no-untyped-call]

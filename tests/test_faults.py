@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +50,20 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE})
-    connect(ClusterConfig(address=nodes.address))
     with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as places:
-        # In the head's directory each new node would remove, and unpack again, the code that others are importing.
-        nodes.add_node = partial(_add_node, nodes.add_node, Path(places))
+
+        class Apart(Cluster):
+            """Each node has a directory of its own. In a common one each new node would remove, and unpack again, the
+            code that processes of the others are importing."""
+
+            def add_node(self, wait: bool = True, **what: Any) -> Any:
+                return super().add_node(wait, temp_dir=tempfile.mkdtemp(dir=places), **what)
+
+        nodes: Any = Apart(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": QUICK_TO_NOTICE})
+        connect(ClusterConfig(address=nodes.address))
         yield nodes
         ray.shutdown()
         nodes.shutdown()
-
-
-def _add_node(add: Callable[..., Any], places: Path, **what: float) -> Any:
-    """Add a node that has a directory of its own."""
-    return add(temp_dir=tempfile.mkdtemp(dir=places), **what)
 
 
 def begun(config: TrainConfig) -> Future[TrainResult]:
