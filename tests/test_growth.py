@@ -237,41 +237,6 @@ def test_a_search_takes_all_machines_that_come(
     assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.COMPLETE] * 4
 
 
-def test_a_machine_that_dies_under_an_elastic_training_is_replaced(
-    growing: str, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
-    """It goes on with the one that is left while no other is to be had, and with two when the autoscaler has started
-    another. It is stopped then: how many steps it takes meanwhile depends on the machine."""
-    often = ("epochs=1000000", "checkpoint={every_epochs: null, every_steps: 20}", "trace=true", "data.val=null")
-    elastic = ("workers=1..2", "worker.grow_every_s=3", *ON_CPU, f"cluster.address={growing}")
-    config = config_of(tmp_path, *often, *elastic, "tracking.enabled=false")
-    with ExitStack() as machines:
-        machines.enter_context(_all_machines())
-        with _training(config, tmp_path) as running:
-
-            def ended() -> bool:
-                return running.poll() is not None
-
-            wait_for("a checkpoint", lambda: newest_step(config) >= 40, ended)
-            machines.close()
-            with _no_machine_to_be_had():
-                _end_a_machine()
-                shrunk = wait_for("one worker", lambda: len(lives(config)) == 1, ended)
-                assert _living_gpus() == 1
-            replaced = wait_for("another machine", lambda: len(lives(config)) == 2, ended)
-            assert _living_gpus() == MOST
-            stood = newest_step(config)
-            wait_for("progress", lambda: newest_step(config) >= stood + 40, ended)
-            running.send_signal(signal.SIGINT)
-            assert running.wait(60) == 130
-    record_property("shrunk_s", shrunk)
-    record_property("replaced_s", replaced)
-    assert [workers for _, workers in lives(config)] == [1, 2]
-    steps = {int(step) for file in config.run_dir.glob("trace-rank*.jsonl")
-             for step in re.findall(r'"step": (\d+)', file.read_text())}  # fmt: skip
-    assert steps == set(range(1, max(steps) + 1)), "no step is lost"
-
-
 def test_a_training_begins_when_its_machines_have_come(
     growing: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
 ) -> None:
@@ -325,3 +290,39 @@ def test_an_evaluation_waits_for_a_machine_with_a_gpu(
     record_property("evaluation_from_zero_s", time.monotonic() - began)
     assert (tmp_path / "evaluation" / "metrics.json").exists()
     assert _living_gpus() >= 1
+
+
+def test_a_machine_that_dies_under_an_elastic_training_is_replaced(
+    growing: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """It goes on with the one that is left while no other is to be had, and with two when the autoscaler has started
+    another. It is stopped then: how many steps it takes meanwhile depends on the machine. The last of these tests: for
+    three minutes after a program that was stopped Ray keeps the machines that it had asked for."""
+    often = ("epochs=1000000", "checkpoint={every_epochs: null, every_steps: 20}", "trace=true", "data.val=null")
+    elastic = ("workers=1..2", "worker.grow_every_s=3", *ON_CPU, f"cluster.address={growing}")
+    config = config_of(tmp_path, *often, *elastic, "tracking.enabled=false")
+    with ExitStack() as machines:
+        machines.enter_context(_all_machines())
+        with _training(config, tmp_path) as running:
+
+            def ended() -> bool:
+                return running.poll() is not None
+
+            wait_for("a checkpoint", lambda: newest_step(config) >= 40, ended)
+            machines.close()
+            with _no_machine_to_be_had():
+                _end_a_machine()
+                shrunk = wait_for("one worker", lambda: len(lives(config)) == 1, ended)
+                assert _living_gpus() == 1
+            replaced = wait_for("another machine", lambda: len(lives(config)) == 2, ended)
+            assert _living_gpus() == MOST
+            stood = newest_step(config)
+            wait_for("progress", lambda: newest_step(config) >= stood + 40, ended)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(60) == 130
+    record_property("shrunk_s", shrunk)
+    record_property("replaced_s", replaced)
+    assert [workers for _, workers in lives(config)] == [1, 2]
+    steps = {int(step) for file in config.run_dir.glob("trace-rank*.jsonl")
+             for step in re.findall(r'"step": (\d+)', file.read_text())}  # fmt: skip
+    assert steps == set(range(1, max(steps) + 1)), "no step is lost"

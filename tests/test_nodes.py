@@ -217,9 +217,9 @@ def test_a_run_outlives_the_head(cluster: Cluster, data: list[str]) -> None:
     until("the end of what the operator sees", lambda: job.client.poll() is not None, 240)
     say(f"the operator's command ended {failure.seconds():.0f} s after the failure: {job.log.read_text()[-300:]!r}")
     assert job.client.returncode != 0
-    stood = newest_step(run)
     failure.switch_on()
     cluster.up()
+    stood = newest_step(run)  # by now nobody of the old cluster is left who could write one
     say(
         f"the cluster is up again {failure.seconds():.0f} s after the failure; the run stood at {reached}, then {stood}"
     )
