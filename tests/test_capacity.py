@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from efafnet.platform import capacity as capacity_module
-from efafnet.platform.capacity import HEAD, Capacity, grown, node_types
+from efafnet.platform.capacity import Capacity, grown, node_types
+from efafnet.platform.cluster import HEAD
 
 ROOT = Path(__file__).resolve().parents[1]
 AWS = yaml.safe_load((ROOT / "cluster.yaml").read_text())
