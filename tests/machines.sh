@@ -134,18 +134,18 @@ boot() {
   layer /mnt
   share
   user efafnet
-  settle "$1" "$environment"
+  write_files "$1" "$environment"
   mount -t tmpfs -o mode=1777 shm /dev/shm
   mount --bind "$own/tmp" /tmp
   mount -t tmpfs run /run
   mkdir /run/sshd
-  # A child of the first process, which buries what others leave.
+  # A child of the first process, which reaps orphans.
   /usr/sbin/sshd -D -e -f /etc/ssh/sshd_machines &
   wait
 }
 
 # The node's own files.
-settle() {
+write_files() {
   # Like a freshly installed Debian: a machine's own name is a loopback address.
   printf '%s\n' '127.0.0.1 localhost' "127.0.1.1 node-$1" > /etc/hosts
   : > /etc/resolv.conf

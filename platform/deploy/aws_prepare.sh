@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes what cluster.yaml needs of an AWS account, and prints the file with it filled in:
+# Creates in an AWS account what cluster.yaml needs, and prints that file with it filled in:
 #   - a security group that lets in SSH from one address range, and everything between its members;
 #   - an encrypted shared file system (EFS) with a mount target in every default subnet, its throughput as used (elastic);
 #   - instance profiles: efafnet-head may start machines, both it and efafnet-worker may use S3;
 #   - the newest Ubuntu 22.04 image with NVIDIA's driver.
-# Calling it again brings all of that to this state, whatever a call before left: another home address replaces the old
-# one, and what a call that died did not come to is made. Needs the `aws` program and credentials.
+# It may be called again at any time: another address range replaces the old one, and what an interrupted call left
+# undone is done. Needs the `aws` program and credentials.
 set -euo pipefail
 
 if [ $# -ne 2 ]; then
@@ -26,7 +26,7 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 
 # What `aws` prints for something that does not exist.
 absent() { [ -z "$1" ] || [ "$1" = None ]; }
-# Whether the second of two words separated by blanks or tabs is the first.
+# Whether $1 is one of the words of $2, which blanks or tabs separate.
 among() { case " ${2//$'\t'/ } " in *" $1 "*) ;; *) return 1 ;; esac; }
 
 vpc=$(aws ec2 describe-vpcs --filters Name=is-default,Values=true --query 'Vpcs[0].VpcId' --output text)
@@ -50,7 +50,7 @@ if ! among "$cidr" "$homes"; then
 fi
 for old in $homes; do
   if [ "$old" != "$cidr" ] && [ "$old" != None ]; then
-    echo "SSH from $old is let in no more, from $cidr it is" >&2
+    echo "SSH is now let in from $cidr, no longer from $old" >&2
     aws ec2 revoke-security-group-ingress --group-id "$group" --protocol tcp --port 22 --cidr "$old" > /dev/null
   fi
 done
