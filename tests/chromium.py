@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.waiting import LIMIT_S, wait_for
 
 
 class Page:
@@ -31,7 +32,7 @@ class Page:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
+            message = json.loads(self._socket.recv(timeout=LIMIT_S))
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 return dict(message["result"])
@@ -51,12 +52,13 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait(self, expression: str, timeout_s: float = 30) -> None:
+    def wait(self, expression: str) -> None:
         """Wait until a JavaScript expression is true; on a page that is still being loaded it is not."""
-        deadline = time.monotonic() + timeout_s
-        while not self.value(f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()"):
-            assert time.monotonic() < deadline, f"{expression} is not true; {self.problems}"
-            time.sleep(0.05)
+        asked = f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()"
+        try:
+            wait_for(expression, lambda: self.value(asked))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {self.problems}") from None
 
     def show(self, width: int, height: int, *, mobile: bool = False) -> None:
         """Be a window, or a telephone, of this size."""
@@ -90,17 +92,13 @@ def browsing(folder: Path, *options: str) -> Iterator[Page]:
     process = subprocess.Popen([program, *words, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         told = folder / "DevToolsActivePort"
-        deadline = time.monotonic() + 60
-        while not (told.exists() and told.read_text()):
-            assert process.poll() is None, "Chromium has ended"
-            assert time.monotonic() < deadline, "Chromium does not start"
-            time.sleep(0.05)
+        wait_for("Chromium", lambda: told.exists() and told.read_text(), lambda: process.poll() is not None)
         port = told.read_text().splitlines()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=LIMIT_S) as answer:
             tabs = json.load(answer)
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
         with client.connect(address, max_size=None) as socket:
             yield Page(socket)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(LIMIT_S)

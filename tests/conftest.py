@@ -6,7 +6,6 @@ import gc
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from efafnet.platform import tracking
 from efafnet.platform.mlflow_store import create_sqlite
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,10 +87,7 @@ def ray_idle(ray_local: None) -> None:  # noqa: ARG001 (one Ray)
     """That Ray with all its slots free: what the tests before have ended may take a moment to give its own back."""
     import ray
 
-    deadline = time.monotonic() + 60
-    while ray.available_resources().get("CPU", 0) < 4:
-        assert time.monotonic() < deadline, f"free of 4 CPUs after a minute: {ray.available_resources()}"
-        time.sleep(0.1)
+    wait_for("4 free CPUs", lambda: ray.available_resources().get("CPU", 0) >= 4)
 
 
 @pytest.fixture(scope="session")

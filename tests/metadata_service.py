@@ -60,7 +60,7 @@ def metadata_service() -> Iterator[tuple[Service, str]]:
     server.server_close()
 
 
-def action(seconds: float) -> str:
+def action(seconds: float, now: datetime | None = None) -> str:
     """AWS's own example of an answer, its time in ``seconds`` from now."""
-    end = datetime.now(UTC) + timedelta(seconds=seconds)
+    end = (now or datetime.now(UTC)) + timedelta(seconds=seconds)
     return json.dumps({"action": "terminate", "time": end.strftime("%Y-%m-%dT%H:%M:%SZ")})

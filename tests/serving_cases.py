@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from efafnet.pipelines.serving.engine import Engine, EnginePlan
 from efafnet.pipelines.serving.messages import Persons, PoseRequest, Refusal
 from efafnet.pipelines.serving.models import Served
 from tests import prediction_cases
+from tests.waiting import LIMIT_S, wait_for
 
 
 def make_engine(folder: Path, *names: str) -> Engine:
@@ -53,22 +53,20 @@ def listening(
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for("answer", lambda: server.started, lambda: not thread.is_alive())
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = server.force_exit = True
-        thread.join(10)
+        thread.join(LIMIT_S)
 
 
 def ask(address: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
     """Status and JSON (or text) of an answer."""
     request = urllib.request.Request(address, body, {name.replace("_", "-"): value for name, value in headers.items()})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             status, text = answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         status, text = error.code, error.read().decode()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from efafnet.pipelines.cli import main
 from efafnet.pipelines.commands import COMMANDS, Command
 from efafnet.platform.configuration import describe
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,8 +82,8 @@ def test_signals_end_the_program_in_order(tmp_path: Path, sent: signal.Signals, 
         "import time\n"
         "from efafnet.models.settings import Settings\n"
         "class C(Settings):\n    pass\n"
-        "def run(config):\n    print('ready', flush=True)\n"
-        "    try:\n        time.sleep(60)\n    finally:\n        print('closed', flush=True)\n"
+        "def run(config):\n    try:\n        print('ready', flush=True)\n        time.sleep(600)\n"
+        "    finally:\n        print('closed', flush=True)\n"
     )
     program = (
         "import sys\nfrom efafnet.pipelines import cli, commands\n"
@@ -97,9 +97,8 @@ def test_signals_end_the_program_in_order(tmp_path: Path, sent: signal.Signals, 
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(0.1)
         process.send_signal(sent)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code
     assert out == "closed\n"
     assert err == f"warning: {said}\n"

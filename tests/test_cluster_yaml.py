@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from tests.deploy_cases import DEPLOY, ROOT, check_mounts, check_shell, cluster_file, commands, oldest_python, pins, the
+from tests.waiting import LIMIT_S, wait_for
 
 PREPARE = DEPLOY / "aws_prepare.sh"
 
@@ -115,12 +115,10 @@ def test_mlflow_is_started_again_when_it_dies(tmp_path: Path) -> None:
         (place / "sleep").write_text('#!/bin/bash\n[ "$(wc -l < $HOME/starts)" -lt 3 ] || kill -9 $PPID\n')
         (place / "sleep").chmod(0o755)
         env = {"HOME": str(place), "PATH": f"{place}:/usr/bin:/bin"}
-        subprocess.run(["bash", "-c", line], env=env, check=True, timeout=20)
-        deadline = time.monotonic() + 20
-        while not (place / "starts").exists() or len((place / "starts").read_text().splitlines()) < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        starts = (place / "starts").read_text().splitlines()
+        begun = place / "starts"
+        subprocess.run(["bash", "-c", line], env=env, check=True, timeout=LIMIT_S)
+        wait_for("third start", lambda begun=begun: begun.exists() and len(begun.read_text().splitlines()) >= 3)  # type: ignore[misc]
+        starts = begun.read_text().splitlines()
         assert len(set(starts)) == 1
         assert "--serve-artifacts" in starts[0]
         assert "*" in starts[0].partition("--allowed-hosts ")[2].split()[0]

@@ -21,6 +21,7 @@ from efafnet.platform.consumption import (
     total,
 )
 from efafnet.platform.storage import read_json
+from tests.waiting import wait_for
 
 NODE = Node("g5.12xlarge", gpus=4, cores=48)
 
@@ -79,9 +80,7 @@ def test_a_meter_counts_time_cores_processor_energy_and_money(tmp_path: Path, mo
 def test_what_a_killed_process_took_is_on_disk_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumption, "WRITE_EVERY_S", 0.01)
     with Meter(tmp_path, Reserved(0, 2), None, lambda: None):
-        until = time.monotonic() + 20
-        while not list(tmp_path.glob("*.json")) and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_for("file", lambda: list(tmp_path.glob("*.json")))
         assert consumed(tmp_path).core_s > 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from efafnet.pipelines.training.context import GroupContext
 from efafnet.pipelines.training.speed import computing_ms
 from efafnet.pipelines.training.step import Trainee, train_step
 from tests.test_step import ROOT, Linear, batch_of, expected_gradient, gradient, rows_of, trainee_of
+from tests.waiting import LIMIT_S
 
 pytestmark = [pytest.mark.slow, pytest.mark.no_ray]
 
@@ -85,7 +87,7 @@ def _other_process(tmp_path: Path) -> Iterator[None]:
     try:
         join(0, str(tmp_path))
         yield
-        assert process.wait(60) == 0
+        assert process.wait(LIMIT_S) == 0
     finally:
         process.kill()
         process.wait()
@@ -100,9 +102,11 @@ def test_gradients_are_exchanged_once_a_step_however_it_is_computed() -> None:
         assert sent == [sum(p.numel() for p in trainee.module.parameters())]
         torch.testing.assert_close(gradient(trainee), expected, rtol=1e-4, atol=1e-7)
     # In bf16: each number to 8 bits, no better, and weights stay float32.
+    began = time.monotonic()
     rounded = train_rounded()
+    took_ms = 1000 * (time.monotonic() - began)
     _, expected = expected_gradient(rounded, batch_of(8))
     assert not torch.allclose(gradient(rounded), expected, rtol=1e-4, atol=1e-7)
     torch.testing.assert_close(gradient(rounded), expected, rtol=0.02, atol=0.01 * float(expected.abs().max()))
     assert {p.dtype for p in rounded.parameters} == {torch.float32}
-    assert 0 < computing_ms(rounded.ddp) < 10_000
+    assert 0 < computing_ms(rounded.ddp) < took_ms, "one of the steps"

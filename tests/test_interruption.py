@@ -20,25 +20,23 @@ from efafnet.platform.interruption import (
     was_terminated,
 )
 from tests.processes import end_session
+from tests.waiting import LIMIT_S, assert_threads_end
 
 ROOT = Path(__file__).resolve().parents[1]
 
 BLOCKED = """
-import os, sys, time
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from efafnet.platform import interruption
 from efafnet.pipelines import cli
 
 interruption.GRACE_S = 0.5
 
-def read(path):
-    time.sleep(0.2)  # until the executor knows its thread, and waits for it
-    print("ready", flush=True)
-    return open(path)
-
 def command(words):
     with ThreadPoolExecutor(1) as pool:  # leaving it waits for the read, and so does the interpreter's end
-        return pool.submit(read, words[0]).result()
+        read = pool.submit(open, words[0])
+        print("ready", flush=True)
+        return read.result()
 
 cli._dispatch = command
 sys.exit(cli.main([sys.argv[1]]))
@@ -54,7 +52,7 @@ def test_a_read_that_never_ends_does_not_keep_a_command(tmp_path: Path, sent: si
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(sent)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code
     assert "something does not answer, perhaps a file system" in err
 
@@ -64,7 +62,7 @@ import subprocess, sys
 from efafnet.platform import interruption
 from efafnet.pipelines import cli, demo
 
-interruption.GRACE_S = 2.0
+interruption.GRACE_S = 200.0
 STAGE = '''
 import signal, sys, time
 def stop(number, frame):
@@ -76,16 +74,19 @@ print("ready", flush=True)
 while True:
     time.sleep(1)
 '''
-start = subprocess.Popen
-demo.subprocess.Popen = lambda words, **how: start([sys.executable, "-c", STAGE, sys.argv[2]], **how)
+class Started(subprocess.Popen):
+    def wait(self, timeout=None):
+        assert timeout is None or timeout < interruption.GRACE_S, "the demo would be ended before it has spoken"
+        return super().wait(timeout and float(sys.argv[3]))
+demo.subprocess.Popen = lambda words, **how: Started([sys.executable, "-c", STAGE, sys.argv[2]], **how)
 sys.exit(cli.main(["demo", sys.argv[1]]))
 """
 
 
-@pytest.mark.parametrize("stage", ["ends", "is stuck"])
-def test_a_demo_says_how_to_go_on_whatever_its_stage_does(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(("stage", "patience_s"), [("ends", 100), ("is stuck", 1)])
+def test_a_demo_says_how_to_go_on_whatever_its_stage_does(tmp_path: Path, stage: str, patience_s: int) -> None:
     """Ctrl-C in a terminal goes to the demo's process group; the stage hears of it once, and speaks first."""
-    arguments = [sys.executable, "-c", DEMO, str(tmp_path / "out"), stage]
+    arguments = [sys.executable, "-c", DEMO, str(tmp_path / "out"), stage, str(patience_s)]
     with subprocess.Popen(
         arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
@@ -93,7 +94,7 @@ def test_a_demo_says_how_to_go_on_whatever_its_stage_does(tmp_path: Path, stage:
         try:
             assert "ready\n" in iter(process.stdout.readline, "")
             os.killpg(process.pid, signal.SIGINT)
-            assert process.wait(20) == 130
+            assert process.wait(LIMIT_S) == 130
         finally:
             end_session(process.pid)  # a stage that is stuck outlives what started it
         said = process.stdout.read()
@@ -104,16 +105,13 @@ def test_a_demo_says_how_to_go_on_whatever_its_stage_does(tmp_path: Path, stage:
 
 def test_a_command_that_ends_by_itself_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "_sigterm_arrived", threading.Event())
-    handler, threads = signal.getsignal(signal.SIGTERM), threading.active_count()
+    handler, threads = signal.getsignal(signal.SIGTERM), threading.enumerate()
     with ending_on_signals(), pytest.raises(Terminated):
         # Not a real signal here: its watcher would end the tests.
         signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)  # type: ignore[misc,operator]
     assert was_terminated(KeyboardInterrupt()), "Ray raises it in the place of what was raised"
     assert signal.getsignal(signal.SIGTERM) == handler
-    for thread in threading.enumerate():
-        if thread.name == "signals":
-            thread.join(5)
-    assert threading.active_count() == threads
+    assert_threads_end(threads)
 
 
 def test_a_signal_to_a_forked_process_is_not_this_ones(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
 from efafnet.platform import locks, mounts
-from efafnet.platform.locks import LockHeldError, hold
+from efafnet.platform.locks import LockHeldError, clock_of, hold
+from tests.waiting import LIMIT_S, wait_for
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(locks, "_told", set())
 
 
 def dead_process() -> int:
@@ -62,7 +64,7 @@ def test_the_dead_hold_nothing(tmp_path: Path) -> None:
         with pytest.raises(LockHeldError, match="is held by another process"):
             hold(tmp_path / "lock").__enter__()
         holder.kill()
-        with hold(tmp_path / "lock", wait_s=10):
+        with hold(tmp_path / "lock", wait_s=LIMIT_S):
             pass
 
 
@@ -86,12 +88,14 @@ def test_where_locks_are_refused_a_lease_stands_for_them(tmp_path: Path, capsys:
         ("another", 1, 30.0, False),  # touched lately: its holder lives
         ("another", 1, 3 * locks.STALE_AFTER_S, True),
         ("this", os.getpid(), 30.0, False),
-        ("this", dead_process(), 0.0, True),  # no need to wait: it is known to be dead
+        ("this", None, 0.0, True),  # no need to wait: it is known to be dead
     ],
     ids=["touched lately", "stale", "this process", "a dead process"],
 )
-def test_leases_of_the_dead_are_taken_over(tmp_path: Path, machine: str, pid: int, age_s: float, is_free: bool) -> None:
-    path = tmp_path / "lock"
+def test_leases_of_the_dead_are_taken_over(
+    tmp_path: Path, machine: str, pid: int | None, age_s: float, is_free: bool
+) -> None:
+    path, pid = tmp_path / "lock", pid or dead_process()
     leave_lease(path, machine=locks._machine() if machine == "this" else machine, pid=pid, age_s=age_s)
     if is_free:
         with hold(path):
@@ -108,11 +112,10 @@ def test_a_holder_that_lives_keeps_its_lease_fresh(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
     lease = tmp_path / "lock.lease"
     with hold(tmp_path / "lock"):
+        before = clock_of(tmp_path)
         os.utime(lease, (0, 0))
-        deadline = time.monotonic() + 5
-        while lease.stat().st_mtime == 0 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert lease.stat().st_mtime > time.time() - 60
+        wait_for("touch of the lease", lambda: lease.stat().st_mtime > 0)
+        assert lease.stat().st_mtime >= before
 
 
 def test_on_a_share_the_lock_of_a_dead_machine_is_outlasted(

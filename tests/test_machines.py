@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 SCRIPT = Path(__file__).resolve().parent / "machines.sh"
 TOOLS = ("unshare", "ip", "ssh", "ssh-keygen", "rsync", "hostname", "/usr/sbin/sshd")
 
 
 def machines(*words: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHON": sys.executable}
-    return subprocess.run([SCRIPT, *words], env=env, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run([SCRIPT, *words], env=env, capture_output=True, text=True, check=False, timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize("words", [(), ("0", "true"), ("two", "true"), ("9", "true")])

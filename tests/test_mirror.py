@@ -15,6 +15,7 @@ from efafnet.platform import mirror as mirror_module
 from efafnet.platform.mirror import Mirror, read_remote
 from efafnet.platform.storage import sha256_bytes
 from tests import crop_data
+from tests.waiting import LIMIT_S
 
 _CONTENT = bytes(range(256)) * 100_000
 
@@ -143,6 +144,6 @@ def test_processes_share_a_copy(remote: Path) -> None:
     )
     command = [sys.executable, "-c", code, remote.as_uri(), str(len(_CONTENT)), sha256_bytes(_CONTENT)]
     running = [subprocess.Popen(command, cwd=crop_data.ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    said = {process.communicate(timeout=120)[0] for process in running}
+    said = {process.communicate(timeout=LIMIT_S)[0] for process in running}
     assert len(said) == 1
     assert said.pop().split()[1] == str(len(_CONTENT))

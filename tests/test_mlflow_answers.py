@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException, RestException
 from efafnet.platform.mlflow_answers import is_absent, is_refusal
 from efafnet.platform.tracker import Tracker
 from efafnet.platform.tracking import TrackingError, create_run, find_run
+from tests.waiting import LIMIT_S, wait_for
 
 INSTEAD: dict[str, tuple[int, str]] = {
     "401": (401, "Unauthorized"),
@@ -127,15 +128,6 @@ def log(tracker: Tracker, at: range) -> None:
         tracker.log_metrics({"loss": float(step)}, step)
 
 
-def until(condition: Any) -> None:
-    waiting = threading.Event()
-    for _ in range(300):
-        if condition():
-            return
-        waiting.wait(0.05)
-    raise AssertionError("not within 15 s")
-
-
 def test_what_answers_in_mlflows_place_costs_no_point(server: Server, tmp_path: Path) -> None:
     """Each way of answering comes between the third and the seventh point of a run of its own; then it goes."""
     runs = {f"{number:032x}": mode for number, mode in enumerate(INSTEAD, start=1)}
@@ -143,17 +135,17 @@ def test_what_answers_in_mlflows_place_costs_no_point(server: Server, tmp_path: 
     trackers = {run_id: Tracker(server.address, run_id, spill=tmp_path / f"{run_id}.jsonl") for run_id in runs}
     for tracker in trackers.values():
         log(tracker, range(1, 4))
-        assert tracker.flush(10)
+        assert tracker.flush(LIMIT_S)
     server.taken = dict(runs)
     for tracker in trackers.values():
         log(tracker, range(4, 7))
-    until(lambda: all((tmp_path / f"{run_id}.jsonl").exists() for run_id in runs))
+    wait_for("spill file of each run", lambda: all((tmp_path / f"{run_id}.jsonl").exists() for run_id in runs))
     assert all(steps(server, run_id) == [1, 2, 3] for run_id in runs)
     server.taken = {}
     for tracker in trackers.values():
         log(tracker, range(7, 10))
     for run_id, tracker in trackers.items():
-        assert tracker.close(timeout_s=10).count == 0, runs[run_id]
+        assert tracker.close(LIMIT_S).count == 0, runs[run_id]
         assert sorted(steps(server, run_id)) == list(range(1, 10)), runs[run_id]
         assert not (tmp_path / f"{run_id}.jsonl").exists()
 
@@ -169,7 +161,7 @@ def test_what_never_came_through_is_sent_by_the_next_process_of_the_run(server: 
     server.taken = {}
     server.runs[run_id] = [{"key": "loss", "value": 9.0, "timestamp": 1, "step": step} for step in (2, 9)]
     with Tracker(server.address, run_id, spill=spill) as tracker:
-        assert tracker.flush(10)
+        assert tracker.flush(LIMIT_S)
     # Later points that arrived before do not stand for the earlier ones; what is there is not sent again.
     assert sorted(steps(server, run_id)) == [1, 2, 3, 9]
     assert not spill.exists()
@@ -192,7 +184,7 @@ def test_files_that_something_else_took_are_sent_again(server: Server, tmp_path:
     assert "environment.json was answered with success and is not there" in lost.reason
     server.taken = {}
     with Tracker(server.address, run_id, spill=spill) as tracker:
-        assert tracker.flush(10)
+        assert tracker.flush(LIMIT_S)
     place = f"0/{run_id}/artifacts"
     arrived = {"environment.json": 2, "checkpoints/step-00000005/weights": 70, "train.log": 12}
     assert server.files == {f"{place}/{name}": size for name, size in arrived.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -11,10 +12,12 @@ import pytest
 from efafnet.platform import notice
 from efafnet.platform.notice import Metadata
 from tests.metadata_service import Service, action, metadata_service
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture
-def service() -> Iterator[tuple[Service, str]]:
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Service, str]]:
+    monkeypatch.setattr(notice, "_TIMEOUT_S", LIMIT_S)
     with metadata_service() as found:
         yield found
 
@@ -62,14 +65,16 @@ def test_the_watch_outlives_hiccups_and_drains_in_time(
         if len(waited) == 5:
             state.action = "{}"
         if len(waited) == 6:
-            state.action = action(120)
+            state.action = action(120, now)
 
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(notice, "datetime", SimpleNamespace(now=lambda _zone: now, strptime=datetime.strptime))
     monkeypatch.setattr("time.sleep", sleep)
     notice.watch(Metadata(address))
     assert waited == [notice.POLL_S] * 6
     [(ray, node, seconds)] = drained
     assert (ray, node) == ("10.0.0.1:6379", "ab12")
-    assert 105 <= seconds <= 110, "two minutes, less what Ray needs itself"
+    assert seconds == 110, "two minutes, less what Ray needs itself"
     said = capsys.readouterr().err
     assert said.count("HTTP Error 500") == 1, "said once, however often it is asked"
     assert "does not say whether this machine ends: 'time'" in said

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader, read_rows
 from efafnet.pipelines.crops.store import CropStore
 from tests import crop_data
+from tests.waiting import assert_threads_end
 
 _SIZE = InputSize(height=128, width=96)
 
@@ -42,12 +42,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> CropStore:
 
 @pytest.fixture(autouse=True)
 def _no_thread_left() -> Iterator[None]:
-    before = threading.active_count()
+    before = threading.enumerate()
     yield
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    assert_threads_end(before)
 
 
 def _train(store: CropStore, **settings: object) -> TrainReader:

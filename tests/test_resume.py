@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import run
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.configuration import to_yaml
-from tests.training_cases import ROOT, config_of
+from tests.training_cases import ROOT, config_of, newest_step
+from tests.waiting import wait_for
 
 OVERRIDES = ("trace=true", "checkpoint.every_steps=4", "optimizer.ema_decay=0.9", "tracking.enabled=false")
 
@@ -176,10 +176,4 @@ def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Pat
 
 
 def _await_checkpoint(config: TrainConfig, step: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        if any(int(p.name[5:]) >= step for p in (config.run_dir / "checkpoints").glob("step-*")):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no checkpoint at step {step} within two minutes")
+    wait_for(f"checkpoint of step {step}", lambda: newest_step(config) >= step, lambda: process.poll() is not None)

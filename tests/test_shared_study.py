@@ -15,6 +15,7 @@ from efafnet.pipelines.search.earlier import open_study
 from efafnet.pipelines.search.ledger import Ledger, Shared
 from efafnet.pipelines.search.study_db import StudyFileError, StudyUnavailableError, open_storage
 from efafnet.tune_spaces.reading import parse_space
+from tests.waiting import LIMIT_S
 
 SPACE = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2], log: true}\n", "rates.yaml")
 
@@ -35,9 +36,10 @@ def test_two_drivers_share_the_trials_of_one_study(tmp_path: Path) -> None:
     def drive(name: str) -> None:
         try:
             book = driver(tmp_path, name)
-            together.wait(timeout=60)
             while (assignment := book.next()) is not None:
                 numbers[name].append(assignment.number)
+                if len(numbers[name]) == 1:
+                    together.wait(LIMIT_S)  # each has a trial before either goes on
                 book.report(assignment.number, 100, assignment.number / 100)
                 book.finish(assignment.number, "complete")
                 time.sleep(0.001)

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,8 @@ from efafnet.pipelines.synth.dataset import SPLITS, SynthConfig, run_synth
 from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, resolve
 from efafnet.platform.storage import OutputExistsError, UnwritableError
+from tests.processes import program
+from tests.waiting import LIMIT_S, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -274,19 +274,12 @@ def test_the_command_line_draws_and_reports(tmp_path: Path, capsys: pytest.Captu
 
 
 def _start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "efafnet.pipelines", "synth", str(out), "images.train=4000", "workers=2"]
+    command = program("synth", str(out), "images.train=4000", "workers=2")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    _wait_for(lambda: list(out.parent.glob(f".{out.name}.partial-*/**/images/train/*.jpg")), process)
+    drawn = f".{out.name}.partial-*/**/images/train/*.jpg"
+    wait_for("picture", lambda: list(out.parent.glob(drawn)), lambda: process.poll() is not None)
     return process
-
-
-def _wait_for(condition: Any, process: subprocess.Popen[str] | None = None, timeout_s: float = 90.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        assert process is None or process.poll() is None, "it ended early"
-        time.sleep(0.05)
 
 
 def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -299,7 +292,7 @@ def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def test_a_killed_worker_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     process = _start(tmp_path / "out")
     os.kill(_workers(process)[0].pid, signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 2
     assert "a drawing process died" in error
     assert "Traceback" not in error
@@ -313,8 +306,8 @@ def test_a_killed_parent_leaves_no_output_and_no_workers(tmp_path: Path) -> None
     workers = _workers(process)
     assert len(workers) == 2
     process.kill()
-    process.communicate(timeout=60)
-    _wait_for(lambda: not any(worker.is_running() for worker in workers))
+    process.communicate(timeout=LIMIT_S)
+    wait_for("end of the workers", lambda: not any(worker.is_running() for worker in workers))
     assert not (tmp_path / "out").exists()
 
 
@@ -323,7 +316,7 @@ def test_a_killed_parent_leaves_no_output_and_no_workers(tmp_path: Path) -> None
 def test_ctrl_c_stops_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     process = _start(tmp_path / "out")
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
     assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ import pytest
 
 from efafnet.platform.ray_errors import reason_of
 from efafnet.platform.task_pool import TaskPool
+from tests.waiting import LIMIT_S, wait_for
 
 
 def halved(number: int) -> int:
@@ -28,9 +29,7 @@ def test_calls_end_under_their_keys_and_the_rest_is_cancelled() -> None:
         pool.begin(key, number)
     assert pool.running() == ["even", "odd", "endless"]
     answers: dict[str, int | Exception] = {}
-    deadline = time.monotonic() + 60
-    while len(answers) < 2 and time.monotonic() < deadline:
-        answers |= dict(pool.ended(timeout_s=5))
+    wait_for("two answers", lambda: answers.update(pool.ended(timeout_s=5)) or len(answers) == 2)
     assert answers["even"] == 4
     assert isinstance(answers["odd"], Exception)
     assert reason_of(answers["odd"]) == "ValueError: 7 is odd"
@@ -39,4 +38,4 @@ def test_calls_end_under_their_keys_and_the_rest_is_cancelled() -> None:
     pool.cancel()
     assert len(pool) == 0
     # Its process is gone: all four slots can be had.
-    assert ray.get(ray.remote(num_cpus=4)(lambda: 7).remote(), timeout=30) == 7
+    assert ray.get(ray.remote(num_cpus=4)(lambda: 7).remote(), timeout=LIMIT_S) == 7

@@ -25,7 +25,8 @@ from efafnet.platform.tracking import (
     params_of,
     prepare_tracking,
 )
-from tests.processes import free_port
+from tests.processes import deaf_port
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,8 +76,10 @@ def test_an_unwritable_place_is_named() -> None:
 
 def test_no_server_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFAFNET_TRACKING_START_S", "0")
-    port = free_port()
-    with pytest.raises(TrackingError, match=rf"127\.0\.0\.1:{port} does not answer \(.*refused.*start it, or set"):
+    with (
+        deaf_port() as port,
+        pytest.raises(TrackingError, match=rf"127\.0\.0\.1:{port} does not answer \(.*refused.*start it, or set"),
+    ):
         prepare_tracking(f"http://127.0.0.1:{port}")
 
 
@@ -116,7 +119,7 @@ def test_a_fresh_store_survives_processes_that_all_create_it(tmp_path: Path) -> 
         subprocess.Popen([sys.executable, "-c", program, address, str(k)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for k in range(3)
     ]
-    ids = [process.communicate(timeout=120)[0].strip() for process in processes]
+    ids = [process.communicate(timeout=LIMIT_S)[0].strip() for process in processes]
     assert all(process.returncode == 0 for process in processes)
     client = mlflow_client(address)
     experiments = client.search_experiments(filter_string="name = 'together'")

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
 import torch
 from ray.tune.result import DONE
 
-from efafnet.pipelines.runs import attempt
+from efafnet.pipelines.runs.attempt import LOG, RELEASE_S
 from efafnet.pipelines.runs.reservations import PlacementNote, release
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES
 from efafnet.pipelines.search.trial import Figure, TrialActor, TrialRun, Watch
 from efafnet.pipelines.training import execution
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.rundir import RunDirectory
+from efafnet.platform import locks
 from tests.training_cases import config_of
+from tests.waiting import wait_for
 
 
 def checkpoint(run: Path, step: int, validated: float | None, *, whole: bool = True) -> None:
@@ -134,25 +133,30 @@ def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
 def test_a_trial_waits_for_the_process_of_an_earlier_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tmp_path, "epochs=1")
     config.run_dir.mkdir(parents=True)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", f"import fcntl, time; f = open({str(config.run_dir / '.lock')!r}, 'a'); "
-         "fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    threading.Timer(1.5, holder.kill).start()
-    began = time.monotonic()
+    held: list[TextIO] = []
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        assert not (config.run_dir / LOG).exists(), "nothing is begun as long as the run is held"
+        waited.append(seconds)
+        if len(waited) == 3:
+            held.pop().close()
+
+    # The waiting's own clock, which goes on as it sleeps.
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=lambda: sum(waited), sleep=sleep))
+    held.append((config.run_dir / ".lock").open("a"))
+    fcntl.flock(held[0], fcntl.LOCK_EX)
     told = results(TrialRun(job(config)))
-    holder.wait()
-    assert time.monotonic() - began > 1.4
+    assert len(waited) == 3
     assert FAILURE not in told[-1]
-    monkeypatch.setattr(attempt, "RELEASE_S", 0.5)
-    (tmp_path / "runs" / "b").mkdir()
-    with (tmp_path / "runs" / "b" / ".lock").open("a") as lock:
+    config = config_of(tmp_path, "epochs=1", "name=b")
+    config.run_dir.mkdir()
+    waited[:] = [0.0] * 3
+    with (config.run_dir / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        (told_b,) = results(TrialRun(job(config_of(tmp_path, "epochs=1", "name=b"))))
+        (told_b,) = results(TrialRun(job(config)))
     assert "being trained by another process" in told_b[FAILURE]
+    assert RELEASE_S <= sum(waited) < RELEASE_S + 1
 
 
 @pytest.mark.slow
@@ -176,10 +180,7 @@ def test_a_reservation_that_a_dead_run_left_is_given_back(tmp_path: Path) -> Non
     assert release(file) is False
     PlacementNote(file).after_worker_group_start(Workers())
     assert release(file) is True
-    deadline = time.monotonic() + 10
-    while placement_group_table(group)["state"] != "REMOVED":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for("end of the reservation", lambda: placement_group_table(group)["state"] == "REMOVED")
     assert not file.exists()
     file.write_text(group.id.hex())
     assert release(file) is True  # gone already: nothing happens
