@@ -11,6 +11,7 @@ import pytest
 from efafnet.platform import cluster, ray_private
 from efafnet.platform.cluster import ClusterConfig, ClusterError, connect
 from tests.processes import deaf_port
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -181,14 +182,14 @@ def test_the_head_answers_a_trial_that_holds_all_of_its_own_reservation() -> Non
         return number + 1
 
     def ask() -> int:
-        return cluster.on_head(look, 7, timeout_s=30)
+        return cluster.on_head(look, 7, timeout_s=LIMIT_S)
 
     held = {cluster.HEAD: 0.001}
     group = ray.util.placement_group([held])
     inside = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
     try:
         trial = ray.remote(num_cpus=0, resources=held)(ask).options(scheduling_strategy=inside)
-        assert ray.get(trial.remote(), timeout=90) == 8
+        assert ray.get(trial.remote(), timeout=LIMIT_S) == 8
     finally:
         ray.util.remove_placement_group(group)
 
