@@ -66,17 +66,21 @@ def initialise(network: EFAFNet, config: InitialisationConfig) -> Initialisation
         OSError: the file cannot be read, or the download fails.
     """
     if config.weights is not None:
-        return load_encoder(network, read_weights(config.weights), str(config.weights))
+        return load_encoder(network, read_weights(config.weights, "imagenet.weights"), str(config.weights))
     if config.download:
         name = f"{network.config.encoder.replace('resnet', 'ResNet')}_Weights.IMAGENET1K_V1"
         return load_encoder(network, _download(network, name), name)
     return None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth or .safetensors file, unwrapped from ``state_dict``, ``model`` and ``module.``."""
+def read_weights(path: Path, setting: str) -> dict[str, Tensor]:
+    """The tensors of a .pth or .safetensors file, unwrapped from ``state_dict``, ``model`` and ``module.``.
+
+    Raises FileNotFoundError or ValueError naming ``setting``, the whole key that gave the file.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"weights={path}: there is no such file; give a local file of ImageNet weights")
+        found = "this is no file" if path.exists() else "there is no such file"
+        raise FileNotFoundError(f"{setting}={path}: {found}; give a local .pth or .safetensors file of weights")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -84,15 +88,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Every reader has its own zoo of exceptions for a file that is not its kind; the user needs the first line.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"weights={path}: not a file of weights ({reason[0]}); give a .pth or .safetensors") from error
+    except Exception as error:  # every reader has its own zoo of exceptions for a file that is not its kind
+        # Of torch's many lines the one that says why: the others advise to run whatever code is in the file.
+        told = str(error).partition("WeightsUnpickler error: ")[2].partition(" by default. Please use ")[0]
+        reason = next(iter((told or str(error)).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"{setting}={path}: no file of weights ({reason}); give a .pth or .safetensors") from error
     for wrapping in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapping), Mapping):
             content = content[wrapping]
     if not isinstance(content, Mapping):
-        raise ValueError(f"weights={path}: holds a {type(content).__name__}, not named tensors; give a state dict")
+        raise ValueError(f"{setting}={path}: holds a {type(content).__name__}, not named tensors; give a state dict")
     return {str(name).removeprefix("module."): t for name, t in content.items() if isinstance(t, Tensor)}
 
 
@@ -130,14 +135,14 @@ def load_encoder(network: EFAFNet, tensors: Mapping[str, Tensor], source: str) -
 
 def _download(network: EFAFNet, name: str) -> Mapping[str, Tensor]:
     if network.config.encoder == "nano":
-        raise ValueError("download=true: there are no ImageNet weights for encoder=nano; leave it off")
+        raise ValueError("imagenet.download=true: there are no ImageNet weights for encoder=nano; leave it off")
     # torchvision is wanted here only: a network without downloaded weights needs none.
     from torchvision.models import get_weight  # type: ignore[import-untyped]
 
     try:
         state: Mapping[str, Tensor] = get_weight(name).get_state_dict(progress=False, check_hash=True)
     except OSError as error:
-        raise OSError(f"download of {name} failed ({error}); give a local file as weights=FILE instead") from error
+        raise OSError(f"download of {name} failed ({error}); give a file as imagenet.weights=FILE") from error
     return state
 
 

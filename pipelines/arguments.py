@@ -136,13 +136,20 @@ def _check_order(command: Command, words: Sequence[str]) -> None:
         meant = [word for word in words if fits is not None and fits(word)]
         if len(meant) == 1 and meant[0] != words[0]:
             raise _disordered(command, [meant[0], *(word for word in words if word != meant[0])])
-    elif len(words) >= 2:
-        looks = [_LOOKS.get(name) for name in wanted[:2]]
-        first, second = words[:2]
-        swapped = all(look is None or look(word) for look, word in zip(looks, (second, first), strict=False))
-        plain = [look(word) for look, word in zip(looks, (first, second), strict=False) if look is not None]
-        if swapped and plain and not any(plain):
-            raise _disordered(command, [second, first, *words[2:]])
+    elif len(words) >= 2 and _are_swapped(wanted[:2], words[:2]):
+        raise _disordered(command, [words[1], words[0], *words[2:]])
+
+
+def _are_swapped(names: Sequence[str], words: Sequence[str]) -> bool:
+    """Whether neither of two words is what its place wants, and the other place has room for it.
+
+    Where both places tell what they want, one word that is what the other place wants is enough: the other word may
+    name what is not there.
+    """
+    looks = [_LOOKS.get(name) for name in names]
+    own = [look(word) for look, word in zip(looks, words, strict=True) if look is not None]
+    others = [look(word) for look, word in zip(looks, reversed(words), strict=True) if look is not None]
+    return bool(own) and not any(own) and (any(others) if len(others) == 2 else all(others))
 
 
 def _disordered(command: Command, meant: Sequence[str]) -> UsageError:
@@ -169,6 +176,7 @@ _LOOKS: dict[str, Callable[[str], bool]] = {
     "checkpoint": _is_trained,
     "data": _is_store,
     "annotations": lambda word: Path(word).is_file(),
+    "predictions": lambda word: Path(word).is_file(),
     "images": lambda word: Path(word).is_dir(),
 }
 """What arguments of these names look like."""

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from efafnet.models.settings import Settings
-from efafnet.pipelines.arguments import as_settings
+from efafnet.pipelines.arguments import as_settings, base_tree
 from efafnet.pipelines.cli import main
 from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
 from efafnet.platform.configuration import (
@@ -247,6 +247,8 @@ def test_arguments_in_another_order_are_recognised(
         ("train store nano_test", "store is a crop store: efafnet train nano_test data.train=store"),
         ("train store", "store is a crop store: efafnet train PRESET data.train=store"),
         ("evaluate store run", "did you mean: efafnet evaluate run store"),
+        ("evaluate store nothere", "did you mean: efafnet evaluate nothere store"),
+        ("evaluate nothere run", "did you mean: efafnet evaluate run nothere"),
         ("prepare images labels.json out", "did you mean: efafnet prepare labels.json images out"),
         ("predict images run", "did you mean: efafnet predict run images"),
         ("tune nano_test ohkm", "did you mean: efafnet tune ohkm nano_test"),
@@ -254,6 +256,10 @@ def test_arguments_in_another_order_are_recognised(
     ):
         assert main(words.split()) == 2
         assert told in " ".join(capsys.readouterr().err.split())
+    for words in ("evaluate nothere store", "evaluate store store", "score labels.json nothere.json"):
+        name, *arguments = words.split()
+        tree, _, _ = base_tree(BY_NAME[name], arguments)
+        assert list(tree.values()) == arguments
 
 
 def test_no_setting_is_refused_in_pydantics_words() -> None:

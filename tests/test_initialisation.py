@@ -214,9 +214,11 @@ def test_a_failed_download_names_the_way_out(monkeypatch: pytest.MonkeyPatch) ->
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", unreachable)
-    with pytest.raises(OSError, match=r"ResNet50_Weights.IMAGENET1K_V1 failed .*no route.*give a local file"):
+    with pytest.raises(
+        OSError, match=r"ResNet50_Weights.IMAGENET1K_V1 failed .*no route.*give a file as imagenet\.weights=FILE"
+    ):
         initialise(_network(**SBN), InitialisationConfig(download=True))
-    with pytest.raises(ValueError, match="no ImageNet weights for encoder=nano"):
+    with pytest.raises(ValueError, match=r"^imagenet\.download=true: there are no ImageNet weights for encoder=nano"):
         initialise(_network(encoder="nano"), InitialisationConfig(download=True))
 
 
@@ -256,11 +258,14 @@ def test_a_file_of_the_wrong_kind_is_refused(
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
 def test_files_that_are_no_weights_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    with pytest.raises(FileNotFoundError, match="there is no such file"):
+    with pytest.raises(FileNotFoundError, match=rf"^imagenet\.weights={path}: there is no such file; give a local "):
         _load(_network(encoder="nano"), path)
+    with pytest.raises(FileNotFoundError, match=rf"^imagenet\.weights={tmp_path}: this is no file; "):
+        _load(_network(encoder="nano"), tmp_path)
     path.write_bytes(b"not a file of weights")
-    with pytest.raises(ValueError, match=r"not a file of weights .*give a .pth or .safetensors"):
+    with pytest.raises(ValueError, match=rf"^imagenet\.weights={path}: no file of weights .*give a .pth or ") as told:
         _load(_network(encoder="nano"), path)
+    assert "weights_only" not in str(told.value), "torch's advice would run whatever code is in the file"
 
 
 def test_two_sources_are_refused() -> None:

@@ -90,7 +90,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"detector\.weights=.*no\.pth: there is no such file; give torchvision's"):
         PersonDetector(_config(tmp_path / "no.pth"), CPU)
     (tmp_path / "page.pth").write_text("<html>")
-    with pytest.raises(ValueError, match=r"detector\.weights=.*page\.pth: not a file of weights"):
+    with pytest.raises(ValueError, match=r"detector\.weights=.*page\.pth: no file of weights"):
         PersonDetector(_config(tmp_path / "page.pth"), CPU)
 
 

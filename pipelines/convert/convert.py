@@ -24,7 +24,7 @@ def run_convert(config: ConvertConfig) -> None:
     check_output(config.out, overwrite=config.overwrite)
     skeleton = SKELETONS[config.skeleton]
     network = build_network(config.network, skeleton.num_joints)
-    load_published(network, read_weights(config.weights), f"weights={config.weights}")
+    load_published(network, read_weights(config.weights, "weights"), f"weights={config.weights}")
     training = config.model_dump(mode="json", include=set(TrainConfig.model_fields))
     meta = {
         "run": config.name,

@@ -87,10 +87,7 @@ class PersonDetector:
 def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"detector.weights={path}: there is no such file; give torchvision's .pth file, or download")
-    try:
-        return read_weights(path)
-    except ValueError as error:
-        raise ValueError(f"detector.{error}") from error
+    return read_weights(path, "detector.weights")
 
 
 def _downloaded(config: DetectorConfig) -> Mapping[str, Tensor]:
