@@ -20,7 +20,7 @@ from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.serving.api import Predict, Rules, build_app
 from efafnet.pipelines.serving.config import LimitsConfig
 from efafnet.pipelines.serving.engine import Engine, EnginePlan
-from efafnet.pipelines.serving.messages import Persons, PoseRequest, Refusal
+from efafnet.pipelines.serving.messages import Answer, PoseRequest, Refusal
 from efafnet.pipelines.serving.models import Served
 from tests import prediction_cases
 from tests.waiting import LIMIT_S, wait_for
@@ -36,9 +36,9 @@ def make_engine(folder: Path, *names: str) -> Engine:
 def answering(engine: Engine) -> Predict:
     """What the fronts do by way of Ray, here."""
 
-    async def predict(asked: PoseRequest) -> Persons | Refusal:
+    async def predict(asked: PoseRequest) -> Answer | Refusal:
         waiting = await asyncio.to_thread(engine.prepare, asked)
-        return waiting if isinstance(waiting, Refusal) else engine.predict([waiting])[0]
+        return waiting if isinstance(waiting, Refusal) else Answer.of(engine.predict([waiting])[0])
 
     return predict
 

@@ -20,7 +20,7 @@ from efafnet.pipelines.prediction import PosePredictor
 from efafnet.pipelines.serving.api import RefusedError, digest_of, parse_boxes, read_body
 from efafnet.pipelines.serving.config import LimitsConfig, ServeConfig
 from efafnet.pipelines.serving.engine import Engine, Prepared
-from efafnet.pipelines.serving.messages import Box, Persons, PoseRequest, Refusal
+from efafnet.pipelines.serving.messages import Answer, Box, PoseRequest, Refusal
 from efafnet.pipelines.serving.metrics import chosen
 from efafnet.pipelines.serving.models import find_models
 from efafnet.pipelines.serving.serve import replica_options, token_of
@@ -175,7 +175,7 @@ def test_a_body_without_a_length_is_cut_off() -> None:
 
 
 def test_what_takes_too_long_is_given_up(engine: Engine) -> None:
-    async def never(_asked: PoseRequest) -> Persons | Refusal:
+    async def never(_asked: PoseRequest) -> Answer | Refusal:
         await asyncio.sleep(60)
         raise AssertionError
 

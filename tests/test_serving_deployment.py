@@ -13,21 +13,21 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from efafnet.pipelines.serving.deployment import Dispatcher
-from efafnet.pipelines.serving.messages import Persons, PoseRequest, Refusal
+from efafnet.pipelines.serving.messages import Answer, PoseRequest, Refusal
 
 ASKED = PoseRequest(b"image", "alpha", None)
-ANSWER = Persons(model="alpha", skeleton="coco17", width=1, height=1, boxes_from="request", persons=[])
+ANSWER = Answer('{"persons":[]}', persons=2)
 
 
 class Replicas:
     """A handle whose replicas do one thing after the other."""
 
-    def __init__(self, *outcomes: Persons | Refusal | Exception) -> None:
+    def __init__(self, *outcomes: Answer | Refusal | Exception) -> None:
         self._left = list(outcomes)
         self.asked: list[PoseRequest] = []
         self.persons = self
 
-    async def remote(self, asked: PoseRequest) -> Persons | Refusal:
+    async def remote(self, asked: PoseRequest) -> Answer | Refusal:
         self.asked.append(asked)
         outcome = self._left.pop(0)
         if isinstance(outcome, Exception):
@@ -48,7 +48,7 @@ class Counted:
         self.lines.append(("replayed",))
 
 
-def handing(replicas: Replicas) -> tuple[Callable[[], Persons | Refusal], Counted]:
+def handing(replicas: Replicas) -> tuple[Callable[[], Answer | Refusal], Counted]:
     figures = Counted()
     found = Dispatcher(figures)  # type: ignore[arg-type]
     found._replicas = replicas  # type: ignore[assignment]
@@ -60,7 +60,7 @@ def test_a_request_whose_replica_dies_goes_to_another() -> None:
     call, figures = handing(replicas)
     assert call() is ANSWER
     assert replicas.asked == [ASKED] * 3
-    assert figures.lines == [("replayed",), ("replayed",), ("alpha", 200, 0)]
+    assert figures.lines == [("replayed",), ("replayed",), ("alpha", 200, 2)]
 
 
 def test_a_request_that_ends_every_replica_is_given_up() -> None:

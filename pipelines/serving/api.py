@@ -21,10 +21,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from efafnet.pipelines.formats.headers import declared_size
 from efafnet.pipelines.serving.config import LOOPBACK, LimitsConfig
-from efafnet.pipelines.serving.messages import Box, Model, Models, Persons, PoseRequest, Problem, Refusal
+from efafnet.pipelines.serving.messages import Answer, Box, Model, Models, Persons, PoseRequest, Problem, Refusal
 from efafnet.platform.configuration_errors import rule_of
 
-Predict = Callable[[PoseRequest], Awaitable[Persons | Refusal]]
+Predict = Callable[[PoseRequest], Awaitable[Answer | Refusal]]
 
 _PAGE = {
     "/": ("index.html", "text/html"),
@@ -115,8 +115,9 @@ def _add_page(app: FastAPI) -> None:
         app.get(path, include_in_schema=False)(file(name, kind))
 
 
-def _guard(rules: Rules) -> Callable[..., None]:
-    def check(authorization: Annotated[str | None, Header()] = None) -> None:
+def _guard(rules: Rules) -> Callable[..., Awaitable[None]]:
+    # Asynchronous, though it waits for nothing: FastAPI hands plain functions to a thread, at every request.
+    async def check(authorization: Annotated[str | None, Header()] = None) -> None:
         given = (authorization or "").removeprefix("Bearer ").strip()
         if rules.token_digest is not None and not hmac.compare_digest(digest_of(given), rules.token_digest):
             wanted = "Authorization: Bearer TOKEN"
@@ -158,8 +159,7 @@ def _add_interface(app: FastAPI, rules: Rules, predict: Predict) -> None:
             raise RefusedError(504, f"no answer within {rules.limits.timeout_s:g} s; try again") from error
         if isinstance(answer, Refusal):
             raise RefusedError(answer.status, answer.reason)
-        # As FastAPI would write it, which would first check it once more.
-        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+        return Response(answer.json, media_type="application/json")
 
 
 def _add_operation(app: FastAPI, rules: Rules, metrics: Callable[[], str]) -> None:

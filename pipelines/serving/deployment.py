@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from efafnet.pipelines.serving.api import Rules, build_app
 from efafnet.pipelines.serving.config import BatchingConfig
 from efafnet.pipelines.serving.engine import Engine, EnginePlan, Prepared
-from efafnet.pipelines.serving.messages import Persons, PoseRequest, Refusal
+from efafnet.pipelines.serving.messages import Answer, PoseRequest, Refusal
 from efafnet.pipelines.serving.metrics import ServingMetrics, gathered
 
 REPLICA, FRONT = "predictor", "front"
@@ -49,16 +49,16 @@ class Replica:
             max_batch_size=plan.batching.requests, batch_wait_timeout_s=plan.batching.wait_ms / 1e3
         )(self._predict)
 
-    async def persons(self, asked: PoseRequest) -> Persons | Refusal:
+    async def persons(self, asked: PoseRequest) -> Answer | Refusal:
         """Answer one request."""
         waiting = await asyncio.to_thread(self._engine.prepare, asked)
         if isinstance(waiting, Refusal):
             return waiting
-        answer: Persons = await self._in_batches(waiting)
+        answer: Answer = await self._in_batches(waiting)
         return answer
 
-    async def _predict(self, waiting: list[Prepared]) -> list[Persons]:
-        return await asyncio.to_thread(self._engine.predict, waiting)
+    async def _predict(self, waiting: list[Prepared]) -> list[Answer]:
+        return await asyncio.to_thread(lambda: [Answer.of(found) for found in self._engine.predict(waiting)])
 
 
 class Front:
@@ -75,21 +75,21 @@ class Dispatcher:
         self._replicas: DeploymentHandle[Any] | None = None
         self._figures = figures
 
-    async def __call__(self, asked: PoseRequest) -> Persons | Refusal:
+    async def __call__(self, asked: PoseRequest) -> Answer | Refusal:
         """The answer of a replica, or why there is none."""
         began = time.monotonic()
         answer = await self._dispatched(asked)
         status = answer.status if isinstance(answer, Refusal) else 200
-        persons = len(answer.persons) if isinstance(answer, Persons) else 0
+        persons = answer.persons if isinstance(answer, Answer) else 0
         self._figures.count(asked.model, status, persons, time.monotonic() - began)
         return answer
 
-    async def _dispatched(self, asked: PoseRequest) -> Persons | Refusal:
+    async def _dispatched(self, asked: PoseRequest) -> Answer | Refusal:
         if self._replicas is None:
             self._replicas = serve.get_deployment_handle(REPLICA)
         for _ in range(_TRIES):
             try:
-                answer: Persons | Refusal = await self._replicas.persons.remote(asked)
+                answer: Answer | Refusal = await self._replicas.persons.remote(asked)
                 return answer
             except RayActorError:
                 self._figures.replayed()
