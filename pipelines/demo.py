@@ -23,10 +23,12 @@ from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform import console, interruption, machine
 from efafnet.platform.configuration import absolute_paths
 from efafnet.platform.interruption import report_stop, was_terminated
+from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.mlflow_pages import TRAINING_VIEW, UI
 from efafnet.platform.storage import make_directory, read_json, write_json
 
 _RECORD = "demo.json"
+_LOCK = "lock"
 
 MEASURED = ((100_000, 0.52), (150_000, 0.55), (487_000, 0.62))
 """Samples, and the AP that the demo's recipe reached with them on unseen people: the first two are demos of eight
@@ -101,8 +103,25 @@ class DemoError(ValueError):
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Run all stages that are not done yet and tell what happened."""
+    """Run all stages that are not done yet and tell what happened.
+
+    Raises:
+        ValueError: the directory holds another demo or something else, or another process runs a demo there.
+        DemoError: a stage failed.
+    """
     config = absolute_paths(config)
+    _check_place(config)
+    make_directory(config.out)
+    try:
+        with hold(config.out / _LOCK):
+            _run_stages(config)
+    except LockHeldError as held:
+        raise ValueError(
+            f"{config.out}: {held.holder} runs a demo there; wait until it has ended, or name another directory"
+        ) from None
+
+
+def _run_stages(config: DemoConfig) -> None:
     record = _open_record(config)
     done: list[dict[str, Any]] = record["stages"]
     stages = stages_of(config)
@@ -139,28 +158,34 @@ def _again(config: DemoConfig) -> str:
     return shlex.join(["efafnet", "demo", str(config.out), *words])
 
 
-def _open_record(config: DemoConfig) -> dict[str, Any]:
-    """What an earlier, interrupted demo did here.
+def _check_place(config: DemoConfig) -> None:
+    """Raise ValueError for a directory of other things, before anything is written there."""
+    out = config.out
+    if out.is_dir() and not (out / _RECORD).exists() and any(path.name != _LOCK for path in out.iterdir()):
+        raise ValueError(f"{out} exists and holds no demo; name a directory that does not exist yet")
 
-    Raises:
-        ValueError: the directory holds another demo, or something else.
-    """
+
+def _open_record(config: DemoConfig) -> dict[str, Any]:
+    """What an earlier, interrupted demo did here; ValueError where that is another demo."""
     file = config.out / _RECORD
     identity = {"size": config.size, "minutes": config.minutes, "seed": config.seed}
-    if file.exists():
-        record: dict[str, Any] = read_json(file)
-        if record.get("drawing") != drawing_digest():
-            raise ValueError(f"{config.out} holds a demo of another version; name another directory, or remove it")
-        if record["settings"] != identity:
-            raise ValueError(
-                f"{config.out} holds a demo with {record['settings']}; name another directory, or remove it"
-            )
+    if not file.exists():
+        record = {
+            "settings": identity, "drawing": drawing_digest(), "out": str(config.out), "begun": {}, "stages": []
+        }  # fmt: skip
+        write_json(file, record)
         return record
-    if config.out.is_dir() and any(config.out.iterdir()):
-        raise ValueError(f"{config.out} exists and holds no demo; name a directory that does not exist yet")
-    make_directory(config.out)
-    record = {"settings": identity, "drawing": drawing_digest(), "begun": {}, "stages": []}
-    write_json(file, record)
+    record = read_json(file)
+    if record.get("drawing") != drawing_digest():
+        raise ValueError(f"{config.out} holds a demo of another version; name another directory, or remove it")
+    if record["settings"] != identity:
+        raise ValueError(f"{config.out} holds a demo with {record['settings']}; name another directory, or remove it")
+    # The command lines of stages that were begun name the place where they were.
+    if record["out"] != str(config.out) and len(record["stages"]) < len(stages_of(config)):
+        raise ValueError(
+            f"{config.out} holds a demo that was begun in {record['out']} and is not finished; move it back, or name "
+            "another directory"
+        )
     return record
 
 
@@ -301,9 +326,9 @@ def tell(config: DemoConfig, done: Sequence[dict[str, Any]]) -> None:
     console.say(verdict(config.size, metrics["figures"]["ap"], persons, _final(out)["last/samples"]))
     console.say(f"pictures:  {out}/evaluation/best.jpg, worst.jpg, errors.png; the people: {out}/people/images/val")
     console.say(f"report:    {out}/report.html")
-    console.say(f"best trial as a preset:  efafnet train {out}/runs/search/best.yaml")
-    console.say(f"MLflow:    {UI}/#/experiments/1/runs?{TRAINING_VIEW} "
-                f"after: mlflow ui --backend-store-uri sqlite:///{out}/mlflow.db")  # fmt: skip
+    console.say(f"best trial as a preset:  efafnet train {shlex.quote(f'{out}/runs/search/best.yaml')}")
+    serving = f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{out}/mlflow.db')}"
+    console.say(f"MLflow:    {UI}/#/experiments/1/runs?{TRAINING_VIEW} after: {serving}")
 
 
 def _processor() -> str:

@@ -23,6 +23,8 @@ def user_message(error: BaseException) -> str | None:
         return ": ".join(filter(None, [".".join(str(part) for part in first["loc"]), rule_of(first)]))
     if isinstance(cause, ModuleNotFoundError):
         return f"this command needs the package {cause.name!r}; install it: pip install -c constraints.txt -e ."
+    if isinstance(cause, OSError) and cause.strerror:  # the system's own, which begin with its number
+        return ": ".join([*(str(name) for name in (cause.filename, cause.filename2) if name), cause.strerror])
     return str(cause) or type(cause).__name__
 
 

@@ -119,6 +119,8 @@ def test_perfect_joints_measure_as_perfect_as_they_are_and_mirrored(tmp_path: Pa
 
 def test_pictures_never_replace_those_of_an_earlier_check(tmp_path: Path) -> None:
     assert [fresh_directory(tmp_path / "check").name for _ in range(3)] == ["check", "check-2", "check-3"]
+    with pytest.raises(OSError, match=r"^out=/proc/check cannot be made: .+; name a writable place$"):
+        fresh_directory(Path("/proc/check"))
 
 
 def test_a_store_without_persons_to_learn_is_refused(tmp_path: Path) -> None:

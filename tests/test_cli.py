@@ -301,12 +301,21 @@ def test_help_begins_with_what_matters_and_goes_by_groups(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("bad\n  value"), FileNotFoundError(2, "No such file or directory", "/x"), OSError("disk full")]
+    ("error", "told"),
+    [
+        (ValueError("bad\n  value"), "bad value"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), "/x: No such file or directory"),
+        (OSError(18, "Invalid cross-device link", "/x", None, "/y"), "/x: /y: Invalid cross-device link"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (OSError("disk full"), "disk full"),
+    ],
 )
-def test_a_users_error_is_one_line(toy: types.ModuleType, capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+def test_a_users_error_is_one_line(
+    toy: types.ModuleType, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+) -> None:
     fails(toy, error)
     assert main(["toy", "x"]) == 2
-    assert capsys.readouterr().err == f"error: {' '.join(str(error).split())}\n"
+    assert capsys.readouterr().err == f"error: {told}\n"
 
 
 def test_what_mlflow_refuses_is_one_line(toy: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

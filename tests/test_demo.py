@@ -15,6 +15,7 @@ from efafnet.pipelines.arguments import base_tree
 from efafnet.pipelines.commands import BY_NAME
 from efafnet.pipelines.demo import Clock, DemoConfig, DemoError, run_demo, stages_of, verdict
 from efafnet.platform.configuration import apply_overrides, resolve
+from efafnet.platform.locks import hold
 from efafnet.platform.machine import cores
 
 NAMES = ["synth", "prepare", "train", "evaluate", "tune", "report"]
@@ -178,6 +179,34 @@ def test_a_demo_of_another_version_is_not_gone_on_with(machine: Machine, monkeyp
     monkeypatch.setattr(demo, "drawing_digest", lambda: "other")
     with pytest.raises(ValueError, match="of another version; name another directory, or remove it"):
         run_demo(DemoConfig(out=machine.out))
+
+
+def test_two_demos_in_one_directory(machine: Machine) -> None:
+    machine.out.mkdir()
+    with hold(machine.out / "lock"), pytest.raises(ValueError, match=r"out: process \d+ on .* runs a demo there; wait"):
+        run_demo(DemoConfig(out=machine.out))
+    assert machine.ran == []
+    run_demo(DemoConfig(out=machine.out))
+    assert machine.ran[0] == "synth"
+
+
+def test_a_demo_that_was_moved_goes_on_only_where_nothing_is_left_to_do(
+    machine: Machine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.broken = "train"
+    with pytest.raises(DemoError):
+        run_demo(DemoConfig(out=machine.out))
+    moved = machine.out.rename(tmp_path / "my demo")
+    with pytest.raises(ValueError, match=rf"was begun in {tmp_path}/out and is not finished; move it back, or name"):
+        run_demo(DemoConfig(out=moved))
+    moved.rename(machine.out)
+    machine.broken = ""
+    run_demo(DemoConfig(out=machine.out))
+    capsys.readouterr()
+    run_demo(DemoConfig(out=machine.out.rename(moved)))
+    told = capsys.readouterr().out
+    assert f"efafnet train '{moved}/runs/search/best.yaml'" in told
+    assert f"mlflow ui --backend-store-uri 'sqlite:///{moved}/mlflow.db'" in told
 
 
 def test_a_failing_command_stops_the_demo(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from efafnet.pipelines.crops.config import InspectConfig
 from efafnet.pipelines.crops.inspect import run_inspect, sheet_of_samples
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.drawing.poses import LEFT
+from efafnet.platform import storage
 from tests import crop_data
 
 
@@ -74,6 +75,28 @@ def test_a_sheet_that_cannot_be_written(tmp_path: Path) -> None:
     store = crop_data.make_store(tmp_path)
     with pytest.raises(OSError, match="cannot write"):
         run_inspect(InspectConfig(store=store.path, sheet=Path("/proc/sheet.png")))
+
+
+def test_the_sheet_of_a_store_that_others_own_is_drawn_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = crop_data.make_store(tmp_path)
+    checked = storage.check_output_file
+
+    def refused_beside(path: Path, *, overwrite: bool) -> None:
+        if path.parent == tmp_path:
+            raise storage.UnwritableError("Read-only file system")
+        checked(path, overwrite=overwrite)
+
+    monkeypatch.setattr(storage, "check_output_file", refused_beside)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run_inspect(InspectConfig(store=store.path, crops=1))
+    assert (tmp_path / "here" / "store-sheet.jpg").is_file()
+    assert f"contact sheet of 1 persons: {tmp_path}/here/store-sheet.jpg" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(storage.UnwritableError, match="Read-only"):
+        run_inspect(InspectConfig(store=store.path, crops=1))
 
 
 def test_joints_are_drawn_where_they_are() -> None:

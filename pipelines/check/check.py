@@ -16,13 +16,13 @@ from efafnet.pipelines.crops import philox
 from efafnet.pipelines.crops.inspect import oddities
 from efafnet.pipelines.crops.reader import read_rows
 from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
-from efafnet.pipelines.drawing.poses import ANNOTATED, Picture, draw_person, write_picture
+from efafnet.pipelines.drawing.poses import ANNOTATED, Picture, draw_person, encoded
 from efafnet.pipelines.drawing.sheets import Cell, contact_sheet
 from efafnet.pipelines.drawing.text import HIDDEN, SIDES
 from efafnet.pipelines.training.context import pick_device
 from efafnet.pipelines.training.inputs import check_sides, open_inputs
 from efafnet.pipelines.training.introduction import network_text, store_text
-from efafnet.platform import console, machine
+from efafnet.platform import console, machine, storage
 
 _MOST_PERSONS = 20_000
 """Persons that the rules look at."""
@@ -47,12 +47,12 @@ def run_check(config: CheckConfig) -> int:
     console.note(f"network: {network_text(config, inputs)}; on {machine.describe(pick_device(config.device))}")
     out = fresh_directory(config.out)
     people = people_of(config, store, chosen_rows(store, config.persons, config.seed))
-    write_picture(_samples(config, store, people), out / "samples.jpg")
+    _write(_samples(config, store, people), out / "samples.jpg")
     console.say(f"samples with joints and targets: {out / 'samples.jpg'}")
     top, error_px = ceiling(config, people)
     with console.progress("overfitting a few persons", config.limit_s, unit="s at most") as advance:
         fit = learn(config, inputs, people, advance)
-    write_picture(_learned(people, fit), out / "fit.jpg")
+    _write(_learned(people, fit), out / "fit.jpg")
     _tell_fit(people, fit, top)
     console.say(f"what was found of them: {out / 'fit.jpg'}")
     remarks = [*suspicions(store, people), *rules.unreachable(top, error_px, store.skeleton)]
@@ -62,7 +62,7 @@ def run_check(config: CheckConfig) -> int:
 
 
 def fresh_directory(out: Path) -> Path:
-    """Make ``out``, or the first of out-2, out-3, … that is not there yet."""
+    """Make ``out``, or the first of out-2, out-3, … that is not there yet; UnwritableError where it cannot be."""
     path, number = out, 1
     while True:
         try:
@@ -70,6 +70,10 @@ def fresh_directory(out: Path) -> Path:
         except FileExistsError:
             number += 1
             path = out.with_name(f"{out.name}-{number}")
+        except OSError as error:
+            raise storage.UnwritableError(
+                f"out={path} cannot be made: {error.strerror or error}; name a writable place"
+            ) from error
         else:
             return path
 
@@ -140,6 +144,11 @@ def _verdict(config: CheckConfig, fit: Fit, remarks: list[str]) -> int:
 
 
 # ---- pictures
+
+
+def _write(picture: Picture, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    storage.write_bytes(path, encoded(picture, path.suffix))
 
 
 def _samples(config: CheckConfig, store: CropStore, people: People) -> Picture:

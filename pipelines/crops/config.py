@@ -34,8 +34,8 @@ class InspectConfig(Settings):
     store: Location
     """Directory of the crop store, or its address: s3://…, gs://…; or an exported network's file, .onnx or .pt2."""
     sheet: Path | None = None
-    """File for the contact sheet, .jpg or .png; by default STORE-sheet.jpg beside the store (here, for one with an
-    address)."""
+    """File for the contact sheet, .jpg or .png; by default STORE-sheet.jpg beside the store, or here where the store
+    has an address or nothing can be written beside it."""
     crops: int = Field(default=24, ge=0)
     """Persons on the contact sheet, drawn at random; 0 for none."""
     augmented: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -174,17 +175,26 @@ def _draw(config: InspectConfig, store: CropStore) -> None:
     names = [f"{person['file_name']}, person {person['person_id']}" for person in people]
     kind = "augmented" if config.augmented else "as they are"
     title = f"{count} of {store.num_persons} persons of {store.location}, {kind}"
-    path = config.sheet or _sheet_beside(config.store)
-    storage.check_output_file(path, overwrite=True)
+    path = _sheet_file(config)
     storage.write_bytes(path, encoded(sheet_of_samples(batch, store.skeleton, names, title=title), path.suffix))
     console.say(f"contact sheet of {count} persons: {path}")
 
 
-def _sheet_beside(store: str) -> Path:
-    if is_address(store):
-        return Path(f"{store.rstrip('/').rpartition('/')[2]}-sheet.jpg")
-    path = Path(store).absolute()
-    return path.parent / f"{path.name}-sheet.jpg"
+def _sheet_file(config: InspectConfig) -> Path:
+    """Where the contact sheet goes; UnwritableError where it cannot."""
+    if config.sheet is not None:
+        storage.check_output_file(config.sheet, overwrite=True)
+        return config.sheet
+    there = Path(config.store).absolute()
+    name = f"{config.store.rstrip('/').rpartition('/')[2] if is_address(config.store) else there.name}-sheet.jpg"
+    here = Path(name).absolute()
+    beside = here if is_address(config.store) else there.parent / name
+    # A store that many share is often not to be written by those who look at it.
+    with suppress(storage.UnwritableError):
+        storage.check_output_file(beside, overwrite=True)
+        return beside
+    storage.check_output_file(here, overwrite=True)
+    return here
 
 
 def sheet_of_samples(

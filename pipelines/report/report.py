@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -101,7 +102,8 @@ def _links(uri: str, ui: str) -> str:
     """How the runs' links are made to work, where that takes something."""
     if not uri.startswith("sqlite:") or not ui.startswith("http://127.0.0.1"):
         return ""
-    return f"The runs' links open once this runs: mlflow ui --backend-store-uri {uri} --port {ui.rpartition(':')[2]}"
+    serving = f"mlflow ui --backend-store-uri {shlex.quote(uri)} --port {ui.rpartition(':')[2]}"
+    return f"The runs' links open once this runs: {serving}"
 
 
 def _headline(groups: Grouped) -> list[tuple[str, str]]:
