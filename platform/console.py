@@ -25,6 +25,8 @@ BAR = range(5, 21)
 """Columns of a bar: fewer tell nothing, more take the room of figures."""
 LONGEST_NAME = 30
 """Columns of what a bar is called."""
+SENTENCE_BLANKS, SENTENCE_COLUMNS = 4, 30
+"""Blanks that make a cell a sentence, which may be broken into lines, and the fewest columns it is broken to."""
 DRAWN_PER_S = 4.0
 """Times a second that a line is drawn anew."""
 
@@ -113,7 +115,8 @@ def fail(message: object) -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
     """Print a table to standard output. Columns whose cells are all numbers (or empty) are right-aligned.
 
-    What is wider than the terminal becomes several tables below each other, each with the first column.
+    What is wider than the terminal has its column of sentences broken into lines, where there is one; else it becomes
+    several tables below each other, each with the first column.
     """
     for row in rows:
         if len(row) != len(columns):
@@ -132,6 +135,10 @@ def _parts(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int)
         3 + max(cell_len(harmless(text)) for text in (name, *(row[i] for row in rows)))
         for i, name in enumerate(columns)
     ]
+    widest = max(range(len(columns)), key=lambda index: wide[index])
+    room = width - 1 - sum(wide) + wide[widest]
+    if any(str(row[widest] or "").count(" ") >= SENTENCE_BLANKS for row in rows) and room >= SENTENCE_COLUMNS:
+        return [list(range(len(columns)))]
     parts = [[0]]
     for index in range(1, len(columns)):
         if 1 + sum(wide[i] for i in parts[-1]) + wide[index] > width and len(parts[-1]) > 1:

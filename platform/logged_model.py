@@ -125,6 +125,8 @@ def log_model(
         version, alias_note = info.registered_model_version, ""
         _attach_metrics(client, run_id, str(info.model_id), step)
         if register_as and version is not None:
+            told = f"{name}, step {step} of run {client.get_run(run_id).info.run_name}"
+            client.update_model_version(register_as, str(version), told + _in_words(score))
             alias_note = _register(client, register_as, str(version), alias, score)
     except (MlflowException, OSError) as error:
         raise _refused(uri, "the network", error) from error
@@ -187,6 +189,10 @@ def _register(client: MlflowClient, name: str, version: str, alias: str | None, 
             return f"version {holder.version} stays {alias}: {refusal}"
     client.set_registered_model_alias(name, alias, version)
     return f"is now {alias}" + ("" if holder is None else f", after version {holder.version}")
+
+
+def _in_words(score: Score | None) -> str:
+    return "" if score is None else f": {score.metric} {score.value:.4f}"
 
 
 def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

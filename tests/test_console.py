@@ -63,6 +63,25 @@ def test_a_table_too_wide_for_the_terminal_becomes_several(
         assert sum(line.strip() == "t" for line in lines) == 1
 
 
+def test_a_table_with_sentences_stays_one_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside "fail" and "shared memory", with borders 7 + 16 columns and 1, there are 36 of 60 left for a sentence."""
+    monkeypatch.setenv("COLUMNS", "60")
+    found = "no Ray at 127.0.0.1:6379 (RAY_ADDRESS): Connection refused; start the cluster"
+    console.table(["", "what", "found"], [["ok", "Python", "3.11.7"], ["fail", "shared memory", found]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 60
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert rows[0] == ["ok", "Python", "3.11.7"]
+    assert rows[1][:2] == ["fail", "shared memory"]
+    assert [row[:2] for row in rows[2:]] == [["", ""]] * (len(rows) - 2)
+    assert " ".join(row[2] for row in rows[1:]) == found, "broken between words only"
+    monkeypatch.setenv("COLUMNS", "50")
+    console.table(["", "what", "found"], [["fail", "shared memory", found]])
+    assert capsys.readouterr().out.count("┏") == 2, "too narrow for a sentence: two tables"
+
+
 def test_progress_in_a_log_is_few_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: 5.0))
     with console.progress("reading", 200, unit="images") as advance:

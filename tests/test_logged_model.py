@@ -42,7 +42,9 @@ def test_a_logged_network_comes_back_whole_for_any_batch(uri: str, run_id: str, 
     assert run.info.status == "RUNNING", "logging a network must not end the run"
 
 
-def test_only_a_better_network_of_the_same_terms_becomes_champion(uri: str, run_id: str) -> None:
+def test_only_a_better_network_of_the_same_terms_becomes_champion(
+    uri: str, run_id: str, request: pytest.FixtureRequest
+) -> None:
     challengers = [
         (Score("ap", 0.50, "coco"), 1, "is now champion"),
         (Score("ap", 0.50, "coco"), 1, "version 1 stays champion: its ap is 0.5000, the new network's 0.5000"),
@@ -61,6 +63,9 @@ def test_only_a_better_network_of_the_same_terms_becomes_champion(uri: str, run_
         assert logged.version == str(number)
         assert logged.alias_note.startswith(told)
         assert str(mlflow_client(uri).get_model_version_by_alias("pose", "champion").version) == str(champion)
+    test = request.node.name
+    described = [mlflow_client(uri).get_model_version("pose", number).description for number in ("5", "6")]
+    assert described == [f"network, step 0 of run {test}", f"network, step 0 of run {test}: ap 0.5100"]
     mlflow.set_tracking_uri(uri)
     assert mlflow.pytorch.load_model("models:/pose@champion")[0].weight[0, 0, 0, 0] == 6
 
