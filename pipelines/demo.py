@@ -170,12 +170,12 @@ def _open_record(config: DemoConfig) -> dict[str, Any]:
     file = config.out / _RECORD
     identity = {"size": config.size, "minutes": config.minutes, "seed": config.seed}
     if not file.exists():
-        record = {
+        begun: dict[str, Any] = {
             "settings": identity, "drawing": drawing_digest(), "out": str(config.out), "begun": {}, "stages": []
         }  # fmt: skip
-        write_json(file, record)
-        return record
-    record = read_json(file)
+        write_json(file, begun)
+        return begun
+    record: dict[str, Any] = read_json(file)
     if record.get("drawing") != drawing_digest():
         raise ValueError(f"{config.out} holds a demo of another version; name another directory, or remove it")
     if record["settings"] != identity:
