@@ -125,9 +125,7 @@ def log_model(
         version, alias_note = info.registered_model_version, ""
         _attach_metrics(client, run_id, str(info.model_id), step)
         if register_as and version is not None:
-            told = f"{name}, step {step} of run {client.get_run(run_id).info.run_name}"
-            client.update_model_version(register_as, str(version), told + _in_words(score))
-            alias_note = _register(client, register_as, str(version), alias, score)
+            alias_note = _register(client, register_as, str(version), alias, score, f"{name}, step {step}")
     except (MlflowException, OSError) as error:
         raise _refused(uri, "the network", error) from error
     return LoggedModel(str(info.model_uri), None if version is None else str(version), alias_note)
@@ -176,8 +174,11 @@ def _choose_place(uri: str, run_id: str) -> None:
     mlflow.set_experiment(experiment_id=mlflow_client(uri).get_run(run_id).info.experiment_id)
 
 
-def _register(client: MlflowClient, name: str, version: str, alias: str | None, score: Score | None) -> str:
-    """Tag a registered version with its score, give it the alias if it may have it, and say which."""
+def _register(client: MlflowClient, name: str, version: str, alias: str | None, score: Score | None, what: str) -> str:
+    """Describe a registered version, tag it with its score, give it the alias if it may have it, and say which."""
+    run = client.get_run(client.get_model_version(name, version).run_id)
+    worth = "" if score is None else f": {score.metric} {score.value:.4f}"
+    client.update_model_version(name, version, f"{what} of run {run.info.run_name}{worth}")
     for key, value in (asdict(score) if score else {}).items():
         client.set_model_version_tag(name, version, f"{_SCORE_TAG}{key}", str(value))
     if alias is None:
@@ -189,10 +190,6 @@ def _register(client: MlflowClient, name: str, version: str, alias: str | None, 
             return f"version {holder.version} stays {alias}: {refusal}"
     client.set_registered_model_alias(name, alias, version)
     return f"is now {alias}" + ("" if holder is None else f", after version {holder.version}")
-
-
-def _in_words(score: Score | None) -> str:
-    return "" if score is None else f": {score.metric} {score.value:.4f}"
 
 
 def _holder(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

@@ -16,6 +16,7 @@ from efafnet.pipelines.report.report import remarks, run_report
 from efafnet.pipelines.report.tables import duration, grouped, run_table, setting_text
 from efafnet.pipelines.search.charts import study_charts
 from efafnet.pipelines.search.study_file import study_from_json, study_to_json
+from efafnet.platform.tracking import create_run
 from tests.report_cases import STUDY, Store, study_of
 
 
@@ -47,6 +48,9 @@ def test_only_settings_that_differ_and_matter_are_told(store: Store) -> None:
     store.run("two", [0.2], runs="b", worker={"cpus": 2}, optimizer={"lr": 0.002})
     store.run("three", [0.2], loss={"kind": "ohkm", "hard_joints": 8})
     assert differing(store.runs()) == ["optimizer.lr", "loss.kind", "loss.hard_joints"]
+    other = create_run(store.uri, "test", "of another program", params={"lr": 0.1})
+    assert differing(store.runs()) == ["optimizer.lr", "loss.kind", "loss.hard_joints"]
+    assert differing(store.runs(names=[other])) == []
 
 
 def test_a_trial_tells_only_what_was_searched_in_it(store: Store) -> None:

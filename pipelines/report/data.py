@@ -212,12 +212,14 @@ def _read(client: MlflowClient, run: Run) -> RunData:
 
 
 def differing(runs: Sequence[RunData]) -> list[str]:
-    """Keys whose values are not the same in all runs, in the order of the configuration."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.params))
+    """Keys whose values are not the same in all runs, in the order of the configuration.
+
+    Runs of other programs, which may lie in the same experiment, are passed over: they have none of the settings.
+    """
+    told = [run for run in runs if run.params and run.stage] or [run for run in runs if run.params]
+    keys = list(dict.fromkeys(key for run in told for key in run.params))
     return [
-        key
-        for key in keys
-        if key.partition(".")[0] not in INCIDENTAL and len({run.setting(key) for run in runs if run.params}) > 1
+        key for key in keys if key.partition(".")[0] not in INCIDENTAL and len({run.setting(key) for run in told}) > 1
     ]
 
 
