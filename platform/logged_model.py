@@ -176,7 +176,7 @@ def _choose_place(uri: str, run_id: str) -> None:
 
 def _register(client: MlflowClient, name: str, version: str, alias: str | None, score: Score | None, what: str) -> str:
     """Describe a registered version, tag it with its score, give it the alias if it may have it, and say which."""
-    run = client.get_run(client.get_model_version(name, version).run_id)
+    run = client.get_run(str(client.get_model_version(name, version).run_id))
     worth = "" if score is None else f": {score.metric} {score.value:.4f}"
     client.update_model_version(name, version, f"{what} of run {run.info.run_name}{worth}")
     for key, value in (asdict(score) if score else {}).items():
