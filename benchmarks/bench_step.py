@@ -34,7 +34,8 @@ from efafnet.models.skeleton import COCO_17
 from efafnet.models.variants import Variant, variant
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
-from efafnet.pipelines.training.step import Trainee, build_optimizer, train_step
+from efafnet.pipelines.training.optimizer import build_optimizer
+from efafnet.pipelines.training.step import Trainee, train_step
 from efafnet.platform import console, machine
 from efafnet.platform.machine import Precision
 

@@ -17,7 +17,8 @@ from efafnet.models.network import PoseOutput, normalise
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
-from efafnet.pipelines.training.step import Trainee, average_batch_norm, average_of, build_optimizer, train_step
+from efafnet.pipelines.training.optimizer import build_optimizer
+from efafnet.pipelines.training.step import Trainee, average_batch_norm, average_of, train_step
 from efafnet.platform.machine import Precision
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,8 @@ import torch
 
 from efafnet.models.variants import variant
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
-from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer, train_step
+from efafnet.pipelines.training.optimizer import build_optimizer
+from efafnet.pipelines.training.step import Trainee, average_of, train_step
 from tests.step_transfers import StandInGpu, host_batch, network_on, stand_in_gpu
 
 ROW = variant("efafnet_nano")

@@ -17,7 +17,8 @@ from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17
 from efafnet.models.variants import variant
 from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
-from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer, train_step
+from efafnet.pipelines.training.optimizer import build_optimizer
+from efafnet.pipelines.training.step import Trainee, average_of, train_step
 from tests.step_transfers import StandInGpu, Transfer, host_batch, network_on, stand_in_gpu
 
 SIZE = InputSize(height=64, width=32)

@@ -13,10 +13,11 @@ from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs, train_reader
 from efafnet.pipelines.training.job import Job
 from efafnet.pipelines.training.monitor import Trace
+from efafnet.pipelines.training.optimizer import build_optimizer
 from efafnet.pipelines.training.rundir import RunDirectory, identity_digest
 from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Checkpoints, Progress, fork, fork_source, restore
-from efafnet.pipelines.training.step import Trainee, average_of, build_optimizer
+from efafnet.pipelines.training.step import Trainee, average_of
 from efafnet.platform import machine
 from efafnet.platform.checkpoint import Checkpoint, load_checkpoint
 from efafnet.platform.configuration import ConfigurationError, to_yaml

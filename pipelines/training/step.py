@@ -223,12 +223,6 @@ def average_batch_norm(trainee: Trainee, total: Callable[[Tensor], Tensor]) -> N
         buffer.copy_(mean.view_as(buffer))
 
 
-def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimizer over all parameters; fused, because one kernel per tensor is slow everywhere."""
-    kind = torch.optim.Adam if config.kind == "adam" else torch.optim.AdamW
-    return kind(network.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-
-
 def average_of(network: PoseNetwork) -> PoseNetwork:
     """Copy a network as the start of its moving average: evaluation mode, no gradients."""
     return copy.deepcopy(network).eval().requires_grad_(False)
