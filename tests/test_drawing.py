@@ -204,3 +204,10 @@ def test_long_names_lose_their_middle() -> None:
     assert "…" in short
     assert short.endswith("785.jpg")
     assert shortened("a.jpg", 13, 150) == "a.jpg"
+
+
+def test_names_of_files_with_line_ends_can_be_written() -> None:
+    """Pillow lays out no text with a line end where it measures it; Linux takes such names, and bytes that are none."""
+    for name in ("a\nb.jpg", "a\udcffb.jpg"):
+        assert shortened(name, 13, 150) == "a b.jpg"
+        assert with_footer(_grey(), name, ()).shape[0] == _grey().shape[0] + 24

@@ -248,7 +248,9 @@ def test_files_of_another_ending_or_in_a_subfolder_are_named(tmp_path: Path) -> 
     assert folder.near(["C:\\x\\b.jpg"]) == ("C:\\x\\b.jpg", "sub/b.jpg")
     for name in ("0f3a12bc-a.jpg", "a_jpg.rf.0123ABcd.jpg"):
         assert folder.near([name]) == (name, "a.png"), "Label Studio's and Roboflow's names of it"
-    assert folder.near(["none.jpg", "x-a.jpg", ".."]) is None
+    assert folder.near(["none.jpg", "x-a.jpg", "..", "a.png"]) is None, (
+        "what has its name was missed for another reason"
+    )
     assert folder.near([]) is None
 
 

@@ -69,6 +69,11 @@ def test_damage_is_an_error(tmp_path: Path) -> None:
 def test_what_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a crop store"):
         run_inspect(InspectConfig(store=tmp_path))
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not a crop store: it is a file; make one with"):
+        run_inspect(InspectConfig(store=tmp_path / "a.json"))
+    with pytest.raises(ValueError, match="is not a crop store: it does not exist"):
+        run_inspect(InspectConfig(store=tmp_path / "b"))
 
 
 def test_a_sheet_that_cannot_be_written(tmp_path: Path) -> None:

@@ -151,6 +151,20 @@ def test_a_video_is_told_by_its_bytes_whatever_its_ending(tmp_path: Path) -> Non
     assert read_image(source, upright=False).pixels.shape == (30, 40, 3)
 
 
+def test_a_coded_stream_without_a_container_is_a_video(tmp_path: Path) -> None:
+    """H.263 as it comes from a camera: neither its first bytes nor an index say what it is, or how long."""
+    writer = cv2.VideoWriter(str(tmp_path / "a.h263"), cv2.VideoWriter.fourcc(*"H263"), 10.0, (128, 96))
+    assert writer.isOpened()
+    for seed in range(3):
+        writer.write(crop_data.picture(128, 96, seed))
+    writer.release()
+    [source] = find_sources([tmp_path / "a.h263"])
+    assert (source.is_video, source.frames) == (True, 0)
+    frames = list(read_video(source, 1))
+    assert [frame.number for frame in frames] == [0, 1, 2]
+    assert frames[-1].remark == ""
+
+
 @pytest.mark.parametrize(
     ("head", "content"),
     [

@@ -219,6 +219,24 @@ def test_boxes_of_other_images_only(tmp_path: Path) -> None:
         place(read_box_file(_file(tmp_path, []), None, 0.0), _sources("8.jpg"))
 
 
+def test_detections_may_call_the_images_by_their_files_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = _sources("cat.jpg", "walk.mp4", "dog.png")
+    content = [_detection("dog.png", 1), _detection("C:\\x\\cat.jpg", 2), _detection("elsewhere.jpg", 3)]
+    placed = place(read_box_file(_file(tmp_path, content), None, 0.0, (), sources), sources)
+    assert placed.ids == {(0, 0): 1, (2, 0): 3}
+    assert {key: boxes.xywh_px[:, 0].tolist() for key, boxes in placed.boxes.items()} == {(0, 0): [2], (2, 0): [1]}
+    assert "1 of 3 boxes lie on images of other names" in capsys.readouterr().err
+    # Images that are called by numbers keep them.
+    numbered = _sources("000012.jpg", "7.jpg")
+    placed = place(read_box_file(_file(tmp_path, [_detection("7.jpg")]), None, 0.0, (), numbered), numbered)
+    assert (placed.ids, list(placed.boxes)) == ({(0, 0): 12, (1, 0): 7}, [(1, 0)])
+    message = r"none of its 1 boxes .* first is on image 'x\.jpg', the first to predict is cat\.jpg"
+    with pytest.raises(ValueError, match=message):
+        read_box_file(_file(tmp_path, [_detection("x.jpg")]), None, 0.0, (), sources)
+
+
 @pytest.mark.parametrize("names", [("cat.jpg",), ("1.jpg", "sub/01.png"), ("1.jpg", "walk.mp4")])
 def test_ids_that_no_name_explains(tmp_path: Path, names: tuple[str, ...]) -> None:
     file = read_box_file(_file(tmp_path, [_detection(1)]), None, 0.0)

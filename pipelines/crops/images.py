@@ -93,9 +93,8 @@ class ImageFolder:
                     f"image folder {self.location} is a file; give the folder that file_name is relative to"
                 )
         elif not Path(self.location).is_dir():
-            raise ValueError(
-                f"image folder {self.location} does not exist; give the folder that file_name is relative to"
-            )
+            what = "is a file" if Path(self.location).exists() else "does not exist"
+            raise ValueError(f"image folder {self.location} {what}; give the folder that file_name is relative to")
 
     def sizes(self, names: list[str]) -> list[int]:
         """Size in bytes of each image, -1 where it is missing, or outside and may not be."""
@@ -147,7 +146,9 @@ class ImageFolder:
         for name in missing:
             parts = name_parts(name)
             own = original_stems(PurePosixPath(parts[-1]).stem.casefold()) if parts else []
-            for there in filter(None, map(stems.get, own)):
+            there = next(filter(None, map(stems.get, own)), name)
+            # By its own name it was missed for another reason, which the reject tells.
+            if there != name:
                 return name, there
         return None
 

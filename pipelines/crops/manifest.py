@@ -160,8 +160,9 @@ def read_document(location: str | Path) -> bytes:
     try:
         return read_remote(path, MANIFEST) if is_address(path) else (Path(path) / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        exists = is_address(path) or Path(path).is_dir()
-        what = "holds no manifest.json" if exists else "does not exist"
+        what = "holds no manifest.json"
+        if not (is_address(path) or Path(path).is_dir()):
+            what = "is a file" if Path(path).exists() else "does not exist"
         raise ValueError(
             f"{path} is not a crop store: it {what}; make one with: efafnet prepare ANNOTATIONS IMAGES OUT"
         ) from error

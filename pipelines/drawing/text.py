@@ -48,7 +48,11 @@ def label(text: str, size: int, colour: Colour) -> Picture:
 
 
 def shortened(text: str, size: int, width: int, *, bold: bool = False) -> str:
-    """``text``, with its middle left out where it is wider than ``width`` pixels: a path's end says most."""
+    """``text``, with its middle left out where it is wider than ``width`` pixels: a path's end says most.
+
+    Names of files may hold line ends and halves of characters, which no font has: a blank stands for each.
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
     letters = font(size, bold=bold)
     if letters.getlength(text) <= width:
         return text

@@ -196,8 +196,10 @@ def _opens(path: Path) -> bool:
     except UnreadableError:
         return False
     frames = video.get(cv2.CAP_PROP_FRAME_COUNT)
+    # Coded streams without a container count nothing: a negative number.
+    moving = frames > 1 or (frames < 0 and video.grab() and video.grab())
     video.release()
-    return frames > 1
+    return bool(moving)
 
 
 def read_image(source: Source, *, upright: bool) -> Frame:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.geometry import BoxRule
+from efafnet.pipelines.formats.annotations import ImageEntry
 from efafnet.pipelines.formats.categories import PERSON_CATEGORY, Chosen, choose
 from efafnet.pipelines.formats.detections import Detections, parse_detections
 from efafnet.pipelines.formats.files import read_json
@@ -95,11 +96,18 @@ class Placed:
     """First id that no picture has, predicted or not."""
 
 
-def read_box_file(path: Path, image_list: Path | None, min_score: float, categories: Sequence[str] = ()) -> BoxFile:
+def read_box_file(
+    path: Path,
+    image_list: Path | None,
+    min_score: float,
+    categories: Sequence[str] = (),
+    sources: Sequence[Source] = (),
+) -> BoxFile:
     """Read person boxes: COCO annotations, or COCO detections, whose ids a COCO file ``image_list`` may explain.
 
-    Crowds, other ``categories`` than persons, and boxes scored below ``min_score`` are left out. Raises ValueError for
-    what is neither, naming entry and value.
+    Without it detections may call the images among ``sources`` by their files' names. Crowds, other ``categories`` than
+    persons, and boxes scored below ``min_score`` are left out. Raises ValueError for what is neither, naming entry and
+    value.
     """
     content = read_json(path, setting="boxes")
     list_content = None if image_list is None else read_json(image_list, setting="image_list")
@@ -116,6 +124,8 @@ def read_box_file(path: Path, image_list: Path | None, min_score: float, categor
         chosen = _chosen_of_detections(named, categories, str(image_list))
         if listed is not None:
             content = Names(_table(list_content), {}).numbered(content)
+        elif sources and any(_is_name(entry) for entry in content):
+            content, listed = _of_sources(content, sources, where)
         found = parse_detections(content, where, chosen)
         boxes = _checked(found, where, min_score, _sizes(list_content))
         return BoxFile(path, boxes, listed, False, chosen.default)
@@ -126,6 +136,32 @@ def read_box_file(path: Path, image_list: Path | None, min_score: float, categor
     found = parse_detections(people, where, chosen, scores="none")
     boxes = _checked(found, where, 0.0, _sizes(content))
     return BoxFile(path, boxes, listed or _listed(content, path), True, chosen.default)
+
+
+def _is_name(entry: Any) -> bool:
+    """Whether a detection calls its image by text that is no number."""
+    image = entry.get("image_id") if isinstance(entry, dict) else None
+    return isinstance(image, str) and integer(image) is None
+
+
+def _of_sources(content: list[Any], sources: Sequence[Source], where: str) -> tuple[list[Any], list[Listed]]:
+    """Detections that call images by their files' names, with the numbers of those to predict; and what these mean."""
+    known = numbers_of_names(sources) or {(source.index, 0): source.index + 1 for source in sources}
+    listed = [Listed(known[source.index, 0], source.path.name, 0) for source in sources if not source.is_video]
+    table = ImageTable.of(ImageEntry(entry.image_id, entry.file_name, None, None) for entry in listed)
+    numbered = Names(table, {}).numbered(content)
+    found = [entry for entry in numbered if not _is_name(entry)]
+    if not found:
+        raise ValueError(
+            f"{where}: none of its {len(content)} boxes lies on the images to predict: the first is on image "
+            f"{shown(content[0]['image_id'])}, the first to predict is {sources[0].path.name}"
+        )
+    if len(found) < len(content):
+        console.note(
+            f"{len(content) - len(found)} of {len(content)} boxes lie on images of other names, or of names that "
+            "several have, and are left out"
+        )
+    return found, listed
 
 
 def _chosen_of_detections(listed: Any, categories: Sequence[str], where: str) -> Chosen:

@@ -67,7 +67,7 @@ def run_predict(config: PredictConfig) -> Prediction:
     """
     check_output(config.output, overwrite=config.overwrite)
     sources = find_sources(config.inputs, skip_unreadable=config.skip_unreadable)
-    file = _box_file(config)
+    file = _box_file(config, sources)
     placed = Placed(ids=numbers_of_names(sources) or {}) if file is None else place(file, sources)
     with atomic_directory(config.output, overwrite=config.overwrite) as folder:
         done = _predict(config, sources, placed, file, folder)
@@ -80,10 +80,10 @@ def run_predict(config: PredictConfig) -> Prediction:
     return done
 
 
-def _box_file(config: PredictConfig) -> BoxFile | None:
+def _box_file(config: PredictConfig, sources: Sequence[Source]) -> BoxFile | None:
     if not isinstance(config.boxes, Path):
         return None
-    return read_box_file(config.boxes, config.image_list, config.min_box_score, config.categories)
+    return read_box_file(config.boxes, config.image_list, config.min_box_score, config.categories, sources)
 
 
 def _predict(
