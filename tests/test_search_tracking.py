@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from mlflow.store.entities.paged_list import PagedList
 
 from efafnet.pipelines.runs import children
 from efafnet.pipelines.runs.children import remove_orphans
@@ -56,9 +57,14 @@ def test_only_runs_that_nothing_was_noted_of_are_removed(tmp_path: Path, monkeyp
         child("foreign", ""),
     ]
     removed: list[str] = []
+
+    def search_runs(*_: Any, page_token: str | None, **__: Any) -> PagedList[Any]:
+        # MLflow answers in pages.
+        return PagedList(found[:2], "next") if page_token is None else PagedList(found[2:], None)
+
     client = SimpleNamespace(
         get_run=lambda _: SimpleNamespace(info=SimpleNamespace(experiment_id="1")),
-        search_runs=lambda *_, **__: found,
+        search_runs=search_runs,
         delete_run=removed.append,
     )
     monkeypatch.setattr(children, "mlflow_client", lambda _: client)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.recording import fail_record, send_kept
+from efafnet.pipelines.training.recording import children, fail_record, send_kept
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord
 from efafnet.platform.mlflow_client import mlflow_client, quietly
 
@@ -46,8 +46,7 @@ def remove_orphans(parent: RunRecord, directory: Path) -> None:
 
     def remove() -> None:
         client = mlflow_client(uri)
-        experiment = client.get_run(parent_id).info.experiment_id
-        for run in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent_id}'", max_results=5000):
+        for run in children(client, parent_id):
             # By the last two names: the whole may have been moved.
             place = Path(run.data.tags.get("efafnet.run_dir", ""))
             if place.parent.name != directory.name or run.info.status != "RUNNING" or run.data.metrics:

@@ -33,6 +33,7 @@ from efafnet.platform.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 UNLOGGED, UNLOGGED_FILES = "unlogged.jsonl", "unlogged-files.jsonl"
 """What MLflow did not take while it was away, in the run's directory."""
@@ -308,13 +309,20 @@ def log_total(record: RunRecord) -> Consumption | None:
 
 def of_children(client: MlflowClient, parent_run_id: str) -> Consumption:
     """What the runs below one of MLflow's took together; raises what MLflow raises."""
+    parts = [Consumption.of_metrics(run.data.metrics) for run in children(client, parent_run_id)]
+    return total(part for part in parts if part is not None)
+
+
+def children(client: MlflowClient, parent_run_id: str) -> list[Run]:
+    """The runs below one of MLflow's, however many; raises what MLflow raises."""
     experiment = client.get_run(parent_run_id).info.experiment_id
-    wanted, page, parts = f"tags.`mlflow.parentRunId` = '{parent_run_id}'", None, []
+    wanted, page = f"tags.`mlflow.parentRunId` = '{parent_run_id}'", None
+    found: list[Run] = []
     while page != "":
         answer = client.search_runs([experiment], wanted, max_results=1000, page_token=page)
-        parts += [Consumption.of_metrics(run.data.metrics) for run in answer]
+        found += answer
         page = answer.token or ""
-    return total(part for part in parts if part is not None)
+    return found
 
 
 def cost_step(taken: Consumption) -> int:
