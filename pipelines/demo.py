@@ -25,6 +25,7 @@ from efafnet.platform.configuration import absolute_paths
 from efafnet.platform.interruption import report_stop, was_terminated
 from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.mlflow_pages import TRAINING_VIEW, UI
+from efafnet.platform.provenance import processor
 from efafnet.platform.storage import make_directory, read_json, write_json
 
 _RECORD = "demo.json"
@@ -319,7 +320,7 @@ def tell(config: DemoConfig, done: Sequence[dict[str, Any]]) -> None:
     console.say()
     rows = [[entry["stage"], f"{entry['seconds']:.0f} s", entry["result"]] for entry in done]
     total = sum(entry["seconds"] for entry in done)
-    rows.append(["all", f"{total:.0f} s", f"on {machine.cores()} cores ({_processor()})"])
+    rows.append(["all", f"{total:.0f} s", f"on {machine.cores()} cores ({processor()})"])
     console.table(["stage", "time", "result"], rows, title=f"the demo in {out}")
     metrics = read_json(out / "evaluation" / "metrics.json")
     persons = read_json(_store(out, "val") / "manifest.json")["counts"]["persons"]
@@ -329,14 +330,6 @@ def tell(config: DemoConfig, done: Sequence[dict[str, Any]]) -> None:
     console.say(f"best trial as a preset:  efafnet train {shlex.quote(f'{out}/runs/search/best.yaml')}")
     serving = f"mlflow ui --backend-store-uri {shlex.quote(f'sqlite:///{out}/mlflow.db')}"
     console.say(f"MLflow:    {UI}/#/experiments/1/runs?{TRAINING_VIEW} after: {serving}")
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return "unknown"
 
 
 def verdict(size: str, ap: float, persons: int, samples: float) -> str:

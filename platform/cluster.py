@@ -92,10 +92,7 @@ def connect(
 
     if not ray.is_initialized():
         address = _choose_address(config)
-        if address == "local":
-            _init(None, config, env or {}, show_workers)
-        else:
-            _init(address, config, env or {}, show_workers)
+        _init(None if address == "local" else address, config, env or {}, show_workers)
     quiet_logs()
     return resources()
 

@@ -119,7 +119,7 @@ def environment() -> dict[str, Any]:
         "system": machine.platform(),
         "python": sys.version.split()[0],
         "host": machine.node(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpu_names(),
@@ -133,13 +133,13 @@ def environment_tags() -> dict[str, str]:
     return {
         "env.host": machine.node(),
         "env.python": sys.version.split()[0],
-        "env.processor": _processor(),
+        "env.processor": processor(),
         "env.gpus": ", ".join(gpus) or "none",
         **{f"env.{name}": release for name, release in package_versions(("torch", "ray", "mlflow")).items()},
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the processor's name; the standard library knows only its architecture on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

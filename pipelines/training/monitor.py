@@ -26,8 +26,6 @@ PASSING = "epoch "
 """How the lines begin that say where a run is."""
 MAIN_FIGURES = ("ap", "ap_50", "ap_75", "ar")
 """What is told of a validation in a line, beside the figure that counts."""
-LINE_INTERVAL_S = 10.0
-"""Seconds between two progress lines, so that a fast run does not flood a job's log."""
 
 
 class DivergedError(ValueError):
@@ -207,7 +205,7 @@ class DataWait:
 
 
 class ProgressLine:
-    """Tells the user where the run is, at most every ``LINE_INTERVAL_S`` seconds."""
+    """Tells the user where the run is, at most every ``console.LOG_INTERVAL_S`` seconds."""
 
     def __init__(self) -> None:
         self._last = float("-inf")
@@ -215,7 +213,7 @@ class ProgressLine:
     def text(self, progress: Progress, plan: Plan, metrics: Mapping[str, float], *, force: bool) -> str | None:
         """Return the line for the state of things, or None if the last one is too recent."""
         now = time.monotonic()
-        if not force and now - self._last < LINE_INTERVAL_S:
+        if not force and now - self._last < console.LOG_INTERVAL_S:
             return None
         self._last = now
         done, total = plan.epoch(progress.step), plan.epoch(plan.steps)
