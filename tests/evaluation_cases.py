@@ -15,7 +15,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from efafnet.models.skeleton import COCO_17, Skeleton
+from efafnet.pipelines.crops.store import GroundTruth
+from efafnet.pipelines.evaluation.columns import detections, truth
 from efafnet.pipelines.evaluation.config import TestConfig
+from efafnet.pipelines.evaluation.matching import match
+from efafnet.pipelines.evaluation.metrics import curves, summary
 from efafnet.pipelines.evaluation.predictions import person_scores, results_of_columns
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -94,6 +98,17 @@ def pycocotools_stats(
         tool.accumulate()
         tool.summarize()
     return [float(v) for v in tool.stats]
+
+
+def evaluate_predictions(
+    results: Sequence[Mapping[str, Any]],
+    ground_truth: GroundTruth | Mapping[str, Any],
+    *,
+    skeleton: Skeleton | None = None,
+) -> dict[str, float]:
+    """COCO's ten figures of results on all images of a store's ground truth, or of one in COCO's layout."""
+    reference = truth(ground_truth, skeleton)
+    return summary(curves(match(reference, detections(results, reference))))
 
 
 def published_predictions(

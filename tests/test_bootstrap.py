@@ -11,8 +11,8 @@ from efafnet.pipelines.evaluation import bootstrap as module
 from efafnet.pipelines.evaluation.bootstrap import FIGURES, bootstrap, bootstrap_difference, figures_of_draws
 from efafnet.pipelines.evaluation.columns import detections, truth
 from efafnet.pipelines.evaluation.matching import MatchTable, match
-from efafnet.pipelines.evaluation.metrics import curves, evaluate_predictions, summary
-from tests.evaluation_cases import pycocotools_stats, random_case, result
+from efafnet.pipelines.evaluation.metrics import curves, summary
+from tests.evaluation_cases import evaluate_predictions, pycocotools_stats, random_case, result
 
 
 def _table(case: tuple[dict[str, Any], list[dict[str, Any]]]) -> MatchTable:

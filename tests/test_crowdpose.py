@@ -11,9 +11,8 @@ from efafnet.pipelines.evaluation.columns import detections, truth
 from efafnet.pipelines.evaluation.config import CrowdSplit
 from efafnet.pipelines.evaluation.crowdpose import crowdpose_figures
 from efafnet.pipelines.evaluation.matching import match
-from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from efafnet.pipelines.evaluation.results_file import read_reference
-from tests.evaluation_cases import published_predictions, random_case, shared_json
+from tests.evaluation_cases import evaluate_predictions, published_predictions, random_case, shared_json
 
 
 def test_tiny_crowdpose_gives_the_official_tools_figures() -> None:

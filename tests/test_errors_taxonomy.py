@@ -19,8 +19,7 @@ from efafnet.pipelines.evaluation.errors_taxonomy import (
     judged_joints,
     similarity_to,
 )
-from efafnet.pipelines.evaluation.metrics import evaluate_predictions
-from tests.evaluation_cases import category, person, random_case, result
+from tests.evaluation_cases import category, evaluate_predictions, person, random_case, result
 
 NOSE, LEFT_WRIST, RIGHT_WRIST, LEFT_ANKLE = 0, 9, 10, 15
 

@@ -22,7 +22,6 @@ from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import EvaluateConfig
 from efafnet.pipelines.evaluation.evaluate import evaluate, run_evaluate
-from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from efafnet.pipelines.evaluation.predictions import Predictions
 from efafnet.pipelines.evaluation.score import ScoreConfig, score
 from efafnet.pipelines.evaluation.store_prediction import CropView, _batch_of
@@ -32,7 +31,7 @@ from efafnet.pipelines.training.loop import run
 from efafnet.platform.checkpoint import save_checkpoint
 from efafnet.platform.configuration import apply_overrides, resolve
 from tests import crop_data, training_cases
-from tests.evaluation_cases import SHARED_DATA, pycocotools_boxes
+from tests.evaluation_cases import SHARED_DATA, evaluate_predictions, pycocotools_boxes
 
 NANO = NetworkConfig(encoder="nano", base_width=8)
 

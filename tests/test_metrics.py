@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14, MPII_16, Skeleton
-from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from tests.evaluation_cases import (
     category,
+    evaluate_predictions,
     person,
     published_predictions,
     pycocotools_stats,

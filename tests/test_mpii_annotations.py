@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,5 +79,6 @@ def test_other_mat_files_are_one_error(tmp_path: Path) -> None:
 
 
 def test_real_file() -> None:
-    parsed = mpii.read_mpii_json(crop_data.real_data("tiny-mpii") / "test_mpii.json")
+    path = crop_data.real_data("tiny-mpii") / "test_mpii.json"
+    parsed = mpii.parse_mpii_json(json.loads(path.read_text()), path)
     assert (len(parsed.images), len(parsed.annotations), parsed.rejects) == (5, 5, [])

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from efafnet.pipelines.evaluation.config import ScoringConfig
-from efafnet.pipelines.evaluation.metrics import evaluate_predictions
 from efafnet.pipelines.evaluation.score import ScoreConfig, score
-from tests.evaluation_cases import random_case, result
+from tests.evaluation_cases import evaluate_predictions, random_case, result
 
 QUICK = ScoringConfig(bootstrap=50)
 

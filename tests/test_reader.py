@@ -149,7 +149,7 @@ def test_few_windows_of_large_crops_are_held(store: CropStore, monkeypatch: pyte
 
 def test_an_epoch_has_every_person_once(store: CropStore) -> None:
     with _train(store, global_batch=6) as reader:
-        assert reader.samples_per_epoch == 18
+        assert reader.store.num_persons == 18
         rows, _, _ = _all(reader.batches(3, 6))
     assert sorted(rows.tolist()) == list(range(18))
 

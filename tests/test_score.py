@@ -10,9 +10,10 @@ import scipy.io
 
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
 from efafnet.pipelines.evaluation.config import ScoringConfig
-from efafnet.pipelines.evaluation.metrics import METRIC_NAMES, evaluate_predictions
+from efafnet.pipelines.evaluation.metrics import METRIC_NAMES
 from efafnet.pipelines.evaluation.score import ScoreConfig, run_score, score
 from tests.evaluation_cases import (
+    evaluate_predictions,
     published_predictions,
     pycocotools_boxes,
     pycocotools_stats,

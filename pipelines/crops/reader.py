@@ -300,11 +300,6 @@ class TrainReader(_Reader):
             )
         self._order = SampleOrder(store.row_groups, store.digest, seed, groups, resampled=resampled)
 
-    @property
-    def samples_per_epoch(self) -> int:
-        """Rows of the store: each is seen once per epoch over all ranks, unless the training set is resampled."""
-        return self.store.num_persons
-
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This rank's batches of the steps ``first_step`` to ``last_step`` - 1."""
         steps = range(first_step, last_step)

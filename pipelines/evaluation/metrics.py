@@ -9,19 +9,12 @@ Legend: I images, A size classes, T OKS thresholds, R recall levels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.evaluation.columns import detections, truth
-from efafnet.pipelines.evaluation.matching import AREA_RANGES_PX2, OKS_THRESHOLDS, MatchTable, match
-
-if TYPE_CHECKING:
-    from efafnet.pipelines.crops.store import GroundTruth
+from efafnet.pipelines.evaluation.matching import AREA_RANGES_PX2, OKS_THRESHOLDS, MatchTable
 
 RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 METRIC_NAMES = (
@@ -39,22 +32,6 @@ class Curves:
     """float64 (A, T, R), the highest precision at a recall of at least each level."""
     recall: NDArray[np.float64]
     """float64 (A, T), share of true persons found."""
-
-
-def evaluate_predictions(
-    results: Sequence[Mapping[str, Any]],
-    ground_truth: GroundTruth | Mapping[str, Any],
-    *,
-    skeleton: Skeleton | None = None,
-) -> dict[str, float]:
-    """AP and AR of COCO ``results`` on all images of ``ground_truth``: ap, ap_50, ap_75, ap_medium, ap_large, ar, ….
-
-    ``ground_truth`` is a store's, or a dictionary in COCO layout. Its skeleton gives the sigmas unless ``skeleton``
-    does. 20 predictions per image count; a figure is -1 where the ground truth has no person to measure it on. Raises
-    ValueError for results of other images, another number of joints, NaN.
-    """
-    reference = truth(ground_truth, skeleton)
-    return summary(curves(match(reference, detections(results, reference))))
 
 
 def summary(of: Curves) -> dict[str, float]:

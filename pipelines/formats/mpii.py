@@ -14,7 +14,6 @@ import numpy as np
 
 from efafnet.models.skeleton import MPII_16
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotation, Annotations, ImageEntry
-from efafnet.pipelines.formats.files import read_json
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.pipelines.formats.values import MAX_PX, flag, number, shown, text
 
@@ -160,8 +159,3 @@ def _number(value: Any) -> float | None:
     """A finite number of a size that pictures have, as JSON or MATLAB give it."""
     found = number(float(value) if isinstance(value, np.number) else value)
     return found if found is not None and abs(found) <= MAX_PX else None
-
-
-def read_mpii_json(path: Path) -> Annotations:
-    """Read and parse MPII's JSON."""
-    return parse_mpii_json(read_json(path), path)
