@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +26,9 @@ from efafnet.platform import notice
 from efafnet.platform.cluster import ClusterConfig, connect, gpu_nodes
 from efafnet.platform.configuration import to_yaml
 from tests.metadata_service import action, metadata_service
+from tests.processes import program
 from tests.training_cases import ROOT, config_of, lives, newest_step, trace_of
+from tests.waiting import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -74,16 +74,6 @@ def begun(config: TrainConfig) -> Future[TrainResult]:
     return future
 
 
-def wait_for(what: str, condition: Callable[[], bool], ended: Callable[[], bool]) -> float:
-    """Wait, at most four minutes, and return the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert not ended(), f"the run ended before {what}"
-        assert time.monotonic() < began + 240, f"no {what} within four minutes"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
 def global_batches(config: TrainConfig, steps: int) -> list[list[int]]:
     """The rows of each step as one process reads them."""
     with train_reader(config, open_inputs(config).train, PlainContext(torch.device("cpu"))) as reader:
@@ -125,7 +115,7 @@ def test_nodes_die_return_and_are_drained(
     wait_for("progress", lambda: newest_step(config) >= again + 20, running.done)
     drain(cluster.address, returned.node_id, seconds=4, monkeypatch=monkeypatch)
     record_property("drained_s", wait_for("one worker again", lambda: len(lives(config)) == 3, running.done))
-    result = running.result(timeout=240)
+    result = running.result(LIMIT_S)
     record_property("lives", lives(config))
     assert [workers for _, workers in lives(config)] == [1, 2, 1]
     assert lives(config)[0][0] >= stood, "no step is lost beyond the last checkpoint"
@@ -167,16 +157,16 @@ def _history(uri: str, result: TrainResult, key: str) -> list[int]:
 def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: Path, record_property: Noted) -> None:
     """After Ctrl-C and after SIGKILL the same command goes on, beside what is left of the one before; equal to the bit
     to a run in one process."""
-    settings = ("epochs=40", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
+    settings = ("epochs=60", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
     whole = config_of(tmp_path, "name=whole", *settings)
     cut = config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)
     cluster.add_node(num_cpus=1)
     (tmp_path / "cut.yaml").write_text(to_yaml(cut))
-    command = [sys.executable, "-m", "efafnet.pipelines", "train", str(tmp_path / "cut.yaml")]
+    command = program("train", str(tmp_path / "cut.yaml"))
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for("a checkpoint", lambda: newest_step(cut) >= 10, lambda: first.poll() is not None)
     first.send_signal(signal.SIGINT)
-    _, told = first.communicate(timeout=30)
+    _, told = first.communicate(timeout=LIMIT_S)
     assert first.returncode == 130
     assert re.search(
         r"warning: interrupted; step \d+ saved; the same command goes on from there", " ".join(told.split())
@@ -190,7 +180,7 @@ def test_a_driver_killed_on_a_cluster_is_started_again(cluster: Any, tmp_path: P
         driver.wait()
     running = begun(cut)
     record_property("restarted_s", wait_for("a third life", lambda: len(lives(cut)) == 2, running.done))
-    running.result(timeout=240)
+    running.result(LIMIT_S)
     run(whole, PlainContext(torch.device("cpu")))
     assert trace_of(cut) == trace_of(whole)
-    assert sorted(trace_of(cut)) == list(range(1, 201))
+    assert sorted(trace_of(cut)) == list(range(1, 301))

@@ -43,8 +43,8 @@ from efafnet.platform.cluster import ClusterConfig, connect
 from efafnet.platform.configuration import to_yaml
 from tests import test_tune
 from tests.processes import end_session, free_port
-from tests.test_faults import wait_for
 from tests.training_cases import ROOT, config_of, lives, newest_step
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.slow,
