@@ -71,17 +71,19 @@ class Group:
         return self.done[-1]
 
 
-def test_ray_train_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("timeout_s", "leave_s"), [(300, LEAVE_S), (10, 10)])
+def test_ray_train_takes_this_way(monkeypatch: pytest.MonkeyPatch, timeout_s: int, leave_s: float) -> None:
     """First the interface, then all meet at the first worker's address at once; in the end they leave."""
     waited: list[Any] = []
     monkeypatch.setattr(ray, "get", lambda what, timeout=None: waited.append((what, timeout)))
-    config, group = ClusterTorchConfig(backend="gloo", timeout_s=30), Group()
+    config, group = ClusterTorchConfig(backend="gloo", timeout_s=timeout_s), Group()
     config.backend_cls().on_start(cast(Any, group), config)
-    joining = [(rank, ray_private.join_torch_group, ("10.1.0.5", 29500), rank, 2, "gloo", 30) for rank in range(2)]
+    meeting = ("10.1.0.5", 29500)
+    joining = [(rank, ray_private.join_torch_group, meeting, rank, 2, "gloo", timeout_s) for rank in range(2)]
     assert group.done == [("all", use_node_interface), (0, ray_private.address_and_port), *joining]
     config.backend_cls().on_shutdown(cast(Any, group), config)
     leaving = ("all", ray_private.leave_torch_group, 2)
-    assert waited == [(joining, None), (leaving, LEAVE_S)]
+    assert waited == [(joining, None), (leaving, leave_s)]
 
 
 def test_workers_that_cannot_meet_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:

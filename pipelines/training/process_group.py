@@ -18,7 +18,8 @@ from ray.train.backend import Backend, BackendConfig
 from efafnet.platform import ray_private
 
 LEAVE_S = 30.0
-"""Longest wait for workers to leave their process group, seconds; one that died never will."""
+"""Longest wait for workers to leave their process group, seconds, and never longer than for an exchange between them:
+one that stopped answering never will."""
 
 
 @dataclass
@@ -62,10 +63,11 @@ class _ClusterBackend(Backend):
             for rank in range(size)
         ])  # fmt: skip
 
-    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, ClusterTorchConfig)
         leaving = worker_group.execute_async(ray_private.leave_torch_group, len(worker_group))
         with suppress(ray.exceptions.GetTimeoutError):
-            ray.get(leaving, timeout=LEAVE_S)
+            ray.get(leaving, timeout=min(LEAVE_S, backend_config.timeout_s))
 
 
 def use_node_interface() -> None:
