@@ -149,6 +149,26 @@ def test_what_is_no_json_is_named(tmp_path: Path, data: bytes, says: str) -> Non
         read_json(tmp_path / "a.json")
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (
+            ("a.json", "b.json", "a.jpg"),
+            r"one for all images: it holds 2 \.json files, as of tools that write one for each",
+        ),
+        (("a.txt", "b.TXT"), r"it holds 2 \.txt files"),
+        (("a.jpg", "b.jpg", "a.json"), r"give a JSON file \(are two arguments swapped\?\)"),
+        ((), r"give a JSON file \(are two arguments swapped\?\)"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path, names: tuple[str, ...], says: str) -> None:
+    """labelme, OpenPose and YOLO write a file for each image."""
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=rf"is a folder; .*{says}"):
+        read_json(tmp_path)
+
+
 def test_a_list_that_stands_in_a_file_twice_is_not_half_lost(tmp_path: Path) -> None:
     """JSON's readers take the last of two equal keys; files joined by hand have both."""
     (tmp_path / "a.json").write_text('{"images": [], "annotations": [{"id": 1}], "annotations": []}')

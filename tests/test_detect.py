@@ -109,6 +109,35 @@ def test_prepare_evaluate_and_predict_take_the_boxes(place: Path) -> None:
     }
 
 
+def test_annotations_of_boxes_alone_are_measured_as_those_with_joints(place: Path) -> None:
+    """COCO's instances: 80 categories, none of which lists joints. A box of a bicycle is nobody's."""
+    expected = _detect(place).figures
+
+    def boxes_alone(content: dict[str, Any]) -> None:
+        content["categories"] = [{"id": 2, "name": "bicycle"}, {"id": 1, "name": "person"}]
+        for entry in content["annotations"]:
+            del entry["keypoints"], entry["num_keypoints"]
+        content["annotations"].append({**content["annotations"][0], "id": 999, "category_id": 2})
+
+    crop_data.edit(place / "annotations.json", boxes_alone)
+    assert _detect(place, overwrite=True).figures == expected
+
+
+def test_a_list_of_images_is_looked_at_and_not_measured(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """COCO's test images come without annotations."""
+    crop_data.edit(place / "annotations.json", lambda content: {"images": content["images"]})
+    done = _detect(place)
+    assert (len(done.results), done.figures) == (6, {})
+    assert json.loads((place / "found.info.json").read_text())["figures"] == {}
+    assert "has no persons: nothing to measure the boxes by" in " ".join(capsys.readouterr().err.split())
+
+
+def test_annotations_that_cannot_be_used_are_named_with_their_file(place: Path) -> None:
+    crop_data.edit(place / "annotations.json", lambda content: content["annotations"][0].update(bbox=None))
+    with pytest.raises(ValueError, match=r"annotations\.json: 1 of 9 annotations cannot be used: box_invalid 1"):
+        _detect(place)
+
+
 def test_what_cannot_be_used(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"say where its images are with images=FOLDER"):
         _detect(place, images=None)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from efafnet.models.skeleton import Skeleton
+from efafnet.models.skeleton import COCO_17, Skeleton
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX, Annotation, Annotations
 from efafnet.pipelines.formats.categories import Chosen, choose, is_joint, skeleton_of
 from efafnet.pipelines.formats.images import ImageTable
@@ -42,18 +42,22 @@ def parse_coco(
     categories: Sequence[str] = (),
     *,
     named: bool = True,
+    joints: bool = True,
 ) -> Annotations:
     """COCO keypoint annotations; ``skeleton`` overrides the file's own, ``categories`` names those that are persons.
 
-    ``named`` images must have a file name; measuring does without. Raises ValueError where ``content`` is not COCO's
-    layout at all or its categories make no choice; single bad entries become rejects, and annotations of other
-    categories are counted in the remarks.
+    ``named`` images must have a file name; measuring does without. Without ``joints`` boxes are read alone, of persons
+    whose category need list none; everybody then has the known skeleton's joints, absent. Raises ValueError where
+    ``content`` is not COCO's layout at all or its categories make no choice; single bad entries become rejects, and
+    annotations of other categories are counted in the remarks.
     """
     check_layout(content, path)
-    chosen, persons = choose(content.get("categories"), categories, path.name)
-    found, remarks = skeleton_of(persons, skeleton, path.name, partial(_why_no_joints, content))
+    chosen, persons = choose(content.get("categories"), categories, path.name, by_joints=joints)
+    found, remarks = skeleton or COCO_17, list[str]()
+    if joints:
+        found, remarks = skeleton_of(persons, skeleton, path.name, partial(_why_no_joints, content))
     images = ImageTable(content["images"], named=named)
-    reader = _Reader(images, chosen, found, path.name)
+    reader = _Reader(images, chosen, found, path.name, joints=joints)
     annotations = reader.read(content["annotations"])
     return Annotations(
         found,
@@ -100,11 +104,12 @@ def _why_no_joints(content: dict[str, Any]) -> str:
 class _Reader:
     """The annotations of one file, on their way in."""
 
-    def __init__(self, images: ImageTable, chosen: Chosen, skeleton: Skeleton, where: str) -> None:
+    def __init__(self, images: ImageTable, chosen: Chosen, skeleton: Skeleton, where: str, *, joints: bool) -> None:
         self.images = images
         self.chosen = chosen
         self.skeleton = skeleton
         self.where = where
+        self.joints = joints
         self.rejects: list[Reject] = []
         self.remarks: list[str] = []
         self.left_out = ""
@@ -116,10 +121,8 @@ class _Reader:
         numbers = self._numbered(kept)
         boxes, sound_boxes = number_rows([entry.get("bbox") for entry in kept], 4)
         nothing = [0] * (3 * self.skeleton.num_joints)
-        columns = keypoint_columns(
-            [nothing if entry.get("keypoints") in (None, []) else entry["keypoints"] for entry in kept],
-            self.skeleton.num_joints,
-        )
+        given = [entry.get("keypoints") if self.joints else None for entry in kept]
+        columns = keypoint_columns([nothing if row in (None, []) else row for row in given], self.skeleton.num_joints)
         self._tell_fractions(kept, numbers, columns.fractions)
         found = []
         rows = zip(kept, numbers, *map(_listed, (boxes, sound_boxes, columns.values, columns.sound)), strict=True)

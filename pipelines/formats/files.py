@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ _TAR_MAGIC = slice(257, 262), b"ustar"
 _TRAILING_COMMA = re.compile(r",\s*[}\]]")
 _AROUND = 200
 _SHOWN_BYTES = 30
+_LISTED = 10_000
+"""Files of a folder that are counted."""
 
 
 def read_json(path: Path, what: str = "annotation file", setting: str | None = None) -> Any:
@@ -43,7 +46,7 @@ def read_json(path: Path, what: str = "annotation file", setting: str | None = N
     """
     name = f"{what} {path}" if setting is None else f"{setting}={path}"
     if path.is_dir():
-        raise ValueError(f"{name} is a folder; give a JSON file (are two arguments swapped?)")
+        raise ValueError(f"{name} is a folder; give a JSON file{_inside(path)}")
     if not path.is_file():
         absent = "does not exist" if setting is None else "there is no such file"
         raise ValueError(f"{name}{' ' if setting is None else ': '}{absent}; give the path of a JSON file")
@@ -63,6 +66,15 @@ def read_json(path: Path, what: str = "annotation file", setting: str | None = N
     if twice:
         raise ValueError(f"{path} has {', '.join(map(repr, twice))} more than once; join what stands under both")
     return content
+
+
+def _inside(folder: Path) -> str:
+    """What to do about a folder that stands in a file's place."""
+    endings = Counter(path.suffix.lower() for path in islice(folder.iterdir(), _LISTED))
+    ending, number = max(endings.items(), key=lambda item: item[1], default=("", 0))
+    if ending in (".json", ".txt", ".xml") and number > 1:
+        return f", one for all images: it holds {number} {ending} files, as of tools that write one for each"
+    return " (are two arguments swapped?)"
 
 
 def _twice(content: Any, data: bytes) -> list[str]:

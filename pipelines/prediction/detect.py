@@ -55,7 +55,7 @@ class Detected:
     results: list[dict[str, Any]]
     """COCO results: image_id, category_id, bbox, score; by image, the surest first."""
     figures: dict[str, float]
-    """See :func:`box_figures`."""
+    """See :func:`box_figures`; none where nobody is known to be in the images."""
     sha256: str
     """Digest of the written file."""
 
@@ -75,7 +75,7 @@ def run_detect(config: DetectConfig) -> Detected:
     began = time.monotonic()
     results = _results(config, images, detector, side_by_side=machine.has_core_beside(device))
     seconds = time.monotonic() - began
-    figures = box_figures(results, images.truth) if results else dict.fromkeys(_FIGURES, 0.0)
+    figures = _figures(results, images.truth)
     text = json.dumps(results, separators=(",", ":")) + "\n"
     done = Detected(results, figures, sha256_bytes(text.encode()))
     write_text(config.out, text)
@@ -84,18 +84,33 @@ def run_detect(config: DetectConfig) -> Detected:
     return done
 
 
+def _figures(results: list[dict[str, Any]], known: Truth) -> dict[str, float]:
+    """See :func:`box_figures`; none where nobody is known to be in the images."""
+    if known.crowd.all():
+        return {}
+    return box_figures(results, known) if results else dict.fromkeys(_FIGURES, 0.0)
+
+
 def _from_annotations(config: DetectConfig) -> ImageSet:
     if config.images is None:
         raise ValueError(f"{config.source} is a file of annotations: say where its images are with images=FOLDER")
-    content = parse_coco(read_json(config.source), config.source, None, config.categories)
+    document = read_json(config.source)
+    if isinstance(document, dict) and "images" in document:
+        # COCO's lists of test images say who is looked for, and not who is there.
+        document = {"annotations": [], **document}
+    content = parse_coco(document, config.source, None, config.categories, joints=False)
     for remark in content.remarks:
         console.warn(remark)
+    try:
+        known = truth_of(content)
+    except ValueError as error:
+        raise ValueError(f"{config.source}: {error}") from error
     names = {image.image_id: image.file_name for image in content.images}
     folder = _folder(str(config.images))
     wanted = list(names.values())
     spelled = folder.respelled(dict(zip(wanted, folder.sizes(wanted), strict=True)))
     found = {image_id: spelled.get(name, name) for image_id, name in names.items()}
-    return ImageSet(folder, found, config.orientation == "upright", truth_of(content), min(content.category_ids))
+    return ImageSet(folder, found, config.orientation == "upright", known, min(content.category_ids))
 
 
 def _from_store(config: DetectConfig) -> ImageSet:
@@ -202,7 +217,10 @@ def _tell(config: DetectConfig, images: ImageSet, done: Detected, seconds: float
     if not done.results:
         console.warn("no person was found in any image")
     persons = int((~images.truth.crowd).sum())
-    console.table(["persons", f"{config.detector.name}, {persons} true persons"], _rows(done.figures))
+    if done.figures:
+        console.table(["persons", f"{config.detector.name}, {persons} true persons"], _rows(done.figures))
+    else:
+        console.note(f"{config.source} has no persons: nothing to measure the boxes by")
     console.say(f"{len(done.results)} boxes in {len(images.names)} images, digest {done.sha256[:12]}: {config.out}")
     rate = len(images.names) / seconds if seconds > 0 else 0.0
     console.note(f"{seconds:.1f} s ({rate:.3g} images/s)")
