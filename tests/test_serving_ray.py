@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from efafnet.pipelines.serving.serve import engine_plan, start
 from tests import crop_data, prediction_cases
 from tests.processes import free_port
 from tests.serving_cases import ask
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("ray.serve", reason="Ray Serve is an extra: pip install -e '.[serve]'")
@@ -76,8 +76,7 @@ def load(address: str) -> Load:
     assert len(before) == REPLICAS
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, request, data.tobytes()) for _ in range(120)]
-        while sum(answer.done() for answer in answers) < 20:
-            time.sleep(0.01)
+        wait_for("20 answers", lambda: sum(answer.done() for answer in answers) >= 20)
         ray.kill(ray.get_actor(before[0], namespace="serve"))
         return Load(first, [answer.result() for answer in answers], before[0])
 
@@ -92,23 +91,20 @@ def test_a_replica_that_dies_under_load_loses_no_request(load: Load) -> None:
         for _, answer in load.rest
         for one, other in zip(answer["persons"], expected["persons"], strict=True)
     )
-    deadline = time.monotonic() + 60
-    while len(set(_replicas()) - {load.killed}) < REPLICAS:
-        assert time.monotonic() < deadline, "no replica was started in place of the one that died"
-        time.sleep(0.2)
+    wait_for("a replica in place of the one that died", lambda: len(set(_replicas()) - {load.killed}) >= REPLICAS)
 
 
 @pytest.mark.usefixtures("load")
 def test_figures_tell_of_the_requests(address: str) -> None:
-    deadline = time.monotonic() + 40
-    while True:
+    counted: list[str] = []
+
+    def all_counted() -> bool:
         status, text = ask(f"{address}/metrics")
         assert status == 200
-        counted = [
+        counted[:] = [
             line for line in text.splitlines() if line.startswith("ray_efafnet_requests") and 'status="200"' in line
         ]
-        if counted and sum(float(line.rsplit(" ", 1)[1]) for line in counted) >= 121:
-            break
-        assert time.monotonic() < deadline, text[-2000:]
-        time.sleep(1)
+        return sum(float(line.rsplit(" ", 1)[1]) for line in counted) >= 121
+
+    wait_for("all requests among the figures", all_counted)
     assert 'model="run"' in counted[0]

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from efafnet.platform.yaml_text import load_yaml
 from efafnet.tune_spaces.space import SpaceError
 from efafnet.tune_spaces.study import available_studies, load_study, parse_study
 from tests.training_cases import ROOT, write_store
+from tests.waiting import LIMIT_S, wait_for
 
 TEXT = """\
 about: for tests
@@ -300,14 +300,10 @@ def test_a_killed_study_goes_on_with_the_same_command(tmp_path: Path, fresh_stor
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     runs = tmp_path / "runs/killed/runs"
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    deadline = time.monotonic() + 240
-    while not any(runs.glob("*/checkpoints/step-*")):
-        assert process.poll() is None, "the study ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for("checkpoint", lambda: any(runs.glob("*/checkpoints/step-*")), lambda: process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    ended = subprocess.run(command, env=environment, cwd=tmp_path, timeout=300, check=False,
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, timeout=LIMIT_S, check=False,
                            capture_output=True, text=True)  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     assert "4 runs" in ended.stderr

@@ -7,12 +7,9 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -33,7 +30,9 @@ from efafnet.platform.capacity import Capacity
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.tune_spaces.reading import parse_space
+from tests.processes import program
 from tests.training_cases import ROOT, write_store
+from tests.waiting import LIMIT_S, wait_for
 
 SPACE = """\
 about: for tests
@@ -340,13 +339,21 @@ def test_a_trial_that_waited_ends_as_if_it_had_never_waited(tmp_path: Path) -> N
 
 
 def kill_trial(checkpoints: Path) -> None:
-    """SIGKILL the process of the trial that runs, once it has left a checkpoint."""
-    while not any(checkpoints.glob("step-*")):
-        time.sleep(0.05)
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # among them are some that have ended
-            if any(file.path == str(checkpoints.parent / "run.log") for file in process.open_files()):
-                process.kill()
+    """SIGKILL the process of the trial that runs, once it has left a checkpoint. Looking for it takes a while, in which
+    a small trial may end: it is known before."""
+    found: list[psutil.Process] = []
+
+    def begun() -> bool:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # among them are some that have ended
+                if any(file.path == str(checkpoints.parent / "run.log") for file in process.open_files()):
+                    found.append(process)
+        return bool(found)
+
+    wait_for("beginning of the trial", begun)
+    wait_for("checkpoint", lambda: any(checkpoints.glob("step-*")))
+    for process in found:
+        process.kill()
 
 
 @pytest.mark.slow
@@ -358,13 +365,15 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path, fresh_sto
                 "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=20", "workers=0",
                 "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "cluster.address=local",
                 "tracking.system_metrics_every_s=null", "search.validations=10"]  # fmt: skip
-    command = [sys.executable, "-m", "efafnet.pipelines", "tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
+    command = program("tune", f"{tmp_path}/my.yaml", "nano_test", *settings)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     trials = tmp_path / "runs/killed/trials"
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path)
-    wait_for(lambda: any((trials / "0000" / "checkpoints").glob("step-*")), process)
+    wait_for(
+        "checkpoint", lambda: any((trials / "0000" / "checkpoints").glob("step-*")), lambda: process.poll() is not None
+    )
     process.send_signal(signal.SIGINT)
-    told = " ".join(process.communicate(timeout=30)[1].decode().split())
+    told = " ".join(process.communicate(timeout=LIMIT_S)[1].decode().split())
     assert process.returncode == 130
     assert re.search(
         r"warning: interrupted; 0 of 3 trials over, \d running; the same command continues search killed", told
@@ -372,11 +381,13 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path, fresh_sto
     parent, runs = children(tmp_path, "killed")
     assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    wait_for(lambda: any((trials / "0001" / "checkpoints").glob("step-*")), process)
+    wait_for(
+        "checkpoint", lambda: any((trials / "0001" / "checkpoints").glob("step-*")), lambda: process.poll() is not None
+    )
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     before = {path.name for path in (trials / "0000" / "checkpoints").glob("step-*")}
-    subprocess.run(command, env=environment, check=True, cwd=tmp_path, timeout=300)
+    subprocess.run(command, env=environment, check=True, cwd=tmp_path, timeout=LIMIT_S)
     study = open_study(tmp_path / "runs/killed/study.db")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
     assert all(len(trial.intermediate_values) == 10 for trial in study.trials)
@@ -386,11 +397,3 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path, fresh_sto
     history = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(runs[0].info.run_id, "val/ap")
     assert len({point.step for point in history}) == len(history) == 10
     assert before
-
-
-def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the search ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
