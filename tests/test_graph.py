@@ -139,9 +139,7 @@ def test_cuda_records_two_graphs_that_share_memory(monkeypatch: pytest.MonkeyPat
         recorded.append({"graph": capturing.pop(), **named})
 
     graphs = [mock.Mock(name="first"), mock.Mock(name="second")]
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock(side_effect=graphs))
+    stub_cuda(monkeypatch, *graphs)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     record = CudaRecorder()
     outcomes = [record(lambda: len(capturing)) for _ in range(2)]
@@ -150,3 +148,46 @@ def test_cuda_records_two_graphs_that_share_memory(monkeypatch: pytest.MonkeyPat
     assert recorded == [{"graph": made, **aside} for made in graphs]
     outcomes[1][0]()
     assert [made.replay.call_count for made in graphs] == [0, 1]
+
+
+def stub_cuda(monkeypatch: pytest.MonkeyPatch, *graphs: mock.Mock) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the run's stream")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock(side_effect=graphs))
+
+
+@pytest.mark.parametrize("void", [True, False])
+def test_a_recording_that_fails_leaves_stream_and_allocator_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, void: bool
+) -> None:
+    """As PyTorch leaves them: a recording that CUDA declares void fails to end, on its stream and in the allocator. One
+    in which Python failed did end, and to end it again is an error."""
+
+    @contextmanager
+    def graph(*_: Any, **__: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if void:
+                raise RuntimeError("capture_end")
+
+    def end(*_: Any) -> None:
+        done.append("ended")
+        if not void:
+            raise RuntimeError("not currently recording")
+
+    done: list[object] = []
+    stub_cuda(monkeypatch, mock.Mock())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "set_stream", done.append)
+    pools = {name: mock.Mock() for name in ("_cuda_endAllocateToPool", "_cuda_releasePool")}
+    pools["_cuda_endAllocateToPool"].side_effect = end
+    for name, call in pools.items():
+        monkeypatch.setattr(torch._C, name, call)
+    with pytest.raises(RuntimeError, match="capture_end" if void else "waits for the device"):
+        CudaRecorder()(mock.Mock(side_effect=RuntimeError("waits for the device")))
+    assert done == ["the run's stream", "ended"]
+    pools["_cuda_endAllocateToPool"].assert_called_once_with(2, "a pool")
+    assert pools["_cuda_releasePool"].call_args_list == ([mock.call(2, "a pool")] if void else [])

@@ -7,7 +7,7 @@ optimizer. A smaller last part runs as written, and adds its gradients to the sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, cast
 
@@ -49,13 +49,31 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, call: Callable[[], Any]) -> tuple[Callable[[], object], Any]:
-        """Record on a stream of its own, as CUDA asks; nothing is computed meanwhile."""
+        """Record on a stream of its own, as CUDA asks; nothing is computed meanwhile. What fails leaves no trace."""
         graph = torch.cuda.CUDAGraph()
+        before = torch.cuda.current_stream()
         # The reader's threads may go on meanwhile.
         mode = "thread_local"
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
-            outcome = call()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
+                outcome = call()
+        except BaseException:
+            torch.cuda.set_stream(before)
+            self._end_recording()
+            raise
         return graph.replay, outcome
+
+    def _end_recording(self) -> None:
+        """Tell the allocator that a recording which CUDA declared void is over.
+
+        PyTorch does so after a recording that ended well only (``CUDAGraph::capture_end``). Else the allocator takes it
+        to go on: it frees nothing when memory runs short, and ``torch.cuda.empty_cache`` fails.
+        """
+        device = torch.cuda.current_device()
+        # Without effect, and an error, where the recording did end and what was recorded failed.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
 
 
 class GraphMismatchError(RuntimeError):
