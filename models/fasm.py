@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from efafnet.models.fsm_fused import ChannelWeights, Gating, PositionWeights, gated, usable
-from efafnet.models.layers import PointwiseConv, conv_bn_relu
+from efafnet.models.layers import PointwiseConv, conv_bn_relu, join_channels, split_channels
 from efafnet.models.network_config import Arrangement, Merge
 from efafnet.models.resampling import pool_3x3
 
@@ -69,7 +69,7 @@ class FeatureAggregation(nn.Module):
         """Eq. 1 with `units` in place of the module's own; the splits are as wide as a quarter of x's channels."""
         if not self.chained:
             return self._independent(x, units[0])
-        splits = x.chunk(SPLITS, dim=1)
+        splits = split_channels(x, [x.shape[1] // SPLITS] * SPLITS)
         if self.literal:
             outputs = [splits[0]]
             for unit, split in zip(units, splits[1:], strict=True):
@@ -79,18 +79,18 @@ class FeatureAggregation(nn.Module):
             for unit, split in zip(units[1:], splits[1:-1], strict=True):
                 outputs.append(unit(split + outputs[-1]))
             outputs.append(splits[-1])
-        return torch.cat(outputs, dim=1)
+        return join_channels(outputs)
 
     def _independent(self, x: Tensor, grouped: Callable[[Tensor], Tensor]) -> Tensor:
         w = x.shape[1] // SPLITS
         # One split, not two slices: the gradients of slices would be two full-size tensors of zeros, added.
         if self.literal:
-            untouched, moving = x.split((w, 3 * w), dim=1)
+            untouched, moving = split_channels(x, (w, 3 * w))
         else:
-            moving, untouched = x.split((3 * w, w), dim=1)
+            moving, untouched = split_channels(x, (3 * w, w))
         pooled = pool_3x3(untouched, self.stride)
         convolved = grouped(moving)
-        return torch.cat((pooled, convolved) if self.literal else (convolved, pooled), dim=1)
+        return join_channels((pooled, convolved) if self.literal else (convolved, pooled))
 
 
 class ChannelSelection(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from efafnet.models.layers import conv_bn, conv_bn_relu
+from efafnet.models.layers import conv_bn, conv_bn_relu, join_channels
 from efafnet.models.resampling import pool_blocks, upsample
 
 
@@ -49,7 +49,7 @@ class HighToLow(nn.Module):
         semantics = upsample(self.embed_high(c5), 8)
         low = self.embed_low(c2)
         gated = torch.addcmul(low, low, torch.tanh(semantics))
-        mixed: Tensor = self.mix(torch.cat((gated, semantics), dim=1))
+        mixed: Tensor = self.mix(join_channels((gated, semantics)))
         return mixed
 
 
@@ -100,7 +100,7 @@ class FeatureFusion(nn.Module):
 
     def forward(self, c2: Tensor, c5: Tensor, upsampled: Tensor) -> Tensor:
         """C2, the enriched C5, and the upsampled features (N, ., H/4, W/4) -> (N, width, H/4, W/4)."""
-        joined: Tensor = self.join(torch.cat((self.high_to_low(c2, c5), upsampled), dim=1))
+        joined: Tensor = self.join(join_channels((self.high_to_low(c2, c5), upsampled)))
         return joined
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -26,6 +30,46 @@ class PointwiseConv(nn.Conv2d):
         # Channels last here too: the gradient then has the layout in which DDP keeps it.
         weight = self.weight.movedim(1, 3).flatten(0, 2)
         return F.linear(x.movedim(1, 3), weight, self.bias).movedim(3, 1)
+
+
+def split_channels(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """Parts of x (N, sum of the widths, H, W).
+
+    With channels last a part is a row of a few numbers for each position. Arithmetic on such rows, shorter than a
+    CPU's vectors, takes up to 25 times as long as on as many numbers that lie together; bringing them together takes a
+    tenth of that.
+    """
+    parts = x.split(list(widths), dim=1)
+    return tuple(map(_together, parts)) if _in_short_rows(x) else parts
+
+
+def join_channels(parts: Sequence[Tensor]) -> Tensor:
+    """``torch.cat`` along the channels, whose gradient is split as by `split_channels`."""
+    if all(_in_short_rows(part) for part in parts):
+        joined: Tensor = _JoinChannels.apply(*parts)
+        return joined
+    return torch.cat(tuple(parts), dim=1)
+
+
+class _JoinChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.widths = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(map(_together, grad.split(ctx.widths, dim=1)))
+
+
+def _in_short_rows(x: Tensor) -> bool:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return x.device.type == "cpu" and last and not torch.compiler.is_compiling()
+
+
+def _together(part: Tensor) -> Tensor:
+    return part.contiguous(memory_format=torch.channels_last)
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
