@@ -70,6 +70,7 @@ def _measure(folder: Path, given: argparse.Namespace, record: Record) -> None:
     rows.append(_bare("together", many, given))
     bare_per_s = max(float(row[1]) for row in rows)
     _start(run, given.port)
+    _load(2, image, given.port, 4, given.seconds)  # the first requests of a replica are slow, as the first image above
     rows += [_served(clients, image, given, bare_per_s) for clients in CLIENTS]
     for name, per_s, _, _, _, each_s, _ in rows:
         record.add(f"{name}", "requests/s", [float(str(per_s))], more_is_better=True)
