@@ -12,7 +12,7 @@ from pathlib import Path
 
 from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_client import mlflow_client
-from efafnet.platform.storage import write_bytes
+from efafnet.platform.storage import UnwritableError, write_bytes
 
 _MEMORY = Path("/dev/shm")
 """Where Linux has a file system in memory."""
@@ -41,6 +41,8 @@ def create_sqlite(file: Path) -> None:
                 if not file.exists():
                     _make_in_memory(file)
                 mlflow_client(f"sqlite:///{file}", create=True).search_experiments(max_results=1)
+        except UnwritableError as error:
+            raise TrackingError(f"MLflow's store: {error}, with tracking.uri=…") from error
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise TrackingError(

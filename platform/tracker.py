@@ -85,6 +85,7 @@ class Tracker:
         self._failing = False
         self._give_up_at: float | None = None
         self._changed = threading.Condition()
+        self._measured = False
         self._monitor = SystemMonitor(uri, run_id, system_metrics_every_s) if system_metrics_every_s else None
         self._recover()
         self._thread = threading.Thread(target=self._run, name=f"tracker-{run_id[:8]}", daemon=True)
@@ -97,6 +98,7 @@ class Tracker:
 
         A metric keeps its first point at a step: a second one is dropped.
         """
+        self._measured = True
         now = int(time.time() * 1000)
         self._append([_Item("metric", key, value, step, now) for key, value in metrics.items()])
 
@@ -195,7 +197,8 @@ class Tracker:
             return list(takewhile(lambda item: item.kind == kind, islice(self._pending, limit)))
 
     def _sample_system(self) -> None:
-        if self._monitor is None or self._give_up_at is not None:
+        # Not before the run has figures of its own: MLflow's comparisons begin with whatever was logged first.
+        if self._monitor is None or self._give_up_at is not None or not self._measured:
             return
         for step, values in self._monitor.sample():
             self.log_metrics(values, step)

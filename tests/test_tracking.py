@@ -13,8 +13,10 @@ import mlflow
 import pytest
 from pydantic import ValidationError
 
+from efafnet.platform import mlflow_store
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.mlflow_store import create_sqlite
+from efafnet.platform.storage import UnwritableError
 from efafnet.platform.tracking import (
     TrackingConfig,
     TrackingError,
@@ -72,6 +74,16 @@ def test_a_file_that_is_no_store_is_named(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_named() -> None:
     with pytest.raises(TrackingError, match=r"store /proc/none/mlflow\.db cannot be written"):
         prepare_tracking("sqlite:////proc/none/mlflow.db")
+
+
+def test_a_store_that_the_disk_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path) -> None:
+        raise UnwritableError(f"cannot write output {file}: No space left on device; name a writable place")
+
+    monkeypatch.setattr(mlflow_store, "_make_in_memory", full)
+    told = rf"^MLflow's store: cannot write output {tmp_path}/mlflow\.db: No space .*; name .*, with tracking\.uri=…$"
+    with pytest.raises(TrackingError, match=told):
+        create_sqlite(tmp_path / "mlflow.db")
 
 
 def test_no_server_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
