@@ -81,6 +81,16 @@ def test_other_failures_at_the_same_place_are_counted_by_themselves(tmp_path: Pa
         failures.wait_or_raise(RuntimeError("Connection closed by peer"))
 
 
+def test_of_a_long_message_the_beginning_and_the_end_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Failures(tmp_path, 2, lambda _: None).wait_or_raise(RuntimeError(f"the actor died {'why ' * 200}out of memory"))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "RuntimeError: the actor died why" in told
+    assert "out of memory; going on from" in told
+    assert len(told) < 450
+
+
 def test_without_a_limit_a_run_goes_on_for_ever_but_waits(tmp_path: Path) -> None:
     waited: list[float] = []
     failures = Failures(tmp_path, -1, waited.append)

@@ -61,7 +61,7 @@ class Failures:
             self._place = place
         kind = type(cause).__name__
         self._counts[kind] += 1
-        count, text = self._counts[kind], " ".join(str(cause).split())[-300:]
+        count, text = self._counts[kind], _shortened(" ".join(str(cause).split()))
         # Errors of the system say what they are; those of libraries need not.
         reason = text if isinstance(cause, OSError) and text else f"{kind}: {text}"
         if 0 <= self._limit < count:
@@ -84,6 +84,11 @@ class Failures:
             steps = [path.name for path in entries(self._directory) if path.name.startswith("step-")]
             return steps[-1] if steps else "the start"
         return self._place or "the start"
+
+
+def _shortened(text: str) -> str:
+    """A long message's beginning and end: some say first what happened, some last, and Ray's advise in between."""
+    return text if len(text) <= 300 else f"{text[:140]} … {text[-150:]}"
 
 
 def cause_of(error: BaseException) -> BaseException:
