@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from efafnet.models.known_costs import FILE, Cost
+from efafnet.models.known_costs import FILE, Cost, known_cost
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
@@ -33,7 +34,16 @@ def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSiz
 
 @lru_cache(maxsize=8)
 def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> tuple[int, int]:
-    """Parameters, and multiply-adds of one forward pass, as `network_cost` counts them; once per process."""
+    """Parameters, and multiply-adds of one forward pass, as `network_cost` counts them; once per process.
+
+    Those of the named networks are looked up: to compute on the `meta` device torch loads its compiler, which takes
+    more than a second of a program that does not compute otherwise.
+    """
+    for name, variant in VARIANTS.items():
+        if (variant.network, variant.input) == (config, input_size):
+            with suppress(KeyError):  # another number of joints
+                known = known_cost(name, num_joints)
+                return known.parameters, known.multiply_adds
     with torch.device("meta"):
         network = build_network(config, num_joints)
         crop = torch.empty(1, 3, input_size.height, input_size.width)

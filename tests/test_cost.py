@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from efafnet.models import cost
 from efafnet.models.cost import network_cost
 from efafnet.models.known_costs import FILE, known_cost
 from efafnet.models.network import build_network
@@ -149,6 +150,23 @@ def test_stored_costs_are_what_is_counted(name: str) -> None:
 def test_stored_costs_of_deep_networks_are_the_pins(name: str, params_m: float, gmac: float, paper_g: float) -> None:
     cost = known_cost(name, 17)
     assert (round(cost.params_m, 2), round(cost.gmac, 2), round(cost.paper_g, 2)) == (params_m, gmac, paper_g)
+
+
+def test_a_runs_figures_are_looked_up_where_they_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountedError(Exception):
+        pass
+
+    def count(*_: object) -> None:
+        raise CountedError
+
+    monkeypatch.setattr(cost, "build_network", count)
+    figures = cost.parameters_and_multiply_adds.__wrapped__  # without what it remembers
+    v, stored = VARIANTS["efafnet_r50_256x192"], known_cost("efafnet_r50_256x192", 16)
+    assert figures(v.network, 16, v.input) == (stored.parameters, stored.multiply_adds) == (37522552, 5160441104)
+    other = v.network.model_copy(update={"fsm": "cs"})
+    for network, joints, size in ((v.network, 5, "256x192"), (v.network, 16, "256x224"), (other, 16, "256x192")):
+        with pytest.raises(CountedError):
+            figures(network, joints, InputSize.model_validate(size))
 
 
 def test_stored_costs_of_other_skeletons() -> None:
