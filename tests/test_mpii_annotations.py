@@ -47,6 +47,7 @@ def test_json_worked_out() -> None:
         ({"center": [float("nan"), 1.0]}, "box_invalid"),
         ({"joints": [[1.0, 2.0]] * 3, "joints_vis": [1] * 3}, "keypoints_invalid"),
         ({"joints": [[float("nan"), 2.0]] * 16}, "keypoints_invalid"),
+        ({"joints_vis": None}, "keypoints_invalid"),
     ],
 )
 def test_bad_persons_are_rejected(changes: dict[str, Any], reason: str) -> None:

@@ -79,6 +79,25 @@ def test_a_file_lists_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert ("1 of 3 are not among the annotations'" in told) == ("99" in listing)
 
 
+def test_a_file_lists_the_images_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    predictions, annotations, ground_truth, _ = _part_case(tmp_path)
+    for image in ground_truth["images"]:
+        image["file_name"] = f"street {image['id']}.jpg"
+    _write(annotations, ground_truth)
+    scored = {}
+    for listing in ("street 1.jpg\r\nstreet 4.jpg\r\n", '["street 1", "/home/ann/street 4.jpg"]', "1 4"):
+        (tmp_path / "images.txt").write_text(listing)
+        config = ScoreConfig(
+            predictions=predictions, annotations=annotations, images=str(tmp_path / "images.txt"), scoring=QUICK
+        )
+        scored[listing] = score(config).figures
+    assert len({repr(figures) for figures in scored.values()}) == 1
+    assert "scored on 2 of 3 images" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "images.txt").write_text("street 1.jpg\nstreet 9.jpg\n")
+    with pytest.raises(ValueError, match=r"'street 9\.jpg' is no image id; the file is a JSON list"):
+        score(config)
+
+
 @pytest.mark.parametrize(
     ("listing", "message"),
     [

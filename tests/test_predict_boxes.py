@@ -73,6 +73,14 @@ def test_annotations_name_their_images_and_leave_out_crowds_and_other_categories
         place(file, [Source(0, Path("/elsewhere/b.jpg"), False, 1)])
 
 
+def test_an_image_that_is_listed_twice_has_the_boxes_of_both_ids(tmp_path: Path) -> None:
+    images = _file(tmp_path, {"images": [*_images(cat=3), *_images(dog=8), *_images(cat=5)]}, "images.json")
+    file = read_box_file(_file(tmp_path, [_detection(3, 1), _detection(5, 2), _detection(8, 4)]), images, 0.0)
+    placed = place(file, _sources("cat.jpg"))
+    assert placed.ids == {(0, 0): 3}
+    assert placed.boxes[0, 0].xywh_px[:, 0].tolist() == [1, 2]
+
+
 def test_an_image_list_explains_the_ids_of_detections(tmp_path: Path) -> None:
     images = _file(tmp_path, {"images": _images(cat=3, dog=8)}, "images.json")
     file = read_box_file(_file(tmp_path, [_detection(8, 5), _detection(3, 6)]), images, 0.0)

@@ -12,7 +12,7 @@ import pytest
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
-from efafnet.pipelines.crops.annotation_sources import SourceConfig, load_source
+from efafnet.pipelines.crops.annotation_sources import SourceConfig, load_source, named_skeleton
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import TrainReader, read_rows
@@ -147,6 +147,64 @@ def test_maps_that_cannot_be(tmp_path: Path, settings: dict[str, Any], says: str
     joints = {} if "give store_joints" in says else {"store_joints": "coco17"}
     with pytest.raises(ValueError, match=says):
         run_prepare(crop_data.config(tmp_path, **joints, **settings))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "nose: nose\nnose: left_eye\n",
+            r"joint_map=.*m\.yaml cannot be read \(key 'nose' appears twice\); give a YAML",
+        ),
+        ("nose:\tnose\n\tx: y", r"cannot be read \(found character '\\t' that cannot start any token\)"),
+        ("- nose\n", r"must be lines of STORE_JOINT: SOURCE_JOINT; got \['nose'\]"),
+    ],
+)
+def test_maps_that_are_no_maps(tmp_path: Path, text: str, says: str) -> None:
+    crop_data.write_coco(tmp_path, images=1)
+    (tmp_path / "m.yaml").write_text(text)
+    with pytest.raises(ValueError, match=says):
+        run_prepare(crop_data.config(tmp_path, store_joints="crowdpose14", joint_map=tmp_path / "m.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"sigmas": None}, r"s\.yaml: sigmas is missing; it is YAML with name, joints, flip_pairs"),
+        ({"sigmas": [0.1]}, r"s\.yaml: skeleton 'arms': 3 joints need 3 sigmas; got 1; it is YAML"),
+        ({"flip_pairs": [["a", "b"]]}, r"s\.yaml: flip_pairs\.0\.0 = 'a': must be a whole number; it is YAML"),
+        (None, r"s\.yaml: its content = 'dataset_info': must be a group of settings; it is YAML"),
+    ],
+)
+def test_skeleton_files_that_are_none(tmp_path: Path, fields: dict[str, Any] | None, says: str) -> None:
+    content = {
+        "name": "arms", "joints": ["head", "left", "right"], "flip_pairs": [[1, 2]], "limbs": [], "upper_body": [],
+        "sigmas": [0.1] * 3,
+    } | (fields or {})  # fmt: skip
+    (tmp_path / "s.yaml").write_text(
+        "dataset_info" if fields is None else json.dumps({k: v for k, v in content.items() if v is not None})
+    )
+    with pytest.raises(ValueError, match=says):
+        named_skeleton(str(tmp_path / "s.yaml"))
+
+
+def test_images_that_several_sources_share_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations, images = crop_data.write_coco(tmp_path, images=2, persons=1)
+    again = {"annotations": annotations, "images": str(images)}
+    store = run_prepare(crop_data.config(tmp_path, extra_sources=[again]))
+    assert store.num_persons == 4
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 images (000000.jpg, …) are in several sources: their persons are in the store once for each" in told
+
+
+def test_ids_that_cannot_be_shifted_are_named_with_their_file(tmp_path: Path) -> None:
+    annotations, images = crop_data.write_coco(tmp_path, images=1, persons=1)
+    content = json.loads(annotations.read_text())
+    content["annotations"][0]["id"] = -5
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    other = {"annotations": tmp_path / "other.json", "images": str(images)}
+    with pytest.raises(ValueError, match=r"other\.json: id -5 cannot be merged: .* 0\.\.999999999999; renumber"):
+        run_prepare(crop_data.config(tmp_path, extra_sources=[other]))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from efafnet.pipelines.formats.plausibility import odd_boxes, odd_scores, plausi
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.mirror import Location, is_address
 from efafnet.platform.storage import sha256_file, sha256_json
-from efafnet.platform.yaml_text import load_yaml
+from efafnet.platform.yaml_text import load_yaml, problem_of
 
 
 class SourceConfig(Settings):
@@ -133,7 +133,10 @@ def load_source(
             raise ValueError(f"{config.annotations}: joint_map needs the joints of the store: give store_joints=coco17")
         content, told = mapped(content, joints, config.joint_map, config.annotations.name)
         remarks += told
-    content = content.shifted(number)
+    try:
+        content = content.shifted(number)
+    except ValueError as error:
+        raise ValueError(f"{config.annotations}: {error}") from error
     folder = ImageFolder(
         config.images if is_address(config.images) else str(Path(config.images).expanduser().absolute()),
         outside=config.outside_images,
@@ -198,7 +201,7 @@ def named_skeleton(name: str) -> Skeleton | None:
     try:
         return Skeleton.model_validate(load_yaml(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
-        reason = sentence_of(error) if isinstance(error, ValueError) else type(error).__name__
+        reason = problem_of(error) if isinstance(error, yaml.YAMLError) else sentence_of(error)
         raise ValueError(
             f"skeleton file {path}: {reason}; it is YAML with name, joints, flip_pairs, limbs, sigmas, upper_body"
         ) from error

@@ -120,7 +120,24 @@ def _load(config: PrepareConfig) -> list[Source]:
     for number, source in enumerate(config.sources()):
         sources.append(load_source(source, number, config.annotated_rule, joints))
         joints = joints or sources[0].content.skeleton
+    _tell_repeated(sources)
     return sources
+
+
+def _tell_repeated(sources: Sequence[Source]) -> None:
+    """Warn where sources share images: their persons are in the store once for each."""
+    files = Counter(
+        (source.folder.location, image.file_name)
+        for source in sources
+        for image in source.content.images
+        if image.image_id in source.wanted
+    )
+    shared = [name for (_, name), times in files.items() if times > 1]
+    if shared and len(sources) > 1:
+        console.warn(
+            f"{len(shared)} images ({shared[0]}, …) are in several sources: their persons are in the store once for "
+            "each"
+        )
 
 
 def _crop_settings(config: PrepareConfig, sources: Sequence[Source]) -> CropSettings:

@@ -29,7 +29,7 @@ def chosen_images(wanted: str, results: Sequence[Mapping[str, Any]], truth: Trut
     if wanted == PREDICTED:
         return np.intersect1d(truth.image_ids, images_of(results))
     path = Path(wanted).expanduser()
-    listed = _listed(path)
+    listed = _listed(path, truth)
     chosen = np.intersect1d(truth.image_ids, listed)
     if not len(chosen):
         raise ValueError(
@@ -89,8 +89,8 @@ def tell_coverage(results: Sequence[Mapping[str, Any]], truth: Truth) -> None:
         )
 
 
-def _listed(path: Path) -> NDArray[np.int64]:
-    """Image ids in a JSON list, in the ``images`` of a COCO file, or one a line."""
+def _listed(path: Path, truth: Truth) -> NDArray[np.int64]:
+    """Image ids, or names of the truth's images: in a JSON list, in the ``images`` of a COCO file, or one a line."""
     if not path.is_file():
         raise ValueError(f"images = {path}: no such file; it is {ALL}, {PREDICTED}, or a file that lists image ids")
     try:
@@ -100,7 +100,8 @@ def _listed(path: Path) -> NDArray[np.int64]:
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, RecursionError):
-        content = text.split()
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        content = text.split() if all(map(str.isdecimal, text.split())) else lines
     if isinstance(content, Mapping):
         content = content.get("images")
     entries = content if isinstance(content, list) else [content]
@@ -108,10 +109,13 @@ def _listed(path: Path) -> NDArray[np.int64]:
     for entry in entries:
         value = entry.get("id") if isinstance(entry, Mapping) else entry
         number = integer(value)
+        if number is None and truth.names is not None:
+            named = truth.names.images.find_from_outside(value)
+            number = None if named is None else named.image_id
         if number is None:
             raise ValueError(
-                f"images = {path}: {shown(value)} is no image id; the file is a JSON list of ids, a COCO file with "
-                "images, or one id a line"
+                f"images = {path}: {shown(value)} is no image id; the file is a JSON list of ids, a COCO file "
+                "with images, or one id a line"
             )
         ids.append(number)
     return np.unique(np.array(ids, np.int64))

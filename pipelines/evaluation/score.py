@@ -89,8 +89,9 @@ def score(config: ScoreConfig) -> Scored:
     joints = odd_results(shown, reference.truth.skeleton.num_joints)
     for remark in (*joints, *repeated_results(results), *equal_scores(results)):
         console.warn(f"{config.predictions.name}: {remark}")
+    others = _others(config, chosen, whole)
     try:
-        scored = _scored(results, _others(config, chosen, whole), reference, config)
+        scored = _scored(results, others, reference, config)
     except ValueError as error:
         raise ValueError(f"{config.predictions}: {error}") from error
     if scored.figures.get("ap") == 0:

@@ -101,5 +101,7 @@ class Annotations:
 
 def _shift(number: int, offset: int) -> int:
     if not 0 <= number < SOURCE_STRIDE:
-        raise ValueError(f"id {number} cannot be merged: ids of merged sources must lie in 0..{SOURCE_STRIDE - 1}")
+        raise ValueError(
+            f"id {number} cannot be merged: ids of merged sources must lie in 0..{SOURCE_STRIDE - 1}; renumber"
+        )
     return number + offset

@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from efafnet.models.skeleton import SKELETONS, Skeleton, pairs_by_name, spelled_alike
 from efafnet.pipelines.formats.values import integer, number, shown
+from efafnet.platform.configuration_errors import rule_of
 
 PERSON_CATEGORY = 1
 """COCO's number of the person category, taken where a file names none."""
@@ -256,8 +259,13 @@ class _Fields:
         return found - first if found is not None and 0 <= found - first < len(self.joints) else None
 
 
-def sentence_of(error: ValueError) -> str:
-    """What pydantic says, without its frame."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    found = next((line for line in lines if line.startswith("Value error, ")), lines[-1])
-    return found.removeprefix("Value error, ").partition(" [type=")[0]
+def sentence_of(error: Exception) -> str:
+    """The first rule that was broken, with the field and its value, in this program's words."""
+    if not isinstance(error, ValidationError):
+        return str(error).partition("\n")[0] or type(error).__name__
+    detail = error.errors()[0]
+    field, rule = ".".join(map(str, detail["loc"])), rule_of(detail)
+    if detail["type"] in ("value_error", "missing"):
+        # The one was written here and names what it is about; of the other there is no value.
+        return rule if detail["type"] == "value_error" else f"{field} {rule}"
+    return f"{field or 'its content'} = {shown(detail['input'])}: {rule}"

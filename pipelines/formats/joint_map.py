@@ -12,7 +12,7 @@ import yaml
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import Annotation, Annotations
 from efafnet.pipelines.formats.values import shown
-from efafnet.platform.yaml_text import load_yaml
+from efafnet.platform.yaml_text import load_yaml, problem_of
 
 JointMap = Literal["by_name"] | dict[str, str] | Path
 """Joint of the store to joint of the source, as a mapping or a YAML file of one; by_name: those of equal names."""
@@ -68,9 +68,8 @@ def _read(path: Path, where: str) -> dict[str, str]:
     try:
         content: Any = load_yaml(path.expanduser().read_text())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(
-            f"{where}: joint_map={path} cannot be read ({type(error).__name__}); give a YAML file"
-        ) from error
+        reason = problem_of(error) if isinstance(error, yaml.YAMLError) else type(error).__name__
+        raise ValueError(f"{where}: joint_map={path} cannot be read ({reason}); give a YAML file") from error
     if not isinstance(content, dict) or not all(isinstance(v, str) for pair in content.items() for v in pair):
         raise ValueError(f"{where}: joint_map={path} must be lines of STORE_JOINT: SOURCE_JOINT; got {shown(content)}")
     return content

@@ -67,6 +67,8 @@ def _triples(entry: dict[str, Any]) -> list[tuple[Any, Any, int]] | None:
     """x, y, v of the joints as the JSON has them; None where they are no pairs with a flag each."""
     joints = entry.get("joints") or [[0, 0]] * MPII_16.num_joints
     seen = entry.get("joints_vis") or [0] * MPII_16.num_joints
+    if entry.get("joints") and not entry.get("joints_vis"):
+        return None
     if not isinstance(joints, list) or not isinstance(seen, list) or len(joints) != len(seen):
         return None
     # The JSON says which joints are annotated, not which are hidden.

@@ -233,8 +233,10 @@ def place(file: BoxFile, sources: Sequence[Source]) -> Placed:
     frame's number where a single video is predicted. Boxes of listed pictures that nobody wants predicted are left out.
     Raises ValueError for a box on a picture that is not listed, and where no box lies on any picture to predict.
     """
-    ids = _ids_by_name(file, sources) if file.listed is not None else _ids_by_number(file, sources)
-    by_id = {image_id: key for key, image_id in ids.items()}
+    pairs = _ids_by_name(file, sources) if file.listed is not None else [*_ids_by_number(file, sources).items()]
+    # A picture that is listed twice has the first id, and the boxes of both.
+    ids = dict(reversed(pairs))
+    by_id = {image_id: key for key, image_id in pairs}
     known = None if file.listed is None else {entry.image_id for entry in file.listed}
     found: dict[Key, list[tuple[list[float], float]]] = {}
     for image_id, box, score in file.boxes:
@@ -264,13 +266,14 @@ def _example(file: BoxFile, sources: Sequence[Source]) -> str:
     return f": the first is on image {first if name is None else name}, the first to predict is {sources[0].path.name}"
 
 
-def _ids_by_name(file: BoxFile, sources: Sequence[Source]) -> dict[Key, int]:
+def _ids_by_name(file: BoxFile, sources: Sequence[Source]) -> list[tuple[Key, int]]:
+    """Pictures to predict with the ids that they are listed under, in the list's order for each."""
     assert file.listed is not None
     by_name: dict[str, dict[str, list[Listed]]] = {}
     for entry in file.listed:
         parts = name_parts(entry.file_name) or (entry.file_name,)
         by_name.setdefault(parts[-1], {}).setdefault(entry.file_name, []).append(entry)
-    ids: dict[Key, int] = {}
+    ids: list[tuple[Key, int]] = []
     for source in sources:
         candidates = by_name.get(normalize("NFC", source.path.name), {})
         if len(candidates) > 1:
@@ -278,9 +281,10 @@ def _ids_by_name(file: BoxFile, sources: Sequence[Source]) -> dict[Key, int]:
             if not tails:
                 raise ValueError(f"{source.path} may be any of several listed images called {source.path.name}")
             candidates = {name: candidates[name] for name in [max(tails, key=len)]}
-        for entry in (entry for entries in candidates.values() for entry in entries):
-            ids[source.index, entry.frame] = entry.image_id
-    if missing := sum(not any(key[0] == source.index for key in ids) for source in sources):
+        entries = (entry for several in candidates.values() for entry in several)
+        ids.extend(((source.index, entry.frame), entry.image_id) for entry in entries)
+    found = {index for (index, _), _ in ids}
+    if missing := sum(source.index not in found for source in sources):
         console.warn(f"{missing} of {len(sources)} images are not listed with the boxes: nobody is looked for in them")
     return ids
 
