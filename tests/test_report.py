@@ -72,6 +72,9 @@ def test_what_is_not_there_is_named(store: Store) -> None:
     store.run("one", [0.1])
     with pytest.raises(ReportError, match="has no run 'two'; there are one"):
         store.runs(names=["two"])
+    store.run("three", [0.1])
+    with pytest.raises(ReportError, match=r"has no run 'one' among its newest 1 \(limit=\); there are three"):
+        store.runs(names=["one"], limit=1)
 
 
 def test_a_search_brings_its_trials(store: Store) -> None:

@@ -132,29 +132,26 @@ def taken_by(runs: Sequence[RunData]) -> Consumption | None:
     return total(known) if known else None
 
 
-def load_runs(
-    client: MlflowClient, experiment: str, *, search: str | None = None, names: Sequence[str] = (), limit: int = 200
-) -> list[RunData]:
+def load_runs(client: MlflowClient, experiment: str, *, names: Sequence[str] = (), limit: int = 200) -> list[RunData]:
     """Read the runs of an experiment, oldest first.
 
     Args:
         client: of the tracking store.
         experiment: its name.
-        search: run id or name of a search; only it and its trials are read.
         names: ids or names of the only runs to read (with their trials).
         limit: most runs read; the newest are kept.
 
     Raises:
-        ReportError: no such experiment, search or run, or nothing in it.
+        ReportError: no such experiment or run, or nothing in it.
     """
     runs = _search(client, experiment, limit)
-    wanted = [*names, *([search] if search else [])]
-    if wanted:
+    if names:
         known = {run.info.run_id for run in runs} | {run.info.run_name for run in runs}
-        for name in wanted:
+        for name in names:
             if name not in known:
-                raise ReportError(f"experiment {experiment!r} has no run {name!r}; there are {_list(runs)}")
-        chosen = {run.info.run_id for run in runs if run.info.run_id in wanted or run.info.run_name in wanted}
+                newest = f" among its newest {limit} (limit=)" if len(runs) == limit else ""
+                raise ReportError(f"experiment {experiment!r} has no run {name!r}{newest}; there are {_list(runs)}")
+        chosen = {run.info.run_id for run in runs if run.info.run_id in names or run.info.run_name in names}
         for _ in range(2):  # a search's finals have runs of their own
             chosen |= {run.info.run_id for run in runs if run.data.tags.get(_PARENT) in chosen}
         runs = [run for run in runs if run.info.run_id in chosen]
