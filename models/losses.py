@@ -58,9 +58,7 @@ def _misfit(heatmaps: torch.Size, target: torch.Size) -> ValueError:
     )
 
 
-def pose_loss(
-    output: PoseOutput, target: HeatmapTarget, config: LossConfig, *, hard_joints: int | None = None
-) -> PoseLoss:
+def pose_loss(output: PoseOutput, target: HeatmapTarget, config: LossConfig) -> PoseLoss:
     """The loss of each person in a batch; the caller averages over the global batch.
 
     MSE is ``1/K sum_k 0.5 mean[(w p - w t)^2]``. OHKM is the mean of the R largest of those K terms, taken per person
@@ -71,16 +69,14 @@ def pose_loss(
         output: of the network.
         target: of the same crops.
         config: kind, R and the auxiliary weight.
-        hard_joints: R in place of the configured one, for schedules.
     """
     if output.heatmaps.shape != target.heatmaps.shape:
         raise _misfit(output.heatmaps.shape, target.heatmaps.shape)
     errors = joint_errors(output.heatmaps, target)
     final = errors.mean(1)
     if config.kind == "ohkm":
-        hardest = config.hard_joints if hard_joints is None else hard_joints
-        config.model_copy(update={"hard_joints": hardest}).check(errors.shape[1])
-        final = errors.topk(hardest, dim=1, sorted=False).values.mean(1)
+        config.check(errors.shape[1])
+        final = errors.topk(config.hard_joints, dim=1, sorted=False).values.mean(1)
     by_head = {"final": final.detach()}
     total = final
     for stage, heatmaps in output.auxiliary.items():

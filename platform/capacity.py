@@ -48,11 +48,11 @@ class Capacity:
 
     def living_gpus(self) -> float:
         """GPUs of the machines that live."""
-        return _sum(self.living, "GPU")
+        return _gpus(self.living)
 
     def most_gpus(self) -> float | None:
         """GPUs of the cluster at its largest; None where that is unknown."""
-        return None if self.largest is None else max(self.living_gpus(), _sum(self.largest, "GPU"))
+        return None if self.largest is None else max(self.living_gpus(), _gpus(self.largest))
 
     def living_room(self, needs: Shape) -> int:
         """How many workers that each need ``needs`` fit now."""
@@ -208,8 +208,8 @@ def check_room(workers: int, needs: Shape, there: Capacity) -> None:
     )
 
 
-def _sum(machines: Iterable[Shape], name: str) -> float:
-    return sum(machine.get(name, 0.0) for machine in machines)
+def _gpus(machines: Iterable[Shape]) -> float:
+    return sum(machine.get("GPU", 0.0) for machine in machines)
 
 
 def _room(machines: Iterable[Shape], needs: Shape) -> int:

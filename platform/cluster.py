@@ -72,14 +72,11 @@ class Resources:
         return f"{kind}: {self.nodes} node{'s'[: self.nodes != 1]}, {self.cpus:g} CPU, {gpus}"
 
 
-def connect(
-    config: ClusterConfig | None = None, env: Mapping[str, str] | None = None, *, show_workers: bool = True
-) -> Resources:
+def connect(config: ClusterConfig | None = None, *, show_workers: bool = True) -> Resources:
     """Join or start Ray, once per program; a second call returns what is there.
 
     Args:
         config: which Ray; default ``ClusterConfig()``.
-        env: environment variables for the workers, added to ``worker_env()``.
         show_workers: whether what workers write to their standard error appears on this program's.
 
     Raises:
@@ -92,7 +89,7 @@ def connect(
 
     if not ray.is_initialized():
         address = _choose_address(config)
-        _init(None if address == "local" else address, config, env or {}, show_workers)
+        _init(None if address == "local" else address, config, show_workers)
     quiet_logs()
     return resources()
 
@@ -112,13 +109,13 @@ def _choose_address(config: ClusterConfig) -> str:
     return address
 
 
-def _init(address: str | None, config: ClusterConfig, env: Mapping[str, str], show_workers: bool) -> None:
+def _init(address: str | None, config: ClusterConfig, show_workers: bool) -> None:
     import ray
 
     options: dict[str, Any] = {
         "logging_level": logging.WARNING,
         "log_to_driver": show_workers,
-        "runtime_env": runtime_env(address, env),
+        "runtime_env": runtime_env(address),
     }
     given = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address  # as Ray understands it
     if given not in (None, "auto", "local"):
@@ -172,13 +169,13 @@ def _await_port(address: str) -> None:
         time.sleep(0.5)
 
 
-def runtime_env(address: str | None, env: Mapping[str, str]) -> dict[str, Any]:
+def runtime_env(address: str | None) -> dict[str, Any]:
     """Return what Ray's workers need to run the code of this program and to see its environment.
 
     A checkout is put first on the path of local workers, and sent along to a cluster it was not submitted to by
     ``ray job submit``: otherwise workers would silently run whatever version is installed on their node.
     """
-    variables = {**worker_env(), **env}
+    variables = worker_env()
     result: dict[str, Any] = {"env_vars": variables}
     if address is None:
         result["worker_process_setup_hook"] = ray_private.tell_workers_their_address

@@ -86,14 +86,14 @@ def read_tree(text: str, source: str) -> Tree:
 # ---- presets
 
 
-def preset_names(package: str = PRESETS) -> list[str]:
-    """Return the names of the presets in ``package``, sorted."""
-    entries = resources.files(package).iterdir()
+def preset_names() -> list[str]:
+    """Return the names of the presets, sorted."""
+    entries = resources.files(PRESETS).iterdir()
     return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
 
 
-def load_preset(name_or_path: str, package: str = PRESETS) -> Tree:
-    """Return the tree of a preset named in ``package``, or of a YAML file (anything with a slash or ending in .yaml).
+def load_preset(name_or_path: str) -> Tree:
+    """Return the tree of a named preset, or of a YAML file (anything with a slash or ending in .yaml).
 
     Raises:
         ConfigurationError: no such preset or file, or it is not YAML; names the nearest preset.
@@ -105,13 +105,13 @@ def load_preset(name_or_path: str, package: str = PRESETS) -> Tree:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"preset file {name_or_path} cannot be read: {reason}") from error
-    names = preset_names(package)
+    names = preset_names()
     if name_or_path not in names:
         raise ConfigurationError(
             f"there is no preset {name_or_path!r}{nearest(name_or_path, names)}; "
             f"presets: {', '.join(names) or 'none'}; a file is named by its path, for example ./{name_or_path}.yaml"
         )
-    text = (resources.files(package) / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    text = (resources.files(PRESETS) / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     return read_tree(text, f"preset {name_or_path}")
 
 

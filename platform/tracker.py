@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _MAX_METRICS = 1000  # MLflow's own limit of one log_batch
 _MAX_TAGS = 100
 _LONGEST_WAIT_S = 30.0
+_PATIENCE_S = 600.0  # a large file may take its time
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,16 @@ class Tracker:
         """Queue a JSON-able value as the artifact file ``artifact`` (``.json``). Never raises, never waits."""
         self.log_text(json.dumps(value, indent=2, default=str), artifact)
 
-    def flush(self, timeout_s: float = 30.0, patience_s: float = 600.0) -> bool:
+    def flush(self, timeout_s: float = 30.0) -> bool:
         """Wait until everything queued so far is sent; return whether it was.
 
         Args:
-            timeout_s: longest wait while MLflow does not answer.
-            patience_s: longest wait while it does (a large file may take its time).
+            timeout_s: longest wait while MLflow does not answer; while it does it is ``_PATIENCE_S``.
         """
         began = time.monotonic()
         with self._changed:
             while self._pending:
-                limit_s = timeout_s if self._failing else patience_s
+                limit_s = timeout_s if self._failing else _PATIENCE_S
                 left_s = began + limit_s - time.monotonic()
                 if left_s <= 0 or not self._thread.is_alive():
                     return False

@@ -53,18 +53,17 @@ def test_an_ignored_number_of_cores_is_told(capsys: pytest.CaptureFixture[str]) 
 
 def test_workers_run_the_code_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/other")
-    local = cluster.runtime_env(None, {"A": "1"})
+    local = cluster.runtime_env(None)
     assert local["env_vars"]["PYTHONPATH"] == f"{ROOT}{os.pathsep}/other"
-    assert local["env_vars"]["A"] == "1"
     assert "working_dir" not in local
-    joined = cluster.runtime_env("10.0.0.1:6379", {})
+    joined = cluster.runtime_env("10.0.0.1:6379")
     assert joined["working_dir"] == str(ROOT)
     assert joined["env_vars"]["RAY_ADDRESS"] == "10.0.0.1:6379"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379", {}), "a submitted job brings its own"
+    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379"), "a submitted job brings its own"
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     monkeypatch.setattr(cluster, "is_checkout", lambda: False)
-    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379", {}), "a wheel is installed on the nodes"
+    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379"), "a wheel is installed on the nodes"
 
 
 def test_workers_see_the_tracking_server_and_keep_their_directory(monkeypatch: pytest.MonkeyPatch) -> None:

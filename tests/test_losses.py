@@ -76,13 +76,17 @@ def test_ohkm_takes_the_hardest_of_each_person_and_only_they_learn() -> None:
     assert p.grad[0, 1, 0, 0].item() == 3 / 8
 
 
-def test_hard_joints_can_be_overridden_by_a_schedule() -> None:
+@pytest.mark.parametrize(("hard_joints", "loss"), [(2, 2.5), (1, 4.5)])
+def test_the_hardest_joints_are_averaged(hard_joints: int, loss: float) -> None:
     p, target = _case([[1.0, 3.0]], [[0.0, 0.0]], [[1.0, 1.0]])
-    config = LossConfig(kind="ohkm", hard_joints=2)
-    assert pose_loss(PoseOutput(p, {}), target, config).per_sample.item() == 2.5
-    assert pose_loss(PoseOutput(p, {}), target, config, hard_joints=1).per_sample.item() == 4.5
+    config = LossConfig(kind="ohkm", hard_joints=hard_joints)
+    assert pose_loss(PoseOutput(p, {}), target, config).per_sample.item() == loss
+
+
+def test_more_hard_joints_than_there_are_is_refused() -> None:
+    p, target = _case([[1.0, 3.0]], [[0.0, 0.0]], [[1.0, 1.0]])
     with pytest.raises(ValueError, match=r"hard_joints=3 keeps more joints than the skeleton's 2.*1\.\.2"):
-        pose_loss(PoseOutput(p, {}), target, config, hard_joints=3)
+        pose_loss(PoseOutput(p, {}), target, LossConfig(kind="ohkm", hard_joints=3))
 
 
 def test_joints_without_weight_can_be_among_the_hardest() -> None:

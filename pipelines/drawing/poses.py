@@ -55,11 +55,10 @@ def draw_person(
     skeleton: Skeleton,
     *,
     guesses: bool = False,
-    unit: float | None = None,
 ) -> Picture:
     """A copy of ``picture`` with a pose; see :func:`paint_person`."""
     drawn = copied(picture)
-    paint_person(drawn, joints_px, strength, skeleton, guesses=guesses, unit=unit)
+    paint_person(drawn, joints_px, strength, skeleton, guesses=guesses)
     return drawn
 
 

@@ -265,7 +265,7 @@ def bucket_mib(network: nn.Module) -> float:
     return max(1.0, whole / max(1, round(whole / _BUCKET_MIB)))
 
 
-def pick_device(wanted: str, index: int = 0) -> torch.device:
+def pick_device(wanted: str) -> torch.device:
     """Turn ``auto``, ``cpu`` or ``cuda`` into a device.
 
     Raises:
@@ -274,4 +274,4 @@ def pick_device(wanted: str, index: int = 0) -> torch.device:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise ValueError("device = cuda: torch sees no GPU in this process; use device=cpu, or a machine with one")
-    return torch.device("cuda", index) if wanted != "cpu" and available else torch.device("cpu")
+    return torch.device("cuda", 0) if wanted != "cpu" and available else torch.device("cpu")
