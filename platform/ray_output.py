@@ -18,9 +18,7 @@ from typing import Any
 
 from efafnet.platform import console, ray_private
 
-RAYS_OWN = frozenset(
-    {"TrainController", "PlacementGroupCleaner", "SynchronizationActor", "_AutoscalingCoordinatorActor"}
-)
+RAYS_OWN = frozenset({"TrainController", "SynchronizationActor", "_AutoscalingCoordinatorActor"})
 """Actors of Ray's libraries. What they fail at reaches the driver as an error, and is told there in one line."""
 WAITING_EVERY_S = 60.0
 """Least seconds between two remarks that workers are waited for."""

@@ -124,13 +124,31 @@ def worker_group_callback() -> type[Any]:
     return WorkerGroupCallback
 
 
-def without_dataset_manager(trainer: Any) -> Any:
-    """The trainer, sparing its workers' group the process that would hand out shards of Ray's datasets: it has none."""
-    from ray.train.v2._internal.callbacks import DatasetsCallback
+def without_helpers(trainer: Any, *, grows: bool) -> Any:
+    """The trainer, sparing its run processes that it has no use for, each of which loads much of Ray.
 
-    every = trainer._create_default_callbacks
-    trainer._create_default_callbacks = lambda: [one for one in every() if not isinstance(one, DatasetsCallback)]
+    One would hand out shards of Ray's datasets, of which there are none; one would ask the dashboard each second
+    whether the workers' controller lives, to give back what they reserve (see ``pipelines/training/reservations``).
+    Where the cluster does not grow, and the number of workers is fixed, nobody has to hear how many are wanted either.
+    """
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    unused = DatasetsCallback, PlacementGroupCleanerCallback
+    every, run = trainer._create_default_callbacks, trainer._initialize_and_run_controller
+    trainer._create_default_callbacks = lambda: [one for one in every() if not isinstance(one, unused)]
+    if not grows and not trainer.scaling_config.elasticity_enabled:
+
+        def run_in_silence(*, scaling_policy: Any, **parts: Any) -> Any:
+            scaling_policy.after_controller_start = scaling_policy._maybe_send_resource_request = _nothing
+            return run(scaling_policy=scaling_policy, **parts)
+
+        trainer._initialize_and_run_controller = run_in_silence
     return trainer
+
+
+def _nothing(*_: object) -> None:
+    """Stands for what is not asked of Ray."""
 
 
 def report_logger() -> Any:

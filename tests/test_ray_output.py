@@ -93,7 +93,7 @@ def test_of_workers_output_rays_own_actors_are_left_out(
         "warning: slow"
     ]
     assert choose({"pid": 7, "task_name": "f", "lines": ["a", "b"]}) == ["a", "b"]
-    assert choose({"pid": 7, "actor_name": "PlacementGroupCleaner", "lines": ["Failed to query Ray Train"]}) == []
+    assert choose({"pid": 7, "actor_name": "SynchronizationActor", "lines": ["Failed to query Ray Train"]}) == []
     # A node's word counts: without the place in the source.
     full = f"{ERROR}(raylet) file_system_monitor.cc:116: /tmp/ray is over 95% full"
     assert choose({"pid": "raylet", "lines": [full]}) == ["/tmp/ray is over 95% full"]

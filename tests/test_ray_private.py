@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from ray import cloudpickle
 
 from efafnet.platform import ray_private
 
@@ -52,7 +53,7 @@ def test_callbacks_hear_when_workers_have_started() -> None:
     assert callable(ray_private.worker_group_callback().after_worker_group_start)
 
 
-def test_a_trainer_without_datasets_starts_nothing_for_them() -> None:
+def test_a_trainer_starts_no_process_that_has_nothing_to_do() -> None:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -60,9 +61,35 @@ def test_a_trainer_without_datasets_starts_nothing_for_them() -> None:
         return [type(each).__name__ for each in trainer._create_default_callbacks()]
 
     usual, spared = (TorchTrainer(print, scaling_config=ScalingConfig(num_workers=1)) for _ in range(2))
-    assert ray_private.without_dataset_manager(spared) is spared
-    assert set(names(usual)) - set(names(spared)) == {"DatasetsCallback"}
+    assert ray_private.without_helpers(spared, grows=True) is spared
+    assert set(names(usual)) - set(names(spared)) == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
     assert set(names(spared)) < set(names(usual))
+
+
+@pytest.mark.parametrize(
+    ("workers", "grows", "asks"), [(2, True, True), (2, False, False), ((1, 2), True, True), ((1, 2), False, True)]
+)
+def test_nobody_hears_how_many_workers_are_wanted_where_none_can_come(workers: Any, grows: bool, asks: bool) -> None:
+    """Two methods of Ray's scaling policy start the process that hears it; each is there to be replaced."""
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+
+    trainer = TorchTrainer(print, scaling_config=cast(Any, ScalingConfig)(num_workers=workers))
+    started: list[Any] = []
+    cast(Any, trainer)._initialize_and_run_controller = lambda **parts: started.append(parts)
+    ray_private.without_helpers(trainer, grows=grows)
+    policy = cast(Any, create_scaling_policy(cast(Any, trainer.scaling_config)))
+    cast(Any, trainer)._initialize_and_run_controller(scaling_policy=policy, failure_policy="any")
+    [parts] = started
+    assert parts == {"scaling_policy": policy, "failure_policy": "any"}
+    policy = cloudpickle.loads(cloudpickle.dumps(policy))  # as it travels to the controller
+    for name in ("after_controller_start", "_maybe_send_resource_request"):
+        assert callable(getattr(type(policy), name))
+        assert (name not in vars(policy)) == asks
+    if not asks:
+        policy.after_controller_start(None)
+        assert policy.make_decision_for_non_running_worker_group().num_workers == 2
 
 
 def test_the_logger_of_reports_is_one() -> None:

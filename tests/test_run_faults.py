@@ -21,7 +21,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from efafnet.pipelines.crops.decode import UndecodableCropError
 from efafnet.pipelines.training import job as job_module
-from efafnet.pipelines.training import loop, ray_run, ray_worker
+from efafnet.pipelines.training import loop, ray_run, ray_worker, reservations
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GroupContext, PlainContext
 from efafnet.pipelines.training.faults import FINAL, Failures, cause_of
@@ -164,6 +164,35 @@ def test_what_ray_ends_with_is_tried_again(
     assert "process group: connection refused; going on from the start in 1 s (failure 1 of 2 there)" in told
     with pytest.raises(ClusterError, match=r"worker.max_failures = 1\): RuntimeError: process .*same command"):
         fit(tmp_path, lost, lost, limit=1)
+
+
+def test_what_dead_controllers_had_reserved_is_given_back(
+    tmp_path: Path, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the pause in which the next life begins to look for a place, and by a program that comes after one that
+    died. What Ctrl-C leaves goes with the program."""
+    given: list[str] = []
+    monkeypatch.setattr(reservations, "remove_reservation", given.append)
+    note = config_of(tmp_path).run_dir / reservations.PLACEMENT
+    note.parent.mkdir(parents=True)
+    note.write_text("of a program that died")
+
+    class Trainer:
+        lives = 0
+
+        def fit(self) -> Any:
+            Trainer.lives += 1
+            assert len(given) == Trainer.lives
+            note.write_text(f"of life {Trainer.lives}")
+            if Trainer.lives == 2:
+                raise KeyboardInterrupt
+            raise ActorDiedError
+
+    with pytest.raises(KeyboardInterrupt):
+        ray_run._fit(config_of(tmp_path), cast(Any, Trainer))
+    assert given == ["of a program that died", "of life 1"]
+    assert note.read_text() == "of life 2"
+    assert pauses == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import torch
 from ray.tune.result import DONE
 
 from efafnet.pipelines.runs.attempt import LOG, RELEASE_S
-from efafnet.pipelines.runs.reservations import PlacementNote, release
 from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES
 from efafnet.pipelines.search.trial import Figure, TrialActor, TrialRun, Watch
 from efafnet.pipelines.training import execution
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.reservations import PlacementNote, release
 from efafnet.pipelines.training.rundir import RunDirectory
 from efafnet.platform import locks
 from tests.training_cases import config_of

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
-from typing import Any, cast
 
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.rundir import LOCK, TrainResult
@@ -41,22 +40,18 @@ def train_attempt(
     Returns:
         Why it failed, as one line; nothing where it did not.
     """
-    from efafnet.pipelines.runs.reservations import PLACEMENT, PlacementNote, release
     from efafnet.pipelines.training.ray_run import train
 
     config.run_dir.mkdir(parents=True, exist_ok=True)
     leave = config.run_dir / LEAVE
-    placement = config.run_dir / PLACEMENT
-    note = cast(Any, PlacementNote(placement))
-    if await_release(config.run_dir):
-        release(placement)  # of an attempt whose process died
+    await_release(config.run_dir)
     leave.unlink(missing_ok=True)  # it was meant for the attempt before this one
     with logged(config.run_dir / LOG):
         try:
             then(
                 train(
                     config,
-                    callbacks=[note],
+                    supervised=True,
                     parent_run_id=parent_run_id,
                     tags=tags,
                     cancelled=lambda: cancelled() or leave.exists(),
@@ -72,15 +67,11 @@ def ask_to_leave(run_dir: Path) -> None:
     (run_dir / LEAVE).touch()
 
 
-def await_release(run_dir: Path) -> bool:
-    """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run.
-
-    Returns:
-        Whether it is gone.
-    """
+def await_release(run_dir: Path) -> None:
+    """Wait until an earlier attempt's process is gone: after a kill it may live for seconds and hold the run. Who holds
+    it for longer is told by the run's own lock."""
     with suppress(LockHeldError), hold(run_dir / LOCK, wait_s=RELEASE_S):
-        return True
-    return False
+        pass
 
 
 @contextmanager

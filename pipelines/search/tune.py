@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from efafnet.pipelines.runs.children import STAGE
 from efafnet.pipelines.runs.concurrency import driver_resources, launch
 from efafnet.pipelines.runs.failures import SAME_REASON
-from efafnet.pipelines.runs.reservations import PLACEMENT
 from efafnet.pipelines.runs.set_line import set_line
 from efafnet.pipelines.runs.settings import automatic_name, check_run, names_of
 from efafnet.pipelines.search.config import TuneConfig, trained_as
@@ -28,6 +27,7 @@ from efafnet.pipelines.search.tracking import SearchTracking
 from efafnet.pipelines.search.trial import TrialActor
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.recording import open_record
+from efafnet.pipelines.training.reservations import PLACEMENT
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
 from efafnet.platform import console
 from efafnet.platform.configuration import absolute_paths, to_yaml
@@ -207,7 +207,7 @@ def _run_tune(controller: Controller, tracking: SearchTracking, left: int) -> No
 @contextmanager
 def _releasing(search: SearchTracking) -> Iterator[None]:
     """Meanwhile give back, again and again, what trials that ended had reserved."""
-    from efafnet.pipelines.runs.reservations import release
+    from efafnet.pipelines.training.reservations import release
 
     done = threading.Event()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -36,7 +36,6 @@ from efafnet.platform.configuration import absolute_paths, to_yaml
 from efafnet.platform.interruption import report_stop
 
 if TYPE_CHECKING:
-    from ray.train import UserCallback
     from ray.train.torch import TorchTrainer
 
 T = TypeVar("T")
@@ -53,7 +52,7 @@ def run_train(config: TrainConfig) -> None:
 def train(
     config: TrainConfig,
     *,
-    callbacks: Sequence[UserCallback] = (),
+    supervised: bool = False,
     parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -63,7 +62,7 @@ def train(
 
     Args:
         config: the run.
-        callbacks: Ray Train callbacks, for example Tune's.
+        supervised: whether it is one of a set of runs.
         parent_run_id: MLflow run of the search that this run is a trial of.
         tags: further tags of the MLflow run.
         cancelled: asked before each step of a run in this process; true ends it there.
@@ -75,7 +74,7 @@ def train(
         OSError: no Ray, no tracking store, or a file system that refuses.
     """
     config = absolute_paths(config)
-    if callbacks or parent_run_id is not None:
+    if supervised or parent_run_id is not None:
         # Who supervises runs counts on each figure at its step, and gives the room beside them to other runs.
         inline = config.validation.model_copy(update={"where": "inline"})
         config = config.model_copy(update={"validation": inline})
@@ -101,10 +100,7 @@ def train(
         if begin is not None:
             tell_address(record)
         with _failure_reported(config, record), _live(config, watched=begin is not None) as live:
-            if config.workers == 0:
-                outcome = _here(config, record, cancelled, live)
-            else:
-                outcome = _on_ray(config, record, callbacks, live)
+            outcome = _on_ray(config, record, live) if config.workers else _here(config, record, cancelled, live)
         result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
         close_record(config, inputs, record, result)
         directory.finish(result)
@@ -195,9 +191,7 @@ def _wait(seconds: float, cancelled: Callable[[], bool] = lambda: False) -> None
 # ---- on Ray
 
 
-def _on_ray(
-    config: TrainConfig, record: RunRecord, callbacks: Sequence[UserCallback], live: Live | None
-) -> loop.LoopResult:
+def _on_ray(config: TrainConfig, record: RunRecord, live: Live | None) -> loop.LoopResult:
     """Train on Ray's workers; the lines they write are shown here."""
     resources = connect(config.cluster)
     config = placed(config, capacity(resources))
@@ -212,7 +206,7 @@ def _on_ray(
         live=live is not None,
     )
     with _followed(config.run_dir, live), defaults(_ray_train_variables(config, resources)):
-        answer = _fit(config, lambda: _trainer(config, job, callbacks, each))
+        answer = _fit(config, lambda: _trainer(config, job, each, grows=not resources.is_local))
     return loop.LoopResult(Path(answer["checkpoint"]), answer["metrics"])
 
 
@@ -229,13 +223,12 @@ def _ray_train_variables(config: TrainConfig, resources: Resources) -> dict[str,
     return variables
 
 
-def _trainer(
-    config: TrainConfig, job: WorkerJob, callbacks: Sequence[UserCallback], each: Mapping[str, float]
-) -> TorchTrainer:
+def _trainer(config: TrainConfig, job: WorkerJob, each: Mapping[str, float], *, grows: bool) -> TorchTrainer:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     from efafnet.pipelines.training.process_group import ClusterTorchConfig
+    from efafnet.pipelines.training.reservations import PLACEMENT, PlacementNote
 
     fewest, most = config.worker.fewest, config.workers
     trainer = TorchTrainer(
@@ -257,10 +250,10 @@ def _trainer(
             # Ray would start dead workers again at once, whatever they died of, and never begin to count anew.
             failure_config=FailureConfig(max_failures=0),
             logging_config=LoggingConfig(log_level="WARNING"),
-            callbacks=list(callbacks),
+            callbacks=[PlacementNote(config.run_dir / PLACEMENT)],
         ),
     )
-    return cast("TorchTrainer", ray_private.without_dataset_manager(trainer))
+    return cast("TorchTrainer", ray_private.without_helpers(trainer, grows=grows))
 
 
 def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any]:
@@ -268,11 +261,16 @@ def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, 
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
+    from efafnet.pipelines.training.reservations import PLACEMENT, given_back
+
+    def attempt() -> Any:
+        with given_back(config.run_dir / PLACEMENT):
+            return _in_a_thread(trainer().fit)
+
     failures = Failures(config.run_dir, config.worker.max_failures, _wait)
     # What happens to workers comes as the former; to the process that controls them (killed for want of memory, or not
     # started), as the latter.
-    passing = TrainingFailedError, RayError
-    ended: Any = retry(lambda: _in_a_thread(trainer().fit), passing, failures)
+    ended = retry(attempt, (TrainingFailedError, RayError), failures)
     return cast("dict[str, Any]", ended.return_value)
 
 

@@ -1,11 +1,14 @@
-"""Giving back what the workers of a run that ended had reserved.
+"""Giving back what the workers of a run had reserved, where the process that controls them died before it could.
 
-Ray Train leaves that to a helper process per run, which gives up for good when it cannot ask the cluster once: when
-the machine is busy, or another Ray runs on it. The reservation then stays until the program ends, and takes a place.
+Ray does it when the program ends; until then the place is taken, and the run's next workers may wait for it in vain.
+Ray Train has a helper process per run for that, which asks the dashboard each second whether the controller lives. Here
+the reservation is noted in the run's directory, and whoever begins or ends the run removes it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +41,16 @@ def release(file: Path) -> bool:
     file.unlink()
     remove_reservation(group)
     return True
+
+
+@contextmanager
+def given_back(file: Path) -> Iterator[None]:
+    """Release what is noted in ``file`` before the work meanwhile, of a process that died, and when it has ended, well
+    or not. Not where a signal ends it: the program ends too, and a cluster that hangs must not keep it."""
+    release(file)
+    try:
+        yield
+    except Exception:
+        release(file)
+        raise
+    release(file)
