@@ -77,13 +77,12 @@ def ray_finding(config: DoctorConfig) -> tuple[Finding, Resources | None]:
     except ClusterError as error:
         found, _, remedy = str(error).partition(";")
         return Finding("fail", "Ray", found, remedy.strip()), None
-    dashboard = f", dashboard {resources.dashboard}" if resources.dashboard else ", no dashboard"
+    if resources.is_local:
+        return Finding("ok", "Ray", str(resources)), resources
     if not resources.dashboard:
-        remedy = (
-            "install ray[default]: without the dashboard jobs cannot be submitted and stopped trials leak resources"
-        )
-        return Finding("warn", "Ray", f"{resources}{dashboard}", remedy), resources
-    return Finding("ok", "Ray", f"{resources}{dashboard}"), resources
+        remedy = "install ray[default] on the head: without the dashboard jobs cannot be submitted"
+        return Finding("warn", "Ray", f"{resources}, no dashboard", remedy), resources
+    return Finding("ok", "Ray", f"{resources}, dashboard {resources.dashboard}"), resources
 
 
 def nodes_findings(resources: Resources) -> Iterator[Finding]:

@@ -121,7 +121,8 @@ def _init(address: str | None, config: ClusterConfig, show_workers: bool) -> Non
     if given not in (None, "auto", "local"):
         _await_port(given)
     if address is None:
-        options |= {"address": "local", "num_cpus": config.num_cpus, "include_dashboard": True}
+        # Its dashboard would be ten processes more, and show neither losses nor trials: those are in MLflow.
+        options |= {"address": "local", "num_cpus": config.num_cpus, "include_dashboard": False}
     else:
         options |= {"address": address}
     try:

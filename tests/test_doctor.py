@@ -238,6 +238,25 @@ def test_no_cluster_is_in_order_and_a_dead_one_is_not(monkeypatch: pytest.Monkey
     assert resources is None
 
 
+@pytest.mark.parametrize(
+    ("is_local", "dashboard", "state", "end"),
+    [
+        (True, "", "ok", "Ray on this machine: 1 node, 2 CPU, no GPU"),
+        (False, "10.0.0.5:8265", "ok", "no GPU, dashboard 10.0.0.5:8265"),
+        (False, "", "warn", "no GPU, no dashboard"),
+    ],
+)
+def test_only_a_cluster_needs_a_dashboard(
+    monkeypatch: pytest.MonkeyPatch, is_local: bool, dashboard: str, state: str, end: str
+) -> None:
+    found = cluster.Resources("10.0.0.5:6379", is_local, 1, 2.0, 0.0, (), dashboard)
+    monkeypatch.setattr(cluster, "connect", lambda _: found)
+    finding, resources = ray_finding(DoctorConfig(ray="start"))
+    assert resources is found
+    assert finding.state == state
+    assert finding.found.endswith(end)
+
+
 def test_what_a_job_would_lose_is_told(tmp_path: Path) -> None:
     copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     copy.mkdir(parents=True)

@@ -107,7 +107,7 @@ def test_what_is_asked_of_a_connected_ray() -> None:
     import ray
 
     assert ray_private.started_by_this_program()
-    assert ":" in ray_private.dashboard_address()
+    assert ray_private.dashboard_address() == ""
     [free] = ray_private.free_by_node()
     assert free["CPU"] == 4.0
     gcs = ray.get(ray.remote(lambda: ray.get_runtime_context().gcs_address).remote())
