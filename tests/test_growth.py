@@ -255,7 +255,7 @@ def test_a_training_begins_when_its_machines_have_come(
     result = train(config_of(tmp_path, "workers=2", "epochs=1", "data.val=null", *ON_CPU, address))
     record_property("training_from_zero_s", time.monotonic() - began)
     assert result.checkpoint.is_dir()
-    assert "2 workers, each {'CPU': 1.0, 'GPU': 1" in capfd.readouterr().err
+    assert "2 workers, each with 1 CPU and 1 GPU" in capfd.readouterr().err
     assert _living_gpus() == MOST
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from efafnet.pipelines.crops import images
 from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, check_declared, decode_image
 from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
-from efafnet.pipelines.formats.pixels import is_animated, orientation_of
+from efafnet.pipelines.formats.pixels import is_animated, orientation_of, rgb_of
 from tests import crop_data
 
 _PICTURE = crop_data.picture(80, 60, 0)
@@ -35,6 +35,14 @@ def _png() -> bytes:
 def _overwritten(data: bytes, place: float, content: bytes) -> bytes:
     at = int(len(data) * place)
     return data[:at] + content + data[at + len(content) :]
+
+
+def test_channels_are_turned_round_in_whole_images_and_parts() -> None:
+    bgr = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    assert rgb_of(bgr).tolist() == [[[2, 1, 0], [5, 4, 3], [8, 7, 6]], [[11, 10, 9], [14, 13, 12], [17, 16, 15]]]
+    part = rgb_of(bgr[1:, 1:])
+    assert part.tolist() == [[[14, 13, 12], [17, 16, 15]]]
+    assert part.flags.c_contiguous
 
 
 _DAMAGED = {

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines.training import ray_run
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.pipelines.training.ray_run import run_train, train
+from efafnet.pipelines.training.ray_run import _workers_text, run_train, train
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, TrainResult, difference
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.tracking import Tracker
@@ -127,6 +127,12 @@ def written(directory: Path) -> dict[Path, int]:
 
 
 @pytest.mark.usefixtures("no_ray")
+def test_workers_are_told_in_words(tmp_path: Path) -> None:
+    one, elastic = config_of(tmp_path, "workers=1"), config_of(tmp_path, "workers=2..4")
+    assert _workers_text(one, {"CPU": 2.0}) == "1 worker, each with 2 CPU"
+    assert _workers_text(elastic, {"CPU": 1.5, "GPU": 1.0}) == "2 to 4 workers, each with 1.5 CPU and 1 GPU"
+
+
 def test_a_run_that_has_ended_says_so_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(tmp_path, "epochs=2")
     first = train(config)

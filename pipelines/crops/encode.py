@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from efafnet.pipelines.crops.manifest import Encoding
+from efafnet.pipelines.formats.pixels import rgb_of
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -54,7 +55,7 @@ def encode_crop(crop_bgr: UInt8, encoding: Encoding, tables: JpegTables | None) 
     nothing and is no larger than its share of the source.
     """
     if encoding.format == "raw":
-        return crop_bgr[:, :, ::-1].tobytes()
+        return rgb_of(crop_bgr).tobytes()
     if encoding.format == "png":
         return _with_opencv(crop_bgr, ".png", [cv2.IMWRITE_PNG_COMPRESSION, 3])
     if encoding.quality == "source" and tables is not None:
@@ -69,7 +70,7 @@ def _like_source(crop_bgr: UInt8, tables: JpegTables) -> bytes:
         # Nearly every JPEG: OpenCV, which knows the standard tables only, is twice as fast as Pillow.
         return _jpeg(crop_bgr, quality, _SAMPLINGS[tables.sampling])
     buffer = io.BytesIO()
-    picture = Image.fromarray(cv2.cvtColor(crop_bgr, cv2.COLOR_BGR2RGB))
+    picture = Image.fromarray(rgb_of(crop_bgr))
     picture.save(buffer, "JPEG", qtables=tables.quantisation, subsampling=tables.sampling)
     return buffer.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,6 +35,14 @@ def turned(image: NDArray[Any], orientation: int) -> NDArray[Any]:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return np.ascontiguousarray(image)
+
+
+def rgb_of(image_bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image (h, w, 3) of OpenCV with red first, contiguous.
+
+    By OpenCV: numpy takes some thirty times as long to turn channels round.
+    """
+    return np.asarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def is_animated(data: bytes) -> bool:

@@ -20,6 +20,7 @@ from efafnet.pipelines.evaluation.boxes import box_figures
 from efafnet.pipelines.evaluation.columns import Truth, truth, truth_of
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
+from efafnet.pipelines.formats.pixels import rgb_of
 from efafnet.pipelines.prediction.config import DetectConfig
 from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from efafnet.pipelines.prediction.person_boxes import Boxes
@@ -187,7 +188,7 @@ def _pictures(images: ImageSet) -> Generator[tuple[int, NDArray[np.uint8] | str]
         except ImageProblemError as problem:
             yield image_id, f"image {name} {problem.detail}"
         else:
-            yield image_id, np.ascontiguousarray(image[:, :, ::-1])
+            yield image_id, rgb_of(image)
 
 
 def _description(config: DetectConfig, images: ImageSet, done: Detected, seconds: float) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image, read_regular
-from efafnet.pipelines.formats.pixels import is_animated
+from efafnet.pipelines.formats.pixels import is_animated, rgb_of
 from efafnet.platform import console
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -216,7 +216,7 @@ def read_image(source: Source, *, upright: bool) -> Frame:
         raise UnreadableError(f"image {source.path} {problem.detail}{what}; mend it, or leave it out") from problem
     except OSError as error:
         raise UnreadableError(f"image {source.path} cannot be read ({error.strerror}); leave it out") from error
-    return Frame(source, 0, np.ascontiguousarray(image[:, :, ::-1]))
+    return Frame(source, 0, rgb_of(image))
 
 
 def read_video(source: Source, step: int) -> Iterator[Frame]:
@@ -245,7 +245,7 @@ def read_video(source: Source, step: int) -> Iterator[Frame]:
                 continue
             if ready is not None:
                 yield ready
-            ready = Frame(source, number, np.ascontiguousarray(image[:, :, ::-1], np.uint8), time_s)
+            ready = Frame(source, number, rgb_of(np.asarray(image, np.uint8)), time_s)
     finally:
         video.release()
     if ready is None:

@@ -22,6 +22,7 @@ from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image, read_regular
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import VISIBLE, as_json, kept_persons, padded_area, person_scores
+from efafnet.pipelines.formats.pixels import rgb_of
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from efafnet.pipelines.prediction.person_boxes import Boxes, whole_image
@@ -309,7 +310,7 @@ def pixels_of(image: Any) -> NDArray[np.uint8]:
         return image  # type: ignore[no-any-return]
     try:
         data = image if isinstance(image, bytes) else read_regular(Path(image).expanduser())
-        return np.ascontiguousarray(decode_image(data, upright=True)[:, :, ::-1])
+        return rgb_of(decode_image(data, upright=True))
     except (ImageProblemError, OSError) as error:
         name = "the image" if isinstance(image, bytes) else f"image {os.fspath(image)}"
         detail = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else str(error)

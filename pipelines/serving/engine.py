@@ -19,6 +19,7 @@ from efafnet.pipelines.crops.geometry import apply_affine
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image
 from efafnet.pipelines.evaluation.config import TestOverrides, Weights
 from efafnet.pipelines.evaluation.predictions import as_json
+from efafnet.pipelines.formats.pixels import rgb_of
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.detector import PersonDetector
 from efafnet.pipelines.prediction.person_boxes import Boxes
@@ -89,7 +90,7 @@ class Engine:
             image = decode_image(asked.image, upright=True)
         except ImageProblemError as problem:
             return Refusal(413 if problem.reason == "image_too_large" else 422, f"the image: {problem.detail}")
-        pixels = np.ascontiguousarray(image[:, :, ::-1])
+        pixels = rgb_of(image)
         try:
             view = self._predictors[asked.model].view(pixels, asked.boxes)
         except ValueError as error:

@@ -196,7 +196,7 @@ def _on_ray(config: TrainConfig, record: RunRecord, live: Live | None) -> loop.L
     resources = connect(config.cluster)
     config = placed(config, capacity(resources))
     each = needs(config)
-    console.note(f"{resources}; {_workers_text(config)}, each {each}")
+    console.note(f"{resources}; {_workers_text(config, each)}")
     job = WorkerJob(
         config=config.model_dump_json(),
         record=asdict(record),
@@ -291,9 +291,10 @@ def _in_a_thread(action: Callable[[], T]) -> T:
     return outcome.result()
 
 
-def _workers_text(config: TrainConfig) -> str:
-    fewest = config.worker.fewest
-    return f"{config.workers} workers" if fewest is None else f"{fewest} to {config.workers} workers"
+def _workers_text(config: TrainConfig, each: Mapping[str, float]) -> str:
+    fewest = "" if config.worker.fewest is None else f"{config.worker.fewest} to "
+    parts = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+    return f"{fewest}{config.workers} worker{'s'[: config.workers != 1]}, each with {parts}"
 
 
 @contextmanager
