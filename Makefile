@@ -30,8 +30,9 @@ test: $(INSTALLED)
 	$(MAKE) --no-print-directory -j 2 lint fast
 	$(MAKE) --no-print-directory slow
 
+# What the tests of a module share is made once, for they run in one process.
 fast: $(INSTALLED)
-	$(RUN) pytest -m 'not slow' -n auto --durations=10
+	$(RUN) pytest -m 'not slow' -n auto --dist loadfile --durations=10
 
 # Each process has a Ray of its own.
 slow: $(INSTALLED)

@@ -6,8 +6,10 @@ import gc
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,16 +100,41 @@ def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def fresh_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a search that holds nothing, to be copied like the store: making one takes a tenth of a second."""
+    import optuna
+
+    file = tmp_path_factory.mktemp("fresh") / "study.db"
+    optuna.storages.RDBStorage(f"sqlite:///{file}").remove_session()
+    return file
+
+
 @pytest.fixture(autouse=True)
 def _new_stores_are_copies(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Let the sqlite stores of MLflow that a test makes begin as copies of one; processes it starts make them anew."""
+    """Let the sqlite stores of MLflow and of searches that a test makes begin as copies of one; processes it starts
+    make them anew."""
+
+    def copied(name: str, file: Path) -> None:
+        if not file.exists() and file.parent.is_dir():
+            shutil.copyfile(request.getfixturevalue(name), file)
 
     def create(file: Path) -> None:
-        if not file.exists() and file.parent.is_dir():
-            shutil.copyfile(request.getfixturevalue("fresh_store"), file)
+        copied("fresh_store", file)
         create_sqlite(file)
 
     monkeypatch.setattr(tracking, "create_sqlite", create)
+    searching: Any = sys.modules.get("efafnet.pipelines.search.study_db")
+    if searching is None:  # nothing that was collected searches, and Optuna need not be imported
+        return
+    check = searching._check
+
+    def checked(file: Path) -> None:
+        check(file)
+        if file.is_absolute():  # ":memory:" is no file
+            copied("fresh_study", file)
+
+    monkeypatch.setattr(searching, "_check", checked)
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,8 @@ def test_half_precision_stays_finite(dtype: torch.dtype) -> None:
 
 
 def test_exports_with_any_batch_size() -> None:
-    network = _network().eval()
+    torch.manual_seed(0)
+    network = StackedHourglass(SMALL.model_copy(update={"stacks": 2}), 17).eval()  # a first and a last
     batch = torch.export.Dim("batch", min=1, max=256)
     exported = torch.export.export(network, (_images(),), dynamic_shapes=({0: batch},))
     images = torch.cat([_images(), _images()[:1]])

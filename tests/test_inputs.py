@@ -83,7 +83,7 @@ def test_other_networks_train_by_the_same_loop(tmp_path: Path) -> None:
         ("hourglass", "{kind: hourglass, stacks: 2, width: 16}", {"train/head_loss/final", "train/head_loss/stack1"}),
     ):
         context = Quiet()
-        config = config_of(tmp_path, f"name={name}", f"network={network}", "epochs=2", "data.val=null")
+        config = config_of(tmp_path, f"name={name}", f"network={network}", "epochs=1", "data.val=null")
         result = run(config, context)
         assert {key for key in context.recorded if key.startswith("train/head_loss/")} == heads
         assert load_trained(result.checkpoint, SPOTS).settings == config.network

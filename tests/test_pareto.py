@@ -34,7 +34,7 @@ def test_multiply_adds_are_those_of_the_network() -> None:
 
 def test_a_larger_input_takes_longer() -> None:
     small = resolve(TrainConfig, load_preset("nano_test"))
-    large = resolve(TrainConfig, apply_overrides(load_preset("nano_test"), ["input=512x512", "network.base_width=32"]))
+    large = resolve(TrainConfig, apply_overrides(load_preset("nano_test"), ["input=256x256", "network.base_width=32"]))
     assert 0 < cost_of(small, 4, "latency_ms") < cost_of(large, 4, "latency_ms")
 
 
@@ -58,15 +58,15 @@ def test_running_trials_are_known_by_their_parameters() -> None:
     assert (seen.state, seen.params) == (TrialState.RUNNING, {"w": 8})
 
 
-def searched(place: Path, *, weighed: bool, restart_at: int = -1) -> list[int]:
-    """Widths that a search of 30 trials draws; the figure grows slowly with the width, the cost with its square."""
+def searched(place: Path, *, weighed: bool, restart_at: int = -1, trials: int = 30) -> list[int]:
+    """Widths that a search draws; the figure grows slowly with the width, the cost with its square."""
 
     def open_ledger() -> Ledger:
-        return Ledger(place / "study.db", "s", WIDTHS, trials=30, sampler="tpe", seed=3, startup=8, weighed=weighed)
+        return Ledger(place / "study.db", "s", WIDTHS, trials=trials, sampler="tpe", seed=3, startup=8, weighed=weighed)
 
     place.mkdir()
     ledger, widths = open_ledger(), []
-    for index in range(30):
+    for index in range(trials):
         if index == restart_at:
             ledger = open_ledger()
         assignment = ledger.next()
@@ -96,8 +96,8 @@ def test_a_restart_draws_the_same(tmp_path: Path) -> None:
 
 
 def test_what_an_earlier_search_found_is_known_to_the_draws_that_weigh(tmp_path: Path) -> None:
-    """Eight trials are known, as many as are drawn at random: the first own trial is drawn from what they tell."""
-    searched(tmp_path / "old", weighed=False)
+    """Ten trials are known, eight of them drawn at random: the first own trial is drawn from what they tell."""
+    searched(tmp_path / "old", weighed=False, trials=10)
 
     def first(name: str, cost: float | None) -> tuple[int, int]:
         (tmp_path / name).mkdir()
@@ -110,7 +110,7 @@ def test_what_an_earlier_search_found_is_known_to_the_draws_that_weigh(tmp_path:
         return len(known), assignment.settings["network.base_width"]
 
     assert first("without", None)[0] == 0
-    assert first("with", 5.0)[0] == 30
+    assert first("with", 5.0)[0] == 10
     assert first("without2", None)[1] != first("with2", 5.0)[1]
 
 

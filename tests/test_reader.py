@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -314,14 +312,6 @@ def test_waiting_is_counted(store: CropStore) -> None:
     with _train(store) as reader:
         list(reader.batches(0, 5))
         assert 0 < reader.wait_s < 60
-
-
-def test_needs_neither_ray_nor_mlflow() -> None:
-    code = (
-        "import sys; sys.modules.update(ray=None, mlflow=None, optuna=None)\n"
-        "import efafnet.pipelines.crops.reader, efafnet.pipelines.crops.store"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
 
 
 @pytest.mark.parametrize("share", [True, False])
