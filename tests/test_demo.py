@@ -224,7 +224,7 @@ def test_the_small_demo_walks_the_whole_road(tmp_path: Path, capfd: pytest.Captu
     ends = result["trials"]
     assert (ends["complete"] + ends["stopped early"], ends["failed"]) == (3, 0)
     page = (out / "report.html").read_text()
-    assert "Search search" in page
+    assert "Search “search”" in page
     assert page.count("data:image/webp;base64,") >= 2
     assert len(re.findall(r"[0-9]/6 ", told)) >= 6
     assert "shows only that the road is open" in told

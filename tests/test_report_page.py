@@ -66,6 +66,7 @@ def test_a_studys_table_is_shown_with_its_intervals(store: Store) -> None:
     run_report(ReportConfig(out=out, experiment="test", uri=store.uri))
     body = re.sub(r"<script.*?</script>", "", out.read_text(), flags=re.DOTALL)
     assert "mine: rows" in body
+    assert re.search(r'<h2 id="study-\w{8}">Study “table”</h2>', body)
     assert "&lt;so&gt;" in body
     assert '<th scope="col" class="number"><button type="button" title="minus a">diff.</button></th>' in body
     assert '<th scope="col"><button type="button" title="what">row</button></th>' in body
@@ -87,10 +88,11 @@ def test_the_page_holds_everything_and_needs_no_network(store: Store, capsys: py
     assert "0.512" in body
     assert "6 trials: 4 complete, 1 stopped early, 1 failed." in body
     assert "efafnet train /runs/find/best.yaml" in body
+    assert re.search(r'<h2 id="search-\w{8}">Search “find”</h2>', body)
     for title in ("Validation AP", "Search history", "What mattered", "Settings together"):
         assert f"<h3>{title}</h3>" in body
     told = capsys.readouterr().out
-    assert "search find" in told
+    assert "search “find”" in told
     assert "0.500" in told
 
 

@@ -185,8 +185,8 @@ def show(runs: Sequence[RunData]) -> None:
     """Print the runs, best first, with the settings that differ."""
     groups = grouped(runs)
     titled = [("runs", groups.plain)]
-    titled += [(f"study {study.name}", repeats) for study, repeats in groups.studies]
-    titled += [(f"search {search.name}", trials) for search, trials in groups.searches]
+    titled += [(f"study “{study.name}”", repeats) for study, repeats in groups.studies]
+    titled += [(f"search “{search.name}”", trials) for search, trials in groups.searches]
     for title, group in titled:
         if not group:
             continue

@@ -139,7 +139,7 @@ def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunDa
     best = next((t for t in trials if t.tags.get("efafnet.trial") == search.tags.get("efafnet.best_trial")), None)
     code = f"efafnet train {search.tags.get('efafnet.run_dir', '')}/best.yaml name=… seed=1" if best else ""
     return Section(
-        f"Search {search.name}",
+        f"Search “{search.name}”",
         f"search-{search.run_id[:8]}",
         texts,
         run_table(trials) if trials else None,
@@ -156,7 +156,7 @@ def search_section(client: MlflowClient, search: RunData, trials: Sequence[RunDa
 def study_section(client: MlflowClient, study: RunData, repeats: Sequence[RunData], ui: str) -> Section:
     """A study: the table and the picture that compare its rows, and its runs."""
     content, anchor = load_json(client, study.run_id, SHEET_FILE), f"study-{study.run_id[:8]}"
-    title = f"Study {study.name}"
+    title = f"Study “{study.name}”"
     runs = run_table(repeats) if repeats else None
     charts, origin = _drawn(run_charts(repeats)), origin_table([study, *repeats], ui)
     differences = settings_of(repeats)
