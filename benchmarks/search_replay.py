@@ -37,6 +37,7 @@ SOON = {"grace": 1 / 16}
 that ``bench_search table`` makes."""
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"sampler": "random", "stop": "none"},
+    "random, ASHA stopping": {"sampler": "random", "stop": "asha"},
     "TPE": {"sampler": "tpe", "stop": "none"},
     "GP": {"sampler": "gp", "stop": "none"},
     "TPE, ASHA stopping": {"sampler": "tpe", "stop": "asha"},
@@ -156,9 +157,10 @@ def searchers(table: Table, seeds: int, arms: list[str], record: Record, at_once
             low, high = median_span(needed)
             base = base or middle
             record.add(f"{arm}, to the best {share:.0%}", "full runs' worth", [middle])
-            rows.append([arm, f"{middle:.1f}", f"{low:.1f} to {high:.1f}", f"{middle / base:.2f}",
-                         sum(map(math.isinf, needed))])  # fmt: skip
-        columns = ["search", "full runs' worth (median)", "95 % of the median", f"times {arms[0]}", "not reached"]
+            away = sum(map(math.isinf, needed))
+            mean = "" if away else f"{statistics.mean(needed):.1f}"
+            rows.append([arm, f"{middle:.1f}", f"{low:.1f} to {high:.1f}", f"{middle / base:.2f}", mean, away])
+        columns = ["search", "full runs' worth (median)", "95 % of it", f"times {arms[0]}", "mean", "not reached"]
         console.table(columns, rows, title=f"to {target:.4f}, which {share:.0%} of the settings reach; {seeds} seeds")
 
 

@@ -26,6 +26,8 @@ from efafnet.tune_spaces.space import Settings
 from tests.training_cases import write_store
 
 WIDTHS = parse_space("search:\n  network.base_width: {choice: [8, 16, 24, 32, 40, 48]}\n", "widths.yaml")
+MIXED = parse_space(f"{WIDTHS.text}  optimizer.lr: {{float: [1e-4, 1e-2], log: true}}\n", "widths.yaml")
+"""The same widths, each of endlessly many settings."""
 
 
 def built(settings: Settings) -> TrainConfig:
@@ -45,7 +47,7 @@ def limits(**values: float) -> Limits:
 
 def ledger(place: Path, **changes: Any) -> Ledger:
     settings: dict[str, Any] = {"trials": 6, "sampler": "random", "seed": 2, "startup": 2} | changes
-    return Ledger(place / "study.db", "limited", WIDTHS, **settings)
+    return Ledger(place / "study.db", "limited", settings.pop("space", MIXED), **settings)
 
 
 def finish(book: Ledger, count: int = 99) -> list[int]:
@@ -115,13 +117,21 @@ def test_a_space_without_a_network_within_is_refused_with_the_smallest_seen() ->
     limits(gmac=1.001 * gmac(8)).check_space(WIDTHS, seed=0)
 
 
-def test_a_search_that_draws_nothing_within_any_more_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_draws_nothing_left_any_more_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "DRAWS", 3)
     book = ledger(tmp_path, limits=limits(gmac=1e-5))
     assert book.next() is None
     assert book.exhausted()
-    assert book.nothing_within.startswith("search.limit: none of 3 settings drawn in a row of widths.yaml")
+    assert book.nothing_left.startswith("search.limit: none of 3 settings drawn in a row of widths.yaml")
     assert (len(book.own()), book.infeasible(), book.remaining()) == (0, 3, 6)
+
+
+def test_a_search_that_has_tried_all_within_ends(tmp_path: Path) -> None:
+    book = ledger(tmp_path, space=WIDTHS, limits=limits(gmac=1.001 * gmac(24)))
+    assert sorted(finish(book)) == [8, 16, 24]
+    assert book.exhausted()
+    assert book.nothing_left == "all settings of widths.yaml that could be drawn have been tried"
+    assert (book.infeasible(), book.remaining()) == (3, 3)
 
 
 def search(place: Path, *overrides: str) -> TuneConfig:

@@ -24,7 +24,7 @@ from efafnet.platform.storage import read_json
 from efafnet.tune_spaces.reading import parse_space
 from tests.training_cases import write_store
 
-WIDTHS = parse_space("search:\n  network.base_width: {int: [8, 64], step: 4}\n", "widths.yaml")
+WIDTHS = parse_space("search:\n  network.base_width: {int: [8, 64]}\n", "widths.yaml")
 
 
 def test_multiply_adds_are_those_of_the_network() -> None:

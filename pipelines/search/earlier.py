@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.trial import FrozenTrial
 
 from efafnet.pipelines.search.study_db import JOURNAL, StudyFileError, open_storage, readable
+from efafnet.tune_spaces.space import Space, suggest
 
 TERMS = "terms"
 """Attribute of a study: what its figures are figures of (``Terms``)."""
@@ -54,6 +57,18 @@ def study_identity(study: optuna.Study) -> str:
     began = min((trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start),
                 default=None)  # fmt: skip
     return f"{study.study_name}@{began.isoformat() if began else 'empty'}"
+
+
+def fits(space: Space, trial: FrozenTrial) -> bool:
+    """Whether ``space`` could have drawn the trial: the same parameters over the same ranges."""
+    replay = optuna.trial.FixedTrial(trial.params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a value outside this space's range is why this is asked
+        try:
+            suggest(space, replay)
+        except ValueError:
+            return False
+    return replay.distributions == trial.distributions
 
 
 def check_terms(earlier: optuna.Study, own: Terms, source: Path) -> str:

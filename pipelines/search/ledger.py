@@ -7,7 +7,6 @@ there or it is not.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -17,13 +16,14 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from efafnet.pipelines.search.earlier import COST_UNIT, TERMS, Terms, study_identity
+from efafnet.pipelines.search.earlier import COST_UNIT, TERMS, Terms, fits, study_identity
 from efafnet.pipelines.search.limits import DRAWS, INFEASIBLE, Limits, judge_again
 from efafnet.pipelines.search.pareto import COST, both_objectives
 from efafnet.pipelines.search.samplers import LEARN_ALONE, as_judged, make_sampler
 from efafnet.pipelines.search.stopping import SearchState
 from efafnet.pipelines.search.study_db import StudyFileError, check_beside, open_storage, reading
-from efafnet.tune_spaces.space import Settings, Space, parameters, suggest
+from efafnet.pipelines.search.untried import NEVER_TWICE, draw_untried
+from efafnet.tune_spaces.space import Settings, Space, grid_size, parameters, suggest
 
 State = Literal["complete", "pruned", "failed"]
 IMPORTED = "imported_from"
@@ -111,8 +111,9 @@ class Ledger:
         self.space, self.trials, self._sampler, self._seed, self._startup = space, trials, sampler, seed, startup
         self._weighed, self._waits, self._judged_at = weighed, waits, judged_at
         self._limits, self._shared = limits, shared
-        self.nothing_within = ""
-        """Why nothing more is drawn: all is above the limits. Nothing while something is not."""
+        self._finite = grid_size(space) is not None
+        self.nothing_left = ""
+        """Why nothing more is drawn: all was tried, or is above the limits. Nothing while there is more."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         place = path, shared.storage if shared else None
         kept = open_storage(*place)
@@ -218,7 +219,7 @@ class Ledger:
         for trial in earlier.get_trials(deepcopy=True, states=(TrialState.COMPLETE, TrialState.PRUNED)):
             mark = f"{origin}#{trial.number}"
             of_its_own = IMPORTED not in trial.user_attrs
-            if of_its_own and mark not in known and trial.values and _all_finite(trial) and self._fits(trial):
+            if of_its_own and mark not in known and trial.values and _all_finite(trial) and fits(self.space, trial):
                 trial.user_attrs[IMPORTED] = mark
                 trial.user_attrs.pop(RETRY_OF, None)
                 trial.user_attrs.pop(COST, None)
@@ -234,17 +235,6 @@ class Ledger:
         self.study.set_user_attr(TERMS, asdict(terms))
         self.study.set_user_attr(COST_UNIT, cost_unit)
 
-    def _fits(self, trial: FrozenTrial) -> bool:
-        """Whether this space could have drawn the trial: the same parameters over the same ranges."""
-        replay = optuna.trial.FixedTrial(trial.params)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a value outside this space's range is why this is asked
-            try:
-                suggest(self.space, replay)
-            except ValueError:
-                return False
-        return replay.distributions == trial.distributions
-
     # ---- during the search
 
     def next(self, *, begin: bool = True) -> Assignment | None:
@@ -257,29 +247,37 @@ class Ledger:
             return None
         for _ in range(DRAWS):
             self._set_sampler(asked=len(self._asked()))
-            self._enqueue_drawn()
+            if not self._enqueue_drawn():
+                self.nothing_left = f"all settings of {self.space.source} that could be drawn have been tried"
+                return None
             if assignment := self._hand_out(self.study.ask()):
                 return assignment
         assert self._limits is not None, "without limits every trial is handed out"
-        self.nothing_within = self._limits.none_found(self.space.source, f"{DRAWS} settings drawn in a row")
+        self.nothing_left = self._limits.none_found(self.space.source, f"{DRAWS} settings drawn in a row")
         return None
 
     def exhausted(self) -> bool:
         """Whether every trial has been handed out, or there is none within the limits."""
-        return not self._interrupted and (bool(self.nothing_within) or len(self.counted()) >= self.trials)
+        return not self._interrupted and (bool(self.nothing_left) or len(self.counted()) >= self.trials)
 
-    def _enqueue_drawn(self) -> None:
-        """Queue what the sampler draws on a copy that shows it more than the study can, where it needs that and nothing
-        is queued."""
+    def _enqueue_drawn(self) -> bool:
+        """Queue what the sampler draws on a copy: one that shows it more than the study can, or on which it can be
+        asked again where settings were tried before. Nothing, where neither is needed or something is queued.
+
+        Returns:
+            Whether there is anything to try.
+        """
         trials = self.study.get_trials(deepcopy=False)
-        needed = (self._weighed or self._waits) and self._sampler not in LEARN_ALONE
-        if not needed or any(trial.state == TrialState.WAITING for trial in trials):
-            return
+        on_a_copy = (self._weighed or self._waits) and self._sampler not in LEARN_ALONE
+        never_twice = self._finite and self._sampler in NEVER_TWICE
+        if not (on_a_copy or never_twice) or any(trial.state == TrialState.WAITING for trial in trials):
+            return True
         copy = both_objectives(trials) if self._weighed else as_judged(trials, self._paused, self._judged_at)
         copy.sampler = self.study.sampler
-        trial = copy.ask()
-        suggest(self.space, trial)
-        self.study.enqueue_trial(trial.params)
+        drawn = draw_untried(self.space, copy, self._sampler, [t.params for t in self._asked()] if never_twice else ())
+        if drawn is not None:
+            self.study.enqueue_trial(drawn)
+        return drawn is not None
 
     def _trial(self, frozen: FrozenTrial) -> Trial:
         # With the sampler it had: the kill may have come before it drew anything.

@@ -14,6 +14,7 @@ from efafnet.pipelines.search.ledger import Ledger, Shared
 from efafnet.pipelines.search.limits import Limits
 from efafnet.pipelines.search.pareto import COST
 from efafnet.pipelines.search.samplers import settled_sampler
+from efafnet.pipelines.search.untried import NEVER_TWICE
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.platform import console
 from efafnet.platform.storage import write_text
@@ -39,15 +40,15 @@ def open_ledger(config: TuneConfig, inputs: Inputs, space: Space, limits: Limits
     """
     search = config.search
     points = _grid_points(config, space, limits) if search.sampler == "grid" else []
-    trials = len(points) or search.trials or TRIALS
-    sampler = settled_sampler(search, space, trials)
+    wanted = len(points) or search.trials or TRIALS
+    sampler = settled_sampler(search, space, wanted)
     if sampler != search.sampler:
         console.note(f"search.sampler=auto: {sampler}")
     ledger = Ledger(
         config.run_dir / STUDY,
         config.name,
         space,
-        trials=trials,
+        trials=wanted if sampler == "grid" else at_most(space, wanted, sampler),
         sampler=sampler,
         seed=search.seed,
         startup=search.startup_trials,
@@ -59,8 +60,6 @@ def open_ledger(config: TuneConfig, inputs: Inputs, space: Space, limits: Limits
     )
     if search.sampler == "grid":
         ledger.enqueue_grid(points)
-    else:
-        advise_grid(space, ledger.trials, search.sampler)
     ledger.enqueue_start()
     if search.retry_failed and (again := ledger.retry_failed()):
         console.note(f"{again} failed trials are tried again")
@@ -94,14 +93,22 @@ def _learn(config: TuneConfig, inputs: Inputs, ledger: Ledger) -> None:
     ledger.set_terms(own, against)
 
 
-def advise_grid(space: Space, trials: int, sampler: str) -> None:
-    """Say it where trials would repeat each other: the same settings and seed give the same figure."""
+def at_most(space: Space, wanted: int, sampler: str) -> int:
+    """How many of the ``wanted`` trials there are: no more than settings, where ``sampler`` tries none twice.
+
+    Says it where that makes fewer, or where the sampler will draw settings again: they give the same figure again.
+    """
     points = grid_size(space)
-    if points is not None and points <= trials:
-        console.note(
-            f"{space.source} has {points} settings, and {trials} trials are wanted: search.sampler=grid tries each "
-            f"once, {sampler} draws some again, which tells nothing new"
-        )
+    if points is None or points > wanted or (points == wanted and sampler in NEVER_TWICE):
+        return wanted
+    if sampler in NEVER_TWICE:
+        console.note(f"{space.source} has {points} settings: {points} trials in place of {wanted}, none is tried twice")
+        return points
+    console.note(
+        f"{space.source} has {points} settings, and {wanted} trials are wanted: search.sampler=grid tries each once, "
+        f"{sampler} draws some again, which tells nothing new"
+    )
+    return wanted
 
 
 def _grid_points(config: TuneConfig, space: Space, limits: Limits | None) -> list[Settings]:

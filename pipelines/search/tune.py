@@ -143,8 +143,8 @@ def _search(tracking: SearchTracking) -> None:
         _leave(tracking)
     else:
         controller.close_paused()
-        if ledger.nothing_within:
-            console.warn(f"{ledger.nothing_within}; no more trials are begun")
+        if ledger.nothing_left:
+            console.warn(f"{ledger.nothing_left}; no more trials are begun")
         if controller.out_of_patience:
             console.note(f"{config.search.patience} trials in a row brought nothing better: no more are begun")
 
