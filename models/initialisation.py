@@ -121,7 +121,9 @@ def load_encoder(network: EFAFNet, tensors: Mapping[str, Tensor], source: str) -
             used.update(names)
     sizes = {name: p.numel() for name, p in network.encoder.named_parameters()}
     if not taken:
-        raise ValueError(f"{source}: none of its tensors fits encoder={network.config.encoder}")
+        raise ValueError(
+            f"{source}: none of its tensors fits encoder={network.config.encoder}; give weights of that encoder"
+        )
     return InitialisationReport(
         source=source,
         kind=kind,

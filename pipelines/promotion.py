@@ -114,7 +114,8 @@ def middle_samples(config: TuneConfig, inputs: Inputs) -> int:
     full = inputs.plan(whole).steps * config.batch_size
     if full < trial:
         raise ValueError(
-            f"promote.full_samples = {config.promote.full_samples}: a full run cannot be shorter than a trial's {trial}"
+            f"promote.full_samples = {config.promote.full_samples}: a full run cannot be shorter than a trial's "
+            f"{trial}; raise it, or lower max_samples"
         )
     return config.promote.samples or round(math.sqrt(trial * full))
 

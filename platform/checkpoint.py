@@ -165,7 +165,7 @@ def read_meta(directory: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"checkpoint {directory} is torn: {error}; take an earlier one") from error
     if meta.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} does not describe a checkpoint of this project")
+        raise CheckpointError(f"{path} does not describe a checkpoint of this project; name a checkpoint or a run")
     if meta.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"checkpoint {directory} has format version {meta.get('format_version')}, this program reads "

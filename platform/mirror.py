@@ -88,7 +88,7 @@ def _refused(location: str, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{location}/{name} does not exist") from error
+        raise FileNotFoundError(f"{location}/{name} does not exist; check the address") from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise OSError(f"{location}/{name} cannot be read ({reason}); check the address and your rights") from error

@@ -100,7 +100,10 @@ def _run_with_ray(
         for index in done["index"].to_pylist():
             found = read_record(directory, index)
             if found is None:
-                raise OSError(f"shard {index} was written by a worker but is not in {directory}")
+                raise OSError(
+                    f"shard {index} was written by a worker but is not in {directory}; put the store on storage that "
+                    "all nodes share"
+                )
             yield found
 
 

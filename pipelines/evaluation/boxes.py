@@ -38,7 +38,10 @@ def box_figures(boxes: Sequence[dict[str, Any]], truth: Truth) -> dict[str, floa
     for remark in read.remarks:
         console.warn(remark)
     if not len(read):
-        raise ValueError(f"no detection of category {truth.category_id} (person) among {len(boxes)}")
+        raise ValueError(
+            f"no detection of category {truth.category_id} (person) among {len(boxes)}; category_id says what a box "
+            "holds"
+        )
     xywh, scores = read.box_xywh_px, read.score
     image = index_of_images(read.image_id, truth, "detection", read.entry)
     found = Detections(image, np.zeros((len(image), 0, 2)), scores, xywh[:, 2] * xywh[:, 3])

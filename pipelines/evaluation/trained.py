@@ -163,7 +163,8 @@ def _settings(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     except (KeyError, ValidationError) as error:
         detail = f"no group {error}" if isinstance(error, KeyError) else rule_of(error.errors()[0])
         raise CheckpointError(
-            f"checkpoint {path}: its config.json is not that of a training run of this version ({detail})"
+            f"checkpoint {path}: its config.json is not that of a training run of this version ({detail}); use the "
+            "version of efafnet that wrote it"
         ) from error
 
 

@@ -60,7 +60,10 @@ def _places(joint_map: JointMap, own: Skeleton, target: Skeleton, where: str) ->
     if twice:
         raise ValueError(f"{where}: joint_map gives {twice[0]!r} to several joints; each can be one")
     if not names:
-        raise ValueError(f"{where}: joint_map names no joint that {target.name} and the source share")
+        raise ValueError(
+            f"{where}: joint_map names no joint that {target.name} and the source share; give pairs of "
+            "STORE_JOINT: SOURCE_JOINT"
+        )
     return [own.joints.index(names[name]) if name in names else None for name in target.joints]
 
 

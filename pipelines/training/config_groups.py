@@ -69,7 +69,10 @@ class ComputeConfig(Settings):
         if self.micro_batch != "auto" and self.micro_batch < 1:
             raise ValueError(f"micro_batch is a number of crops, at least 1, or auto; got {self.micro_batch}")
         if self.graph == "on" and self.sync_batch_norm:
-            raise ValueError("graph=on: steps that wait for other GPUs, as sync_batch_norm's do, are not recorded")
+            raise ValueError(
+                "graph=on: steps that wait for other GPUs, as sync_batch_norm's do, are not recorded; leave one "
+                "of them out"
+            )
         return self
 
 
