@@ -34,6 +34,8 @@ _TAR_MAGIC = slice(257, 262), b"ustar"
 _TRAILING_COMMA = re.compile(r",\s*[}\]]")
 _AROUND = 200
 _SHOWN_BYTES = 30
+_MOST_LISTS = 20
+"""Most keys of an outermost object that are looked at: COCO's files have five."""
 _LISTED = 10_000
 """Files of a folder that are counted."""
 
@@ -78,22 +80,24 @@ def _inside(folder: Path) -> str:
 
 
 def _twice(content: Any, data: bytes) -> list[str]:
-    """Keys of the document's outermost object that occur in it more than once."""
-    if not isinstance(content, dict):
+    """Keys of the document's outermost object that occur in it more than once.
+
+    Objects of an entry for each image, of thousands of keys, are no data set's: nobody looks through the file for each.
+    """
+    if not isinstance(content, dict) or len(content) > _MOST_LISTS:
         return []
     # Nearly always a key's text occurs once in the whole file, and nobody has to look again.
     suspects = {key for key in content if data.count(json.dumps(key).encode()) > 1}
     if not suspects:
         return []
+    keys: list[str] = []
+
+    def finished(pairs: list[tuple[str, Any]]) -> None:
+        keys[:] = [key for key, _ in pairs]
+
     # The outermost object is the last that a reader finishes.
-    last: list[list[str]] = [[]]
-
-    def keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        last[0] = [key for key, _ in pairs]
-        return {}
-
-    json.loads(data, object_pairs_hook=keys)
-    return [key for key, number in Counter(last[0]).items() if number > 1]
+    json.loads(data, object_pairs_hook=finished)
+    return [key for key, number in Counter(keys).items() if number > 1]
 
 
 def _instead(data: bytes, error: ValueError) -> str:
