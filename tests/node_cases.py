@@ -127,6 +127,12 @@ class Cluster:
         with log.open("w") as file:
             return Job(self, name, subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT), log)
 
+    def stop(self, job: Job) -> None:
+        """Stop a submitted command."""
+        line = command("ray", "job", "stop", "--address", DASHBOARD, job.name)
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL, timeout=120)
+        assert self.get(f"/api/jobs/{job.name}")["status"] == "STOPPED"
+
 
 @dataclass
 class Job:
@@ -221,8 +227,12 @@ def newest_step(run: Path) -> int:
 
 def recorded(run_id: str, steps: int) -> None:
     """MLflow has one curve, each point once, to the end."""
-    client = mlflow_client(TRACKING)
-    assert client.get_run(run_id).info.status == "FINISHED"
-    points = [point.step for point in client.get_metric_history(run_id, "train/loss")]
+    assert mlflow_client(TRACKING).get_run(run_id).info.status == "FINISHED"
+    assert curve(run_id)[-1] == steps
+
+
+def curve(run_id: str) -> list[int]:
+    """The steps of a run's curve in MLflow, each of which is there once."""
+    points = [point.step for point in mlflow_client(TRACKING).get_metric_history(run_id, "train/loss")]
     assert points == sorted(set(points))
-    assert points[-1] == steps
+    return points

@@ -35,6 +35,7 @@ from tests.node_cases import (
     Failure,
     check_out,
     command,
+    curve,
     filled_in,
     newest_step,
     recorded,
@@ -123,19 +124,11 @@ def test_training_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
 
 
 def test_elastic_training_shrinks_and_grows_with_the_cluster(cluster: Cluster, data: list[str]) -> None:
-    run, steps = RUNS / "elastic", 4000
-    settings = [
-        "name=elastic",
-        f"runs={RUNS}",
-        *data,
-        "tracking.enabled=true",
-        "workers=2..3",
-        "batch_size=18",
-        *ON_CPUS,
-    ]
-    settings += ["epochs=2000", f"max_samples={18 * steps}", "validation.every_epochs=200", "trace=true"]
+    """It is stopped then: how many steps it takes meanwhile depends on the machine."""
+    run, workers = RUNS / "elastic", ["workers=2..3", "worker.grow_every_s=10", "batch_size=18", *ON_CPUS]
+    settings = ["name=elastic", f"runs={RUNS}", *data, "tracking.enabled=true", *workers]
+    settings += ["epochs=1000000", "validation.every_epochs=1000", "trace=true"]
     settings += ["checkpoint.every_steps=50", "checkpoint.every_epochs=null", "log_every_steps=10"]
-    settings += ["worker.grow_every_s=10", *ON_CPUS]
     job = cluster.submit("elastic", "train", "nano_test", *settings)
     until("three workers at work", lambda: job.ended() or newest_step(run) >= 100, 240)
     three = workers_of("elastic")
@@ -151,13 +144,18 @@ def test_elastic_training_shrinks_and_grows_with_the_cluster(cluster: Cluster, d
     began = time.monotonic()
     until("three workers again", lambda: job.ended() or len(workers_of("elastic")) >= 8, 240)
     say(f"three workers {time.monotonic() - began:.0f} s after the node's return")
-    job.succeed(1200)
+    grown = newest_step(run)
+    record = json.loads((run / "run.json").read_text())["mlflow_run_id"]
+    until("further checkpoints", lambda: job.ended() or newest_step(run) >= grown + 100, 240)
+    until("further points in MLflow", lambda: job.ended() or curve(record)[-1] > grown, 120)
+    cluster.stop(job)
     marks = workers_of("elastic")
     again = {node for mark, node in marks.items() if mark not in three and mark not in two}
     assert (set(two.values()), again, len(marks)) == ({"node-1", "node-2"}, set(NODES), 8)
     traced = [json.loads(line)["step"] for line in (run / "trace-rank0.jsonl").read_text().splitlines()]
-    assert traced == list(range(1, steps + 1)), "a step was lost, or taken twice"
-    recorded(json.loads((run / "run.json").read_text())["mlflow_run_id"], steps)
+    assert traced == list(range(1, len(traced) + 1)), "a step was lost, or taken twice"
+    assert len(traced) >= grown + 100
+    assert curve(record)[-1] > grown
 
 
 def test_a_search_outlives_a_machine(cluster: Cluster, data: list[str]) -> None:
