@@ -126,13 +126,13 @@ def written(directory: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-@pytest.mark.usefixtures("no_ray")
 def test_workers_are_told_in_words(tmp_path: Path) -> None:
     one, elastic = config_of(tmp_path, "workers=1"), config_of(tmp_path, "workers=2..4")
     assert _workers_text(one, {"CPU": 2.0}) == "1 worker, each with 2 CPU"
     assert _workers_text(elastic, {"CPU": 1.5, "GPU": 1.0}) == "2 to 4 workers, each with 1.5 CPU and 1 GPU"
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_run_that_has_ended_says_so_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(tmp_path, "epochs=2")
     first = train(config)
