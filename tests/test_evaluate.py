@@ -40,9 +40,7 @@ NANO = NetworkConfig(encoder="nano", base_width=8)
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run on spots that left a checkpoint with a figure worth comparing, and its stores."""
     folder = tmp_path_factory.mktemp("trained")
-    run(
-        training_cases.config_of(folder, "epochs=12", "validation.every_epochs=null"), PlainContext(torch.device("cpu"))
-    )
+    run(training_cases.config_of(folder, "epochs=4", "validation.every_epochs=null"), PlainContext(torch.device("cpu")))
     return folder
 
 

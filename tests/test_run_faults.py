@@ -279,17 +279,28 @@ def fail_reads(monkeypatch: pytest.MonkeyPatch, pauses: list[float], times: int)
 SETTINGS = ("trace=true", "epochs=3", "data.val=null", "checkpoint={every_epochs: null, every_steps: 4}")
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[list[int], list[str]]]:
+    """The steps of a run to which nothing happens."""
+    config = config_of(tmp_path_factory.mktemp("undisturbed"), *SETTINGS)
+    train(config)
+    return trace_of(config)
+
+
 def test_a_read_that_fails_now_and_then_costs_no_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float], capsys: pytest.CaptureFixture[str]
+    undisturbed: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pauses: list[float],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole, hit = (config_of(tmp_path, f"name={name}", *SETTINGS) for name in ("whole", "hit"))
-    train(whole)
+    hit = config_of(tmp_path, *SETTINGS)
     with monkeypatch.context() as patched:
         fail_reads(patched, pauses, 2)
         train(hit)
     assert pauses == [1.0, 4.0]
     assert "persons-00000.parquet cannot be read ([Errno 5] Input/output error)" in capsys.readouterr().err
-    assert trace_of(hit) == trace_of(whole)
+    assert trace_of(hit) == undisturbed
 
 
 def test_a_disk_that_stays_away_ends_a_run_that_can_go_on(
@@ -342,10 +353,9 @@ def test_a_figure_that_validation_does_not_give_ends_a_run_at_once(tmp_path: Pat
 
 
 def test_a_resume_whose_checkpoint_cannot_be_read_for_a_moment_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+    undisturbed: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    whole, cut = (config_of(tmp_path, f"name={name}", *SETTINGS) for name in ("whole", "cut"))
-    train(whole)
+    cut = config_of(tmp_path, *SETTINGS)
     honest_count = job_module.Job.count
 
     def counted(self: job_module.Job, *arguments: Any) -> None:
@@ -369,4 +379,4 @@ def test_a_resume_whose_checkpoint_cannot_be_read_for_a_moment_waits(
     train(cut)
     assert pauses == [1.0, 4.0]
     assert "resuming at step 8 of 15" in (cut.run_dir / "train.log").read_text()
-    assert trace_of(cut) == trace_of(whole)
+    assert trace_of(cut) == undisturbed
