@@ -108,7 +108,10 @@ class ChannelSelection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> alpha (N, C, 1, 1) in 0..1."""
-        z = mean_plus_maximum(x)
+        return self.of_pooled(mean_plus_maximum(x))
+
+    def of_pooled(self, z: Tensor) -> Tensor:
+        """Mean plus maximum of each channel (N, C) -> alpha (N, C, 1, 1)."""
         alpha = torch.sigmoid(self.excite(F.relu(self.squeeze(z))))
         return alpha[:, :, None, None]
 
@@ -171,7 +174,11 @@ class LocationSelection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> beta (N, 1, H, W) in 0..1."""
-        logits = self.adjust(F.relu(self.weigh(x)))
+        return self.of_weighed(self.weigh(x))
+
+    def of_weighed(self, sums: Tensor) -> Tensor:
+        """The first convolution's output (N, 1, H, W) -> beta."""
+        logits = self.adjust(F.relu(sums))
         return torch.sigmoid(F.relu(logits) if self.relu else logits)
 
     def weights(self) -> PositionWeights:
@@ -179,6 +186,45 @@ class LocationSelection(nn.Module):
         assert self.weigh.bias is not None
         assert self.adjust.bias is not None
         return PositionWeights(self.weigh.weight, self.weigh.bias, self.adjust.weight, self.adjust.bias)
+
+
+class _PooledAndWeighed(torch.autograd.Function):
+    """What both gates take of F, on a CPU with channels last, and F itself for what the gates are applied to.
+
+    F has three consumers, each with a gradient of full size, and PyTorch adds them one by one. Here the poolings' and
+    the convolution's are added in place to that of the third, which is new and nobody else's: in half precision as one
+    product of matrices of rank two. F must have no other consumer than this function.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean = F.avg_pool2d(x, x.shape[2:]).flatten(1)
+        maximum, index = F.adaptive_max_pool2d(x, 1, return_indices=True)
+        sums = F.linear(x.movedim(1, 3), weight.flatten(1), bias).movedim(3, 1)
+        ctx.save_for_backward(x, weight, index.flatten(1))
+        return x, mean + maximum.flatten(1), sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, of_z: Tensor, of_sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, index = ctx.saved_tensors
+        n, c, h, w = x.shape
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        rows, per_row = (t.movedim(1, 3).flatten(1, 2) for t in (grad, of_sums.to(x.dtype)))
+        row, share = weight.to(x.dtype).view(1, 1, c), (of_z / (h * w))[:, None]
+        if x.dtype == torch.bfloat16:
+            factors = (
+                torch.cat((per_row, torch.ones_like(per_row)), dim=2),
+                torch.cat((row.expand(n, 1, c), share), dim=1),
+            )
+            torch.baddbmm(rows, *factors, out=rows)
+        else:
+            rows.addcmul_(per_row, row).add_(share)
+        # Assigned, not scattered: a scatter in bfloat16 copies the whole tensor on a CPU.
+        where = torch.arange(n)[:, None], torch.arange(c), index // w, index % w
+        grad[where] = grad[where] + of_z
+        of_weight = per_row.reshape(1, -1) @ x.movedim(1, 3).reshape(-1, c)
+        return grad, of_weight.view_as(weight), per_row.sum().view(1)
 
 
 class FeatureSelection(nn.Module):
@@ -223,13 +269,23 @@ class FeatureSelection(nn.Module):
         """The form that defines the function, and a CPU's."""
         s = self.scale
         if self.arrangement == "parallel":
-            alpha: Tensor = self.gates["cs"](x)
-            beta: Tensor = self.gates["lss"](x)
+            x, alpha, beta = self._both_gates(x)
             return gated_residual(x, identity, 2 * s + s * alpha, s * beta)
         *earlier, last = self.gates.values()
         for gate in earlier:
             x = x * (1 + gate(x))
         return F.relu_(identity + x * (s + s * last(x)))
+
+    def _both_gates(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """F, alpha and beta; what is done with this F adds to its gradient in one go."""
+        cs, lss = self.gates["cs"], self.gates["lss"]
+        assert isinstance(cs, ChannelSelection)
+        assert isinstance(lss, LocationSelection)
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        if x.device.type == "cpu" and last and not torch.compiler.is_compiling():
+            f, z, sums = _PooledAndWeighed.apply(x, lss.weigh.weight, lss.weigh.bias)
+            return f, cs.of_pooled(z), lss.of_weighed(sums)
+        return x, cs(x), lss(x)
 
     def fused(self, x: Tensor, identity: Tensor) -> Tensor:
         """A GPU's form, by the kernels of `fsm_kernels`."""

@@ -172,6 +172,32 @@ def _selection(arrangement: Arrangement, merge: Merge) -> FeatureSelection:
     return FeatureSelection(8, arrangement=arrangement, reduction=4, lss_relu=False, merge=merge)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)], ids=str
+)
+def test_in_few_passes_with_channels_last_it_is_the_same_function(dtype: torch.dtype, tolerance: float) -> None:
+    """Values and all gradients against those of each operation by itself, in float64 and channels first."""
+    # Multiples of 1/64, distinct and exact in bfloat16 too: where two positions share a maximum, both would be right.
+    order = torch.rand(2, 8, 12, generator=torch.Generator().manual_seed(0)).argsort(-1)
+    f, x = (order - 6).view(2, 8, 4, 3) / 64, torch.linspace(-1, 1, 192).view(2, 8, 4, 3).to(torch.bfloat16)
+    fsm, found = _selection("parallel", "scaled").to(torch.bfloat16), []
+    lss = fsm.gates["lss"]
+    assert isinstance(lss, LocationSelection)
+    # Else its ReLU lets nothing through.
+    assert lss.weigh.bias is not None
+    nn.init.ones_(lss.weigh.bias)
+    for precision, layout in ((torch.float64, torch.contiguous_format), (dtype, torch.channels_last)):
+        leaves = [t.to(precision).contiguous(memory_format=layout).requires_grad_() for t in (f, x)]
+        fsm = fsm.to(precision)
+        y = fsm(*leaves)
+        gradients = torch.autograd.grad(y.square().sum(), (*leaves, *fsm.parameters()))
+        assert all(g.is_contiguous(memory_format=layout) for g in gradients[:2])
+        found.append([t.double() for t in (y, *gradients)])
+    for expected, other in zip(*found, strict=True):
+        assert expected.abs().max() > 0
+        assert (other - expected).abs().max() <= tolerance * expected.abs().max()
+
+
 def test_parallel_factor_is_equation_8() -> None:
     fsm = _selection("parallel", "sum")
     f = torch.randn(2, 8, 4, 3)
