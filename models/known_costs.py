@@ -60,5 +60,7 @@ def known_cost(name: str, num_joints: int) -> Cost:
 
 @cache
 def _stored() -> dict[str, dict[str, list[int]]]:
-    tree: dict[str, dict[str, list[int]]] = json.loads(resources.files(__package__).joinpath(FILE).read_text("utf-8"))
+    tree: dict[str, dict[str, list[int]]] = json.loads(
+        resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
+    )
     return tree

@@ -145,7 +145,9 @@ def node_types(address: str) -> dict[str, Any] | None:
 
 
 def _kuberay_types(name: str) -> dict[str, Any] | None:
-    space = os.environ.get("RAY_CLUSTER_NAMESPACE") or (_SERVICE_ACCOUNT / "namespace").read_text().strip()
+    space = (
+        os.environ.get("RAY_CLUSTER_NAMESPACE") or (_SERVICE_ACCOUNT / "namespace").read_text(encoding="utf-8").strip()
+    )
     return ray_private.kuberay_types(name, space)
 
 

@@ -184,7 +184,7 @@ def _me(nonce: str = "") -> bytes:
 def _machine() -> str:
     """Name this start of this kernel, and the process numbers it counts in: containers count their own."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 (it is no path)
     except OSError:
         return socket.gethostname()

@@ -246,7 +246,7 @@ def has_core_beside(device: torch.device) -> bool:
 def _quota(control_group: Path) -> float:
     """Cores' worth of time that the container may take (cgroup v2 ``cpu.max``: microseconds per period)."""
     try:
-        allowed, period = (control_group / "cpu.max").read_text().split()
+        allowed, period = (control_group / "cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return math.inf
     return math.inf if allowed == "max" else int(allowed) / int(period)

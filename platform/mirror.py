@@ -114,7 +114,7 @@ class Mirror:
     def at(cls, directory: Path) -> Mirror | None:
         """The mirror that lies in ``directory``; None where it is an ordinary directory."""
         try:
-            origin = (directory / _ORIGIN).read_text()
+            origin = (directory / _ORIGIN).read_text(encoding="utf-8")
         except OSError:
             return None
         with suppress(OSError):  # may only be read: then nobody removes it

@@ -285,6 +285,20 @@ def test_every_setting_is_read_somewhere() -> None:
     assert [field for field in fields if field[1] not in read and field[1] != "__test__"] == []
 
 
+def test_files_are_read_and_written_as_utf_8_whatever_the_locale() -> None:
+    bare = [
+        f"{relative(path)}:{node.lineno}"
+        for path in modules()
+        for node in ast.walk(syntax(path))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("read_text", "write_text")
+        and ast.unparse(node.func.value) != "storage"  # its own function of that name
+        and not any(keyword.arg == "encoding" for keyword in node.keywords)
+    ]
+    assert not bare, "Path.read_text takes the locale's encoding unless it is told one: give encoding='utf-8'"
+
+
 def test_platform_imports_ray_and_mlflow_only_when_asked() -> None:
     for path in (ROOT / "platform").rglob("*.py"):
         heavy = {name for name, at_once in imports(path) if at_once} & {"ray", "mlflow"}

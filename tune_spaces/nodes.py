@@ -35,7 +35,7 @@ def read_file(path: str, what: str, known: Sequence[str]) -> str:
     if not path.endswith((".yaml", ".yml")):
         raise SpaceError(f"no {what} {path!r}; there are {', '.join(known)}, or give the path of a .yaml file")
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SpaceError(f"the {what} {path} cannot be read: {error}") from error
 

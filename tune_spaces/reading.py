@@ -35,7 +35,7 @@ def load_space(name_or_path: str, names: Mapping[str, float] | None = None) -> S
         return parse_space(to_yaml(name_or_path.splitlines()), SOURCE, names)
     if name_or_path in available_spaces():
         found = resources.files("efafnet.tune_spaces") / f"{name_or_path}.yaml"
-        return parse_space(found.read_text(), f"tune_spaces/{name_or_path}.yaml", names)
+        return parse_space(found.read_text(encoding="utf-8"), f"tune_spaces/{name_or_path}.yaml", names)
     text = read_file(name_or_path, "search space", available_spaces())
     return parse_space(text, name_or_path, names)
 

@@ -104,7 +104,7 @@ def find_study(name_or_path: str) -> tuple[str, str]:
     """The text of a study and its file, as messages name it. Raises SpaceError: there is none, or it is unreadable."""
     if name_or_path in available_studies():
         found = resources.files("efafnet.tune_spaces") / "studies" / f"{name_or_path}.yaml"
-        return found.read_text(), f"tune_spaces/studies/{name_or_path}.yaml"
+        return found.read_text(encoding="utf-8"), f"tune_spaces/studies/{name_or_path}.yaml"
     return read_file(name_or_path, "study", available_studies()), name_or_path
 
 

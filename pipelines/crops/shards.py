@@ -288,7 +288,7 @@ def write_shard(settings: CropSettings, index: int, entries: list[dict[str, Any]
         dict(builder.noticed),
     )
     with full_disk_named(path):
-        temporary.write_text(json.dumps(asdict(result)))
+        temporary.write_text(json.dumps(asdict(result)), encoding="utf-8")
     temporary.replace(record_path(directory, index))
     return result
 
@@ -321,7 +321,7 @@ def record_path(directory: Path, index: int) -> Path:
 def read_record(directory: Path, index: int) -> ShardResult | None:
     """Result of a shard finished by an earlier run, None where it is not finished or not as recorded."""
     try:
-        result = ShardResult(**json.loads(record_path(directory, index).read_text()))
+        result = ShardResult(**json.loads(record_path(directory, index).read_text(encoding="utf-8")))
         whole = (directory / result.name).stat().st_size == result.bytes
     except (OSError, ValueError, TypeError):
         return None

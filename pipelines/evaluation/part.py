@@ -94,7 +94,7 @@ def _listed(path: Path, truth: Truth) -> NDArray[np.int64]:
     if not path.is_file():
         raise ValueError(f"images = {path}: no such file; it is {ALL}, {PREDICTED}, or a file that lists image ids")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"images = {path}: cannot be read as text ({error})") from error
     try:

@@ -69,7 +69,7 @@ def _places(joint_map: JointMap, own: Skeleton, target: Skeleton, where: str) ->
 
 def _read(path: Path, where: str) -> dict[str, str]:
     try:
-        content: Any = load_yaml(path.expanduser().read_text())
+        content: Any = load_yaml(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = problem_of(error) if isinstance(error, yaml.YAMLError) else type(error).__name__
         raise ValueError(f"{where}: joint_map={path} cannot be read ({reason}); give a YAML file") from error

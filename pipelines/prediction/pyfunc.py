@@ -60,7 +60,7 @@ def _load_pyfunc(path: str) -> PersonsModel:
     """What MLflow calls with the directory of the model's data."""
     import mlflow.pytorch
 
-    facts = json.loads((Path(path) / FACTS).read_text())
+    facts = json.loads((Path(path) / FACTS).read_text(encoding="utf-8"))
     skeleton = Skeleton.model_validate(facts["skeleton"])
     network = mlflow.pytorch.load_model(str(Path(path).parent))
     trained = Trained.of(Path(path), network, facts["config"], facts["meta"], skeleton)

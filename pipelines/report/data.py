@@ -225,7 +225,7 @@ def load_json(client: MlflowClient, run_id: str, path: str) -> dict[str, Any] | 
     if all(each.path != path for each in client.list_artifacts(run_id, path.rpartition("/")[0])):
         return None
     with tempfile.TemporaryDirectory() as place:
-        content = json.loads(Path(client.download_artifacts(run_id, path, place)).read_text())
+        content = json.loads(Path(client.download_artifacts(run_id, path, place)).read_text(encoding="utf-8"))
     return dict(content)
 
 

@@ -73,7 +73,7 @@ def render(config: ReportConfig, uri: str, client: MlflowClient, runs: Sequence[
         "charts": [[chart.drawing for chart in section.charts] for section in sections],
         "settings": [asdict(section.settings) if section.settings else None for section in sections],
     }
-    template = (resources.files("efafnet.pipelines.report") / "page.html").read_text()
+    template = (resources.files("efafnet.pipelines.report") / "page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=config.title,

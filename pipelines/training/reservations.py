@@ -30,14 +30,14 @@ class PlacementNote(_WorkerGroupCallback):  # type: ignore[misc]
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Write the group's id."""
         group = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        self.file.write_text(group.id.hex())
+        self.file.write_text(group.id.hex(), encoding="utf-8")
 
 
 def release(file: Path) -> bool:
     """Remove the placement group that is noted in ``file``; returns whether there was one noted."""
     if not file.exists():
         return False
-    group = file.read_text()
+    group = file.read_text(encoding="utf-8")
     file.unlink()
     remove_reservation(group)
     return True
