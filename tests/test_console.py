@@ -13,6 +13,7 @@ import pytest
 
 from efafnet.pipelines.runs.set_line import set_line
 from efafnet.platform import console
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -252,5 +253,5 @@ def test_a_program_started_with_closed_streams(tmp_path: Path) -> None:
         "number = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY); os.write(number, f'{code} {number > 2}'.encode())"
     )
     command = f'exec \'{sys.executable}\' -c "$0" "$1" <&- >&- 2>&-'
-    subprocess.run(["sh", "-c", command, code, str(tmp_path / "said")], cwd=ROOT, check=True, timeout=60)
+    subprocess.run(["sh", "-c", command, code, str(tmp_path / "said")], cwd=ROOT, check=True, timeout=LIMIT_S)
     assert (tmp_path / "said").read_text() == "0 True"

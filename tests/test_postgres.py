@@ -22,6 +22,7 @@ from efafnet.pipelines.search.ledger import Ledger, Shared
 from efafnet.pipelines.search.study_db import StudyUnavailableError, lasting
 from efafnet.tune_spaces.reading import parse_space
 from tests.processes import free_port
+from tests.waiting import LIMIT_S
 
 PASSWORD = "s3cr/t@pw"
 SPACE = parse_space("search:\n  optimizer.lr: {float: [1e-4, 1e-2], log: true}\n", "rates.yaml")
@@ -120,7 +121,7 @@ def test_two_commands_search_together_and_one_is_killed(server: Server, tmp_path
             its.append(int(other.stdout.readline()))
             mine.finish(assignment.number, "complete")
         other.send_signal(signal.SIGKILL)
-        other.wait(30)
+        other.wait(LIMIT_S)
     assert sorted([*own, *its]) == list(range(7)), "no trial is handed out twice, and none is lost"
     assert mine.curves[its[0]] == {100: its[0] / 100}, "figures of the other command are known here"
 
