@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 import sys
@@ -61,7 +63,8 @@ def set_error_descriptor(descriptor: int) -> None:
 def open_streams() -> None:
     """Give a program that was started with closed streams (``>&-``, some init and cron set-ups) ones that lead nowhere.
 
-    Otherwise the next file it opens would become its standard output.
+    Otherwise the next file it opens would become its standard output. What a stream of another encoding than UTF-8 has
+    no sign for is a question mark there.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -70,6 +73,9 @@ def open_streams() -> None:
                 os.dup2(handle, number)
                 os.close(handle)
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")
 
 
 class _Console(Console):

@@ -255,3 +255,13 @@ def test_a_program_started_with_closed_streams(tmp_path: Path) -> None:
     command = f'exec \'{sys.executable}\' -c "$0" "$1" <&- >&- 2>&-'
     subprocess.run(["sh", "-c", command, code, str(tmp_path / "said")], cwd=ROOT, check=True, timeout=LIMIT_S)
     assert (tmp_path / "said").read_text() == "0 True"
+
+
+def test_signs_that_a_terminal_has_not_do_not_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", stream)
+    console.open_streams()
+    console.say("Größe: …")
+    stream.flush()
+    assert written.getvalue() == "Größe: ?\n".encode("latin-1")
