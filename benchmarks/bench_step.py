@@ -55,8 +55,8 @@ class Mode:
 _PLAIN = ComputeConfig(channels_last=False)
 CPU_MODES = (Mode("fp32", "fp32", ComputeConfig()), Mode("bf16", "bf16", ComputeConfig()))
 GPU_MODES = (
-    Mode("fp32, NCHW", "fp32", _PLAIN),
-    Mode("fp32, channels_last", "fp32", ComputeConfig()),
+    Mode("tf32, NCHW", "tf32", _PLAIN),
+    Mode("tf32, channels_last", "tf32", ComputeConfig()),
     Mode("bf16, NCHW", "bf16", _PLAIN),
     Mode("bf16, channels_last", "bf16", ComputeConfig()),
     Mode("bf16, channels_last, compiled", "bf16", ComputeConfig(compile="default")),
@@ -131,6 +131,7 @@ def measure(
     rows: list[Variant], mode: Mode, count: int, steps: int, device: torch.device, record: Record
 ) -> list[list[object]]:
     """Table rows of one mode: the networks in turns, their fastest step, and its ratio to the first network's."""
+    machine.set_float32(mode.precision)
     trainees = [trainee_of(row, mode, count, device) for row in rows]
     batches = [random_batch(count, row, device) for row in rows]
     calls = [
@@ -260,6 +261,9 @@ def tables(given: argparse.Namespace, device: torch.device, until: float, record
     on_gpu = device.type == "cuda"
     count, steps = given.batch or (128 if on_gpu else 4), given.steps or (10 if on_gpu else 7)
     if on_gpu:
+        # As the trainer does: cuDNN tries its algorithms at the first step of each network.
+        machine.expect_constant_shapes()
+        machine.set_float32(PARTS_MODE.precision)
         columns = ["network", "crops", "wall (ms)", "back to back (ms)", "kernels (ms)", "kernels",
                    "kernels over SBN (ms)", "as a CUDA graph (ms)"]  # fmt: skip
         console.table(columns, parts_table(count, device, record), title="a step by part, bf16, channels_last")

@@ -16,6 +16,7 @@ from benchmarks import bench_step, step_parts
 from benchmarks.record import Record
 from benchmarks.step_parts import Part
 from efafnet.models.variants import variant
+from efafnet.platform import machine
 from tests.step_transfers import stand_in_gpu
 
 CARD = "NVIDIA H100 PCIe"
@@ -71,6 +72,10 @@ def test_the_tables_of_a_gpu_are_made_to_their_end(
     monkeypatch.setattr(bench_step, "NETWORKS", ("sbn_nano", "efafnet_nano"))
     monkeypatch.setattr(bench_step, "GPU_MODES", bench_step.GPU_MODES[-2:])
     monkeypatch.setattr(bench_step, "ceiling", lambda *_: 1.0)
+    # What the trainer sets for the whole process, and a test must not.
+    settings = mock.Mock()
+    for name in ("expect_constant_shapes", "set_float32"):
+        monkeypatch.setattr(machine, name, getattr(settings, name))
     real = step_parts.measured
     monkeypatch.setattr(step_parts, "measured", lambda part, *rest: (broken if part.count == 4 else real)(part, *rest))
     given = argparse.Namespace(batch=2, steps=1)
@@ -85,4 +90,5 @@ def test_the_tables_of_a_gpu_are_made_to_their_end(
     assert "efafnet_nano, bf16, channels_last, 2 crops" in record.figures
     assert "failed:" in told
     assert "not run" in told
+    assert settings.mock_calls == [mock.call.expect_constant_shapes(), *[mock.call.set_float32("bf16")] * 2]
     assert CARD in told
