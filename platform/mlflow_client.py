@@ -27,6 +27,8 @@ def mlflow_client(uri: str, *, create: bool = False) -> MlflowClient:
     from mlflow import MlflowClient
 
     bound_waiting()
+    # It would print a run's address when that ends: with the password in it, and without the view of trainings.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     store = sqlite_file(uri)
     if store is not None:
         if not (create or store.exists()):

@@ -145,3 +145,10 @@ def test_a_server_gets_name_and_password_as_it_wants_them(server: tuple[str, lis
     assert experiment is not None
     assert experiment.name == "x"
     assert seen == ["Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()]
+
+
+def test_mlflow_prints_no_address_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end of a run it would ask the server for it, and print its address with the password."""
+    client = mlflow_client(f"http://me:{QUOTED}@127.0.0.1:9")
+    client._tracking_client._log_url("run")
+    assert capsys.readouterr().out == ""
