@@ -25,7 +25,7 @@ def test_wanted_steps_leave_a_trace_in_the_run(tmp_path: Path) -> None:
     run(config, context)
     file = config.run_dir / "profile" / "steps-3-4.trace.json.gz"
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    optimizer_steps = [e for e in events if str(e.get("name", "")).startswith("Optimizer.step#Adam")]
+    optimizer_steps = [e for e in events if str(e.get("name", "")).startswith("Optimizer.step#FusedAdam")]
     assert len(optimizer_steps) == 2
     assert context.curves.artifacts == ["profile/steps-3-4.trace.json.gz"]
     assert any(line.startswith("profile of steps 3 to 4: ") for line in context.lines)
