@@ -135,16 +135,9 @@ class _MeanPlusMaximum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
-            # Pooling over one window: a reduction in half precision, or with indices, is several times slower here.
-            mean = F.avg_pool2d(x, x.shape[2:]).flatten(1)
-            maximum, index = F.adaptive_max_pool2d(x, 1, return_indices=True)
-        else:
-            # On a GPU a pooling window is one thread's work and a reduction is everybody's.
-            mean = x.mean((2, 3))
-            maximum, index = x.flatten(2).max(-1)
-        ctx.save_for_backward(x, index.flatten(1))
-        return mean + maximum.flatten(1)
+        z, index = _pooled(x)
+        ctx.save_for_backward(x, index)
+        return z
 
     @staticmethod
     @once_differentiable
@@ -152,11 +145,27 @@ class _MeanPlusMaximum(torch.autograd.Function):
         x, index = ctx.saved_tensors
         share = grad / x[0, 0].numel()
         full = torch.empty_like(x).copy_(share[:, :, None, None])
-        n, c, _, w = x.shape
-        # Assigned, not scattered: a scatter in bfloat16 copies the whole tensor on a CPU.
-        sample, channel = torch.arange(n, device=x.device)[:, None], torch.arange(c, device=x.device)
-        full[sample, channel, index // w, index % w] = share + grad
+        full[_places(index, x)] = share + grad
         return full
+
+
+def _pooled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, H, W) -> mean plus maximum (N, C), and which of the H * W values was the maximum (N, C)."""
+    if x.device.type == "cpu":
+        # Pooling over one window: a reduction in half precision, or with indices, is several times slower here.
+        mean = F.avg_pool2d(x, x.shape[2:]).flatten(1)
+        maximum, index = F.adaptive_max_pool2d(x, 1, return_indices=True)
+    else:
+        # On a GPU a pooling window is one thread's work and a reduction is everybody's.
+        mean = x.mean((2, 3))
+        maximum, index = x.flatten(2).max(-1)
+    return mean + maximum.flatten(1), index.flatten(1)
+
+
+def _places(index: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What addresses the maxima in x. To be assigned by, not scattered: a scatter in bfloat16 copies all on a CPU."""
+    n, c, _, w = x.shape
+    return torch.arange(n, device=x.device)[:, None], torch.arange(c, device=x.device), index // w, index % w
 
 
 class LocationSelection(nn.Module):
@@ -198,11 +207,10 @@ class _PooledAndWeighed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean = F.avg_pool2d(x, x.shape[2:]).flatten(1)
-        maximum, index = F.adaptive_max_pool2d(x, 1, return_indices=True)
+        z, index = _pooled(x)
         sums = F.linear(x.movedim(1, 3), weight.flatten(1), bias).movedim(3, 1)
-        ctx.save_for_backward(x, weight, index.flatten(1))
-        return x, mean + maximum.flatten(1), sums
+        ctx.save_for_backward(x, weight, index)
+        return x, z, sums
 
     @staticmethod
     @once_differentiable
@@ -220,9 +228,8 @@ class _PooledAndWeighed(torch.autograd.Function):
             torch.baddbmm(rows, *factors, out=rows)
         else:
             rows.addcmul_(per_row, row).add_(share)
-        # Assigned, not scattered: a scatter in bfloat16 copies the whole tensor on a CPU.
-        where = torch.arange(n)[:, None], torch.arange(c), index // w, index % w
-        grad[where] = grad[where] + of_z
+        maxima = _places(index, x)
+        grad[maxima] = grad[maxima] + of_z
         of_weight = per_row.reshape(1, -1) @ x.movedim(1, 3).reshape(-1, c)
         return grad, of_weight.view_as(weight), per_row.sum().view(1)
 

@@ -182,10 +182,11 @@ def _open_record(config: DemoConfig) -> dict[str, Any]:
     if record["settings"] != identity:
         raise ValueError(f"{config.out} holds a demo with {record['settings']}; name another directory, or remove it")
     # The command lines of stages that were begun name the place where they were.
-    if record["out"] != str(config.out) and len(record["stages"]) < len(stages_of(config)):
+    place = record.get("out", str(config.out))
+    if place != str(config.out) and len(record["stages"]) < len(stages_of(config)):
         raise ValueError(
-            f"{config.out} holds a demo that was begun in {record['out']} and is not finished; move it back, or name "
-            "another directory"
+            f"{config.out} holds a demo that was begun in {place} and is not finished; move it back, or name another "
+            "directory"
         )
     return record
 
