@@ -12,15 +12,16 @@ from efafnet.pipelines.prediction.stages import ahead, prefetched
 from tests.waiting import LIMIT_S
 
 
+def pieces(number: int, made: list[int]) -> Generator[int]:
+    """0, 1, …, each noted in ``made`` when it is made."""
+    for n in range(number):
+        made.append(n)
+        yield n
+
+
 def test_pieces_come_in_order_and_no_more_than_wanted_are_made() -> None:
     made: list[int] = []
-
-    def pieces() -> Iterator[int]:
-        for n in range(10):
-            made.append(n)
-            yield n
-
-    stage = prefetched(pieces(), 2)
+    stage = prefetched(pieces(10, made), 2)
     assert next(stage) == 0
     time.sleep(0.1)
     # One is in use, two are ready, and the next waits to be handed over.
@@ -44,14 +45,8 @@ def test_two_stages_work_at_the_same_time() -> None:
 
 def test_in_series_a_piece_is_made_when_it_is_asked_for() -> None:
     made: list[int] = []
-
-    def pieces() -> Generator[int]:
-        for n in range(3):
-            made.append(n)
-            yield n
-
     threads = set(threading.enumerate())
-    stage = ahead(pieces(), 2, side_by_side=False)
+    stage = ahead(pieces(3, made), 2, side_by_side=False)
     assert made == []
     assert (next(stage), made) == (0, [0])
     assert (next(stage), made) == (1, [0, 1])

@@ -21,7 +21,6 @@ from efafnet.pipelines.runs.settings import automatic_name, with_settings
 from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
 from efafnet.pipelines.search.earlier import open_study, study_identity
 from efafnet.pipelines.search.naming import describe, short_names
-from efafnet.pipelines.search.opening import at_most
 from efafnet.pipelines.search.tune import run_tune, tune
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
@@ -29,7 +28,6 @@ from efafnet.pipelines.training.placement import placed
 from efafnet.platform.capacity import Capacity
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from efafnet.platform.mlflow_client import mlflow_client
-from efafnet.tune_spaces.reading import parse_space
 from tests.processes import program
 from tests.training_cases import ROOT, write_store
 from tests.waiting import LIMIT_S, wait_for
@@ -153,19 +151,6 @@ def test_a_space_that_does_not_fit_is_refused_before_the_first_trial(
     with pytest.raises(ValueError, match=message):
         tune(config)
     assert not list(tmp_path.glob("runs/*/trials"))
-
-
-def test_there_are_no_more_trials_than_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    """With the same seed a setting gives the same figure: what may be drawn again is said, what is not is counted."""
-    space = parse_space("search:\n  loss.hard_joints: {int: [1, 17]}\n", "r.yaml")
-    assert [at_most(space, wanted, "tpe") for wanted in (16, 17)] == [16, 17]
-    assert at_most(space, 16, "qmc") == 16
-    assert capsys.readouterr().err == ""
-    assert at_most(space, 20, "tpe") == 17
-    assert "r.yaml has 17 settings: 17 trials in place of 20, none is tried twice" in capsys.readouterr().err
-    assert at_most(space, 17, "qmc") == 17
-    assert "r.yaml has 17 settings, and 17 trials are wanted: search.sampler=grid" in capsys.readouterr().err
-    assert at_most(parse_space("search:\n  optimizer.lr: {float: [1, 2]}\n", "r.yaml"), 10**6, "tpe") == 10**6
 
 
 def test_another_search_in_the_same_directory_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from efafnet.pipelines.search.ledger import Ledger
+from efafnet.pipelines.search.opening import at_most
 from efafnet.pipelines.search.untried import draw_untried
 from efafnet.tune_spaces.reading import parse_space
 from efafnet.tune_spaces.space import suggest
@@ -86,3 +87,16 @@ def test_a_step_that_comes_out_otherwise_is_the_same_setting() -> None:
     suggest(space, study.ask())
     tried = [{"optimizer.lr": value} for value in (0.1, 0.2, 0.1 + 2 * 0.1)]
     assert draw_untried(space, study, "random", tried) is None
+
+
+def test_there_are_no_more_trials_than_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the same seed a setting gives the same figure: what may be drawn again is said, what is not is counted."""
+    space = parse_space("search:\n  loss.hard_joints: {int: [1, 17]}\n", "r.yaml")
+    assert [at_most(space, wanted, "tpe") for wanted in (16, 17)] == [16, 17]
+    assert at_most(space, 16, "qmc") == 16
+    assert capsys.readouterr().err == ""
+    assert at_most(space, 20, "tpe") == 17
+    assert "r.yaml has 17 settings: 17 trials in place of 20, none is tried twice" in capsys.readouterr().err
+    assert at_most(space, 17, "qmc") == 17
+    assert "r.yaml has 17 settings, and 17 trials are wanted: search.sampler=grid" in capsys.readouterr().err
+    assert at_most(parse_space("search:\n  optimizer.lr: {float: [1, 2]}\n", "r.yaml"), 10**6, "tpe") == 10**6
