@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -88,10 +90,11 @@ class _Gated(torch.autograd.Function):
         z, index, dots = _ops.fsm_statistics(f, v1, w1 is not None)
         hidden = alpha = logits = beta = None
         if w1 is not None and b1 is not None and w2 is not None and b2 is not None:
-            # Two small layers, in the precision of the sums.
+            # Two small layers, in the precision of the sums. Nothing in place: compilers have taken a value from before
+            # for the one after (PyTorch 2.11, issue 180642).
             with torch.autocast("cuda", enabled=False):
-                hidden = torch.addmm(b1.to(z.dtype), z, w1.to(z.dtype).t()).relu_()
-                alpha = torch.addmm(b2.to(z.dtype), hidden, w2.to(z.dtype).t()).sigmoid_()
+                hidden = torch.addmm(b1.to(z.dtype), z, w1.to(z.dtype).t()).relu()
+                alpha = torch.addmm(b2.to(z.dtype), hidden, w2.to(z.dtype).t()).sigmoid()
         if v1 is not None:
             logits, beta = _ops.fsm_position_gate(dots, c1, v2, c2, how.lss_relu)
         y: Tensor = _ops.fsm_gate(f, identity, alpha, beta, how.base, how.scale)
@@ -299,6 +302,7 @@ def _difference(device: torch.device, dtype: torch.dtype) -> float:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
+        _whole_float32(),
         torch.random.fork_rng([] if device.index is None else [device.index]),
     ):
         torch.manual_seed(0)
@@ -314,3 +318,18 @@ def _difference(device: torch.device, dtype: torch.dtype) -> float:
             outcomes.append([t.detach().double() for t in (y, *gradients)])
     differences = [(a - b).abs().max() / b.abs().max() for a, b in zip(*outcomes, strict=True)]
     return float(torch.stack(differences).max())
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Inside, float32 products are not rounded to TF32, whatever the run computes in: both forms would be, each in its
+    own way, by more than they may differ."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value

@@ -122,6 +122,28 @@ def test_the_trial_on_a_card_finds_right_kernels_right_and_wrong_ones_wrong(monk
     assert fsm_fused._difference(DEVICE, torch.float32) > 1e-3
 
 
+def test_the_trial_is_in_whole_float32_whatever_the_run_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 keeps 10 bits: rounded to it, each form in its own way, the two differ by more than the trial allows."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    plain, seen = FeatureSelection.plain, list[bool]()
+
+    def noted(selection: FeatureSelection, f: Tensor, x: Tensor) -> Tensor:
+        seen.extend(backend.allow_tf32 for backend in backends)
+        return plain(selection, f, x)
+
+    monkeypatch.setattr(FeatureSelection, "plain", noted)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = True
+        fsm_fused._difference(DEVICE, torch.float32)
+        assert seen == [False, False]
+        assert all(backend.allow_tf32 for backend in backends)
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
 def test_a_card_that_cannot_run_the_kernels_gets_the_plain_form_and_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> float:
         raise RuntimeError("no kernel image is available\nand more")
