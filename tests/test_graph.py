@@ -159,7 +159,7 @@ def stub_cuda(monkeypatch: pytest.MonkeyPatch, *graphs: mock.Mock) -> None:
 
 
 @pytest.mark.parametrize("void", [True, False])
-def test_a_recording_that_fails_leaves_stream_and_allocator_as_they_were(
+def test_a_recording_that_fails_leaves_stream_allocator_and_random_numbers_as_they_were(
     monkeypatch: pytest.MonkeyPatch, void: bool
 ) -> None:
     """As PyTorch leaves them: a recording that CUDA declares void fails to end, on its stream and in the allocator. One
@@ -180,6 +180,8 @@ def test_a_recording_that_fails_leaves_stream_and_allocator_as_they_were(
 
     done: list[object] = []
     stub_cuda(monkeypatch, mock.Mock())
+    generator = mock.create_autospec(torch.Generator, instance=True)
+    monkeypatch.setattr(torch.cuda, "default_generators", (None, None, generator))
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "set_stream", done.append)
     pools = {name: mock.Mock() for name in ("_cuda_endAllocateToPool", "_cuda_releasePool")}
@@ -190,4 +192,6 @@ def test_a_recording_that_fails_leaves_stream_and_allocator_as_they_were(
         CudaRecorder()(mock.Mock(side_effect=RuntimeError("waits for the device")))
     assert done == ["the run's stream", "ended"]
     pools["_cuda_endAllocateToPool"].assert_called_once_with(2, "a pool")
+    # Else it would refuse to draw: "Offset increment outside graph capture encountered unexpectedly".
+    generator.graphsafe_set_state.assert_called_once_with(generator.clone_state.return_value)
     assert pools["_cuda_releasePool"].call_args_list == ([mock.call(2, "a pool")] if void else [])

@@ -6,6 +6,7 @@ optimizer. A smaller last part runs as written, and adds its gradients to the sa
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, fields
@@ -64,16 +65,19 @@ class CudaRecorder:
         return graph.replay, outcome
 
     def _end_recording(self) -> None:
-        """Tell the allocator that a recording which CUDA declared void is over.
+        """Tell allocator and random numbers that a recording which CUDA declared void is over.
 
-        PyTorch does so after a recording that ended well only (``CUDAGraph::capture_end``). Else the allocator takes it
-        to go on: it frees nothing when memory runs short, and ``torch.cuda.empty_cache`` fails.
+        PyTorch 2.11 does so after a recording that ended well only (``CUDAGraph::capture_end``); 2.14 always. Else the
+        allocator takes it to go on: it frees nothing when memory runs short, and ``torch.cuda.empty_cache`` fails.
         """
         device = torch.cuda.current_device()
-        # Without effect, and an error, where the recording did end and what was recorded failed.
+        # Without effect, and an error, where the allocator was told: its pool then goes with the graph.
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(device, self._pool)
             torch._C._cuda_releasePool(device, self._pool)
+        # A generator that takes the recording to go on gives no numbers outside of it; a copy of its state does.
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 class GraphMismatchError(RuntimeError):
@@ -124,6 +128,9 @@ class GraphedStep:
 
     def _record(self, part: Batch) -> _Recorded:
         trainee, record = self.trainee, self.recorder()
+        # What is left of a step that failed, a compiler's say, may hold on to the parameters' ends of its backward
+        # pass, which are bound to the stream of that step: the recorded one would wait for a stream outside.
+        gc.collect()
         # Copies, also of what lies on the device already: the graph reads this memory for ever.
         held = Batch(**{f.name: getattr(part, f.name).to(trainee.device, copy=True) for f in fields(part)})
         used = [p for p in trainee.parameters if p.grad is not None] or trainee.parameters
