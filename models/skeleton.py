@@ -77,14 +77,31 @@ class Skeleton(Settings):
 
 # Chinese says left and right in one character, without a space; other letters than Latin ones are words of their own.
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|[0-9]+|[左右]|[^\W\d_A-Za-z左右]+")
-_SIDES = {"left": "right", "l": "r", "左": "右"}
-_SIDED = frozenset(_SIDES) | frozenset(_SIDES.values())
+
+
+def _plain(name: str) -> str:
+    """A name without accents."""
+    return "".join(c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c))
+
+
+# fmt: off
+_SIDES = tuple(
+    (_plain(left), _plain(right))
+    for left, right in (
+        ("left", "right"), ("l", "r"), ("lt", "rt"), ("lft", "rgt"), ("左", "右"), ("왼쪽", "오른쪽"),
+        ("links", "rechts"), ("linke", "rechte"), ("linker", "rechter"), ("linkes", "rechtes"),
+        ("gauche", "droite"), ("gauche", "droit"), ("izquierdo", "derecho"), ("izquierda", "derecha"),
+        ("esquerdo", "direito"), ("esquerda", "direita"), ("sinistro", "destro"), ("sinistra", "destra"),
+        ("левый", "правый"), ("левая", "правая"), ("левое", "правое"),
+    )
+)
+# fmt: on
+_LEFT, _RIGHT = (frozenset(words) for words in zip(*_SIDES, strict=True))
 
 
 def _words(joint: str) -> tuple[str, ...]:
     """Words of a joint's name, in small letters: left_eye, leftEye, LEye, L_Eye, hand.L."""
-    plain = "".join(c for c in unicodedata.normalize("NFD", joint) if not unicodedata.combining(c))
-    return tuple(word.lower() for word in _WORD.findall(plain))
+    return tuple(word.lower() for word in _WORD.findall(_plain(joint)))
 
 
 def spelled_alike(joints: Sequence[str], others: Sequence[str]) -> bool:
@@ -100,8 +117,9 @@ def spelled_alike(joints: Sequence[str], others: Sequence[str]) -> bool:
 def pairs_by_name(joints: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Joints that mirror each other by their names: (left, right) indices, in order of the left ones.
 
-    A side is a word of the name: left or L, right or R, in any case, apart by underscore, point, space, minus or a
-    change of case. Where no such partner is found the side may be written into a word: lknee, kneeL, LF_paw, lefthand.
+    A side is a word of the name: left or L, right or R, in any case and in some languages, apart by underscore, point,
+    space, minus or a change of case. Where no such partner is found the side may be written into a word: lknee, kneeL,
+    LF_paw, lefthand.
     """
     by_words = {_words(joint): index for index, joint in enumerate(joints)}
     found: dict[int, int] = {}
@@ -117,7 +135,9 @@ def pairs_by_name(joints: Sequence[str]) -> tuple[tuple[int, int], ...]:
 
 def _mirrored_words(words: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The names of the right partner, by words that say left."""
-    return [(*words[:n], _SIDES[word], *words[n + 1 :]) for n, word in enumerate(words) if word in _SIDES]
+    return [
+        (*words[:n], right, *words[n + 1 :]) for n, word in enumerate(words) for left, right in _SIDES if word == left
+    ]
 
 
 def _mirrored_letters(words: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -125,7 +145,7 @@ def _mirrored_letters(words: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [
         (*words[:n], changed, *words[n + 1 :])
         for n, word in enumerate(words)
-        for left, right in _SIDES.items()
+        for left, right in _SIDES
         for changed in (right + word.removeprefix(left), word.removesuffix(left) + right)
         if changed not in (right + word, word + right)
     ]
@@ -133,12 +153,12 @@ def _mirrored_letters(words: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 def _side_of(joint: str) -> Side:
     words = _words(joint)
-    return "left" if set(_SIDES) & set(words) else "right" if set(_SIDES.values()) & set(words) else "middle"
+    return "left" if _LEFT & set(words) else "right" if _RIGHT & set(words) else "middle"
 
 
 def looks_sided(joint: str) -> bool:
     """Whether a word of the name says left or right."""
-    return not _SIDED.isdisjoint(_words(joint))
+    return _side_of(joint) != "middle"
 
 
 def _limbs(joints: Sequence[str], pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, int], ...]:

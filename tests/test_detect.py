@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.store import CropStore
@@ -138,16 +139,39 @@ def test_annotations_that_cannot_be_used_are_named_with_their_file(place: Path) 
         _detect(place)
 
 
+def test_what_is_odd_about_persons_and_images_is_remarked(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def flat_and_corners(content: dict[str, Any]) -> None:
+        for n, entry in enumerate(content["annotations"]):
+            entry["bbox"] = [5, 5, 9, 0] if n == 0 else [60, 60, 900, 900]
+
+    crop_data.edit(place / "annotations.json", flat_and_corners)
+    tag = Image.Exif()
+    tag[0x0112] = 3
+    for path in sorted((place / "images").iterdir())[:2]:
+        # Beside the pixels, by which the detector of these tests knows an image.
+        body, data = tag.tobytes(), path.read_bytes()
+        path.write_bytes(data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + data[2:])
+    _detect(place)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "annotations.json: 1 of 9 persons have boxes without width or height: no box can find them" in said
+    assert "annotations.json: 89 % of boxes end outside the image" in said
+    assert "2 of 3 images carry an orientation tag and are taken as stored" in said
+
+
 def test_what_cannot_be_used(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match=r"say where its images are with images=FOLDER"):
         _detect(place, images=None)
     with pytest.raises(ValueError, match=r"detector\.weights=FILE\.pth of torchvision's detector"):
         _detect(place, detector={})
     (place / "images" / "000001.jpg").unlink()
-    with pytest.raises(ValueError, match=r"image 000001\.jpg is not in .*skip_unreadable=true"):
+    with pytest.raises(
+        ValueError, match=r"1 of 3 images are not in .*/images, .*'000001\.jpg'\); .*skip_unreadable=true"
+    ):
         _detect(place)
     assert not list(place.glob("found*"))
     assert len(_detect(place, skip_unreadable=True).results) == 4
-    assert "000001.jpg is not in" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "000001.jpg is not in" in said
+    assert "1 of 3 images cannot be read: their persons count as not found" in said
     with pytest.raises(ValueError, match=r"found\.json exists"):
         _detect(place)

@@ -273,7 +273,7 @@ def test_several_categories_with_joints_are_chosen_by_name_and_told() -> None:
         ({"keypoints": ["a", "a"]}, "joint names must be present and unique"),
         ({"keypoints": "snout"}, "'keypoints' of the category 'person' must be a list of joint names; got 'snout'"),
         ({"keypoints": [["a"]]}, "'keypoints' of the category 'person' must be a list of joint names"),
-        ({"id": "first"}, "the category 'person' has the id 'first'; it must be an integer"),
+        ({"id": "first"}, "the category 'person' has the id 'first' .text; it must be an integer"),
     ],
 )  # fmt: skip
 def test_bad_fields_of_a_category_are_one_error(fields: dict[str, Any], says: str) -> None:
@@ -316,6 +316,13 @@ def test_sides_in_names(left: str, right: str) -> None:
 
 def test_names_that_only_look_alike_are_no_pair() -> None:
     assert pairs_by_name(["heel", "tail", "nose", "ear", "leg", "l_eye"]) == ()
+    assert pairs_by_name(["linkes Auge", "Nase", "rechtes Auge"]) == ((0, 2),)
+    assert pairs_by_name(["main droite", "oeil droit", "main gauche", "oeil gauche"]) == ((2, 0), (3, 1))
+    assert pairs_by_name(["ojo_izquierdo", "ojo_derecho", "왼쪽눈", "오른쪽눈", "левый глаз", "правый глаз"]) == (
+        (0, 1),
+        (2, 3),
+        (4, 5),
+    )
     assert pairs_by_name(["Rückseite_L", "Rücken", "нос", "хвост"]) == ()
     left_and_right_toes = ["left_l_toe", "right_l_toe", "left_r_toe", "right_r_toe"]
     assert pairs_by_name(left_and_right_toes) == ((0, 1), (2, 3))

@@ -247,6 +247,29 @@ def test_names_as_other_machines_write_them(tmp_path: Path, remote: bool) -> Non
     assert folder.spelled([*expected, "other.jpg", "../secret.jpg", "sub"]) == expected
 
 
+def test_names_that_only_look_alike_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a b.jpg").write_bytes(b"12345")
+    (tmp_path / "shot at 9\u202fAM.jpg").write_bytes(b"12345")
+    expected = {"a\u00a0b.jpg": "a b.jpg", "\ufeffA b.jpg": "a b.jpg", "Shot at 9 AM.jpg": "shot at 9\u202fAM.jpg"}
+    assert ImageFolder(str(tmp_path)).spelled([*expected, "ab.jpg"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\0\0\0\x18ftypheic" + bytes(200), r"\(it is HEIC or AVIF: convert it to JPEG\)"),
+        (b"\0\0\0\x18ftypisom" + bytes(200), r"\(it is a video: predict takes videos"),
+        (b"RIFF1234AVI LIST" + bytes(200), "it is a video"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS: git lfs pull"),
+        (b"<!DOCTYPE html>", "XML, SVG or HTML"),
+        (b"no picture", r"\(begins with b'no pictu'\)"),
+    ],
+)
+def test_what_is_no_image_is_named(data: bytes, says: str) -> None:
+    with pytest.raises(ImageProblemError, match=f"cannot be decoded .*{says}"):
+        decode_image(data)
+
+
 def test_files_of_another_ending_or_in_a_subfolder_are_named(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     for name in ("a.png", "sub/b.jpg"):

@@ -10,7 +10,7 @@ import pytest
 
 from efafnet.pipelines.formats.annotations import Annotations
 from efafnet.pipelines.formats.coco import parse_coco
-from efafnet.pipelines.formats.plausibility import equal_scores, plausibility_of
+from efafnet.pipelines.formats.plausibility import equal_scores, odd_results, plausibility_of
 from tests import crop_data
 
 _PATH = Path("a.json")
@@ -51,6 +51,7 @@ def _elsewhere(person: dict[str, Any]) -> None:
         (_elsewhere, "100 % of persons have joints far outside their boxes"),
         (lambda person: person.update(num_keypoints=0), "100 % of persons with joints have num_keypoints 0"),
         (lambda person: person.update(area=1), "100 % of persons have an area of at most 1 px²"),
+        (lambda person: person.update(area=2 * 40 * 60), "100 % of persons have an area larger than their box"),
         (lambda person: person.update(bbox=[60, 40, 90, 90]), "100 % of boxes end outside the image"),
         (_unlabelled, "100 % of persons with num_keypoints above 0 have no joint of v above 0"),
         (lambda person: person.update(area=0), "4 of 4 persons have the area 0, by which OKS divides"),
@@ -59,6 +60,16 @@ def _elsewhere(person: dict[str, Any]) -> None:
 def test_odd_conventions_are_remarked_by_share(change: Any, says: str) -> None:
     assert any(f"a.json: {says}" in remark for remark in _plausible(change))
     assert _plausible(lambda _: None) == []
+
+
+def test_boxes_of_results_are_looked_at_beside_their_joints() -> None:
+    def results(box: list[float]) -> list[dict[str, Any]]:
+        return [{"keypoints": crop_data.person(0, 1, [10.0, 10, 40, 60])["keypoints"], "bbox": box}] * 4
+
+    assert odd_results(results([10, 10, 40, 60]), 17) == []
+    [corners] = odd_results(results([10, 10, 50, 70]), 17)
+    assert "100 % fit their joints as x1, y1, x2, y2: corners instead of width and height?" in corners
+    assert odd_results([{**results([1])[0], "keypoints": None}], 17) == [], "parse_results refuses it"
 
 
 def test_percent_of_large_images_are_remarked() -> None:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.media import Source
 from efafnet.pipelines.prediction.person_boxes import Boxes, place, read_box_file, whole_image
+from efafnet.pipelines.prediction.seen import Seen
+from efafnet.pipelines.prediction.spool import Record
 
 
 def _sources(*names: str) -> list[Source]:
@@ -149,6 +152,40 @@ def test_categories_are_chosen_by_name_or_number_and_others_told(
         ValueError, match=r"no detection of category 1 \(person\) among 2 \(category 0: 1, category 2: 1\)"
     ):
         read_box_file(detections, None, 0.0)
+
+
+def test_categories_of_detections_without_a_list(tmp_path: Path) -> None:
+    path = _file(tmp_path, [_detection(1), _detection(2, category_id="person")])
+    assert len(read_box_file(path, None, 0.0, ["Person"]).boxes) == 2
+    with pytest.raises(ValueError, match=r"categories=\['human'\]: nobody says which numbers .* image_list="):
+        read_box_file(path, None, 0.0, ["human"])
+    fields: dict[str, Any] = {"checkpoint": "c", "inputs": ["i"], "boxes": "whole_image"}
+    assert PredictConfig(**fields, categories=[0]).categories == ("0",)  # type: ignore[list-item]
+    assert PredictConfig(**fields, categories="person").categories == ("person",)  # type: ignore[arg-type]
+
+
+def test_crowds_that_are_neither_yes_nor_no_are_refused(tmp_path: Path) -> None:
+    content = {"images": _images(a=5), "annotations": [_annotation(7, 5, iscrowd="maybe")]}
+    with pytest.raises(ValueError, match=r"the annotation id 7 has iscrowd 'maybe'; it must be 0 or 1"):
+        read_box_file(_file(tmp_path, content), None, 0.0)
+
+
+def test_boxes_are_looked_at_again_once_their_pictures_are_known(tmp_path: Path) -> None:
+    """Detections say nothing of the size of images, and frames are known to be there when they were read."""
+    sources = _sources("walk.mp4")
+    boxes = [_detection(n, bbox=[60, 40, 95, 75]) for n in (0, 1, 2, 9)]
+    file = read_box_file(_file(tmp_path, boxes), None, 0.0)
+    seen = Seen(place(file, sources), frame_step=2)
+    for frame in (0, 2):
+        seen.add(Record(0, frame, 100, 80, []))
+    [corners] = seen.remarks(file, sources)
+    assert corners.endswith("100 % of boxes end outside the image: corners instead of width and height?"), corners
+    seen = Seen(place(file, sources), frame_step=1)
+    for frame in (0, 1, 2):
+        seen.add(Record(0, frame, 1000, 800, []))
+    assert seen.remarks(file, sources) == [
+        f"boxes={file.path}: 1 boxes lie on pictures that are not there (the first: frame 9 of walk.mp4)"
+    ]
 
 
 def test_boxes_that_look_like_corners_are_remarked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

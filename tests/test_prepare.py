@@ -345,6 +345,15 @@ def test_flat_boxes_can_be_widened(tmp_path: Path) -> None:
     assert (row["box_xywh"], row["area"]) == ([70, 40, 20, 50], pytest.approx(530))
 
 
+def test_a_rule_that_leaves_no_pixel_of_a_box_is_named(tmp_path: Path) -> None:
+    annotations, _ = crop_data.write_coco(tmp_path, images=1, persons=1)
+    crop_data.edit(annotations, lambda content: content["annotations"][0].update(bbox=[80, 40, 0.5, 0.5]))
+    with pytest.raises(
+        ValueError, match=r"box \[80.*0\.5\] has no pixel left by box_rule=sbn; box_rule=unclipped keeps"
+    ):
+        run_prepare(crop_data.config(tmp_path))
+
+
 def test_detections_may_name_images_by_their_files(tmp_path: Path) -> None:
     crop_data.write_coco(tmp_path, images=2)
     found = [{"image_id": name, "category_id": "1", "bbox": [3, 4, 50, 60], "score": "0.5"} for name in ("000000", 2)]

@@ -113,7 +113,7 @@ def test_results_by_name_are_those_by_number() -> None:
     plain = _result(image_id=7, category_id=3)
     expected = detections([plain], reference)
     for image in ("a/frame_1.jpg", "frame_1.jpg", "frame_1", "007", "/data/a/frame_1.jpg", "C:\\a\\frame_1.jpg"):
-        named = [_result(image_id=image, category_id="person")]
+        named = [_result(image_id=image, category_id="Person" if image == "007" else "person")]
         assert detections(named, reference).image.tolist() == expected.image.tolist() == [0]
         assert named[0]["image_id"] == image, "what was given is not changed"
     with pytest.raises(ValueError, match=r"got 'x' and 0.5: .*no single image of the annotations is called so"):
@@ -129,7 +129,12 @@ def test_results_by_name_are_those_by_number() -> None:
         ({"image_id": 2**70}, r"results entry 1: .*1180591620717411303424 \(does not fit into 64 bits"),
         ({"bbox": None}, "results entry 1: no bbox, though the first entry has one"),
         ({"bbox": [1, 2, 3]}, r"results entry 1: bbox \[1, 2, 3\] is not four finite numbers"),
+        ({"bbox": [1, 2, -3, 4]}, r"results entry 1: bbox \[1, 2, -3, 4\] has a negative width or height"),
         ({"keypoints": [10**400] * 51}, "results entry 1: NaN or infinity"),
+        (
+            {"keypoints": [1.5] * 4 + [None] * 2 + [1.5] * 45},
+            "no number at all: None as y of left_eye; a joint that was",
+        ),
     ],
 )
 def test_bad_results_are_named(change: dict[str, Any], says: str) -> None:

@@ -91,6 +91,20 @@ def test_tiny_crowdpose_is_recognised(tmp_path: Path) -> None:
     assert [figures[f"ap{c}"] for c in ("", "_crowd_easy", "_crowd_medium", "_crowd_hard")] == [1.0, -1.0, 1.0, -1.0]
 
 
+def test_crowd_indices_of_some_images_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ground_truth, results = random_case(0, skeleton=CROWDPOSE_14)
+    for image in ground_truth["images"][1:]:
+        image["crowdIndex"] = 0.5
+    tree: dict[str, Any] = {
+        "predictions": _write(tmp_path / "r.json", results),
+        "annotations": _write(tmp_path / "a.json", ground_truth),
+        "scoring": ScoringConfig(bootstrap=0, errors=False),
+    }
+    assert "ap_crowd_hard" not in score(ScoreConfig(**tree)).figures
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"a.json: 1 of {len(ground_truth['images'])} images have no crowdIndex: scored as COCO, by areas" in said
+
+
 def test_tables_json_and_files(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ground_truth, results = random_case(0)
     out = tmp_path / "out"
@@ -276,6 +290,59 @@ def test_results_that_repeat_others_or_resemble_nobody_are_remarked(
     said = capsys.readouterr().err
     assert "far.json: no result resembles a person of its image: joints in another order" in said
     assert "repeat" not in said
+
+
+def test_what_is_not_covered_is_told_of_every_file(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ground_truth, results = random_case(0)
+    first = min(entry["image_id"] for entry in results)
+    part = _write(tmp_path / "part.json", [entry for entry in results if entry["image_id"] == first])
+    boxes = [
+        {"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.5}
+        for a in ground_truth["annotations"]
+        if a["image_id"] == first
+    ]
+    found = _write(tmp_path / "boxes.json", boxes)
+    tree: dict[str, Any] = {"annotations": files[1], "scoring": ScoringConfig(bootstrap=0, errors=False)}
+    score(ScoreConfig(predictions=files[0], against=part, detections=found, **tree))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"against={part}: " in said
+    assert f"{found}: " in said
+    assert said.count("images with persons have no result, and their persons count as not found") == 2
+    others = sorted({image["id"] for image in ground_truth["images"]} - {first})
+    listed = _write(tmp_path / "others.json", others)
+    with pytest.raises(
+        ValueError, match=rf"part\.json: none of its \d+ results lies on the {len(others)} images to sc"
+    ):
+        score(ScoreConfig(predictions=part, images=str(listed), **tree))
+    nowhere = _write(tmp_path / "nowhere.json", [{**entry, "image_id": 10**6} for entry in results])
+    with pytest.raises(ValueError, match=r"images = predicted: no result lies on .*the first is on image 1000000"):
+        score(ScoreConfig(predictions=nowhere, images="predicted", **tree))
+
+
+def test_boxes_that_find_nobody_or_count_for_nothing_are_remarked(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ground_truth, results = random_case(0)
+    people = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
+    corners = [
+        {"image_id": a["image_id"], "category_id": 1, "score": 0.5,
+         "bbox": [x + 500, y + 500, x + w + 500, y + h + 500]}
+        for a in people for x, y, w, h in [a["bbox"]]
+    ]  # fmt: skip
+    for annotation in people:
+        annotation["bbox"] = [annotation["bbox"][0] + 500, annotation["bbox"][1] + 500, *annotation["bbox"][2:]]
+    moved = _write(tmp_path / "moved.json", ground_truth)
+    tree: dict[str, Any] = {"scoring": ScoringConfig(bootstrap=0, errors=False)}
+    done = score(ScoreConfig(predictions=_write(tmp_path / "c.json", corners), annotations=moved, **tree))
+    assert done.figures["box_ap"] == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the boxes: 100 % of boxes lie on an annotated person if read as x1, y1, x2, y2, 0 % as x, y," in said
+    some = [results[0], *({**entry, "bbox": [1, 1, 9, 9]} for entry in results[1:])]
+    score(ScoreConfig(predictions=_write(tmp_path / "some.json", some), annotations=files[1], **tree))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{len(some) - 1} of {len(some)} results have a bbox, but the first has none" in said
 
 
 def test_nothing_is_measured_on_annotations_of_another_category(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from efafnet.pipelines.crops.geometry import BoxRule
 from efafnet.pipelines.crops.images import ImageFolder
 from efafnet.pipelines.crops.manifest import SourceRecord, parse_manifest, read_document
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX, SOURCE_STRIDE, Annotation, Annotations, ImageEntry
-from efafnet.pipelines.formats.categories import PERSON_CATEGORY, Chosen, sentence_of
+from efafnet.pipelines.formats.categories import PERSON_CATEGORY, CategoryNames, Chosen, sentence_of
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.detections import parse_detections
 from efafnet.pipelines.formats.files import read_json
@@ -46,7 +46,7 @@ class SourceConfig(Settings):
     skeleton: str = "auto"
     """auto reads the joints from the file; coco17, mpii16, crowdpose14, a YAML file with a skeleton's fields, or a crop
     store that has them."""
-    categories: tuple[str, ...] = ()
+    categories: CategoryNames = ()
     """Names or numbers of the file's categories that are persons; by default the only one that lists joints."""
     joint_map: JointMap | None = None
     """Which joint of this source is which of the store's (store_joints=): a mapping, a YAML file of lines STORE_JOINT:
@@ -61,7 +61,7 @@ class SourceConfig(Settings):
     as its orientation tag says."""
     least_box_px: float = Field(default=0.0, ge=0.0)
     """Annotated boxes are widened to this many pixels about their middle: tools that draw a box around the joints give
-    none at all to a person on one line."""
+    none at all to a person on one line. A detector's boxes are left as they are."""
     data_set: str | None = None
     """Name of this source in the store; the annotation file's name without its ending by default."""
 
@@ -148,6 +148,8 @@ def load_source(
         ]
         candidates = len(content.annotations) + sum(r.persons for r in content.rejects)
     else:
+        if config.least_box_px:
+            remarks.append(f"least_box_px={config.least_box_px:g} widens annotated boxes alone, no detector's")
         chosen = _from_detections(config.detections.expanduser(), content, number * SOURCE_STRIDE, remarks)
         candidates = len(chosen)
     by_image: dict[int, list[WantedPerson]] = {image.image_id: [] for image in content.images}

@@ -1,6 +1,6 @@
 """What a detector's boxes look like beside the persons that are annotated on the same images.
 
-Legend: D boxes, P pairs of a box and an annotated person of one image.
+Legend: D boxes, G annotated persons, P pairs of both on one image.
 """
 
 from __future__ import annotations
@@ -34,32 +34,34 @@ def beside_annotations(found: Detections, annotations: Sequence[Annotation], off
         remarks.append(
             f"{empty} of {len(images)} images with persons have no detection: their persons count as not found"
         )
-    as_sizes, as_corners = _on_persons(found, people, offset)
-    if as_corners.sum() >= max(_FEW, 2 * as_sizes.sum()):
-        remarks.append(
-            f"{100 * as_corners.mean():.0f} % of boxes lie on an annotated person if read as x1, y1, x2, y2, "
-            f"{100 * as_sizes.mean():.0f} % as x, y, width, height: corners instead of width and height?"
-        )
-    return remarks
-
-
-def _on_persons(
-    found: Detections, people: Sequence[Annotation], offset: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which of the first boxes lie on a person, read as x, y, width, height, and as x1, y1, x2, y2."""
     by_image: dict[int, list[int]] = {}
     for n, annotation in enumerate(people):
         by_image.setdefault(annotation.image_id - offset, []).append(n)
     boxes = found.box_xywh_px[:_LOOKED_AT]
     pairs = [(d, n) for d, image in enumerate(found.image_id[:_LOOKED_AT].tolist()) for n in by_image.get(image, ())]
-    if not pairs:
-        return np.zeros(len(boxes), bool), np.zeros(len(boxes), bool)
-    box, person = np.array(pairs, np.int64).T
-    true = np.array([a.box_xywh for a in people], np.float64)[person]
-    corners = np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0)], axis=1)
-    on = []
-    for reading in (boxes, corners):
-        best = np.zeros(len(boxes))
-        np.maximum.at(best, box, box_iou(reading[box], true))
-        on.append(best >= _SAME_FROM_IOU)
-    return on[0], on[1]
+    true = np.array([a.box_xywh for a in people], np.float64).reshape(-1, 4)
+    return remarks + corner_boxes(boxes, true, np.array(pairs, np.int64).reshape(-1, 2))
+
+
+def corner_boxes(
+    boxes_px: NDArray[np.float64], true_xywh_px: NDArray[np.float64], pairs: NDArray[np.int64]
+) -> list[str]:
+    """A remark where boxes (D, 4) lie on true ones (G, 4) only if they are read as corners.
+
+    ``pairs`` int64 (P, 2) are the indices of a box and a true one that share an image.
+    """
+    box, person = pairs.T
+    corners = np.concatenate([boxes_px[:, :2], np.maximum(boxes_px[:, 2:] - boxes_px[:, :2], 0.0)], axis=1)
+    shares, counts = [], []
+    for reading in (boxes_px, corners):
+        best = np.zeros(len(boxes_px))
+        np.maximum.at(best, box, box_iou(reading[box], true_xywh_px[person]))
+        on = best >= _SAME_FROM_IOU
+        shares.append(100 * on.mean() if len(on) else 0.0)
+        counts.append(int(on.sum()))
+    if counts[1] < max(_FEW, 2 * counts[0]):
+        return []
+    return [
+        f"{shares[1]:.0f} % of boxes lie on an annotated person if read as x1, y1, x2, y2, {shares[0]:.0f} % as x, y, "
+        "width, height: corners instead of width and height?"
+    ]

@@ -23,15 +23,23 @@ import numpy.typing as npt
 from pyarrow import fs
 
 from efafnet.pipelines.crops.decode import DECODE_FLAGS
-from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size
-from efafnet.pipelines.formats.names import name_parts, original_stems, spellings, tails
-from efafnet.pipelines.formats.pixels import INVERSE, eight_bits, is_tiff, orientation_of, tiff_value, turned
+from efafnet.pipelines.formats.headers import MAX_PIXELS, declared_size, known_kind
+from efafnet.pipelines.formats.names import folded, name_parts, original_stems, spellings, tails
+from efafnet.pipelines.formats.pixels import (
+    INVERSE,
+    PNG_MAGIC,
+    eight_bits,
+    is_tiff,
+    orientation_of,
+    tiff_value,
+    turned,
+)
+from efafnet.platform import console
 from efafnet.platform.credentials import full
 from efafnet.platform.mirror import is_address
 
 UInt8 = npt.NDArray[np.uint8]
 
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 # TIFF 6.0, section 8 and 19.
 _SAMPLES, _SAMPLE_FORMAT, _FLOAT = 277, 339, 3
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
@@ -112,7 +120,8 @@ class ImageFolder:
 
     def spelled(self, names: list[str]) -> dict[str, str]:
         """Names under which missing ones are there: with slashes for backslashes, in another Unicode form, without the
-        host or the folders of another machine, in other letter cases. The longest part of a name that is found counts.
+        host or the folders of another machine, in other letter cases, with other blanks. The longest part of a name
+        that is found counts.
         """
         if self.is_remote:
             return self._remote_spellings(names)
@@ -157,7 +166,7 @@ class ImageFolder:
         for part in parts:
             if place not in listings:
                 listings[place] = _by_spelling(_entries(Path(self.location) / place))
-            there = listings[place].get(part) or listings[place].get(part.casefold())
+            there = listings[place].get(part) or listings[place].get(folded(part))
             if there is None:
                 return None
             place = f"{place}/{there}".lstrip("/")
@@ -252,11 +261,22 @@ def check_declared(data: bytes, wanted: tuple[int, int] | None = None) -> None:
         raise ImageProblemError("image_too_large", f"declares {size[0]}x{size[1]} pixels, more than {MAX_PIXELS}")
 
 
+def tell_orientation(tagged: int, total: int, *, upright: bool) -> None:
+    """Say of how many images the file says how to turn them, and what was made of it; nothing where none does."""
+    if tagged and upright:
+        console.note(f"{tagged} of {total} images were turned upright as their orientation tags say")
+    elif tagged:
+        console.warn(
+            f"{tagged} of {total} images carry an orientation tag and are taken as stored; where they were annotated "
+            "as viewers show them, boxes and joints lie elsewhere: orientation=upright"
+        )
+
+
 def _by_spelling(entries: list[str]) -> dict[str, str]:
-    """Names by their composed Unicode form, and by that form in small letters where no other name shares it."""
+    """Names by their composed Unicode form, and by what makes them look alike where no other name shares it."""
     found = {normalize("NFC", entry): entry for entry in entries}
-    folded = Counter(name.casefold() for name in found)
-    return {name.casefold(): entry for name, entry in found.items() if folded[name.casefold()] == 1} | found
+    alike = Counter(map(folded, found))
+    return {folded(name): entry for name, entry in found.items() if alike[folded(name)] == 1} | found
 
 
 def _entries(folder: Path) -> list[str]:
@@ -280,7 +300,7 @@ def decode_image(data: bytes, *, upright: bool = False) -> UInt8:
     check_declared(data)
     image = _decoded(data)
     if image is None:
-        raise ImageProblemError("image_unreadable", f"cannot be decoded (begins with {data[:8]!r})")
+        raise ImageProblemError("image_unreadable", f"cannot be decoded ({known_kind(data)})")
     pixels, orientation = eight_bits(image), orientation_of(data)
     if is_tiff(data):
         # OpenCV turns these whatever its flags say.
@@ -311,7 +331,7 @@ def _damage(data: bytes) -> tuple[str, str] | None:
         return "image_unreadable", "the file is empty"
     if data.startswith(b"\xff\xd8"):
         return _jpeg_damage(data)
-    if data.startswith(_PNG_MAGIC):
+    if data.startswith(PNG_MAGIC):
         return _png_damage(data)
     return None
 
@@ -352,7 +372,7 @@ def _end_of_scan(data: bytes, position: int) -> int:
 
 def _png_damage(data: bytes) -> tuple[str, str] | None:
     """Walk a PNG's chunks and their check sums to IEND."""
-    position = len(_PNG_MAGIC)
+    position = len(PNG_MAGIC)
     while position + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[position : position + 8])
         end = position + 12 + length

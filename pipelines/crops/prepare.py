@@ -21,6 +21,7 @@ from efafnet.pipelines.crops.annotation_sources import Source, SourceConfig, loa
 from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.finish import finish_store
 from efafnet.pipelines.crops.geometry import BoxRule
+from efafnet.pipelines.crops.images import tell_orientation
 from efafnet.pipelines.crops.manifest import FORMAT_VERSION, Encoding
 from efafnet.pipelines.crops.plan import ShardPlan, plan_shards
 from efafnet.pipelines.crops.protocols import PROTOCOLS, ProtocolName, envelope_settings
@@ -263,14 +264,7 @@ def _tell_noticed(sources: Sequence[Source], results: Sequence[ShardResult]) -> 
     for result in results:
         noticed.update(result.noticed)
     total = sum(result.images for result in results)
-    if rotated := noticed["rotated"]:
-        if all(source.upright for source in sources):
-            console.note(f"{rotated} of {total} images were turned upright as their orientation tags say")
-        else:
-            console.warn(
-                f"{rotated} of {total} images carry an orientation tag and are taken as stored; where they were "
-                "annotated as viewers show them, boxes and joints lie elsewhere: orientation=upright"
-            )
+    tell_orientation(noticed["rotated"], total, upright=all(source.upright for source in sources))
     if animated := noticed["animated"]:
         console.warn(f"{animated} of {total} images hold several pictures (animations, pages): the first is used")
 

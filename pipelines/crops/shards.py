@@ -222,6 +222,9 @@ class _ShardBuilder:
         outside = x + box_width <= 0 or y + box_height <= 0 or x > width - 1 or y > height - 1
         if outside or box[2:].min() < 0 or box[2:].max() <= 0:
             detail = f"box {person['box_xywh']} has no part in the image of {width}x{height} pixels"
+            if not outside:
+                rule = entry["box_rule"]
+                detail = f"box {person['box_xywh']} has no pixel left by box_rule={rule}; box_rule=unclipped keeps it"
             self._reject(entry, "box_outside_image", detail, person["person_id"], 1)
             return None
         keypoints = np.array(person["keypoints"], dtype=np.float64).reshape(-1, 3)

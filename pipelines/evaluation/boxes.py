@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from efafnet.pipelines.crops.detection_checks import corner_boxes
 from efafnet.pipelines.crops.geometry import box_iou
 from efafnet.pipelines.evaluation.columns import Detections, Truth, index_of_images
 from efafnet.pipelines.evaluation.matching import OKS_THRESHOLDS, Pairs, counting, match_pairs, pairs_of
@@ -59,5 +60,9 @@ def box_figures(boxes: Sequence[dict[str, Any]], truth: Truth) -> dict[str, floa
         thresholds=OKS_THRESHOLDS,
     )
     figures = summary(curves(table))
+    if figures["ap"] == 0:
+        odd = corner_boxes(xywh[counted], truth.box_xywh_px, np.stack([pair_d, pair_g], axis=1))
+        other = "pixels of images of another size, or corners in the place of width and height?"
+        console.warn(f"the boxes: {odd[0] if odd else f'none lies on a person of its image: {other}'}")
     names = ("ap", "ap_50", "ap_75", "ap_medium", "ap_large", "ar")
     return {f"box_{name}": figures[name] for name in names}

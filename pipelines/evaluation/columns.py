@@ -124,7 +124,7 @@ def truth_of(content: Annotations) -> Truth:
         category_id=min(content.category_ids),
         crowd_index=np.array([crowding[int(i)] for i in image_ids], np.float64),
         category_ids=tuple(sorted(content.category_ids)),
-        names=Names(ImageTable.of(content.images), {name: i for i, name in reversed(content.category_names.items())}),
+        names=Names(ImageTable.of(content.images), content.category_names),
     )
 
 

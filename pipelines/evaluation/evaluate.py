@@ -17,6 +17,7 @@ from efafnet.pipelines.evaluation.config import (
     TestConfig,
 )
 from efafnet.pipelines.evaluation.gallery import write_galleries
+from efafnet.pipelines.evaluation.part import tell_coverage
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import Reference, read_reference
 from efafnet.pipelines.evaluation.scoring import Scored, score_results, show, write_picture
@@ -163,7 +164,10 @@ def _score(
     config: EvaluateConfig,
     store: CropStore,
 ) -> Scored:
+    tell_coverage(results, reference.truth, store.path)
     scored = score_results(results, reference, config.scoring)
+    if scored.figures.get("ap") == 0:
+        console.warn("no prediction resembles a person of its image: an untrained network, or other joints or boxes?")
     if not store.has_annotated_boxes and not reference.by_person:
         scored.figures.update(box_figures(_boxes(predictions), reference.truth))
     return scored

@@ -27,7 +27,15 @@ def chosen_images(wanted: str, results: Sequence[Mapping[str, Any]], truth: Trut
     if wanted == ALL:
         return truth.image_ids
     if wanted == PREDICTED:
-        return np.intersect1d(truth.image_ids, images_of(results))
+        found = images_of(results)
+        chosen = np.intersect1d(truth.image_ids, found)
+        if not len(chosen):
+            first = f"the first is on image {found[0]}, " if len(found) else ""
+            raise ValueError(
+                f"images = {PREDICTED}: no result lies on one of the {len(truth.image_ids)} images of the annotations "
+                f"({first}theirs begin with {truth.image_ids[0]}); give those that belong together"
+            )
+        return chosen
     path = Path(wanted).expanduser()
     listed = _listed(path, truth)
     chosen = np.intersect1d(truth.image_ids, listed)
@@ -70,22 +78,27 @@ def part_of(truth: Truth, image_ids: NDArray[np.int64]) -> Truth:
 def within(
     results: Sequence[dict[str, Any]], chosen: NDArray[np.int64], truth: Truth, what: str
 ) -> list[dict[str, Any]]:
-    """Those of ``results`` that are not on annotated images outside the chosen ones; how many are left out is told."""
+    """Those of ``results`` that are not on annotated images outside the chosen ones; how many are left out is told.
+
+    Raises ValueError where that leaves none.
+    """
     outside = set(np.setdiff1d(truth.image_ids, chosen).tolist())
     kept = [entry for entry in results if integer(entry.get("image_id")) not in outside]
+    if results and not kept:
+        raise ValueError(f"{what}: none of its {len(results)} results lies on the {len(chosen)} images to score")
     if len(kept) < len(results):
         console.note(f"{what}: {len(results) - len(kept)} of {len(results)} results lie on images that are not scored")
     return kept
 
 
-def tell_coverage(results: Sequence[Mapping[str, Any]], truth: Truth) -> None:
-    """Say how many images with persons have no result: each of their persons counts as not found."""
+def tell_coverage(results: Sequence[Mapping[str, Any]], truth: Truth, of: object, remedy: str = "") -> None:
+    """Say of which share of the images with persons ``of`` has no result: each of their persons counts as not found."""
     populated = np.unique(truth.image_ids[truth.image[~truth.ignored]])
     without = int((~np.isin(populated, images_of(results))).sum())
     if without:
         console.note(
-            f"{without} of {len(populated)} images with persons have no result, and their persons count as not found; "
-            f"images={PREDICTED} scores the others alone, images=FILE those it lists"
+            f"{of}: {without} of {len(populated)} images with persons have no result, and their persons count as not "
+            f"found{remedy}"
         )
 
 

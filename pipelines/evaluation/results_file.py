@@ -129,8 +129,15 @@ def _format_of(reference: Truth, heads: Mapping[int, float], path: Path, wanted:
         if not heads:
             console.warn(f"{path} holds no head sizes, so no PCKh; OKS AP by assumed sigmas instead")
         return "mpii" if heads else "coco"
-    crowded = reference.skeleton.name == "crowdpose14" and not np.isnan(reference.crowd_index).any()
-    return "crowdpose" if crowded else "coco"
+    if reference.skeleton.name != "crowdpose14":
+        return "coco"
+    without = int(np.isnan(reference.crowd_index).sum())
+    if without:
+        console.warn(
+            f"{path}: {without} of {len(reference.crowd_index)} images have no crowdIndex: scored as COCO, by areas as "
+            "annotated and without easy, medium and hard; format=crowdpose needs one for each image"
+        )
+    return "coco" if without else "crowdpose"
 
 
 def _mpii_mat(path: Path) -> Reference:

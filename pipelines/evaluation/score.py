@@ -14,9 +14,10 @@ from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.boxes import box_figures
 from efafnet.pipelines.evaluation.columns import Truth
 from efafnet.pipelines.evaluation.config import ScoringConfig
-from efafnet.pipelines.evaluation.part import chosen_images, part_of, tell_coverage, within
+from efafnet.pipelines.evaluation.part import PREDICTED, chosen_images, part_of, tell_coverage, within
 from efafnet.pipelines.evaluation.results_file import DataFormat, Reference, read_reference, read_results
 from efafnet.pipelines.evaluation.scoring import Scored, score_results, show, write_picture
+from efafnet.pipelines.formats.categories import CategoryNames
 from efafnet.pipelines.formats.plausibility import equal_scores, odd_results, repeated_results
 from efafnet.platform import console
 from efafnet.platform.storage import atomic_directory, check_output, write_json
@@ -37,7 +38,7 @@ class ScoreConfig(Settings):
     skeleton: str = "auto"
     """auto reads the joints and their sigmas from the annotations; a known name (coco17, mpii16, crowdpose14), a YAML
     file with a skeleton's fields, or a crop store that has them."""
-    categories: tuple[str, ...] = ()
+    categories: CategoryNames = ()
     """Names or numbers of the annotations' categories that are persons; by default the only one that lists joints."""
     result_boxes: Literal["use", "ignore"] = "use"
     """Whether a person's area is taken from the results' `bbox`, as COCO's tools do where the first result has one, or
@@ -84,12 +85,14 @@ def score(config: ScoreConfig) -> Scored:
         results = within(results, chosen, whole, str(config.predictions))
         _tell_part(config, reference.truth, whole)
     _tell_ignored(reference)
-    tell_coverage(results, reference.truth)
-    shown = [result.get("keypoints") for result in results[:_SAMPLE]]
-    joints = odd_results(shown, reference.truth.skeleton.num_joints)
+    remedy = f"; images={PREDICTED} scores the others alone, images=FILE those it lists"
+    tell_coverage(results, reference.truth, config.predictions, remedy)
+    joints = odd_results(results[:_SAMPLE], reference.truth.skeleton.num_joints)
     for remark in (*joints, *repeated_results(results), *equal_scores(results)):
         console.warn(f"{config.predictions.name}: {remark}")
     others = _others(config, chosen, whole)
+    if others is not None:
+        tell_coverage(others, reference.truth, f"against={config.against}")
     try:
         scored = _scored(results, others, reference, config)
     except ValueError as error:
@@ -102,6 +105,7 @@ def score(config: ScoreConfig) -> Scored:
     if config.detections is None:
         return scored
     boxes = within(_read_results(config.detections, whole), chosen, whole, str(config.detections))
+    tell_coverage(boxes, reference.truth, config.detections)
     try:
         scored.figures.update(box_figures(boxes, reference.truth))
     except ValueError as error:
@@ -164,6 +168,10 @@ def _scored(
         console.warn(
             "the results have a bbox field: COCO's tools then take each person's area from it, which moves AP by size; "
             "result_boxes=ignore takes it from the joints"
+        )
+    elif not boxed and (some := sum(bool(result.get("bbox")) for result in results)):
+        console.warn(
+            f"{some} of {len(results)} results have a bbox, but the first has none: as by COCO's tools, none is used"
         )
     return score_results(
         results,

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from efafnet.models.skeleton import SKELETONS, Skeleton, pairs_by_name, spelled_alike
-from efafnet.pipelines.formats.values import integer, number, shown
+from efafnet.pipelines.formats.values import integer, no_integer, number, shown
 from efafnet.platform.configuration_errors import rule_of
 
 PERSON_CATEGORY = 1
 """COCO's number of the person category, taken where a file names none."""
+
+CategoryNames = Annotated[
+    tuple[Annotated[str, Field(coerce_numbers_to_str=True)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | int) else value),
+]
+"""Categories as settings name them: names or numbers, one alone also without brackets."""
 
 # Sigma of a joint that nobody has measured: near the mean of COCO's (.062).
 _DEFAULT_SIGMA = 0.05
@@ -94,8 +100,7 @@ def _categories(entries: Any, where: str) -> list[Category]:
             found.append(Category(number, str(entry.get("name") or ""), entry))
         elif entry.get("keypoints"):
             raise ValueError(
-                f"{where}: the category {str(entry.get('name') or place)!r} has the id {shown(entry.get('id'))}; it "
-                "must be an integer"
+                f"{where}: the category {str(entry.get('name') or place)!r} has the id {no_integer(entry.get('id'))}"
             )
     return found
 
@@ -178,10 +183,12 @@ def custom_skeleton(category: dict[str, Any], where: str) -> tuple[Skeleton, lis
     if pairs is None:
         pairs = pairs_by_name(fields.joints)
         shown_pairs = ", ".join(f"{fields.joints[a]}/{fields.joints[b]}" for a, b in pairs) or "none"
-        remarks.append(f"{where}: flip pairs taken from the joints' names: {shown_pairs}")
+        nothing = "" if pairs else "; where joints have sides, mirroring exchanges none: give flip_pairs then"
+        remarks.append(f"{where}: flip pairs taken from the joints' names: {shown_pairs}{nothing}")
     limbs = fields.pairs("skeleton", first=fields.first_limb())
     if fields.first_limb() == 0:
         remarks.append(f"{where}: the limbs of its skeleton count joints from 0, and are taken so")
+    upper_body = fields.upper_body()
     try:
         skeleton = Skeleton(
             name=str(category.get("name") or "custom"),
@@ -189,7 +196,7 @@ def custom_skeleton(category: dict[str, Any], where: str) -> tuple[Skeleton, lis
             flip_pairs=pairs,
             limbs=limbs or (),
             sigmas=sigmas,
-            upper_body=fields.upper_body(),
+            upper_body=upper_body,
         )
     except ValueError as error:
         raise ValueError(f"{where}: {sentence_of(error)}") from error

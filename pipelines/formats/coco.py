@@ -190,7 +190,8 @@ class _Reader:
         self, entry: dict[str, Any], annotation_id: int | None, box: list[float] | None, keypoints: list[float] | None
     ) -> Annotation | Reject:
         if annotation_id is None:
-            return Reject("annotation_invalid", f"annotation id {no_integer(entry['id'])}")
+            detail = f"annotation id {no_integer(entry['id'])}; without an id it is numbered"
+            return Reject("annotation_invalid", detail)
         image = self.images.find(entry.get("image_id"))
         name = f"annotation {annotation_id}"
         if image is None:

@@ -51,11 +51,17 @@ class Detections:
 
 
 def parse_detections(
-    content: Any, where: str, chosen: Chosen, images: ImageTable | None = None, scores: Scores = "optional"
+    content: Any,
+    where: str,
+    chosen: Chosen,
+    images: ImageTable | None = None,
+    scores: Scores = "optional",
+    remedy: str = "persons must have the category that they have in the annotations",
 ) -> Detections:
     """Boxes of the ``chosen`` categories; on ``images`` where they are given, else on any.
 
-    A box without a score is certain, unless ``scores`` are needed. Raises ValueError where ``content`` is no list of
+    A box without a score is certain, unless ``scores`` are needed; ``remedy`` is what to do where all have another
+    category. Raises ValueError where ``content`` is no list of
     detections at all, and where every one of them has another category; single bad entries become rejects.
     """
     if not isinstance(content, list):
@@ -63,7 +69,7 @@ def parse_detections(
             f"{where} is not a detections file: it needs a list of objects with image_id, bbox, score"
             f"{looks_like(content)}"
         )
-    reader = _Reader(where, chosen, images, scores)
+    reader = _Reader(where, chosen, images, scores, remedy)
     kept = reader.of_chosen(content)
     boxes, plain = number_rows([content[n].get("bbox") for n in kept], 4)
     found: list[tuple[int, int, Sequence[float], float]] = []
@@ -86,11 +92,12 @@ def parse_detections(
 
 
 class _Reader:
-    def __init__(self, where: str, chosen: Chosen, images: ImageTable | None, scores: Scores) -> None:
+    def __init__(self, where: str, chosen: Chosen, images: ImageTable | None, scores: Scores, remedy: str) -> None:
         self.where = where
         self.chosen = chosen
         self.images = images
         self.scores = scores
+        self.remedy = remedy
         self.unscored = 0
         self.rejects: list[Reject] = []
         self.remarks: list[str] = []
@@ -123,8 +130,7 @@ class _Reader:
         )
         if not any_kept and sum(others.values()) == total:
             raise ValueError(
-                f"{self.where}: no detection of category {self.chosen} among {total} ({which}); persons must have the "
-                "category that they have in the annotations"
+                f"{self.where}: no detection of category {self.chosen} among {total} ({which}); {self.remedy}"
             )
         self.remarks.append(
             f"{self.where}: {sum(others.values())} of {total} detections have another category ({which}) than "

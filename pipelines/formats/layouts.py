@@ -14,6 +14,7 @@ _OF_OBJECTS: Mapping[str, frozenset[str]] = {
     "mmpose's predictions of one file": frozenset({"instance_info"}),
     "Datumaro's annotations": frozenset({"items", "categories"}),
     "Labelbox's export": frozenset({"data_row", "projects"}),
+    "detect's description of the detections beside it": frozenset({"detections", "detector"}),
 }
 _OF_ENTRIES: Mapping[str, frozenset[str]] = {
     "Label Studio's tasks": frozenset({"data", "annotations"}),

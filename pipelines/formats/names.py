@@ -27,6 +27,12 @@ def spellings(part: str) -> list[str]:
     return list(dict.fromkeys(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
 
 
+def folded(part: str) -> str:
+    """A name by which those are alike that look alike: of one case, with plain blanks, without signs of no width."""
+    plain = unicodedata.normalize("NFKC", part)
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf").casefold()
+
+
 def original_stems(stem: str) -> list[str]:
     """A file's name in small letters without its ending, then without what tools of annotation are known to add."""
     found = (added.fullmatch(stem) for added in _ADDED)

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+"""How a PNG begins (ISO 15948, section 5.2)."""
 _ORIENTATION = 0x0112
 INVERSE = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 """The orientation that turns back what each one turned."""
@@ -49,7 +50,7 @@ def is_animated(data: bytes) -> bool:
     """Whether a GIF, PNG, WebP or TIFF holds more pictures than its first."""
     if data.startswith((b"GIF87a", b"GIF89a")):
         return sum(1 for _ in _gif_pictures(data)) > 1
-    if data.startswith(_PNG):
+    if data.startswith(PNG_MAGIC):
         return any(kind == b"acTL" and int.from_bytes(body[:4], "big") > 1 for kind, body in _png_chunks(data))
     if _is_webp(data):
         return any(kind == b"ANIM" for kind, _ in _riff_chunks(data))
@@ -86,7 +87,7 @@ def eight_bits(image: NDArray[Any]) -> NDArray[np.uint8]:
 def _exif_blocks(data: bytes) -> Iterator[bytes]:
     if data.startswith(b"\xff\xd8"):
         yield from (body[6:] for body in _jpeg_segments(data, 0xE1) if body.startswith(b"Exif\0\0"))
-    elif data.startswith(_PNG):
+    elif data.startswith(PNG_MAGIC):
         yield from (body for kind, body in _png_chunks(data) if kind == b"eXIf")
     elif _is_webp(data):
         yield from (body.removeprefix(b"Exif\0\0") for kind, body in _riff_chunks(data) if kind == b"EXIF")
@@ -112,7 +113,7 @@ def _jpeg_segments(data: bytes, wanted: int) -> Iterator[bytes]:
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Chunks of a PNG, pixels without their bytes."""
-    position = len(_PNG)
+    position = len(PNG_MAGIC)
     while position + 12 <= len(data):
         length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         yield kind, b"" if kind == b"IDAT" else data[position + 8 : position + 8 + length]

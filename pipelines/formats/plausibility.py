@@ -25,6 +25,8 @@ _PERCENT = 100
 _FEW = 3
 # Numbers of a result's keypoints by which it is known again.
 _TELLING = 6
+# Boxes that say something of the area in them; a segment's edge pixels may reach beyond a box of whole pixels.
+_LEAST_BOX_PX2, _MOST_AREA = 16, 1.1
 # COCO's largest sigma is .107, mmpose's of MPII .179.
 _LARGEST_SIGMA = 0.5
 
@@ -121,7 +123,15 @@ def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
     ]
     if boxes_are_drawn and not unit_boxes.mean() >= _MOST:
         remarks += _odd_boxes(persons, seen, with_joints) or _in_percent(persons) or _whole_images(persons, seen)
-    tiny = with_joints & (persons.area_px2 > 0) & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > 16)
+    tiny = with_joints & (persons.area_px2 > 0) & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > _LEAST_BOX_PX2)
+    box_area = boxes[:, 2] * boxes[:, 3]
+    large = with_joints & (box_area > _LEAST_BOX_PX2) & (persons.area_px2 > _MOST_AREA * box_area)
+    remarks += _remark(
+        large,
+        "of persons have an area larger than their box: OKS is measured by it, and forgives the more; leave area out, "
+        "and 0.53 of the box is taken",
+        among=with_joints,
+    )
     return remarks + _remark(
         tiny,
         "of persons have an area of at most 1 px² in a larger box: no area at all? Leave it out, and 0.53 of the box "
@@ -206,12 +216,20 @@ def _beyond(persons: Persons, seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(((persons.joints_px < low) | (persons.joints_px > high)).any(axis=2) & seen)
 
 
-def odd_results(keypoints: Sequence[Any], num_joints: int) -> list[str]:
-    """Remarks on the joints of results; entries that cannot be read are left to ``parse_results``."""
-    values, sound = number_rows(keypoints, 3 * num_joints)
-    joints = values.reshape(-1, num_joints, 3)[sound, :, :2]
-    inside = np.asarray((np.abs(joints) <= 1).all(axis=(1, 2)))
-    return _remark(inside, "of results have all joints within 0 to 1: shares, not pixels?", from_share=_MOST)
+def odd_results(results: Sequence[Mapping[str, Any]], num_joints: int) -> list[str]:
+    """Remarks on the joints and boxes of results; entries that cannot be read are left to ``parse_results``."""
+    values, sound = number_rows([result.get("keypoints") for result in results], 3 * num_joints)
+    joints = values.reshape(-1, num_joints, 3)[:, :, :2]
+    inside = np.asarray((np.abs(joints[sound]) <= 1).all(axis=(1, 2)))
+    remarks = _remark(inside, "of results have all joints within 0 to 1: shares, not pixels?", from_share=_MOST)
+    boxes, boxed = number_rows([result.get("bbox") for result in results], 4)
+    both = sound & boxed
+    if remarks or not both.any():
+        return remarks
+    boxes, joints = boxes[both], joints[both]
+    every, unknown = np.ones(joints.shape[:2], bool), np.full((len(boxes), 2), np.nan)
+    people = Persons(boxes, boxes[:, 2] * boxes[:, 3], joints, every, unknown)
+    return _odd_boxes(people, every, every[:, 0])
 
 
 def repeated_results(results: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.models.skeleton import Skeleton
+from efafnet.pipelines.formats.categories import named
 from efafnet.pipelines.formats.images import ImageTable
 from efafnet.pipelines.formats.rejects import EXAMPLES
-from efafnet.pipelines.formats.values import integer, no_integer, number, number_rows, shown
+from efafnet.pipelines.formats.values import integer, no_integer, number, number_rows, numbers, shown
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Names:
     """What results may call the images and the categories of annotations."""
 
     images: ImageTable
-    categories: Mapping[str, int]
+    categories: Mapping[int, str]
+    """Names by number."""
 
     def numbered(self, entries: Iterable[Mapping[str, Any]]) -> list[Any]:
         """The entries with ids where they have names, as detections may have them too; what is unknown is left.
@@ -55,7 +57,8 @@ class Names:
             found = self.images.find_from_outside(image)
             changed["image_id"] = image if found is None else found.image_id
         if isinstance(category, str) and integer(category) is None:
-            changed["category_id"] = self.categories.get(category, category)
+            number = named(self.categories, category)
+            changed["category_id"] = category if number is None else number
         return changed
 
 
@@ -80,7 +83,7 @@ def parse_results(
     scores = [_score(row.get("score")) for row in rows]
     keypoints, sound = number_rows([row.get("keypoints") for row in rows], 3 * skeleton.num_joints)
     boxes, sound_boxes = number_rows([row.get("bbox") for row in rows], 4) if boxed else (None, None)
-    odd = ~sound if sound_boxes is None else ~(sound & sound_boxes)
+    odd = ~sound if boxes is None or sound_boxes is None else ~(sound & sound_boxes & (boxes[:, 2:] >= 0).all(axis=1))
     for n in np.flatnonzero(odd).tolist():
         _repair(n, rows[n], keypoints, boxes)
     named = [row.get("category_id") in categories for row in rows]
@@ -143,15 +146,20 @@ def _problem(row: Mapping[str, Any], skeleton: Skeleton, categories: Sequence[in
     if len(keypoints) != needed:
         pairs = ": x and y without score?" if 3 * len(keypoints) == 2 * needed else ""
         return f"{len(keypoints)} keypoint values; the skeleton has {needed} (x, y, score of each joint){pairs}"
-    if any(number(value) is None for value in (*keypoints, score)):
-        bad = next(value for value in (*keypoints, score) if number(value) is None)
-        return f"NaN or infinity among keypoints or score ({score}), or no number at all: {shown(bad)}"
+    bad = next((place for place, value in enumerate((*keypoints, score)) if number(value) is None), None)
+    if bad is not None:
+        what = "score" if bad == needed else f"{('x', 'y', 'score')[bad % 3]} of {skeleton.joints[bad // 3]}"
+        return (
+            f"NaN or infinity among keypoints or score ({score}), or no number at all: "
+            f"{shown([*keypoints, score][bad])} as {what}; a joint that was not found has numbers too, and a low score"
+        )
     return _box_problem(row.get("bbox")) if boxed else ""
 
 
 def _box_problem(box: Any) -> str:
     if box is None:
         return "no bbox, though the first entry has one; give all entries one or none, or result_boxes=ignore"
-    if isinstance(box, list) and len(box) == 4 and all(number(value) is not None for value in box):
-        return ""
-    return f"bbox {shown(box)} is not four finite numbers"
+    values = numbers(box, 4)
+    if values is None:
+        return f"bbox {shown(box)} is not four finite numbers"
+    return f"bbox {shown(box)} has a negative width or height" if min(values[2:]) < 0 else ""

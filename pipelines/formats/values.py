@@ -41,7 +41,8 @@ def integer(value: Any) -> int | None:
 
 def no_integer(value: Any) -> str:
     """``value`` and why it is no integer, for messages."""
-    if type(value) is int or (isinstance(value, str) and _INTEGER.fullmatch(value)):
+    whole = isinstance(value, float) and value.is_integer()
+    if whole or type(value) is int or (isinstance(value, str) and _INTEGER.fullmatch(value)):
         return f"{shown(value)} (does not fit into 64 bits; renumber)"
     return f"{shown(value)} ({_kind(value)}; it must be an integer)"
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from efafnet.models.settings import Settings
 from efafnet.pipelines.evaluation.config import ActorsConfig, TestOverrides, Weights
+from efafnet.pipelines.formats.categories import CategoryNames
 from efafnet.platform.mirror import Location
 
 
@@ -69,7 +70,7 @@ class PredictConfig(Settings):
     called by their ids, as COCO's are, or for a single video, whose ids are its frames' numbers from 0."""
     min_box_score: float = Field(default=0.0, ge=0, le=1)
     """Score below which a box of a detections file is left out."""
-    categories: tuple[str, ...] = ()
+    categories: CategoryNames = ()
     """Names or numbers of the categories of `boxes` that are persons; by default the one called person, or the only one
     with joints, or 1 for detections."""
     box_rule: Literal["auto", "sbn", "mmpose", "unclipped"] = "auto"
@@ -135,7 +136,7 @@ class DetectConfig(Settings):
     images: Location | None = None
     """Folder that the annotations' file names are relative to: local, or s3://…, gs://…; that of the store by
     default."""
-    categories: tuple[str, ...] = ()
+    categories: CategoryNames = ()
     """Names or numbers of the annotations' categories that are persons; by default the only one that lists joints."""
     orientation: Literal["stored", "upright"] = "stored"
     """Whether the annotations refer to the pixels as stored or to the image as viewers show it; a store knows."""

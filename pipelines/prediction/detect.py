@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image
+from efafnet.pipelines.crops.images import ImageFolder, ImageProblemError, decode_image, tell_orientation
 from efafnet.pipelines.crops.store import IMAGES, CropStore
 from efafnet.pipelines.evaluation.boxes import box_figures
 from efafnet.pipelines.evaluation.columns import Truth, truth, truth_of
 from efafnet.pipelines.formats.coco import parse_coco
 from efafnet.pipelines.formats.files import read_json
-from efafnet.pipelines.formats.pixels import rgb_of
+from efafnet.pipelines.formats.pixels import orientation_of, rgb_of
+from efafnet.pipelines.formats.plausibility import odd_boxes
+from efafnet.pipelines.formats.values import shown
 from efafnet.pipelines.prediction.config import DetectConfig
 from efafnet.pipelines.prediction.detector import PersonDetector, in_batches
 from efafnet.pipelines.prediction.person_boxes import Boxes
@@ -106,12 +108,38 @@ def _from_annotations(config: DetectConfig) -> ImageSet:
         known = truth_of(content)
     except ValueError as error:
         raise ValueError(f"{config.source}: {error}") from error
+    for remark in _odd_truth(known, {image.image_id: (image.width, image.height) for image in content.images}):
+        console.warn(f"{config.source.name}: {remark}")
     names = {image.image_id: image.file_name for image in content.images}
     folder = _folder(str(config.images))
-    wanted = list(names.values())
-    spelled = folder.respelled(dict(zip(wanted, folder.sizes(wanted), strict=True)))
-    found = {image_id: spelled.get(name, name) for image_id, name in names.items()}
+    found = _located(folder, names, skip_missing=config.skip_unreadable)
     return ImageSet(folder, found, config.orientation == "upright", known, min(content.category_ids))
+
+
+def _odd_truth(known: Truth, sizes: dict[int, tuple[int | None, int | None]]) -> list[str]:
+    """Remarks on the boxes of the persons who are known to be in the images."""
+    people = ~known.crowd
+    boxes, image_id = known.box_xywh_px[people], known.image_ids[known.image[people]]
+    flat = int((boxes[:, 2:] <= 0).any(axis=1).sum())
+    lost = [f"{flat} of {len(boxes)} persons have boxes without width or height: no box can find them"] if flat else []
+    return lost + odd_boxes(boxes, image_id, sizes)
+
+
+def _located(folder: ImageFolder, names: dict[int, str], *, skip_missing: bool) -> dict[int, str]:
+    """Names that the images have in the folder, by their ids; ValueError where some are missing and may not be."""
+    wanted = list(names.values())
+    sizes = dict(zip(wanted, folder.sizes(wanted), strict=True))
+    spelled = folder.respelled(sizes)
+    missing = [name for name, size in sizes.items() if size < 0 and name not in spelled]
+    if missing and not skip_missing:
+        near = folder.near(missing)
+        may_be = f"; {shown(near[0])} may be {shown(near[1])}" if near else ""
+        raise ValueError(
+            f"{len(missing)} of {len(sizes)} images are not in {folder.location}, or lead out of it (the first: "
+            f"{shown(missing[0])}{may_be}); give the folder that file_name is relative to, or leave out what cannot be "
+            "read with skip_unreadable=true"
+        )
+    return {image_id: spelled.get(name, name) for image_id, name in names.items()}
 
 
 def _from_store(config: DetectConfig) -> ImageSet:
@@ -127,9 +155,10 @@ def _from_store(config: DetectConfig) -> ImageSet:
     known = store.ground_truth()
     ids = known.annotations.column("category_id").to_pylist()
     folder = _folder(str(config.images or sources[0].images))
+    images = {row["image_id"]: row["file_name"] for row in rows}
     return ImageSet(
         folder,
-        {row["image_id"]: row["file_name"] for row in rows},
+        _located(folder, images, skip_missing=config.skip_unreadable),
         sources[0].orientation == "upright",
         truth(known),
         min(ids, default=1),
@@ -146,27 +175,35 @@ def _results(
     config: DetectConfig, images: ImageSet, detector: PersonDetector, *, side_by_side: bool
 ) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = []
-    unreadable = 0
+    unreadable = tagged = 0
     pictures = ahead(_pictures(images), 2, side_by_side=side_by_side)
     with console.progress("detecting", len(images.names), unit="pictures") as advance, closing(pictures):
         for together in in_batches(pictures, _pixels, detector.batch_size):
             advance(len(together))
-            [(image_id, first), *_] = together
+            tagged += sum(is_tagged for _, _, is_tagged in together)
+            [(image_id, first, _), *_] = together
             if isinstance(first, str):
                 if not config.skip_unreadable:
                     raise ValueError(f"{first}; mend it, or leave out all such with skip_unreadable=true")
                 unreadable += 1
                 console.warn(first)
                 continue
-            shown = [picture for _, picture in together if not isinstance(picture, str)]
-            for (image_id, _), found in zip(together, detector.together(shown), strict=True):
+            readable = [picture for _, picture, _ in together if not isinstance(picture, str)]
+            for (image_id, _, _), found in zip(together, detector.together(readable), strict=True):
                 results += _entries(found, image_id, images.category_id)
     if unreadable == len(images.names):
         raise ValueError(f"none of the {unreadable} images of {config.source} can be read; nothing was written")
+    if unreadable:
+        console.warn(f"{unreadable} of {len(images.names)} images cannot be read: their persons count as not found")
+    tell_orientation(tagged, len(images.names), upright=images.upright)
     return results
 
 
-def _pixels(item: tuple[int, NDArray[np.uint8] | str]) -> NDArray[np.uint8] | None:
+_Item = tuple[int, NDArray[np.uint8] | str, bool]
+"""An image's id; its pixels (h, w, 3) RGB, or what is wrong with it; whether its file has an orientation tag."""
+
+
+def _pixels(item: _Item) -> NDArray[np.uint8] | None:
     return None if isinstance(item[1], str) else item[1]
 
 
@@ -180,15 +217,15 @@ def _entries(found: Boxes, image_id: int, category_id: int) -> list[dict[str, An
     ]  # fmt: skip
 
 
-def _pictures(images: ImageSet) -> Generator[tuple[int, NDArray[np.uint8] | str]]:
-    """Each image's id with its pixels (h, w, 3) RGB, or with what is wrong with it."""
+def _pictures(images: ImageSet) -> Generator[_Item]:
     for image_id, name in images.names.items():
         try:
-            image = decode_image(images.folder.read(name), upright=images.upright)
+            data = images.folder.read(name)
+            image = decode_image(data, upright=images.upright)
         except ImageProblemError as problem:
-            yield image_id, f"image {name} {problem.detail}"
+            yield image_id, f"image {name} {problem.detail}", False
         else:
-            yield image_id, rgb_of(image)
+            yield image_id, rgb_of(image), orientation_of(data) != 1
 
 
 def _description(config: DetectConfig, images: ImageSet, done: Detected, seconds: float) -> dict[str, Any]:

@@ -228,7 +228,8 @@ class Worker:
         )
         frame = view.frame
         height, width = frame.pixels.shape[:2]
-        return Record(frame.source.index, frame.number, width, height, results, frame.time_s, frame.remark)
+        place = (frame.source.index, frame.number)
+        return Record(*place, width, height, results, frame.time_s, frame.remark, frame.tagged)
 
 
 def work_with_ray(tasks: Sequence[Task], job: Job, actors: ActorsConfig) -> Iterator[Record]:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efafnet.pipelines.crops.images import ImageProblemError, decode_image, read_regular
-from efafnet.pipelines.formats.pixels import is_animated, rgb_of
+from efafnet.pipelines.formats.headers import STILL_BRANDS, VIDEO_STARTS
+from efafnet.pipelines.formats.pixels import PNG_MAGIC, is_animated, orientation_of, rgb_of
 from efafnet.platform import console
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -34,13 +35,7 @@ others because few machines can read them."""
 Content = Literal["image", "animation", "video", "unknown"]
 
 _HEAD_BYTES = 1024
-_IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
-# EBML (Matroska, WebM), Flash, ASF (WMV), Ogg, MPEG program and video streams.
-_VIDEO_STARTS = (
-    b"\x1a\x45\xdf\xa3", b"FLV\x01", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"OggS", b"\0\0\x01\xba", b"\0\0\x01\xb3",
-)  # fmt: skip
-_STILL_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
-"""Brands of ISO base media files, MP4's container, that hold still images: HEIF and AVIF."""
+_IMAGE_STARTS = (b"\xff\xd8", PNG_MAGIC, b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 # A transport stream begins every packet of 188 bytes (192 with a time stamp before it) with this one.
 _SYNC, _PACKETS = 0x47, ((0, 188), (4, 192))
 
@@ -88,6 +83,8 @@ class Frame:
     """Seconds from its video's first frame to when it is shown."""
     remark: str = ""
     """What is wrong with its video, told with the last frame."""
+    tagged: bool = False
+    """Whether its file has an orientation tag."""
 
 
 def find_sources(inputs: Sequence[Path], *, skip_unreadable: bool = False) -> list[Source]:
@@ -174,12 +171,12 @@ def content_of(path: Path) -> Content:
         return "animation" if is_animated(path.read_bytes()) else "image"
     if head.startswith(_IMAGE_STARTS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return "image"
-    if head[4:8] == b"ftyp" and head[8:12] in _STILL_BRANDS:
+    if head[4:8] == b"ftyp" and head[8:12] in STILL_BRANDS:
         return "image"
     streams = any(head[first::step][:4] == bytes([_SYNC] * 4) for first, step in _PACKETS)
     if _is_indexed(head) or streams:
         return "video"
-    return "video" if head.startswith(_VIDEO_STARTS) else "unknown"
+    return "video" if head.startswith(VIDEO_STARTS) else "unknown"
 
 
 def _head(path: Path) -> bytes:
@@ -216,7 +213,7 @@ def read_image(source: Source, *, upright: bool) -> Frame:
         raise UnreadableError(f"image {source.path} {problem.detail}{what}; mend it, or leave it out") from problem
     except OSError as error:
         raise UnreadableError(f"image {source.path} cannot be read ({error.strerror}); leave it out") from error
-    return Frame(source, 0, rgb_of(image))
+    return Frame(source, 0, rgb_of(image), tagged=orientation_of(data) != 1)
 
 
 def read_video(source: Source, step: int) -> Iterator[Frame]:

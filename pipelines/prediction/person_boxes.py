@@ -25,7 +25,7 @@ from efafnet.pipelines.formats.layouts import looks_like
 from efafnet.pipelines.formats.names import name_parts
 from efafnet.pipelines.formats.plausibility import odd_boxes, odd_scores
 from efafnet.pipelines.formats.results import Names
-from efafnet.pipelines.formats.values import flag, integer, shown, text
+from efafnet.pipelines.formats.values import flag, integer, shown, text, told
 from efafnet.pipelines.prediction.media import Source
 from efafnet.platform import console
 
@@ -82,6 +82,8 @@ class BoxFile:
     is_annotated: bool
     """Whether people drew the boxes, and not a detector."""
     category_id: int = PERSON_CATEGORY
+    told: tuple[str, ...] = ()
+    """What is odd about the boxes and was told."""
 
 
 @dataclass(frozen=True)
@@ -121,21 +123,22 @@ def read_box_file(
     where = f"boxes={path}"
     if not annotated:
         named = list_content.get("categories") if isinstance(list_content, dict) else None
-        chosen = _chosen_of_detections(named, categories, str(image_list))
+        chosen = _chosen_of_detections(named, categories, image_list)
         if listed is not None:
             content = Names(_table(list_content), {}).numbered(content)
         elif sources and any(_is_name(entry) for entry in content):
             content, listed = _of_sources(content, sources, where)
-        found = parse_detections(content, where, chosen)
-        boxes = _checked(found, where, min_score, _sizes(list_content))
-        return BoxFile(path, boxes, listed, False, chosen.default)
+        remedy = "categories=[NUMBER] says which are persons"
+        found = parse_detections(content, where, chosen, remedy=remedy)
+        boxes, odd = _checked(found, where, min_score, _sizes(list_content))
+        return BoxFile(path, boxes, listed, False, chosen.default, odd)
     chosen, _ = choose(content.get("categories"), categories, where, by_joints=False)
-    people = [entry for entry in content["annotations"] if not (isinstance(entry, dict) and _is_crowd(entry))]
+    people = [entry for entry in content["annotations"] if not _is_crowd(entry, where)]
     if crowds := len(content["annotations"]) - len(people):
         console.note(f"{where}: {crowds} crowds are left out")
     found = parse_detections(people, where, chosen, scores="none")
-    boxes = _checked(found, where, 0.0, _sizes(content))
-    return BoxFile(path, boxes, listed or _listed(content, path), True, chosen.default)
+    boxes, odd = _checked(found, where, 0.0, _sizes(content))
+    return BoxFile(path, boxes, listed or _listed(content, path), True, chosen.default, odd)
 
 
 def _is_name(entry: Any) -> bool:
@@ -164,19 +167,30 @@ def _of_sources(content: list[Any], sources: Sequence[Source], where: str) -> tu
     return found, listed
 
 
-def _chosen_of_detections(listed: Any, categories: Sequence[str], where: str) -> Chosen:
+def _chosen_of_detections(listed: Any, categories: Sequence[str], image_list: Path | None) -> Chosen:
     """Categories of detections: those named or numbered, else COCO's persons."""
-    numbers = [integer(category) for category in categories]
+    person = PERSON_CATEGORY if listed is None else None
+    numbers = [person if category.casefold() == "person" else integer(category) for category in categories]
     if categories and None not in numbers:
         known = [number for number in numbers if number is not None]
-        return Chosen(frozenset(known), known[0])
+        return Chosen(frozenset(known), known[0], {PERSON_CATEGORY: "person"})
+    if categories and listed is None:
+        raise ValueError(
+            f"categories={list(categories)}: nobody says which numbers of the detections these names mean; give the "
+            "numbers, or image_list=ANNOTATIONS.json with its categories"
+        )
     if categories:
-        return choose(listed, categories, f"image_list={where}")[0]
+        return choose(listed, categories, f"image_list={image_list}")[0]
     return Chosen(frozenset({PERSON_CATEGORY}), PERSON_CATEGORY, {PERSON_CATEGORY: "person"})
 
 
-def _is_crowd(entry: dict[str, Any]) -> bool:
-    return flag(entry.get("iscrowd")) is True
+def _is_crowd(entry: Any, where: str) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    found = flag(entry.get("iscrowd"))
+    if found is None:
+        raise ValueError(f"{where}: the annotation {told(entry, 'id')} has {told(entry, 'iscrowd')}; it must be 0 or 1")
+    return found
 
 
 def _sizes(content: Any) -> dict[int, tuple[int | None, int | None]]:
@@ -191,8 +205,11 @@ def _table(content: Any) -> ImageTable:
 
 def _checked(
     found: Detections, where: str, min_score: float, sizes: dict[int, tuple[int | None, int | None]]
-) -> list[tuple[int, list[float], float]]:
-    """Image, box and score of each; boxes without size and unsure ones are told and left out, others refused."""
+) -> tuple[list[tuple[int, list[float], float]], tuple[str, ...]]:
+    """Image, box and score of each, and what is odd about them, which is told.
+
+    Boxes without size and unsure ones are told and left out, others refused.
+    """
     without_size = [reject for reject in found.rejects if reject.reason == "box_empty"]
     try:
         replace(found, rejects=[r for r in found.rejects if r.reason != "box_empty"]).refuse_rejects()
@@ -207,7 +224,7 @@ def _checked(
     if not sure.all():
         console.note(f"{where}: {int((~sure).sum())} boxes scored below min_box_score={min_score:g} are left out")
     columns = (found.image_id[sure], found.box_xywh_px[sure], found.score[sure])
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    return list(zip(*(column.tolist() for column in columns), strict=True)), tuple(odd)
 
 
 def _listed(content: Any, path: Path) -> list[Listed]:

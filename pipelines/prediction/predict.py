@@ -14,12 +14,14 @@ import torch
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.crops.geometry import BoxRule
+from efafnet.pipelines.crops.images import tell_orientation
 from efafnet.pipelines.formats.categories import PERSON_CATEGORY
 from efafnet.pipelines.prediction.config import PredictConfig
 from efafnet.pipelines.prediction.file_prediction import Job, Task, Worker, work_with_ray
 from efafnet.pipelines.prediction.media import Source, UnreadableError, find_sources
 from efafnet.pipelines.prediction.people import People
 from efafnet.pipelines.prediction.person_boxes import BoxFile, Key, Placed, numbers_of_names, place, read_box_file
+from efafnet.pipelines.prediction.seen import Seen
 from efafnet.pipelines.prediction.spool import JsonList, Record, Spool
 from efafnet.platform import console
 from efafnet.platform.provenance import code_version
@@ -97,11 +99,12 @@ def _predict(
         job.pictures.mkdir()
     tasks = _tasks(sources, placed)
     began = time.monotonic()
-    people = People()
+    people, seen = People(), Seen(placed, config.frame_step)
     with Spool(folder / ".records") as spool:
         records = worker(tasks) if config.workers.without_ray else work_with_ray(tasks, job, config.workers)
         for record in _counted(records, sources, config):
             spool.add(record)
+            seen.add(record)
         seconds = time.monotonic() - began
         numbered = _numbered(spool, sources, placed)
         category = _category(worker.predictor.skeleton, PERSON_CATEGORY if file is None else file.category_id)
@@ -109,6 +112,9 @@ def _predict(
         images, persons, remarks = _write(folder, numbered, sources, category, info, people)
     if len(people):
         write_text(folder / PEOPLE, people.csv())
+    tell_orientation(seen.tagged, images, upright=job.upright)
+    for remark in [] if file is None else seen.remarks(file, sources):
+        console.warn(remark)
     return Prediction(config.output, images, persons, people, tuple(remarks), worker.predictor.skeleton, seconds)
 
 

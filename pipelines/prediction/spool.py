@@ -25,6 +25,8 @@ class Record:
     """Seconds from its video's first frame to when it is shown."""
     remark: str = ""
     """What is wrong with its video, told with the last frame."""
+    tagged: bool = False
+    """Whether its file has an orientation tag."""
 
 
 class Spool:
