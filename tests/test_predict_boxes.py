@@ -160,8 +160,8 @@ def test_categories_of_detections_without_a_list(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"categories=\['human'\]: nobody says which numbers .* image_list="):
         read_box_file(path, None, 0.0, ["human"])
     fields: dict[str, Any] = {"checkpoint": "c", "inputs": ["i"], "boxes": "whole_image"}
-    assert PredictConfig(**fields, categories=[0]).categories == ("0",)  # type: ignore[list-item]
-    assert PredictConfig(**fields, categories="person").categories == ("person",)  # type: ignore[arg-type]
+    assert PredictConfig(**fields, categories=[0]).categories == ("0",)
+    assert PredictConfig(**fields, categories="person").categories == ("person",)
 
 
 def test_crowds_that_are_neither_yes_nor_no_are_refused(tmp_path: Path) -> None:
