@@ -34,7 +34,9 @@ MOST = 120
 """Trials after which a search ends as not having reached its target."""
 SOON = {"grace": 1 / 16}
 """Trials are looked at after a sixteenth of their budget in place of a quarter, which is about an epoch of the tables
-that ``bench_search table`` makes."""
+that ``bench_search table`` makes. Tells something only where the table holds figures from before a quarter."""
+EIGHTH = {"grace": 1 / 8}
+"""Trials are looked at after an eighth, about half an epoch there."""
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"sampler": "random", "stop": "none"},
     "random, ASHA stopping": {"sampler": "random", "stop": "asha"},
@@ -43,9 +45,18 @@ ARMS: dict[str, dict[str, Any]] = {
     "TPE, ASHA stopping": {"sampler": "tpe", "stop": "asha"},
     "TPE, ASHA stopping, by 4": {"sampler": "tpe", "stop": "asha", "reduction": 4},
     "TPE, ASHA stopping, 1/16": {"sampler": "tpe", "stop": "asha", **SOON},
+    "TPE, ASHA stopping, 1/8": {"sampler": "tpe", "stop": "asha", **EIGHTH},
     "TPE, ASHA promoting": {"sampler": "tpe", "stop": "asha", "promotes": True},
     "TPE, ASHA promoting, by 4": {"sampler": "tpe", "stop": "asha", "promotes": True, "reduction": 4},
+    "TPE, ASHA promoting, 1/8": {"sampler": "tpe", "stop": "asha", "promotes": True, **EIGHTH},
     "TPE, ASHA promoting, 1/16": {"sampler": "tpe", "stop": "asha", "promotes": True, **SOON},
+    "TPE, ASHA promoting, 1/16, by 4": {
+        "sampler": "tpe",
+        "stop": "asha",
+        "promotes": True,
+        "reduction": 4,
+        **SOON,
+    },
     "random, constant": {"sampler": "random", "stop": "constant"},
     "TPE, constant": {"sampler": "tpe", "stop": "constant"},
     "TPE, constant, 1/16": {"sampler": "tpe", "stop": "constant", **SOON},

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -171,11 +171,21 @@ def _trained(config: TuneConfig, settings: Settings, number: int) -> dict[int, f
     if not file.exists():
         inputs = open_inputs(config)
         run = paced(trial_config(config, settings, number, config.runs), inputs, VALIDATIONS)
-        steps = inputs.plan(config).steps
-        curve = {step * run.batch_size: 0.0 for step in range(1, steps + 1) if due(step, steps / VALIDATIONS)}
         with suppress(DivergedError):  # a search would close it as failed: in a table it has found nobody from there on
             train(run)
-        curve |= {figure.samples: figure.value for figure in Watch(run.run_dir).new()}
-        write_json(file, curve)
+        steps = inputs.plan(config).steps
+        points = [step * run.batch_size for step in range(1, steps + 1) if due(step, steps / VALIDATIONS)]
+        write_json(file, to_the_end({figure.samples: figure.value for figure in Watch(run.run_dir).new()}, points))
         shutil.rmtree(run.run_dir)
     return {int(seen): value for seen, value in read_json(file).items()}
+
+
+def to_the_end(heard: Mapping[int, float], points: Sequence[int]) -> dict[int, float]:
+    """A curve with a figure at each of ``points``, in samples: 0 after a run that diverged showed its last.
+
+    Raises:
+        ValueError: an earlier one is missing, which would be no figure of a real run.
+    """
+    if missing := [point for point in points if point not in heard and point < max(heard, default=0)]:
+        raise ValueError(f"the validations after {missing} samples were not heard; the run has others after them")
+    return {point: heard.get(point, 0.0) for point in points}

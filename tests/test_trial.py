@@ -24,8 +24,8 @@ from tests.training_cases import config_of
 from tests.waiting import wait_for
 
 
-def checkpoint(run: Path, step: int, validated: float | None, *, whole: bool = True) -> None:
-    """What a checkpoint of a run looks like to a watcher."""
+def checkpoint(run: Path, step: int, validations: dict[int, float], *, whole: bool = True) -> None:
+    """What a checkpoint of a run looks like to a watcher: ``validations`` by step, its own and those before it."""
     place = run / "checkpoints" / f"step-{step:08d}"
     place.mkdir(parents=True)
     meta = {
@@ -34,7 +34,7 @@ def checkpoint(run: Path, step: int, validated: float | None, *, whole: bool = T
         "files": {"config.json": "", "state.pt": ""},
         "step": step,
         "samples": step * 8.0,
-        "validated": validated,
+        "validations": {str(validated): value for validated, value in validations.items()},
     }
     text = json.dumps(meta)
     (place / "meta.json").write_text(text if whole else text[:20])
@@ -49,26 +49,34 @@ def test_checkpoints_are_recognised_by_the_real_format(tmp_path: Path) -> None:
     run(config, PlainContext())
     figures = Watch(config.run_dir).new()
     assert [figure.samples for figure in figures] == [40, 80]
-    checkpoint(tmp_path / "fake", 5, 0.5)
+    checkpoint(tmp_path / "fake", 5, {5: 0.5})
     assert Watch(tmp_path / "fake").new() == [Figure(40, 0.5)]
 
 
 def test_each_validation_is_heard_once_in_order(tmp_path: Path) -> None:
     watch = Watch(tmp_path)
     assert watch.new() == []
-    checkpoint(tmp_path, 10, 0.2)
-    checkpoint(tmp_path, 5, 0.1)
-    checkpoint(tmp_path, 7, None)
+    checkpoint(tmp_path, 10, {5: 0.1, 10: 0.2})
+    checkpoint(tmp_path, 5, {5: 0.1})
+    checkpoint(tmp_path, 7, {5: 0.1})
     assert watch.new() == [Figure(40, 0.1), Figure(80, 0.2)]
     assert watch.new() == []
 
 
+def test_a_validation_is_heard_though_its_checkpoint_was_pruned(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 15, {5: 0.1, 10: 0.2})
+    watch = Watch(tmp_path)
+    assert watch.new() == [Figure(40, 0.1), Figure(80, 0.2)]
+    checkpoint(tmp_path, 25, {5: 0.1, 10: 0.2, 20: 0.3})
+    assert watch.new() == [Figure(160, 0.3)]
+
+
 def test_a_checkpoint_that_is_not_whole_is_looked_at_again(tmp_path: Path) -> None:
     watch = Watch(tmp_path)
-    checkpoint(tmp_path, 5, 0.1, whole=False)
+    checkpoint(tmp_path, 5, {5: 0.1}, whole=False)
     assert watch.new() == []
     (tmp_path / "checkpoints" / "step-00000005").rename(tmp_path / "gone")
-    checkpoint(tmp_path, 5, 0.1)
+    checkpoint(tmp_path, 5, {5: 0.1})
     assert watch.new() == [Figure(40, 0.1)]
 
 
@@ -87,7 +95,7 @@ def results(run: TrialRun) -> list[dict[str, Any]]:
 def test_a_trial_trains_reports_every_validation_and_keeps_its_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(tmp_path, "validation.every_epochs=1", "checkpoint.keep_last=9")
+    config = config_of(tmp_path, "validation.every_epochs=1", "checkpoint.keep_last=1")
     told = results(TrialRun(job(config)))
     assert [each[SAMPLES] for each in told] == [40, 80, 120, 160, 160]
     assert all(0 <= each[METRIC] <= 1 for each in told)

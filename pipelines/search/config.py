@@ -284,12 +284,8 @@ def trained_as(config: TuneConfig, settings: Mapping[str, Any]) -> TrainConfig:
 def paced(trial: TrainConfig, inputs: Inputs, validations: int) -> TrainConfig:
     """The same trial with its validations spread evenly over its budget, on its own workers and without pictures: the
     room beside them is for other trials.
-
-    The checkpoint of each stays until the trial ends: the search reads its figures there, in its own time.
     """
     plan = inputs.plan(trial)
     every = plan.epoch(plan.steps) / validations
     validation = trial.validation.model_copy(update={"every_epochs": every, "overlays": 0, "where": "inline"})
-    keep_last = max(trial.checkpoint.keep_last, validations)
-    checkpoint = trial.checkpoint.model_copy(update={"keep_last": keep_last})
-    return trial.model_copy(update={"validation": validation, "checkpoint": checkpoint})
+    return trial.model_copy(update={"validation": validation})

@@ -38,11 +38,16 @@ class Figure:
 
 
 class Watch:
-    """Finds the validations of a run as its checkpoints appear; each is given out once, in order."""
+    """Finds the validations of a run as its checkpoints appear; each is given out once, in order.
+
+    Every checkpoint names all validations before it, so what was pruned before it was looked at is heard too.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._directory = run_dir / "checkpoints"
         self._seen: set[str] = set()
+        self._heard = 0
+        """Step of the last validation that was given out."""
 
     def new(self) -> list[Figure]:
         """The validations since the last call."""
@@ -53,9 +58,15 @@ class Watch:
             with suppress(OSError, ValueError):  # pruned or not yet whole: the next look tells
                 meta = read_meta(path)
                 self._seen.add(path.name)
-                if meta.get("validated") is not None:
-                    figures.append(Figure(int(meta["samples"]), float(meta["validated"])))
+                figures += self._unheard(meta)
         return figures
+
+    def _unheard(self, meta: Mapping[str, Any]) -> list[Figure]:
+        known = {int(step): float(value) for step, value in meta["validations"].items()}
+        steps = sorted(step for step in known if step > self._heard)
+        self._heard = max(steps, default=self._heard)
+        # Every step is a batch of as many samples.
+        return [Figure(round(meta["samples"] * step / meta["step"]), known[step]) for step in steps]
 
 
 class TrialRun:
