@@ -320,6 +320,7 @@ def test_identical_figures_are_no_difference() -> None:
     result = compare(rows_of({"a": [0, 0, 0], "b": [0, 0, 0], "c": [1, 1, 1]}), "a")
     assert difference_of(result, "b").p == 1
     assert not difference_of(result, "b").distinguishable
+    assert str(difference_of(result, "b").further_runs) == "beyond"  # no number of equal runs would tell them apart
     assert difference_of(result, "c").distinguishable
 
 

@@ -16,6 +16,7 @@ from efafnet.pipelines.runs.measured import figure_of, has_images, is_done, pred
 from efafnet.pipelines.study.statistics import PERCENT, Measured
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
+from efafnet.platform import console
 
 
 def measure(
@@ -26,7 +27,8 @@ def measure(
     metric: str,
     bootstrap: int,
 ) -> list[Measured]:
-    """Collect the figures of all runs that are done, in percent.
+    """Collect the figures of all runs that are done, in percent. One that is no number says nothing of any row: it is
+    told and left out.
 
     Args:
         rows: names of the rows, in order; those without runs are empty.
@@ -36,7 +38,7 @@ def measure(
         bootstrap: draws of the validation images; 0 for none, and none for figures that are not kept image by image.
     """
     by_image = has_images(inputs)
-    done = {key: run for key, run in runs.items() if is_done(run, by_image)}
+    done = {key: run for key, run in runs.items() if is_done(run, by_image) and _has_figure(run, metric)}
     drawn = by_image and bootstrap > 0 and metric in FIGURES
     draws = {key: _draws(run, inputs, metric, bootstrap) for key, run in done.items()} if drawn else {}
     return [
@@ -48,6 +50,14 @@ def measure(
         )
         for name in rows
     ]
+
+
+def _has_figure(run: TrainConfig, metric: str) -> bool:
+    """Whether a run that is done ended with a number."""
+    figure = figure_of(run, metric)
+    if not math.isfinite(figure):
+        console.warn(f"run {run.name} is left out: its {metric} is {figure}; remove {run.run_dir} to train it again")
+    return math.isfinite(figure)
 
 
 def _draws(run: TrainConfig, inputs: Inputs, metric: str, replicates: int) -> tuple[NDArray[np.float64], float]:

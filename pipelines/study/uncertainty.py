@@ -143,7 +143,7 @@ class Scatter:
             return replace(self, df=df)._reach(runs, level / 2) <= abs(value)
 
         low, high = 1, MOST_RUNS
-        if not enough(high):
+        if value == 0 or not enough(high):  # without any spread not even nothing would be beyond nothing
             return None
         while high - low > 1:
             middle = (low + high) // 2
