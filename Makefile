@@ -34,9 +34,9 @@ test: $(INSTALLED)
 fast: $(INSTALLED)
 	$(RUN) pytest -m 'not slow' -n auto --dist loadfile --durations=10
 
-# Each process has a Ray of its own.
+# Each process has a Ray of its own; modules are begun in the order of tests/conftest.py, the longest first.
 slow: $(INSTALLED)
-	$(RUN) pytest -m slow -n auto --dist worksteal --durations=15
+	$(RUN) pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --durations=15
 
 # A cluster whose GPU machines are started and ended by Ray's autoscaler, pretended on this one: some minutes.
 test-growth: $(INSTALLED)

@@ -15,6 +15,8 @@ import pytest
 
 from efafnet.platform import tracking
 from efafnet.platform.mlflow_store import create_sqlite
+from tests import rays
+from tests.holds import Holds
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Ray's workers yield to everything else; beside other tests they would starve, and time limits would pass.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+rays.apart()
 
 # Without a GPU, Triton's kernels run on its interpreter; read when torch imports Triton.
 if not Path("/dev/nvidiactl").exists():
@@ -44,9 +48,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _as_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def _as_nobody(_no_ray_is_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests from the tracking server, the Ray cluster and the terminal's width of whoever runs them."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "RAY_ADDRESS", "COLUMNS"):
+    mlflows = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "EFAFNET_ADDRESSES")
+    for name in (*mlflows, "RAY_ADDRESS", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -66,22 +71,51 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if "mark.slow" not in collection_path.read_text() else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests that share one local Ray last: those before them start Rays of their own, and two disturb each
-    other."""
-    items.sort(key=lambda item: "ray_local" in getattr(item, "fixturenames", ()))
+LONGEST = (
+    *("test_tune", "test_faults", "test_ray_worker", "test_demo", "test_study", "test_resume", "test_promotion"),
+    *("test_export", "test_variants", "test_pareto", "test_evaluate", "test_prepare_ray", "test_tutorial"),
+)
+"""Modules with half a minute of slow tests and more, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the slow tests that take longest, so that no process idles in the end; in a module with those that
+    start Rays of their own: beside them the shared one would use a twentieth of a core."""
+    if config.option.markexpr != "slow":
+        return
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(
+        key=lambda item: (place.get(item.path.stem, len(place)), "ray_local" in getattr(item, "fixturenames", ()))
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_is_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a Ray connected which it found disconnected: those after it would use that one. To be
+    asked for first, so that it looks once nothing is patched any more."""
+    before = rays.connected()
+    yield
+    assert rays.connected() in ("", before, rays.shared())
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A local Ray with four CPU slots, shared by all tests that ask for it: starting one takes seconds."""
-    import ray
-
-    from efafnet.platform.cluster import ClusterConfig, connect
-
-    connect(ClusterConfig(address="local", num_cpus=4))
+def _rays_end() -> Iterator[None]:
     yield
-    ray.shutdown()
+    rays.leave()
+
+
+@pytest.fixture
+def ray_local(_rays_end: None) -> None:
+    """A local Ray with four CPU slots, shared by all tests that ask for it."""
+    rays.share()
+
+
+@pytest.fixture
+def holds(ray_local: None) -> Iterator[Holds]:  # noqa: ARG001 (one Ray)
+    """Where the trainings of a test on that Ray wait for it."""
+    holds = rays.holds()
+    yield holds
+    holds.clear()
 
 
 @pytest.fixture
@@ -89,7 +123,7 @@ def ray_idle(ray_local: None) -> None:  # noqa: ARG001 (one Ray)
     """That Ray with all its slots free: what the tests before have ended may take a moment to give its own back."""
     import ray
 
-    wait_for("4 free CPUs", lambda: ray.available_resources().get("CPU", 0) >= 4)
+    wait_for("its CPUs to be free", lambda: ray.available_resources().get("CPU", 0) >= rays.CPUS)
 
 
 @pytest.fixture(scope="session")

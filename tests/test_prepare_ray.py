@@ -14,7 +14,8 @@ import pytest
 
 from efafnet.pipelines.crops.prepare import run_prepare
 from tests import crop_data
-from tests.conftest import ROOT
+from tests.holds import Holds
+from tests.training_cases import ROOT
 from tests.waiting import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.slow
@@ -39,25 +40,28 @@ def _command(folder: Path, out: str, cpus: int, **settings: Any) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
 def test_bytes_do_not_depend_on_the_number_of_cpus(tmp_path: Path) -> None:
+    """On one CPU, on the four of the Ray that tests share, and without Ray."""
     crop_data.write_coco(tmp_path, images=12)
-    for cpus in (1, 2):
-        subprocess.run(_command(tmp_path, f"with{cpus}", cpus), check=True, cwd=ROOT, timeout=LIMIT_S)
-    alone = run_prepare(crop_data.config(tmp_path, rows_per_shard=8))
-    assert (
-        crop_data.files_in(tmp_path / "with1")
-        == crop_data.files_in(tmp_path / "with2")
-        == crop_data.files_in(alone.path)
+    subprocess.run(_command(tmp_path, "with1", 1), check=True, cwd=ROOT, timeout=LIMIT_S)
+    four, alone = (
+        run_prepare(crop_data.config(tmp_path, rows_per_shard=8, workers=workers, out=tmp_path / name))
+        for workers, name in ((None, "with4"), (0, "alone"))
     )
+    assert crop_data.files_in(tmp_path / "with1") == crop_data.files_in(four.path) == crop_data.files_in(alone.path)
 
 
 def test_killed_while_preparing(tmp_path: Path) -> None:
     """SIGKILL of the whole process group in the middle: no store; the same command continues and makes equal bytes."""
     crop_data.write_coco(tmp_path, images=60, size=(900, 700))
     whole = crop_data.files_in(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=8)).path)
+    holds = Holds(tmp_path / "holds")
+    holds.after_shards(3)
     process = subprocess.Popen(
-        _command(tmp_path, "store", 1), cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL
-    )
+        _command(tmp_path, "store", 1),
+        cwd=ROOT, env=holds.environment(), start_new_session=True, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     try:
         finished = ".store.prepare-*/*.json"
         wait_for("three pieces", lambda: len(list(tmp_path.glob(finished))) >= 3, lambda: process.poll() is not None)
@@ -68,4 +72,4 @@ def test_killed_while_preparing(tmp_path: Path) -> None:
     assert 3 <= len(list(tmp_path.glob(finished))) < 23
     store = run_prepare(crop_data.config(tmp_path, rows_per_shard=8))
     assert crop_data.files_in(store.path) == whole
-    assert crop_data.left_behind(tmp_path) == ["store", "whole"]
+    assert crop_data.left_behind(tmp_path) == ["holds", "store", "whole"]

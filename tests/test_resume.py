@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from efafnet.pipelines.cli import main
 from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import run
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.configuration import to_yaml
+from tests.holds import Holds
 from tests.training_cases import ROOT, config_of, newest_step
 from tests.waiting import wait_for
 
@@ -155,24 +157,31 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
 
 @pytest.mark.slow
 @pytest.mark.no_ray
-def test_a_process_killed_again_and_again_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, "epochs=12") for name in ("whole", "cut"))
+def test_a_process_killed_again_and_again_ends_as_one_that_was_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, "epochs=8") for name in ("whole", "cut"))
     preset = tmp_path / "cut.yaml"
     preset.write_text(to_yaml(cut))
     command = [sys.executable, "-m", "efafnet.pipelines", "train", str(preset)]
+    holds = Holds(tmp_path / "holds")
     for step in (9, 31):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        holds.at(step)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=holds.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
-            _await_checkpoint(cut, step, process)
+            _await_checkpoint(cut, step - 1, process)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
-    last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "resuming at step" in last.stderr
+        holds.release(step)
+    assert main(["train", str(preset)]) == 0
+    assert "resuming at step" in capsys.readouterr().err
     run(whole, PlainContext(torch.device("cpu")))
     assert_same_run(whole, cut)
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "had ended before" in again.stdout
+    assert main(["train", str(preset)]) == 0
+    assert "had ended before" in capsys.readouterr().out
 
 
 def _await_checkpoint(config: TrainConfig, step: int, process: subprocess.Popen[bytes]) -> None:

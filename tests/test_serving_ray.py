@@ -18,7 +18,7 @@ from efafnet.pipelines.serving.config import ServeConfig
 from efafnet.pipelines.serving.engine import Engine
 from efafnet.pipelines.serving.models import find_models
 from efafnet.pipelines.serving.serve import engine_plan, start
-from tests import crop_data, prediction_cases
+from tests import crop_data, prediction_cases, rays
 from tests.processes import free_port
 from tests.serving_cases import ask
 from tests.waiting import wait_for
@@ -30,9 +30,10 @@ BOXES = [[10, 20, 50, 90], [100, 30, 60, 40]]
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Iterator[str]:  # noqa: ARG001 (one Ray)
+def address(tmp_path_factory: pytest.TempPathFactory, _rays_end: None) -> Iterator[str]:
     from ray import serve
 
+    rays.share()
     run: Path = tmp_path_factory.mktemp("serve") / "run"
     prediction_cases.checkpoint(run / "best")
     port = free_port()

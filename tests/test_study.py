@@ -38,8 +38,9 @@ from efafnet.platform.storage import read_json
 from efafnet.platform.yaml_text import load_yaml
 from efafnet.tune_spaces.space import SpaceError
 from efafnet.tune_spaces.study import available_studies, load_study, parse_study
-from tests.training_cases import ROOT, write_store
-from tests.waiting import LIMIT_S, wait_for
+from tests.holds import Holds
+from tests.training_cases import write_store
+from tests.waiting import wait_for
 
 TEXT = """\
 about: for tests
@@ -288,29 +289,34 @@ def children(place: Path) -> tuple[Any, list[Any]]:
 
 @pytest.mark.slow
 def test_a_killed_study_goes_on_with_the_same_command(
-    tmp_path: Path, fresh_store: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    fresh_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """SIGKILL of the driver while runs run; then the same command ends with every run there once."""
     config_of(tmp_path)
     shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
-                "seeds=2", "epochs=24", "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-                "cluster.address=local", "cluster.num_cpus=2", "tracking.system_metrics_every_s=null",
+                "seeds=2", "epochs=8", "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+                "cluster.address=local", "concurrency=2", "tracking.system_metrics_every_s=null",
                 "precision=fp32", "test.precision=fp32", "bootstrap=50"]  # fmt: skip
-    command = [sys.executable, "-m", "efafnet.pipelines", "study", f"{tmp_path}/mine.yaml", "nano_test", *settings]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = ["study", f"{tmp_path}/mine.yaml", "nano_test", *settings]
+    command = [sys.executable, "-m", "efafnet.pipelines", *words]
+    holds = Holds(tmp_path / "holds")
     runs = tmp_path / "runs/killed/runs"
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    wait_for("checkpoint", lambda: any(runs.glob("*/checkpoints/step-*")), lambda: process.poll() is not None)
+    holds.at(10)
+    process = subprocess.Popen(command, env=holds.environment(), stderr=subprocess.DEVNULL, cwd=tmp_path)
+    wait_for("checkpoint", lambda: any(runs.glob("*/checkpoints/step-00000010")), lambda: process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    ended = subprocess.run(command, env=environment, cwd=tmp_path, timeout=LIMIT_S, check=False,
-                           capture_output=True, text=True)  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    assert "4 runs" in ended.stderr
-    assert "told apart from quick" in ended.stdout
-    logs = "".join((run / "train.log").read_text() for run in runs.iterdir())
-    assert "resuming at step" in logs
+    request.getfixturevalue("ray_local")  # now: beside the Ray above it would only take time
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert "4 runs" in told.err
+    assert "told apart from quick" in told.out
+    assert "resuming at step 10 " in "".join((run / "train.log").read_text() for run in runs.iterdir())
     result = read_json(tmp_path / "runs/killed/result.json")
     by_name = {row["name"]: row for row in result["rows"]}
     assert [by_name[name]["runs"] for name in ("quick", "slow")] == [2, 2]
@@ -332,7 +338,7 @@ def test_a_killed_study_goes_on_with_the_same_command(
 
     # The runs are there: for the same table no Ray is asked for, and one changed row is refused.
     monkeypatch.delattr(concurrency, "connect")
-    tracked = ["name=killed", "epochs=24", "seeds=2", "tracking.enabled=true"]
+    tracked = ["name=killed", "epochs=8", "seeds=2", "tracking.enabled=true"]
     again = study(config_of(tmp_path, *tracked))
     assert again.found.rows[0].mean == pytest.approx(np.mean(figures))
     with pytest.raises(RunConflictError, match=r"slow-s0 exists with other settings: optimizer\.lr 1e-05 -> 2e-05"):
