@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from efafnet.models.known_costs import FILE, Cost, known_cost
+from efafnet.models.known_costs import FILE, STORED, Cost, looked_up
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
-from efafnet.models.skeleton import SKELETONS
-from efafnet.models.variants import VARIANTS
 
 
 def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Cost:
@@ -36,14 +33,12 @@ def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSiz
 def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> tuple[int, int]:
     """Parameters, and multiply-adds of one forward pass, as `network_cost` counts them; once per process.
 
-    Those of the named networks are looked up: to compute on the `meta` device torch loads its compiler, which takes
-    more than a second of a program that does not compute otherwise.
+    Stored ones are looked up: to compute on the `meta` device torch loads its compiler, which takes more than a second
+    of a program that does not compute otherwise.
     """
-    for name, variant in VARIANTS.items():
-        if (variant.network, variant.input) == (config, input_size):
-            with suppress(KeyError):  # another number of joints
-                known = known_cost(name, num_joints)
-                return known.parameters, known.multiply_adds
+    known = looked_up(config, num_joints, input_size)
+    if known is not None:
+        return known.parameters, known.multiply_adds
     with torch.device("meta"):
         network = build_network(config, num_joints)
         crop = torch.empty(1, 3, input_size.height, input_size.width)
@@ -109,12 +104,15 @@ def _storage(tensor: Tensor) -> int:
 
 
 def counted() -> dict[str, dict[str, list[int]]]:
-    """Count every named network for every known skeleton: by name, by number of joints, the fields of ``Cost``."""
-    joints = sorted({skeleton.num_joints for skeleton in SKELETONS.values()})
-    return {
-        name: {str(k): list(astuple(network_cost(v.network, k, v.input))) for k in joints}
-        for name, v in VARIANTS.items()
-    }
+    """Count every network whose costs are stored, as they are stored."""
+    return {name: _by_joint(network, size) for name, (network, size) in STORED.items()}
+
+
+def _by_joint(network: AnyNetworkConfig, size: InputSize) -> dict[str, list[int]]:
+    """What the network would cost without joints, and what each joint adds."""
+    one, two = (astuple(network_cost(network, joints, size)) for joints in (1, 2))
+    each = [more - fewer for fewer, more in zip(one, two, strict=True)]
+    return {"without_joints": [total - part for total, part in zip(one, each, strict=True)], "each_joint": each}
 
 
 if __name__ == "__main__":

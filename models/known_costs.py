@@ -1,7 +1,8 @@
 """The cost of a network as figures, and those of the named networks as they are stored beside this file.
 
-Counting takes the better part of a second for a large network, and torch besides; a table of forty of them must not
-take half a minute. ``python -m efafnet.models.cost`` counts and stores all of them anew; a test counts as well.
+Counting takes the better part of a second for a large network, torch, and torch's compiler besides; a table of forty
+of them must not take half a minute, and a training not a second more before its first word.
+``python -m efafnet.models.cost`` counts and stores all of them anew; a test counts as well.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from efafnet.models.network_config import AnyNetworkConfig, NetworkConfig
+from efafnet.models.settings import InputSize
+from efafnet.models.variants import VARIANTS
+
 FILE = "costs.json"
+STORED: dict[str, tuple[AnyNetworkConfig, InputSize]] = {
+    **{name: (variant.network, variant.input) for name, variant in VARIANTS.items()},
+    "nano_96x64": (NetworkConfig(encoder="nano"), InputSize(height=96, width=64)),
+    "nano_without_fasm_96x64": (NetworkConfig(encoder="nano", fam="none", fsm="none"), InputSize(height=96, width=64)),
+    "nano_8_channels_64x64": (NetworkConfig(encoder="nano", base_width=8), InputSize(height=64, width=64)),
+}
+"""The networks whose costs are stored: the named ones, and those that presets train in minutes on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +62,29 @@ class Cost:
 
 
 def known_cost(name: str, num_joints: int) -> Cost:
-    """The stored cost of the named network (a key of ``VARIANTS``) at its own input, for 14, 16 or 17 joints.
+    """The stored cost of a network, a key of ``STORED``, at its own input.
+
+    It holds for any number of joints: the heads alone depend on it, and each joint is one more filter there.
 
     Raises:
-        KeyError: there is no such figure.
+        KeyError: no network of that name is stored.
     """
-    return Cost(*_stored()[name][str(num_joints)])
+    stored = _stored()[name]
+    pairs = zip(stored["without_joints"], stored["each_joint"], strict=True)
+    return Cost(*(without + num_joints * each for without, each in pairs))
+
+
+def looked_up(network: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Cost | None:
+    """The stored cost of a network at that input; None where it has to be counted (``cost.network_cost``)."""
+    for name, known in STORED.items():
+        if known == (network, input_size):
+            return known_cost(name, num_joints)
+    return None
 
 
 @cache
 def _stored() -> dict[str, dict[str, list[int]]]:
+    """By name, what a network without joints would cost and what each joint adds: the fields of ``Cost`` in order."""
     tree: dict[str, dict[str, list[int]]] = json.loads(
         resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")
     )

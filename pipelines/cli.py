@@ -17,6 +17,7 @@ from typing import Any
 from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
 from efafnet.pipelines.user_errors import UsageError, user_message
 from efafnet.platform import console
+from efafnet.platform.garbage import skip_collection_at_exit
 from efafnet.platform.interruption import ending_on_signals, report_stop, was_terminated
 from efafnet.platform.ray_output import quiet_native
 
@@ -24,14 +25,19 @@ COMPLETING = ("--install-completion", "--show-completion", "--complete")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command: the words given, or those of this process, which then ends with it.
 
     Returns:
         The exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted, 143 terminated.
     """
     console.open_streams()
     with quiet_native(), ending_on_signals():
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
+        if arguments is not None:
+            return _main(list(arguments))
+        try:
+            return _main(sys.argv[1:])
+        finally:
+            skip_collection_at_exit()
 
 
 def _main(words: list[str]) -> int:

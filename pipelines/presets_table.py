@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from importlib import resources
 
-from efafnet.models.known_costs import Cost, known_cost
+from efafnet.models.known_costs import Cost, looked_up
 from efafnet.models.settings import Settings
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14, MPII_16
-from efafnet.models.variants import VARIANTS
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform import console
 from efafnet.platform.configuration import PRESETS, load_preset, preset_names, resolve
@@ -51,9 +50,6 @@ def sentence_of(name: str) -> str:
 
 
 def cost_of(name: str, config: TrainConfig) -> Cost | None:
-    """The stored cost of a preset's network at its input; None where it is none of the named ones."""
+    """The stored cost of a preset's network at its input; None where it is not stored."""
     skeleton = _SKELETONS.get(name.partition("_")[0], COCO_17)
-    for known in VARIANTS.values():
-        if known.network == config.network and known.input == config.input:
-            return known_cost(known.name, skeleton.num_joints)
-    return None
+    return looked_up(config.network, skeleton.num_joints, config.input)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from efafnet.models import cost
 from efafnet.models.cost import network_cost
-from efafnet.models.known_costs import FILE, known_cost
+from efafnet.models.known_costs import FILE, STORED, known_cost
 from efafnet.models.network import build_network
-from efafnet.models.network_config import NetworkConfig
+from efafnet.models.network_config import AnyNetworkConfig, NetworkConfig
 from efafnet.models.settings import InputSize
 from efafnet.models.variants import SBN, VARIANTS
+from efafnet.pipelines.training.config import TrainConfig
+from efafnet.platform.configuration import load_preset, preset_names, resolve
 
 _counted = cache(network_cost)
 """Several tests ask for the cost of the same network."""
@@ -134,7 +137,8 @@ def test_documented_figures(name: str, params_m: float, gmac: float) -> None:
 
 def test_every_named_network_has_stored_costs() -> None:
     stored = json.loads((Path(__file__).resolve().parents[1] / "models" / FILE).read_text(encoding="utf-8"))
-    assert stored.keys() == VARIANTS.keys(), "count anew: python -m efafnet.models.cost"
+    assert stored.keys() == STORED.keys(), "count anew: python -m efafnet.models.cost"
+    assert STORED.keys() > VARIANTS.keys()
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n.startswith(("sbn_r50", "efafnet_r50", "efafnet_nano"))])
@@ -152,27 +156,53 @@ def test_stored_costs_of_deep_networks_are_the_pins(name: str, params_m: float, 
     assert (round(cost.params_m, 2), round(cost.gmac, 2), round(cost.paper_g, 2)) == (params_m, gmac, paper_g)
 
 
-def test_a_runs_figures_are_looked_up_where_they_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    class CountedError(Exception):
-        pass
+class CountedError(Exception):
+    """A network was built to count its cost."""
+
+
+@pytest.fixture
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
+    """A run's figures, without what was remembered of them; ``CountedError`` where they would be counted."""
 
     def count(*_: object) -> None:
         raise CountedError
 
     monkeypatch.setattr(cost, "build_network", count)
-    figures = cost.parameters_and_multiply_adds.__wrapped__  # without what it remembers
+    return cost.parameters_and_multiply_adds.__wrapped__
+
+
+def test_a_runs_figures_are_looked_up_where_they_are_stored(uncounted: Callable[..., tuple[int, int]]) -> None:
     v, stored = VARIANTS["efafnet_r50_256x192"], known_cost("efafnet_r50_256x192", 16)
-    assert figures(v.network, 16, v.input) == (stored.parameters, stored.multiply_adds) == (37522552, 5160441104)
+    assert uncounted(v.network, 16, v.input) == (stored.parameters, stored.multiply_adds) == (37522552, 5160441104)
     other = v.network.model_copy(update={"fsm": "cs"})
-    for network, joints, size in ((v.network, 5, "256x192"), (v.network, 16, "256x224"), (other, 16, "256x192")):
+    for network, size in ((v.network, "256x224"), (other, "256x192")):
         with pytest.raises(CountedError):
-            figures(network, joints, InputSize.model_validate(size))
+            uncounted(network, 16, InputSize.model_validate(size))
 
 
-def test_stored_costs_of_other_skeletons() -> None:
-    v = VARIANTS["efafnet_nano"]
-    for joints in (14, 16, 17):
-        assert known_cost("efafnet_nano", joints) == _counted(v.network, joints, v.input)
+@pytest.mark.parametrize("name", preset_names())
+def test_no_preset_is_counted(name: str, uncounted: Callable[..., tuple[int, int]]) -> None:
+    """A training says what its network costs before its first step; counting makes torch load its compiler."""
+    config = resolve(TrainConfig, load_preset(name))
+    parameters, multiply_adds = uncounted(config.network, 5, config.input)
+    assert multiply_adds > parameters > 0
+
+
+@pytest.mark.parametrize("joints", [1, 5, 14, 21, 133])
+@pytest.mark.parametrize("name", ["efafnet_nano", *sorted(STORED.keys() - VARIANTS.keys())])
+def test_stored_costs_hold_for_any_number_of_joints(name: str, joints: int) -> None:
+    assert known_cost(name, joints) == _counted(*_stored_network(name, joints))
+
+
+@pytest.mark.parametrize("name", ["hourglass8_256x192", "efafnet_r50_256x192_ffm_first", "hrnet_w32_256x192"])
+def test_stored_costs_of_other_heads_hold_for_other_joints(name: str) -> None:
+    """The joints go back into the next hourglass, or come out of the last upsampling."""
+    assert known_cost(name, 23) == _counted(*_stored_network(name, 23))
+
+
+def _stored_network(name: str, joints: int) -> tuple[AnyNetworkConfig, int, InputSize]:
+    network, size = STORED[name]
+    return network, joints, size
 
 
 def test_default_reductions_are_those_of_the_pins() -> None:

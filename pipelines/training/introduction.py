@@ -38,7 +38,7 @@ def introduce(config: TrainConfig, inputs: Inputs) -> None:
             "no data.val: nothing is validated, no checkpoint is the best, and the result has no figure; give "
             "data.val=STORE to see what the network is worth"
         )
-    # Last, because counting makes torch import its compiler, which the optimizer would else do: more than a second.
+    # Last: where it is not stored what the network costs, counting makes torch import its compiler, for over a second.
     _tell("network", network_text(config, inputs))
 
 

@@ -21,9 +21,11 @@ from efafnet.pipelines.training.step import Trainee, average_of
 from efafnet.platform import machine
 from efafnet.platform.checkpoint import Checkpoint, load_checkpoint
 from efafnet.platform.configuration import ConfigurationError, to_yaml
+from efafnet.platform.garbage import collection_paused
 from efafnet.platform.machine import Precision
 
 
+@collection_paused()  # torch's optimizers import its compiler
 def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
     inputs = open_inputs(config)

@@ -1,0 +1,69 @@
+"""Python's collector of garbage: off for a while, and not once more at the end of a command."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from efafnet.pipelines import cli
+from efafnet.platform.garbage import collection_paused
+
+ROOT = Path(__file__).resolve().parents[1]
+ENDING = """
+import atexit
+from efafnet.platform.garbage import skip_collection_at_exit
+
+class Cycle:
+    def __del__(self):
+        print("collected")
+
+cycle = Cycle()
+cycle.itself = cycle
+del cycle
+atexit.register(print, "registered")
+if {skipped}:
+    skip_collection_at_exit()
+"""
+
+
+def test_nothing_is_collected_meanwhile() -> None:
+    @collection_paused()
+    def fails() -> None:
+        assert not gc.isenabled()
+        raise KeyError
+
+    assert gc.isenabled()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            fails()
+        assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with collection_paused():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("skipped", "said"), [(True, "registered\n"), (False, "registered\ncollected\n")])
+def test_a_process_that_skips_the_collection_does_what_is_registered_for_its_end(skipped: bool, said: str) -> None:
+    command = [sys.executable, "-c", ENDING.format(skipped=skipped)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == said
+
+
+def test_the_collection_is_skipped_where_the_process_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[str] = []
+    monkeypatch.setattr(cli, "skip_collection_at_exit", lambda: ends.append("left"))
+    monkeypatch.setattr(sys, "argv", ["efafnet", "--version"])
+    assert (cli.main(["--version"]), ends) == (0, [])
+    assert (cli.main(), ends) == (0, ["left"])
+    monkeypatch.setattr(sys, "argv", ["efafnet", "nonsense"])
+    assert (cli.main(), ends) == (2, ["left", "left"])
