@@ -194,10 +194,17 @@ def test_stored_costs_hold_for_any_number_of_joints(name: str, joints: int) -> N
     assert known_cost(name, joints) == _counted(*_stored_network(name, joints))
 
 
-@pytest.mark.parametrize("name", ["hourglass8_256x192", "efafnet_r50_256x192_ffm_first", "hrnet_w32_256x192"])
-def test_stored_costs_of_other_heads_hold_for_other_joints(name: str) -> None:
-    """The joints go back into the next hourglass, or come out of the last upsampling."""
-    assert known_cost(name, 23) == _counted(*_stored_network(name, 23))
+def test_what_a_joint_adds_in_other_heads() -> None:
+    """A filter on 32 channels in HRNet; in each hourglass one on 256, and in seven a channel that goes back to 256."""
+    positions = 64 * 48
+    for name, parameters, multiply_adds in (
+        ("hrnet_w32_256x192", 33, 32 * positions),
+        ("hourglass8_256x192", 8 * 257 + 7 * 256, 15 * 256 * positions),
+    ):
+        fewer, more = known_cost(name, 17), known_cost(name, 18)
+        assert more.parameters - fewer.parameters == parameters
+        assert more.multiply_adds - fewer.multiply_adds == more.paper_operations - fewer.paper_operations
+        assert more.multiply_adds - fewer.multiply_adds == multiply_adds
 
 
 def _stored_network(name: str, joints: int) -> tuple[AnyNetworkConfig, int, InputSize]:
