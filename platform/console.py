@@ -112,6 +112,12 @@ def warn(message: object) -> None:
     _console(stderr=True).print(harmless(f"warning: {message}"), style="yellow", soft_wrap=True)
 
 
+def counted(number: int, one: str) -> str:
+    """A number and what it counts, which is called ``one`` where it is one: 1 box, 2 boxes."""
+    plural = "" if number == 1 else "es" if one.endswith("x") else "s"
+    return f"{number} {one}{plural}"
+
+
 def fail(message: object) -> None:
     """Print one error to standard error, on one line."""
     text = " ".join(harmless(message).split())

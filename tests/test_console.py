@@ -28,6 +28,11 @@ def test_results_go_to_stdout_and_remarks_to_stderr(capsys: pytest.CaptureFixtur
     assert err == "remark\nwarning: careful\nerror: broken in two lines\n"
 
 
+def test_one_is_not_several() -> None:
+    assert [console.counted(n, "person") for n in (0, 1, 2)] == ["0 persons", "1 person", "2 persons"]
+    assert [console.counted(n, "box") for n in (1, 2)] == ["1 box", "2 boxes"]
+
+
 def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = "[bold]x[/bold] :smile: " + "/very/long/path" * 30
     console.say(text)

@@ -98,7 +98,7 @@ def test_the_sheet_of_a_store_that_others_own_is_drawn_here(
     monkeypatch.chdir(tmp_path / "here")
     run_inspect(InspectConfig(store=store.path, crops=1))
     assert (tmp_path / "here" / "store-sheet.jpg").is_file()
-    assert f"contact sheet of 1 persons: {tmp_path}/here/store-sheet.jpg" in capsys.readouterr().out
+    assert f"contact sheet of 1 person: {tmp_path}/here/store-sheet.jpg" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path)
     with pytest.raises(storage.UnwritableError, match="Read-only"):
         run_inspect(InspectConfig(store=store.path, crops=1))

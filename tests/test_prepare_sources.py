@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ import pytest
 
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
+from efafnet.pipelines.cli import main
 from efafnet.pipelines.crops.annotation_sources import SourceConfig, load_source, named_skeleton
 from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import TrainReader, read_rows
+from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.formats.annotations import SOURCE_STRIDE
 from efafnet.pipelines.training.inputs import Inputs
 from tests import crop_data
+from tests.check_wheel import ROOT
 
 
 def test_sources_are_merged(tmp_path: Path) -> None:
@@ -108,6 +113,36 @@ def test_sources_of_other_joints_are_merged_by_a_map(tmp_path: Path, capsys: pyt
     with reader:
         batch = next(iter(reader.batches(0, 1)))
     assert sorted((batch.visibility > 0).sum(dim=1).tolist()) == [2, 17]
+
+
+def test_the_worked_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/data.md's three sets in small, by its own map and command. AI Challenger's joints are those of its paper."""
+    sides = [
+        f"{side}_{part}"
+        for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+        for side in ("left", "right")
+    ]
+    joints = {"coco": COCO_17.joints, "aic": (*sides, "head_top", "neck"), "crowdpose": CROWDPOSE_14.joints}
+    files = {"coco": "person_keypoints_train2017.json", "aic": "aic_train.json", "crowdpose": "train.json"}
+    monkeypatch.chdir(tmp_path)
+    for folder, names in joints.items():
+        annotations, images = crop_data.write_coco(Path(folder), images=1, persons=1)
+
+        def own(content: dict[str, Any], names: tuple[str, ...] = names) -> None:
+            content["categories"] = [{"id": 1, "name": "person", "keypoints": names, "sigmas": [0.1] * len(names)}]
+            content["annotations"] = [crop_data.person(1, 1, [10.0, 10, 40, 60], num_joints=len(names))]
+
+        crop_data.edit(annotations, own)
+        annotations.rename(annotations.with_name(files[folder]))
+        images.rename(images.with_name("train2017" if folder == "coco" else "images"))
+    section = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("### Sets with other joints")[2]
+    joint_map, command = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)[:2]
+    Path("aic.yaml").write_text(joint_map, encoding="utf-8")
+    assert main([*shlex.split(command.replace("\\\n", " "))[1:], "workers=0"]) == 0
+    store = CropStore.open(Path("crops/three"))
+    assert store.skeleton == COCO_17
+    seen = [sum(v > 0 for v in row["visibility"]) for row in store.columns(["visibility"]).to_pylist()]
+    assert seen == [17, 12, 12], "neither head nor neck is one of COCO's joints"
 
 
 def test_a_first_source_may_be_mapped_as_well(tmp_path: Path) -> None:

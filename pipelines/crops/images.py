@@ -49,6 +49,7 @@ _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _AFTER_SCAN = {0xD9, 0xDA, 0xC4, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 
 # OpenCV's own words on what it cannot read go to standard error past every logger; here each is an error with a name.
+# For the whole process: there is one level, and threads that decode side by side would set it under each other.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _LISTED = 200_000

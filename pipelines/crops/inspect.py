@@ -177,7 +177,7 @@ def _draw(config: InspectConfig, store: CropStore) -> None:
     title = f"{count} of {store.num_persons} persons of {store.location}, {kind}"
     path = _sheet_file(config)
     storage.write_bytes(path, encoded(sheet_of_samples(batch, store.skeleton, names, title=title), path.suffix))
-    console.say(f"contact sheet of {count} persons: {path}")
+    console.say(f"contact sheet of {console.counted(count, 'person')}: {path}")
 
 
 def _sheet_file(config: InspectConfig) -> Path:

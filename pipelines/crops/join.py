@@ -62,8 +62,8 @@ def run_join(config: JoinConfig) -> Manifest:
         ]  # fmt: skip
         manifest = write_manifest(directory, _manifest(stores, shards, tables))
     console.say(
-        f"{config.output}: {manifest.counts.persons} persons of {len(stores)} stores, {manifest.skeleton.name}, "
-        f"{manifest.shards.total_bytes / 1e6:.1f} MB, digest {manifest.digest[:12]}"
+        f"{config.output}: {console.counted(manifest.counts.persons, 'person')} of {len(stores)} stores, "
+        f"{manifest.skeleton.name}, {manifest.shards.total_bytes / 1e6:.1f} MB, digest {manifest.digest[:12]}"
     )
     return manifest
 

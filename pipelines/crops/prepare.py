@@ -101,7 +101,8 @@ def run_prepare(config: PrepareConfig) -> CropStore:
     digest = _input_digest(config, settings, sources)
     existing = _existing(config, digest)
     if existing is not None:
-        console.say(f"{config.out} holds this store already ({existing.num_persons} persons): nothing to do")
+        persons = console.counted(existing.num_persons, "person")
+        console.say(f"{config.out} holds this store already ({persons}): nothing to do")
         return existing
     storage.check_output(config.out, overwrite=config.overwrite)
     plans = plan_shards(sources, config.rows_per_shard)
@@ -273,8 +274,9 @@ def _tell(config: PrepareConfig, store: CropStore) -> None:
     manifest = store.manifest
     size = manifest.shards.total_bytes + sum(record.bytes for record in manifest.tables)
     console.say(
-        f"{config.out}: {manifest.counts.persons} persons of {manifest.counts.images_read} images, "
-        f"{manifest.skeleton.name}, {size / 1e6:.1f} MB, digest {manifest.digest[:12]}"
+        f"{config.out}: {console.counted(manifest.counts.persons, 'person')} of "
+        f"{console.counted(manifest.counts.images_read, 'image')}, {manifest.skeleton.name}, {size / 1e6:.1f} MB, "
+        f"digest {manifest.digest[:12]}"
     )
     if manifest.counts.crowds and not config.detections:
         console.say(f"  left out: crowds {manifest.counts.crowds}")

@@ -236,13 +236,14 @@ def _protocol(store: CropStore, done: Evaluation) -> str:
 
 
 def _tell(config: EvaluateConfig, store: CropStore, done: Evaluation) -> None:
-    persons, seconds = store.num_persons, done.seconds["predict"]
+    number, seconds = store.num_persons, done.seconds["predict"]
+    persons = console.counted(number, "person")
     step = done.trained.meta.get("step")
-    console.say(f"{done.trained.path} (step {step}) on {store.path}: {persons} persons, {store.skeleton.name}")
+    console.say(f"{done.trained.path} (step {step}) on {store.path}: {persons}, {store.skeleton.name}")
     console.say(f"protocol: {_protocol(store, done)}")
     show(done.scored, config.scoring)
     _tell_visibility(store, done)
-    rate = f"{persons} persons predicted in {seconds:.1f} s ({persons / seconds:.3g}/s, {done.precision})"
+    rate = f"{persons} predicted in {seconds:.1f} s ({number / seconds:.3g}/s, {done.precision})"
     console.say(f"{rate}; files in {config.output}")
 
 

@@ -256,10 +256,13 @@ def _tell(config: DetectConfig, images: ImageSet, done: Detected, seconds: float
         console.warn("no person was found in any image")
     persons = int((~images.truth.crowd).sum())
     if done.figures:
-        console.table(["persons", f"{config.detector.name}, {persons} true persons"], _rows(done.figures))
+        console.table(
+            ["persons", f"{config.detector.name}, {console.counted(persons, 'true person')}"], _rows(done.figures)
+        )
     else:
         console.note(f"{config.source} has no persons: nothing to measure the boxes by")
-    console.say(f"{len(done.results)} boxes in {len(images.names)} images, digest {done.sha256[:12]}: {config.out}")
+    found, among = console.counted(len(done.results), "box"), console.counted(len(images.names), "image")
+    console.say(f"{found} in {among}, digest {done.sha256[:12]}: {config.out}")
     rate = len(images.names) / seconds if seconds > 0 else 0.0
     console.note(f"{seconds:.1f} s ({rate:.3g} images/s)")
 

@@ -228,5 +228,6 @@ def _tell(config: PredictConfig, sources: Sequence[Source], done: Prediction) ->
     if len(done.people):
         done.people.tell(str(config.output / PEOPLE))
     rate = pictures / done.seconds if done.seconds > 0 else 0.0
-    console.say(f"{persons} persons in {pictures} pictures of {len(sources)} files; files in {config.output}")
+    found, shown = console.counted(persons, "person"), console.counted(pictures, "picture")
+    console.say(f"{found} in {shown} of {console.counted(len(sources), 'file')}; files in {config.output}")
     console.note(f"{done.seconds:.1f} s ({rate:.3g} pictures/s)")
