@@ -18,7 +18,7 @@ from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
 from efafnet.pipelines.user_errors import UsageError, user_message
 from efafnet.platform import console
 from efafnet.platform.garbage import skip_collection_at_exit
-from efafnet.platform.interruption import ending_on_signals, report_stop, was_terminated
+from efafnet.platform.interruption import ending_on_signals, exit_code, report_stop
 from efafnet.platform.ray_output import quiet_native
 
 COMPLETING = ("--install-completion", "--show-completion", "--complete")
@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: the words given, or those of this process, which then ends with it.
 
     Returns:
-        The exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted, 143 terminated.
+        The exit code: 0 done, 1 it says no (doctor), 2 a user's error, 130 interrupted, 143 terminated, 129 the
+        terminal was closed.
     """
     console.open_streams()
     with quiet_native(), ending_on_signals():
@@ -45,7 +46,7 @@ def _main(words: list[str]) -> int:
         return _dispatch(words)
     except KeyboardInterrupt as stop:
         report_stop(stop)
-        return 143 if was_terminated(stop) else 130
+        return exit_code(stop)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from efafnet.platform.presence import is_there, read_bytes
 from efafnet.platform.storage import (
     UnwritableError,
     atomic_directory,
-    is_there,
     read_sealed,
     sha256_bytes,
     sha256_file,
@@ -204,7 +204,7 @@ def _read_verified(directory: Path, name: str, files: Mapping[str, str]) -> byte
     path = directory / name
     if not is_there(path):
         raise CheckpointError(f"checkpoint {directory} is torn: {name} is missing; take an earlier one")
-    content = path.read_bytes()
+    content = read_bytes(path)
     if sha256_bytes(content) != files[name]:
         raise CheckpointError(f"checkpoint {directory} is torn: {name} is not what was written; take an earlier one")
     return content

@@ -28,6 +28,8 @@ T = TypeVar("T")
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 REACH_S = 5.0
 """Seconds that the head of a cluster may take to accept a connection."""
+ANSWER_S = 30.0
+"""Seconds that it may take, however busy it is, to say that it is one."""
 HEAD = "node:__internal_head__"
 """What Ray says the head has one of, and no other node."""
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -150,14 +152,17 @@ def _await_port(address: str) -> None:
     """Wait some seconds for a cluster's head to take connections: Ray itself would try for minutes without a word.
 
     Raises:
-        ClusterError: it does not.
+        ClusterError: it does not, or something else does.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + REACH_S
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S) as connection:
+                _check_speaks_grpc(connection, address)
             return
+        except ClusterError:
+            raise
         except ValueError as error:
             raise ClusterError(f"Ray address {address}: write HOST:PORT, for example 10.0.0.5:6379") from error
         except OSError as error:
@@ -168,6 +173,23 @@ def _await_port(address: str) -> None:
                     "for a Ray on this machine"
                 ) from error
         time.sleep(0.5)
+
+
+def _check_speaks_grpc(connection: socket.socket, address: str) -> None:
+    """Refuse a port of something else than Ray's head: of its dashboard, of MLflow, of SSH.
+
+    A server of gRPC begins with HTTP/2's frame of settings (type 4), unasked; with TLS it waits for the client.
+    """
+    said = b"" if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true") else b"\0\0\0\4"
+    connection.settimeout(ANSWER_S)
+    with suppress(OSError):
+        while len(said) < 4 and (more := connection.recv(4 - len(said))):
+            said += more
+    if said[3:] != b"\4":
+        raise ClusterError(
+            f"no Ray at {address}: something else takes connections there; give the address of the head's own port, "
+            "6379 unless it was started with another (8265 is its dashboard's)"
+        )
 
 
 def runtime_env(address: str | None) -> dict[str, Any]:

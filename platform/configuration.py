@@ -17,7 +17,7 @@ from efafnet.models.settings import Settings
 from efafnet.platform.configuration_errors import explain, nearest, unknown_key
 from efafnet.platform.configuration_help import default_of, describe, field_models
 from efafnet.platform.storage import sha256_json
-from efafnet.platform.yaml_text import dump_yaml, load_yaml, problem_of
+from efafnet.platform.yaml_text import dump_yaml, load_yaml, problem_of, read_yaml_file
 
 __all__ = [
     "ConfigurationError",
@@ -101,10 +101,11 @@ def load_preset(name_or_path: str) -> Tree:
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         path = Path(name_or_path).expanduser()
         try:
-            return read_tree(path.read_text(encoding="utf-8"), str(path))
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_yaml_file(path)
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ConfigurationError(f"preset file {name_or_path} cannot be read: {reason}") from error
+        return read_tree(text, str(path))
     names = preset_names()
     if name_or_path not in names:
         raise ConfigurationError(

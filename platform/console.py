@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO, cast
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -78,6 +79,48 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
+class _Remarks(io.TextIOBase):
+    """Standard error, where what cannot be written is lost and not the work: a terminal that was closed answers with an
+    error, and so does a log on a full disk. A reader that goes away (head) still ends the program."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """As the stream's."""
+        return self._stream.encoding
+
+    def isatty(self) -> bool:
+        """As the stream's."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """As the stream's."""
+        return self._stream.fileno()
+
+    def write(self, text: str) -> int:
+        """Write, or do nothing."""
+        with _unwritten():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing."""
+        with _unwritten():
+            self._stream.flush()
+
+
+@contextmanager
+def _unwritten() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
+
+
 class _Console(Console):
     """Rich's console, but a reader that goes away (head, less) is the caller's to hear of: rich would exit with 1."""
 
@@ -93,7 +136,8 @@ def _console(*, stderr: bool) -> Console:
         return _drawing
     told = os.environ.get("COLUMNS", "")
     width = None if stream.isatty() or told.isdigit() else LOG_WIDTH
-    return _Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    file = cast(TextIO, _Remarks(stream)) if stderr else stream
+    return _Console(file=file, width=width, highlight=False, markup=False, emoji=False)
 
 
 def say(message: object = "", *, style: str | None = None) -> None:

@@ -1,4 +1,5 @@
-"""How Ctrl-C and SIGTERM end a command: in order where that is possible, and within seconds in any case."""
+"""How Ctrl-C, SIGTERM and a closed terminal end a command: in order where that is possible, and within seconds in any
+case."""
 
 from __future__ import annotations
 
@@ -16,16 +17,25 @@ GRACE_S = 8.0
 """Seconds that a command has for ending in order; Slurm and Kubernetes give 30, ``ray job stop`` 3."""
 
 _REPORTED = "reported to the user"
-_sigterm_arrived = threading.Event()
+_arrived: list[int] = []
+# Which of the signals that raise ``Terminated`` came.
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived, as at the end of a batch job: stopped like by Ctrl-C, so that runs are closed properly."""
+    """SIGTERM arrived, as at the end of a batch job, or SIGHUP, as when the connection to the terminal breaks: stopped
+    like by Ctrl-C, so that runs are closed properly."""
 
 
 def was_terminated(stop: KeyboardInterrupt) -> bool:
-    """Whether it was SIGTERM: where that meets a call of Ray's, Ray raises KeyboardInterrupt in its place."""
-    return isinstance(stop, Terminated) or _sigterm_arrived.is_set()
+    """Whether it was such a signal: where that meets a call of Ray's, Ray raises KeyboardInterrupt in its place."""
+    return isinstance(stop, Terminated) or bool(_arrived)
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """128 and the number of the signal that stopped the command."""
+    if _arrived:
+        return 128 + _arrived[0]
+    return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def report_stop(stop: KeyboardInterrupt, status: str = "") -> None:
@@ -39,7 +49,8 @@ def report_stop(stop: KeyboardInterrupt, status: str = "") -> None:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM raise ``Terminated``, and see to it that both signals end this process even where Python is stuck.
+    """Let SIGTERM and SIGHUP raise ``Terminated``, and see to it that all three signals end this process even where
+    Python is stuck. A SIGHUP that is ignored stays so: ``nohup`` has asked for it.
 
     A thread in a read of a file server that does not answer can neither be interrupted nor left: whoever waits for it,
     be it an executor or the interpreter's own end, waits for ever. So a watcher hears of signals from the interpreter's
@@ -49,26 +60,30 @@ def ending_on_signals() -> Iterator[None]:
         yield
         return
     owner = os.getpid()
-    _sigterm_arrived.clear()
+    _arrived.clear()
 
-    def stop(*_signal: object) -> None:
+    def stop(number: int, _frame: object) -> None:
         if os.getpid() == owner:
-            _sigterm_arrived.set()
+            _arrived.append(number)
+            if len(_arrived) > 1:
+                return  # a closed terminal is told by the kernel and by the shell: what is being put in order goes on
             raise Terminated
         # Processes forked from this one keep dying of it at once.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
     heard, told = socket.socketpair()
     told.setblocking(False)
     before_fd = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    before = signal.signal(signal.SIGTERM, stop)
+    taken = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL else [])]
+    before = {number: signal.signal(number, stop) for number in taken}
     threading.Thread(target=_watch, args=(heard,), name="signals", daemon=True).start()
     try:
         yield
     finally:
         # A signal that came goes on counting: what blocks may be the interpreter's end.
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(before_fd)
         told.close()
 
@@ -86,7 +101,8 @@ def _watch(heard: socket.socket) -> None:
     time.sleep(max(0.0, deadline - time.monotonic()))
     if not ended:
         text = f"\nwarning: ended {GRACE_S:g} s after the signal: something does not answer, perhaps a file system\n"
-        os.write(console.error_descriptor(), text.encode())
+        with suppress(OSError):  # the terminal may be gone
+            os.write(console.error_descriptor(), text.encode())
     os._exit(128 + ends)
 
 
@@ -94,7 +110,7 @@ def _first_end(heard: socket.socket) -> int | None:
     """Wait for a signal that ends the command and return its number; None where the command ended without one."""
     while came := heard.recv(64):
         for number in came:
-            if number in (signal.SIGINT, signal.SIGTERM):
+            if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 return number
     return None
 

@@ -3,7 +3,8 @@
 A lock is a file that its holder keeps locked (flock, which NFS passes to its server) and that says who the holder is.
 The kernel drops the lock when the holder dies. Where a file system refuses locks (NFSv3 without lockd, Lustre mounted
 without ``flock``, some FUSE file systems), a file beside it, ``NAME.lease``, stands for the lock: its holder touches it
-every few seconds, and one that was not touched for long is taken over.
+every few seconds, and one that was not touched for long is taken over. A holder that stood still for so long (a
+suspended machine) ends when it finds that out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import fcntl
 import json
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -134,19 +136,40 @@ class _Lease:
     def _create(self) -> None:
         for _ in range(3):
             try:
-                handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                self._write()
             except FileExistsError:
                 _retire_if_stale(self._path)
                 continue
-            with os.fdopen(handle, "wb") as file:
-                file.write(self._content)
             return
         raise LockHeldError(self._path, _described(_record(self._path)))
 
+    def _write(self) -> None:
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(self._content)
+
     def _beat(self) -> None:
+        foreign = 0
         while not self._ended.wait(HEARTBEAT_S):
             with suppress(OSError):
-                os.utime(self._path)
+                foreign = 0 if self._touched() else foreign + 1
+            if foreign > 1:  # once may be somebody who looks at it and puts it back
+                console.warn(
+                    f"{self._path} was taken over by {_described(_record(self._path))} while this process stood still: "
+                    "it ends, for two would write the same"
+                )
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def _touched(self) -> bool:
+        """Keep the lease fresh; false where it is another's now. One that somebody removed is written again."""
+        try:
+            if self._path.read_bytes() != self._content:
+                return False
+            os.utime(self._path)
+        except FileNotFoundError:
+            self._write()
+        return True
 
     def end(self) -> None:
         """Give the lease back."""

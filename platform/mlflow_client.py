@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from efafnet.platform import console
 from efafnet.platform.credentials import full, take_from_cluster
+from efafnet.platform.presence import is_there
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +32,7 @@ def mlflow_client(uri: str, *, create: bool = False) -> MlflowClient:
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     store = sqlite_file(uri)
     if store is not None:
-        if not (create or store.exists()):
+        if not (create or is_there(store)):
             # MLflow would make an empty store here: the usual case is a worker on another machine than the driver.
             raise FileNotFoundError(f"{store} is not on this machine; several machines need a tracking server")
         # Without it every process that opens a sqlite store makes a folder ./mlruns wherever it happens to run.

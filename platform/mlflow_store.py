@@ -12,6 +12,7 @@ from pathlib import Path
 
 from efafnet.platform.locks import hold
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.presence import is_there
 from efafnet.platform.storage import UnwritableError, write_bytes
 
 _MEMORY = Path("/dev/shm")
@@ -38,7 +39,7 @@ def create_sqlite(file: Path) -> None:
             ) from error
         try:
             with _quiet_alembic():
-                if not file.exists():
+                if not is_there(file):
                     _make_in_memory(file)
                 mlflow_client(f"sqlite:///{file}", create=True).search_experiments(max_results=1)
         except UnwritableError as error:

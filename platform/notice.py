@@ -18,6 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 
 import psutil
@@ -28,7 +29,9 @@ from efafnet.platform.locks import LockHeldError, hold
 METADATA = "http://169.254.169.254"
 """AWS's instance metadata service."""
 POLL_S = 5.0
-"""Seconds between two questions, as AWS advises; a spot machine has two minutes from the notice."""
+"""Seconds between two questions, as AWS advises."""
+NOTICE_S = 120.0
+"""Seconds that a spot machine has from the notice."""
 MARGIN_S = 10.0
 """Seconds that are kept for Ray's own end."""
 _TIMEOUT_S = 2.0
@@ -89,14 +92,21 @@ def watch(metadata: Metadata) -> None:
     while True:
         try:
             end = metadata.end_of_machine()
-            if end is not None and drain((end - datetime.now(UTC)).total_seconds() - MARGIN_S):
+            if end is not None and drain(_left_s(end) - MARGIN_S):
                 return
             silent = ""
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             if str(error) != silent:
                 console.warn(f"the metadata service does not say whether this machine ends: {error}")
             silent = str(error)
         time.sleep(POLL_S)
+
+
+def _left_s(end: datetime) -> float:
+    """Seconds until ``end``. Where this machine's clock is so wrong that the end has passed, or is further away than
+    any notice announces, the notice counts as given since the last question."""
+    left_s = (end - datetime.now(UTC)).total_seconds()
+    return left_s if 0 < left_s <= NOTICE_S else NOTICE_S - POLL_S
 
 
 def drain(seconds: float) -> bool:

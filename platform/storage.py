@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from efafnet.platform.locks import LockHeldError, clock_of, hold
+from efafnet.platform.presence import entries, is_there, read_bytes, reading
 
 _STALE_AFTER_S = 60.0
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -251,6 +252,26 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def append_lines(path: Path, lines: bytes) -> None:
+    """Append whole lines to a file: all of them or, where the system refuses, none.
+
+    A line that a killed process had only begun gets its end first, so that it spoils no other.
+    """
+    with reading(path), path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            lines = lines if file.read(1) == b"\n" else b"\n" + lines
+        try:
+            left = memoryview(lines)
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON that any reader accepts: keys in the given order, NaN and infinities as null."""
     write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
@@ -260,11 +281,12 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        OSError: it is not there or cannot be read.
+        OSError: it is not there or cannot be read; names the file.
         ValueError: it is not JSON.
     """
+    content = read_bytes(path)
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(content)
     except RecursionError as error:
         raise ValueError(f"{path} is not valid JSON (nested too deep)") from error
     except ValueError as error:  # also numbers of thousands of digits
@@ -306,31 +328,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is a file or directory; unlike ``Path.exists``, what cannot be asked is an error and not a no.
-
-    Raises:
-        OSError: the file system does not answer, or does not let it be seen.
-    """
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-def entries(directory: Path) -> list[Path]:
-    """What a directory holds, sorted; nothing where there is none. ``Path.glob`` takes a refusal for emptiness.
-
-    Raises:
-        OSError: the file system does not answer, or does not let it be seen.
-    """
-    try:
-        return sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
-
-
 def remove_leftovers(directory: Path) -> None:
     """Remove what killed writers left in ``directory``, and put back what an overwrite had taken away.
 
@@ -358,7 +355,7 @@ def sha256_bytes(content: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal, read in pieces."""
-    with Path(path).open("rb") as file:
+    with reading(path), Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

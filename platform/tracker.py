@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from efafnet.platform import console
 from efafnet.platform.mlflow_answers import CurveSteps, confirm_files, is_refusal
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.storage import append_lines
 from efafnet.platform.system_metrics import SystemMonitor
 
 if TYPE_CHECKING:
@@ -147,13 +148,12 @@ class Tracker:
         self.flush(timeout_s)
         with self._changed:
             lost = [*self._refused, *self._pending]
-            self._write_spill(list(self._pending))
+            kept = self._spill if self._write_spill(lost) and lost else None
             self._pending.clear()
             self._refused.clear()
             self._changed.notify_all()
-        kept = self._spill if lost and self._spill is not None and self._spill.exists() else None
         if lost:
-            where = f"; they are in {kept}" if kept else ""
+            where = f"; they are in {kept}" if kept else "; not all of them could be kept" if self._spill else ""
             console.warn(f"{len(lost)} records did not reach MLflow at {self._uri} ({self._reason}){where}")
         return Unlogged(len(lost), kept, self._reason if lost else "")
 
@@ -215,8 +215,9 @@ class Tracker:
             if len(batch) > 1 and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 # One bad name spoils a whole batch: find it, and log the others.
                 return all(self._send([item]) for item in batch)
-            self._write_spill([replace(item, reason=self._reason) for item in batch])
-            self._done(batch, refused=True)
+            refused = [replace(item, reason=self._reason) for item in batch]
+            written = self._write_spill(refused)
+            self._done([replace(item, spilled=written) for item in refused], refused=True)
             return True
         self._done(batch)
         return True
@@ -238,7 +239,8 @@ class Tracker:
             self._failing = True
             waiting = list(self._pending)
             self._changed.notify_all()
-        self._write_spill(waiting)
+        if not self._write_spill(waiting):
+            return
         with self._changed:
             # Only this thread takes items away, so those written down are still the first ones, unless close() came.
             for index in range(min(len(waiting), len(self._pending))):
@@ -298,18 +300,22 @@ class Tracker:
 
     # ---- the spill file: everything in it is not (known to be) logged
 
-    def _write_spill(self, items: list[_Item]) -> None:
+    def _write_spill(self, items: list[_Item]) -> bool:
+        """Write down those that are not there yet, all or none; returns whether all are there now."""
         fresh = [item for item in items if not item.spilled]
-        if self._spill is None or not fresh:
-            return
+        if not fresh:
+            return True
+        if self._spill is None:
+            return False
+        records = ({"run_id": self._run_id, **asdict(replace(item, spilled=True))} for item in fresh)
+        lines = "".join(json.dumps(record, default=str) + "\n" for record in records)
         try:
             self._spill.parent.mkdir(parents=True, exist_ok=True)
-            with self._spill.open("a", encoding="utf-8") as file:
-                for item in fresh:
-                    record = {"run_id": self._run_id, **asdict(replace(item, spilled=True))}
-                    file.write(json.dumps(record, default=str) + "\n")
+            append_lines(self._spill, lines.encode())
         except OSError as error:
             self._reason = f"{self._reason}; and {self._spill} cannot be written: {error.strerror}"
+            return False
+        return True
 
     def _recover(self) -> None:
         """Queue what an earlier process of this run could not send."""

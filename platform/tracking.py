@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,7 @@ __all__ = [
     "TrackingError",
     "Unlogged",
     "abandon_run",
+    "abandoned_on_failure",
     "create_run",
     "dataset_input",
     "find_run",
@@ -255,9 +256,10 @@ def create_run(
         run = client.create_run(_experiment_id(uri, experiment), tags=every, run_name=run_name)
         run_id = str(run.info.run_id)
         newest_steps(client, run_id)
-        log_params(uri, run_id, params or {})
-        if datasets:
-            client.log_inputs(run_id, datasets=list(datasets))
+        with abandoned_on_failure(uri, run_id):
+            log_params(uri, run_id, params or {})
+            if datasets:
+                client.log_inputs(run_id, datasets=list(datasets))
     except (MlflowException, OSError, ValueError, AttributeError) as error:  # also of answers that are not MLflow's
         if isinstance(error, TrackingError):
             raise
@@ -340,6 +342,16 @@ def finish_run(uri: str, run_id: str, status: str = "FINISHED") -> bool:
     """Set a run's final status (FINISHED, FAILED or KILLED); say so, and return False, when MLflow is away."""
 
     return quietly(lambda: mlflow_client(uri).set_terminated(run_id, status), f"setting run {run_id} to {status}")
+
+
+@contextlib.contextmanager
+def abandoned_on_failure(uri: str, run_id: str) -> Iterator[None]:
+    """End a run, of which nothing here knows yet, should the block fail or be stopped: nobody else ever would."""
+    try:
+        yield
+    except BaseException as error:
+        abandon_run(uri, run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
 
 
 def abandon_run(uri: str, run_id: str, status: Literal["FAILED", "KILLED"]) -> bool:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+LARGEST_BYTES = 10_000_000
+"""Of a file that may hold settings."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -72,6 +76,20 @@ def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+
+
+def read_yaml_file(path: Path) -> str:
+    """The text of a YAML file, which may be a pipe.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8 text, or larger than any settings are, as a device is that never ends.
+    """
+    with path.open("rb") as file:
+        content = file.read(LARGEST_BYTES + 1)
+    if len(content) > LARGEST_BYTES:
+        raise ValueError(f"it holds more than {LARGEST_BYTES // 10**6} MB, which no settings are")
+    return content.decode()
 
 
 def load_yaml(text: str) -> Any:

@@ -20,6 +20,8 @@ class Service:
         self.asked: list[str] = []
         self.broken = 0
         """Answers of 500 that are left."""
+        self.garbled = 0
+        """Answers that are left which are no HTTP."""
 
 
 @contextmanager
@@ -43,6 +45,9 @@ def metadata_service() -> Iterator[tuple[Service, str]]:
             if state.broken:
                 state.broken -= 1
                 self._answer(500)
+            elif state.garbled:
+                state.garbled -= 1
+                self.wfile.write(b"garbled\r\n\r\n")
             elif self.headers["X-aws-ec2-metadata-token"] not in state.tokens[-1:]:
                 self._answer(401)
             elif state.action is None:

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import grpc
 import pytest
 
 from efafnet.platform import cluster, ray_private
@@ -123,6 +127,34 @@ def test_an_address_that_leads_nowhere_is_told_within_seconds(
         with pytest.raises(ClusterError, match=rf"no Ray at {nowhere} \(RAY_ADDRESS\): .*refused; start .*unset RAY_A"):
             connect(ClusterConfig(address=address))
     assert 1 < sum(waited) <= cluster.REACH_S
+
+
+@pytest.mark.parametrize("words", [b"HTTP/1.1 400 Bad Request\r\n", b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"\0\0"])
+def test_a_port_of_something_else_is_told_apart(monkeypatch: pytest.MonkeyPatch, words: bytes) -> None:
+    """Of the dashboard, of SSH, of something that closes the connection at once."""
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
+
+    def answer() -> None:
+        with server.accept()[0] as connection:
+            connection.sendall(words)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"no Ray at {address}: something else takes connections there; give"):
+            connect(ClusterConfig(address=address))
+
+
+def test_a_server_of_grpc_is_taken_for_a_head() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        cluster._await_port(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
 
 
 def test_an_address_is_host_and_port() -> None:

@@ -235,6 +235,12 @@ def test_absent_preset_file(tmp_path: Path) -> None:
         load_preset(str(tmp_path / "none.yaml"))
 
 
+def test_a_preset_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("efafnet.platform.yaml_text.LARGEST_BYTES", 2_000_000)
+    with pytest.raises(ConfigurationError, match=r"preset file /dev/zero cannot be read: it holds more than 2 MB"):
+        load_preset("/dev/zero")
+
+
 def test_an_empty_preset_is_all_defaults() -> None:
     assert resolve(Run, read_tree("# nothing\n", "p")) == Run()
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import subprocess
 import sys
@@ -249,6 +250,33 @@ def test_a_full_disk_under_the_output_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdout", Full())
     with pytest.raises(OSError, match="standard output cannot be written: No space left on device"):
         console.say("a result")
+
+
+def test_remarks_that_cannot_be_written_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that was closed answers with EIO, a log on a full disk with ENOSPC; head ends the program as ever."""
+
+    class Gone:
+        encoding = "utf-8"
+        reason = errno.EIO
+
+        def isatty(self) -> bool:
+            return False
+
+        def write(self, _text: str) -> int:
+            raise OSError(self.reason, os.strerror(self.reason))
+
+        def flush(self) -> None:
+            raise OSError(self.reason, os.strerror(self.reason))
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    for Gone.reason in (errno.EIO, errno.ENOSPC):
+        for tell in (console.note, console.warn, console.fail):
+            tell("a remark")
+        with console.progress("stage", 1) as advance:
+            advance(1)
+    Gone.reason = errno.EPIPE
+    with pytest.raises(BrokenPipeError):
+        console.note("a remark")
 
 
 def test_a_program_started_with_closed_streams(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from efafnet.platform import interruption
 from efafnet.platform.interruption import (
     Terminated,
     ending_on_signals,
+    exit_code,
     keeping_sigterm,
     report_stop,
     was_terminated,
@@ -25,12 +27,14 @@ from tests.waiting import LIMIT_S, assert_threads_end
 ROOT = Path(__file__).resolve().parents[1]
 
 BLOCKED = """
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from efafnet.platform import interruption
 from efafnet.pipelines import cli
 
 interruption.GRACE_S = 0.5
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may have been started with nohup
 
 def command(words):
     with ThreadPoolExecutor(1) as pool:  # leaving it waits for the read, and so does the interpreter's end
@@ -43,7 +47,7 @@ sys.exit(cli.main([sys.argv[1]]))
 """
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_read_that_never_ends_does_not_keep_a_command(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     """An image that is a FIFO stands for a file server that does not answer."""
     os.mkfifo(tmp_path / "image.jpg")
@@ -104,12 +108,13 @@ def test_a_demo_says_how_to_go_on_whatever_its_stage_does(tmp_path: Path, stage:
 
 
 def test_a_command_that_ends_by_itself_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interruption, "_sigterm_arrived", threading.Event())
+    monkeypatch.setattr(interruption, "_arrived", [])
     handler, threads = signal.getsignal(signal.SIGTERM), threading.enumerate()
     with ending_on_signals(), pytest.raises(Terminated):
         # Not a real signal here: its watcher would end the tests.
         signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)  # type: ignore[misc,operator]
     assert was_terminated(KeyboardInterrupt()), "Ray raises it in the place of what was raised"
+    assert exit_code(KeyboardInterrupt()) == 143
     assert signal.getsignal(signal.SIGTERM) == handler
     assert_threads_end(threads)
 
@@ -133,6 +138,29 @@ with interruption.ending_on_signals():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "-15\n"
     assert (tmp_path / "alive").exists()
+
+
+def test_a_closed_terminal_is_told_twice_and_stops_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel and by the shell; the second must not break off what is put in order after the first."""
+    monkeypatch.setattr(interruption, "_arrived", [])
+    monkeypatch.setattr(signal, "getsignal", {signal.SIGHUP: signal.SIG_DFL}.__getitem__)
+    taken: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: taken.setdefault(number, handler))
+    with ending_on_signals():
+        with pytest.raises(Terminated) as stop:
+            taken[signal.SIGHUP](signal.SIGHUP, None)
+        taken[signal.SIGHUP](signal.SIGHUP, None)
+        taken[signal.SIGTERM](signal.SIGTERM, None)
+    assert exit_code(stop.value) == 129
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending_on_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_handlers_are_put_back_after_others_took_them() -> None:

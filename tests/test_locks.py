@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -105,6 +106,27 @@ def test_leases_of_the_dead_are_taken_over(
         with pytest.raises(LockHeldError, match=f"is held by process {pid} on elsewhere"):
             hold(path).__enter__()
         assert (tmp_path / "lock.lease").exists()
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_who_stood_still_until_another_took_over_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a machine that was suspended for minutes. The other's lease is left alone."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    lease, other = tmp_path / "lock.lease", json.dumps({"host": "elsewhere", "pid": 7, "machine": "another"})
+    with hold(tmp_path / "lock"):
+        lease.unlink()
+        wait_for("a lease that was removed to be there again", lease.exists)
+        (tmp_path / "other").write_text(other)
+        (tmp_path / "other").replace(lease)
+        os.utime(lease, (0, 0))
+        wait_for("the end of this process", lambda: sent)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+    assert "taken over by process 7 on elsewhere" in " ".join(capsys.readouterr().err.split())
+    assert (lease.read_text(), lease.stat().st_mtime) == (other, 0)
 
 
 @pytest.mark.usefixtures("no_flock")

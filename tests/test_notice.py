@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import psutil
@@ -78,6 +78,27 @@ def test_the_watch_outlives_hiccups_and_drains_in_time(
     said = capsys.readouterr().err
     assert said.count("HTTP Error 500") == 1, "said once, however often it is asked"
     assert "does not say whether this machine ends: 'time'" in said
+
+
+@pytest.mark.parametrize(("clock_wrong_by_s", "told_s"), [(0, 110), (3600, 105), (-3600, 105)])
+def test_the_watch_outlives_answers_that_are_none_and_clocks_that_are_wrong(
+    service: tuple[Service, str],
+    drained: list[tuple[str, str, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    clock_wrong_by_s: int,
+    told_s: int,
+) -> None:
+    """105 s: two minutes, less the five between two questions and the ten that are Ray's."""
+    state, address = service
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    state.garbled, state.action = 1, action(120, now)
+    clock = SimpleNamespace(now=lambda _zone: now + timedelta(seconds=clock_wrong_by_s), strptime=datetime.strptime)
+    monkeypatch.setattr(notice, "datetime", clock)
+    monkeypatch.setattr("time.sleep", lambda _s: None)
+    notice.watch(Metadata(address))
+    assert [seconds for _, _, seconds in drained] == [told_s]
+    assert "does not say whether this machine ends: garbled" in capsys.readouterr().err
 
 
 def test_a_refused_drain_is_tried_again(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,6 +58,32 @@ def test_a_directory_without_a_checkpoint_is_free(tmp_path: Path, capsys: pytest
     assert "no checkpoint yet: begun anew" in " ".join(capsys.readouterr().err.split())
     directory.claim(other)
     assert read_json(directory.path / "run.json")["identity"] == other
+
+
+def test_what_cannot_be_seen_now_is_not_held_for_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that the file server keeps to itself for a moment: nothing is begun anew, nothing removed."""
+    directory = begun(tmp_path, "checkpoints/step-00000005/meta.json")
+
+    honest = os.listdir
+
+    def refuse(path: str) -> list[str]:
+        if str(path).endswith("checkpoints"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return honest(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        with pytest.raises(PermissionError):
+            directory.clear_unstarted({**IDENTITY, "optimizer.lr": 0.2})
+    assert (directory.path / "checkpoints/step-00000005/meta.json").exists()
+
+
+def test_checkpoints_of_which_no_record_says_the_settings_are_not_gone_on_from(tmp_path: Path) -> None:
+    directory = begun(tmp_path, "checkpoints/step-00000005/meta.json")
+    (directory.path / "run.json").unlink()
+    with pytest.raises(RunConflictError, match=r"holds checkpoints or a result, and no run\.json"):
+        directory.claim(IDENTITY)
+    assert not (directory.path / "run.json").exists()
 
 
 @pytest.mark.parametrize("left", ["checkpoints/step-00000005/meta.json", "result.json", "study.db", "notes.txt"])

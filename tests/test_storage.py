@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -223,6 +224,26 @@ def test_file_systems_that_cannot_flush_a_directory_are_no_error(
     code = errno.EIO
     with pytest.raises(OSError, match="Input/output error"):
         storage.flush_directory(tmp_path)
+
+
+def test_lines_are_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A file that may not grow by more than ten bytes stands for a disk that fills up in the middle of a line."""
+    path = tmp_path / "lines"
+    storage.append_lines(path, b"first\n")
+    with path.open("ab") as file:
+        file.write(b"begun by a killed proc")
+    storage.append_lines(path, b"second\nthird\n")
+    whole = b"first\nbegun by a killed proc\nsecond\nthird\n"
+    assert path.read_bytes() == whole
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            storage.append_lines(path, b"longer than ten bytes\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == whole
 
 
 def test_truncated_json_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from efafnet.platform import tracker as tracker_module
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import Tracker, create_run, prepare_tracking
 from tests.processes import deaf_port, free_port
@@ -121,10 +123,10 @@ def test_a_dead_server_costs_training_nothing(
     writing, queued = threading.Event(), threading.Event()
     honest, spill = Tracker._write_spill, tmp_path / "spill.jsonl"
 
-    def slow(self: Tracker, items: list[Any]) -> None:
+    def slow(self: Tracker, items: list[Any]) -> bool:
         writing.set()
         assert queued.wait(LIMIT_S)
-        honest(self, items)
+        return honest(self, items)
 
     monkeypatch.setattr(Tracker, "_write_spill", slow)
     with deaf_port() as port:
@@ -219,6 +221,37 @@ def kill_group(server: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.no_ray
+@pytest.mark.usefixtures("hasty")
+def test_what_a_full_disk_did_not_keep_is_kept_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And where there never is, nobody is told that it was kept."""
+    honest, tries, has_room = tracker_module.append_lines, threading.Event(), False
+
+    def append(path: Path, lines: bytes) -> None:
+        tries.set()
+        if not has_room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        honest(path, lines)
+
+    monkeypatch.setattr(tracker_module, "append_lines", append)
+    with deaf_port() as port:
+        for gets_room in (False, True):
+            spill = tmp_path / f"{gets_room}.jsonl"
+            tracker = Tracker(f"http://127.0.0.1:{port}", "0" * 32, spill=spill)
+            has_room = False
+            tries.clear()
+            tracker.log_metrics({"loss": 1.5}, 1)
+            assert tries.wait(LIMIT_S)
+            has_room = gets_room
+            lost = tracker.close(timeout_s=0.5)
+            assert (lost.count, lost.file) == (1, spill if gets_room else None)
+            assert spill.exists() == gets_room
+            said = " ".join(capsys.readouterr().err.split())
+            assert ("they are in" in said, "not all of them could be kept" in said) == (gets_room, not gets_room)
+    assert [item["value"] for item in spilled(spill)] == [1.5]
+
+
 @pytest.mark.usefixtures("hasty")
 def test_a_server_that_is_away_gets_everything_when_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFAFNET_TRACKING_START_S", str(LIMIT_S))

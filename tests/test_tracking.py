@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from pydantic import ValidationError
 
-from efafnet.platform import mlflow_store
+from efafnet.platform import mlflow_store, tracking
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.mlflow_store import create_sqlite
 from efafnet.platform.storage import UnwritableError
@@ -197,6 +197,25 @@ def test_a_deleted_experiment_is_named(uri: str) -> None:
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(TrackingError, match=r"experiment 'gone' .* was deleted; restore it"):
         create_run(uri, "gone")
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (OSError("gone"), "FAILED")])
+def test_a_run_that_nobody_will_know_of_does_not_stand_as_running(
+    uri: str, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
+) -> None:
+    """Stopped, or left by its server, between its creation and its parameters."""
+
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tracking, "log_params", fail)
+    with pytest.raises((KeyboardInterrupt, TrackingError)):
+        create_run(uri, f"left {status}")
+    client = mlflow_client(uri)
+    experiment = client.get_experiment_by_name(f"left {status}")
+    assert experiment is not None
+    [left] = client.search_runs([experiment.experiment_id])
+    assert left.info.status == status
 
 
 def test_a_run_is_ended(uri: str, run_id: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from efafnet.platform.yaml_text import _Loader as Loader
-from efafnet.platform.yaml_text import problem_of
+from efafnet.platform.yaml_text import problem_of, read_yaml_file
 from efafnet.tune_spaces.space import SpaceError
 
 _PRODUCT = re.compile(r"(?:(\d+\.?\d*|\.\d+) ?\* ?)?([a-z_]+)")
@@ -35,8 +35,8 @@ def read_file(path: str, what: str, known: Sequence[str]) -> str:
     if not path.endswith((".yaml", ".yml")):
         raise SpaceError(f"no {what} {path!r}; there are {', '.join(known)}, or give the path of a .yaml file")
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_yaml_file(Path(path))
+    except (OSError, ValueError) as error:
         raise SpaceError(f"the {what} {path} cannot be read: {error}") from error
 
 

@@ -28,7 +28,7 @@ from efafnet.pipelines.formats.plausibility import odd_boxes, odd_scores, plausi
 from efafnet.pipelines.formats.rejects import Reject
 from efafnet.platform.mirror import Location, is_address
 from efafnet.platform.storage import sha256_file, sha256_json
-from efafnet.platform.yaml_text import load_yaml, problem_of
+from efafnet.platform.yaml_text import load_yaml, problem_of, read_yaml_file
 
 
 class SourceConfig(Settings):
@@ -201,7 +201,7 @@ def named_skeleton(name: str) -> Skeleton | None:
     if not path.is_file():
         raise ValueError(f"skeleton {name!r} is neither auto, {', '.join(SKELETONS)} nor a YAML file or a crop store")
     try:
-        return Skeleton.model_validate(load_yaml(path.read_text(encoding="utf-8")))
+        return Skeleton.model_validate(load_yaml(read_yaml_file(path)))
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = problem_of(error) if isinstance(error, yaml.YAMLError) else sentence_of(error)
         raise ValueError(

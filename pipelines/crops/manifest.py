@@ -17,6 +17,7 @@ from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.file_table import FileRecord, Files, all_rows
 from efafnet.platform.configuration_help import field_models
 from efafnet.platform.mirror import is_address, read_remote
+from efafnet.platform.presence import read_bytes, reading
 from efafnet.platform.storage import sha256_json
 
 MANIFEST = "manifest.json"
@@ -143,7 +144,7 @@ def sealed(manifest: Manifest) -> dict[str, Any]:
 
 def footer_sha256(path: Path) -> str:
     """Hex SHA-256 of a Parquet file's footer: metadata, their length in 4 bytes, and the 4 bytes that end the file."""
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 8))
         length = int.from_bytes(file.read(4), "little")
@@ -158,7 +159,7 @@ def read_document(location: str | Path) -> bytes:
     """
     path = os.fspath(location)
     try:
-        return read_remote(path, MANIFEST) if is_address(path) else (Path(path) / MANIFEST).read_bytes()
+        return read_remote(path, MANIFEST) if is_address(path) else read_bytes(Path(path) / MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "holds no manifest.json"
         if not (is_address(path) or Path(path).is_dir()):

@@ -12,7 +12,7 @@ import yaml
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import Annotation, Annotations
 from efafnet.pipelines.formats.values import shown
-from efafnet.platform.yaml_text import load_yaml, problem_of
+from efafnet.platform.yaml_text import load_yaml, problem_of, read_yaml_file
 
 JointMap = Literal["by_name"] | dict[str, str] | Path
 """Joint of the store to joint of the source, as a mapping or a YAML file of one; by_name: those of equal names."""
@@ -69,7 +69,7 @@ def _places(joint_map: JointMap, own: Skeleton, target: Skeleton, where: str) ->
 
 def _read(path: Path, where: str) -> dict[str, str]:
     try:
-        content: Any = load_yaml(path.expanduser().read_text(encoding="utf-8"))
+        content: Any = load_yaml(read_yaml_file(path.expanduser()))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         reason = problem_of(error) if isinstance(error, yaml.YAMLError) else type(error).__name__
         raise ValueError(f"{where}: joint_map={path} cannot be read ({reason}); give a YAML file") from error

@@ -14,6 +14,7 @@ from efafnet.pipelines.evaluation.trained import open_store
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
+from efafnet.platform.presence import is_there
 from efafnet.platform.storage import read_json, sha256_bytes, sha256_file, write_text
 
 _FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
@@ -22,7 +23,7 @@ _FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
 def predict_validation(config: TrainConfig, result: TrainResult) -> None:
     """Leave the run's predictions on the validation store beside its figures, for the bootstrap over images."""
     file = config.run_dir / PREDICTIONS
-    if file.exists() or config.data.val is None:
+    if is_there(file) or config.data.val is None:
         return
     # Ray's own workers may have GPUs that this process has not.
     workers = WorkersConfig(count=config.workers, cpus=config.worker.threads, reader=config.reader)
@@ -43,7 +44,7 @@ def has_images(inputs: Inputs) -> bool:
 
 def is_done(run: TrainConfig, by_image: bool) -> bool:
     """Whether a run has ended and is measured."""
-    return RunDirectory(run.run_dir).result_file.exists() and (not by_image or (run.run_dir / PREDICTIONS).exists())
+    return is_there(RunDirectory(run.run_dir).result_file) and (not by_image or is_there(run.run_dir / PREDICTIONS))
 
 
 def precisions_of(runs: Iterable[TrainConfig]) -> str:
@@ -63,7 +64,7 @@ def predictions_of(run: TrainConfig) -> list[dict[str, Any]]:
     """Its COCO results on the validation store; ValueError where they are not what was written."""
     file = run.run_dir / PREDICTIONS
     known = _digest_file(file)
-    if known.exists() and known.read_text(encoding="utf-8").split()[:1] != [sha256_file(file)]:
+    if is_there(known) and known.read_text(encoding="utf-8").split()[:1] != [sha256_file(file)]:
         raise ValueError(
             f"{file} is damaged (sha256sum -c {known.name}); remove both, and the same command remakes them"
         )

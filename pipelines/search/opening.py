@@ -17,6 +17,7 @@ from efafnet.pipelines.search.samplers import settled_sampler
 from efafnet.pipelines.search.untried import NEVER_TWICE
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.platform import console
+from efafnet.platform.presence import is_there
 from efafnet.platform.storage import write_text
 from efafnet.tune_spaces.space import Settings, Space, grid, grid_size
 
@@ -128,6 +129,6 @@ def _grid_points(config: TuneConfig, space: Space, limits: Limits | None) -> lis
 def _driver(run_dir: Path) -> str:
     """What tells the commands of a shared search apart: drawn once for each directory."""
     file = run_dir / "driver"
-    if not file.exists():
+    if not is_there(file):
         write_text(file, uuid.uuid4().hex)
     return file.read_text(encoding="utf-8")

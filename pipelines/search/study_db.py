@@ -18,6 +18,7 @@ from optuna.exceptions import StorageInternalError
 
 from efafnet.platform import console
 from efafnet.platform.credentials import full, hidden
+from efafnet.platform.presence import entries, is_directory, is_there
 from efafnet.platform.ray_errors import made_by
 
 JOURNAL = ".journal"
@@ -88,8 +89,8 @@ def _open_journal(path: Path, file: Path) -> optuna.storages.BaseStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-    if not file.exists() or not file.stat().st_size:
-        check_beside(path, f"{file} {'is empty' if file.exists() else 'is missing'}")
+    if not is_there(file) or not file.stat().st_size:
+        check_beside(path, f"{file} {'is empty' if is_there(file) else 'is missing'}")
     with readable(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         # A lock by a file that must not exist, which network file systems keep to, where they do not keep to locks.
@@ -149,15 +150,15 @@ def check_beside(path: Path, what: str) -> None:
     Raises:
         StudyFileError: ``what`` is wrong with the study, and there are trials in the directory of ``path``.
     """
-    trials = sum(1 for _ in path.parent.glob("trials/*/"))
+    trials = sum(is_directory(entry) for entry in entries(path.parent / "trials"))
     if trials:
         raise StudyFileError(f"{what}, but {path.parent / 'trials'} holds {trials} trials; {_REMEDY}")
 
 
 def _check(path: Path) -> None:
-    tables = _tables(path) if path.exists() and path.stat().st_size else set()
+    tables = _tables(path) if is_there(path) and path.stat().st_size else set()
     if not tables:
-        check_beside(path, f"{path} {'is empty' if path.exists() else 'is missing'}")
+        check_beside(path, f"{path} {'is empty' if is_there(path) else 'is missing'}")
     elif not tables >= _TABLES:
         raise StudyFileError(f"{path} is a database of something else, without {min(_TABLES - tables)}; {_REMEDY}")
 

@@ -20,8 +20,8 @@ from efafnet.pipelines.training.state import LostRunError
 from efafnet.platform import console
 from efafnet.platform.cluster import ClusterError
 from efafnet.platform.configuration import ConfigurationError
+from efafnet.platform.presence import entries
 from efafnet.platform.ray_errors import carried_by
-from efafnet.platform.storage import entries
 
 T = TypeVar("T")
 

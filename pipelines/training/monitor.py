@@ -17,6 +17,7 @@ from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Progress
 from efafnet.pipelines.training.step import StepLosses
 from efafnet.platform import console
+from efafnet.platform.storage import append_lines, write_text
 
 EXPLODED = 100.0
 """A loss this many times that of the run's first point has left the road, and what follows is lost."""
@@ -298,7 +299,7 @@ class Trace:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-        path.write_text("".join(kept), encoding="utf-8")
+        write_text(path, "".join(kept))
         self._path = path
 
     @classmethod
@@ -317,5 +318,4 @@ class Trace:
             {"step": first + index, "rows": rows.tolist(), "loss": float(losses.total).hex()}
             for index, (losses, rows) in enumerate(zip(window.losses, window.rows, strict=True))
         ]
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        append_lines(self._path, "".join(json.dumps(record) + "\n" for record in records).encode())

@@ -80,7 +80,7 @@ def train(
         config = config.model_copy(update={"validation": inline})
     inputs = _checked_inputs(config)
     directory = RunDirectory(config.run_dir)
-    with directory.locked():
+    with directory.locked(), _stop_reported(config):
         copies = _copies(config)
         identity = inputs.identity(config)
         if copies is not None and directory.known() is None:
@@ -94,16 +94,17 @@ def train(
         if begin is not None:
             begin(config, inputs)
         record = open_record(config, inputs, record, parent_run_id=parent_run_id, tags=tags or {})
-        directory.record(record, to_yaml(config))
-        if copies is not None:
-            copies.push_file(directory.path / "run.json")
-        if begin is not None:
-            tell_address(record)
-        with _failure_reported(config, record), _live(config, watched=begin is not None) as live:
-            outcome = _on_ray(config, record, live) if config.workers else _here(config, record, cancelled, live)
-        result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
-        close_record(config, inputs, record, result)
-        directory.finish(result)
+        with _failure_reported(config, record):
+            directory.record(record, to_yaml(config))
+            if copies is not None:
+                copies.push_file(directory.path / "run.json")
+            if begin is not None:
+                tell_address(record)
+            with _live(config, watched=begin is not None) as live:
+                outcome = _on_ray(config, record, live) if config.workers else _here(config, record, cancelled, live)
+            result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)
+            close_record(config, inputs, record, result)
+            directory.finish(result)
         return result
 
 
@@ -135,13 +136,21 @@ def _copies(config: TrainConfig) -> CheckpointCopies | None:
 
 
 @contextmanager
-def _failure_reported(config: TrainConfig, record: RunRecord) -> Iterator[None]:
+def _stop_reported(config: TrainConfig) -> Iterator[None]:
+    """Say where the run stands, first of all: who stops a job may give it a few seconds, and MLflow may be away."""
     try:
         yield
+    except KeyboardInterrupt as stop:
+        report_stop(stop, _how_to_resume(config))
+        raise
+
+
+@contextmanager
+def _failure_reported(config: TrainConfig, record: RunRecord) -> Iterator[None]:
+    try:
+        with _stop_reported(config):
+            yield
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            # First of all: who stops a job may give it a few seconds, and MLflow may be away.
-            report_stop(error, _how_to_resume(config))
         stopped = isinstance(error, KeyboardInterrupt | RunCancelledError)
         fail_record(record, interrupted=stopped, taken=cost_of(config))
         raise
@@ -301,7 +310,7 @@ def _workers_text(config: TrainConfig, each: Mapping[str, float]) -> str:
 def _followed(run_dir: Path, live: Live | None) -> Iterator[None]:
     """Show what the workers write meanwhile: the lines of the run's log, and where they stand if someone looks."""
     log, done = run_dir / "train.log", threading.Event()
-    start = log.stat().st_size if log.exists() else 0
+    start = _size_of(log)
     thread = threading.Thread(target=_follow, args=(log, start, done, live), name="follow", daemon=True)
     thread.start()
     try:
@@ -309,7 +318,14 @@ def _followed(run_dir: Path, live: Live | None) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-        (run_dir / STATUS).unlink(missing_ok=True)
+        with suppress(OSError):
+            (run_dir / STATUS).unlink(missing_ok=True)
+
+
+def _size_of(log: Path) -> int:
+    with suppress(OSError):
+        return log.stat().st_size
+    return 0
 
 
 def _follow(log: Path, position: int, done: threading.Event, live: Live | None) -> None:
@@ -318,11 +334,12 @@ def _follow(log: Path, position: int, done: threading.Event, live: Live | None) 
         last = done.wait(0.5)
         if live is not None and (status := read_status(log.parent)) is not None:
             live(status)
-        if not log.exists():
+        try:
+            with log.open("rb") as file:
+                file.seek(position)
+                whole, newline, _ = file.read().rpartition(b"\n")
+        except OSError:  # not there yet, or a file system that does not answer for a moment
             continue
-        with log.open("rb") as file:
-            file.seek(position)
-            whole, newline, _ = file.read().rpartition(b"\n")
         position += len(whole) + len(newline)
         for line in whole.decode("utf-8", errors="replace").splitlines():
             if live is None or not line.startswith(PASSING):

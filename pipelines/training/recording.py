@@ -28,6 +28,7 @@ from efafnet.platform.garbage import collection_paused
 from efafnet.platform.logged_model import Score, log_checkpoints, log_model
 from efafnet.platform.mlflow_client import mlflow_client, points_now
 from efafnet.platform.mlflow_pages import NOTE
+from efafnet.platform.presence import is_there
 from efafnet.platform.provenance import environment, environment_tags
 from efafnet.platform.storage import sha256_json
 from efafnet.platform.tracking import Tracker
@@ -103,7 +104,8 @@ def open_record(
         client.set_tag(run_id, NOTE, describe_run(config, inputs, run_id, about))
         client.log_text(run_id, to_yaml(config), SETTINGS)
 
-    tracking.quietly(describe, f"describing run {run_id}")
+    with tracking.abandoned_on_failure(uri, run_id):
+        tracking.quietly(describe, f"describing run {run_id}")
     return replace(record, mlflow_run_id=run_id, tracking_uri=uri)
 
 
@@ -130,7 +132,7 @@ def _follow(directory: RunDirectory, record: RunRecord) -> None:
 
 def _waiting(run_dir: Path) -> list[str]:
     """Names of the files in a run's directory that hold what MLflow did not take."""
-    return [name for name in (UNLOGGED, UNLOGGED_FILES) if (run_dir / name).exists()]
+    return [name for name in (UNLOGGED, UNLOGGED_FILES) if is_there(run_dir / name)]
 
 
 def _unlogged(config: TrainConfig) -> dict[str, Any]:
@@ -235,7 +237,7 @@ def send_kept(place: Path, config: TrainConfig) -> None:
         for name in _waiting(run_dir):
             Tracker(uri, run_id, spill=run_dir / name).close()
         _follow(directory, record)
-        if directory.result_file.exists():
+        if is_there(directory.result_file):
             tracking.finish_run(uri, run_id)
 
 

@@ -24,7 +24,15 @@ from efafnet.pipelines.training.identity import ADDED
 from efafnet.platform import console
 from efafnet.platform.configuration_errors import rule_of
 from efafnet.platform.locks import LockHeldError, hold
-from efafnet.platform.storage import make_directory, read_sealed, remove_leftovers, sha256_json, write_sealed
+from efafnet.platform.presence import entries, is_there
+from efafnet.platform.storage import (
+    make_directory,
+    read_sealed,
+    remove_leftovers,
+    sha256_json,
+    write_sealed,
+    write_text,
+)
 
 _LEFT_OPEN = ("precision", "test.precision")
 """Settings that may say ``auto``, which claims nothing: it then means what the run began with, or what suits."""
@@ -136,13 +144,19 @@ class RunDirectory:
             changeable: settings that may differ from those it was last started with; the differences are printed.
 
         Raises:
-            RunConflictError: the directory holds a run with other settings or data; all differences are listed.
+            RunConflictError: the directory holds a run with other settings or data, all differences are listed; or one
+                that does not say which.
         """
         own = RunRecord(
             self.path.name, identity_digest(identity), dict(identity), _now(), changeable=dict(changeable or {})
         )
         known = self.known()
         if known is None:
+            if self.started:
+                raise RunConflictError(
+                    f"run {self.path} holds checkpoints or a result, and no run.json that says of which settings; put "
+                    "a copy of it back, move the directory away, or choose another name=…"
+                )
             self.note(own)
             return own
         if changed := _changed(known, identity):
@@ -158,8 +172,9 @@ class RunDirectory:
 
     @property
     def started(self) -> bool:
-        """Whether the run has got as far as a checkpoint or a result."""
-        return any((self.path / "checkpoints").glob("step-*")) or self.result_file.exists()
+        """Whether the run has got as far as a checkpoint or a result; OSError where that cannot be seen now."""
+        saved = any(path.name.startswith("step-") for path in entries(self.path / "checkpoints"))
+        return saved or is_there(self.result_file)
 
     def clear_unstarted(self, identity: Mapping[str, Any]) -> None:
         """Make the directory new where it holds another run than ``identity`` that never came to a checkpoint.
@@ -181,7 +196,7 @@ class RunDirectory:
     def known(self) -> RunRecord | None:
         """Return what the directory holds, or None if it is new; ValueError where its record is damaged."""
         file = self.path / "run.json"
-        if not file.exists():
+        if not is_there(file):
             return None
         with _named(file, "put back a copy of it, or choose another name=…"):
             return TypeAdapter(RunRecord).validate_python(read_sealed(file))
@@ -200,11 +215,11 @@ class RunDirectory:
     def record(self, record: RunRecord, config_yaml: str) -> None:
         """Write what the run is and the settings it starts with now."""
         self.note(record)
-        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        write_text(self.path / "config.yaml", config_yaml)
 
     def result(self) -> TrainResult | None:
         """Return how the run ended, or None if it has not; ValueError where its result is damaged."""
-        if not self.result_file.exists():
+        if not is_there(self.result_file):
             return None
         with _named(self.result_file, "remove it, and the same command writes it again from the last checkpoint"):
             stored = TypeAdapter(_Stored).validate_python(read_sealed(self.result_file))

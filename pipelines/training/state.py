@@ -27,7 +27,8 @@ from efafnet.platform.checkpoint import (
 )
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.configuration import ConfigurationError
-from efafnet.platform.storage import OutputExistsError, UnreadableFileError, entries
+from efafnet.platform.presence import entries, is_directory, is_there
+from efafnet.platform.storage import OutputExistsError, UnreadableFileError
 
 
 class LostRunError(ValueError):
@@ -108,7 +109,7 @@ class Checkpoints:
         Raises:
             OSError: the directory cannot be read, which says nothing of what is in it.
         """
-        return [path for path in entries(self.directory) if path.name.startswith("step-") and path.is_dir()]
+        return [path for path in entries(self.directory) if path.name.startswith("step-") and is_directory(path)]
 
     def path(self, step: int) -> Path:
         """Directory of the checkpoint after ``step`` steps."""
@@ -166,7 +167,7 @@ class Checkpoints:
     def to_use(self) -> Path:
         """The best validated checkpoint, else the last one. Only after the first was written."""
         best = self.run_dir / "best"
-        return (best if best.exists() else self.run_dir / "latest").resolve(strict=True)
+        return (best if is_there(best) else self.run_dir / "latest").resolve(strict=True)
 
     def save(
         self, trainee: Trainee, progress: Progress, config: Mapping[str, Any], meta: Mapping[str, Any], *, final: bool
@@ -225,7 +226,7 @@ class Checkpoints:
             # An earlier life of this run may have left one here that no longer loads.
             save_checkpoint(path, **content, overwrite=True)
             _point(self.run_dir / "latest", path)
-            if best_step is not None and self.path(best_step).exists():
+            if best_step is not None and is_there(self.path(best_step)):
                 _point(self.run_dir / "best", self.path(best_step))
             self._prune(path, wanted)
         except (OSError, OutputExistsError) as error:  # the latter where another life of this run still writes
@@ -292,7 +293,7 @@ def fork_source(source: Path, batch_size: int) -> Path:
     Raises:
         ValueError: there is none, or its steps are other batches than ``batch_size`` samples.
     """
-    path = source / "latest" if (source / "latest").exists() else source
+    path = source / "latest" if is_there(source / "latest") else source
     try:
         batch = config_of(path)["batch_size"]
     except OSError as error:
