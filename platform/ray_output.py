@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -96,8 +96,10 @@ def _pass_on(readable: int, direct: int) -> None:
 
 
 def _write(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]
+    """Write, or lose what a closed terminal or a full disk does not take: whoever wrote it would wait for a reader."""
+    with suppress(OSError):
+        while content:
+            content = content[os.write(descriptor, content) :]
 
 
 class WorkerLines:

@@ -30,6 +30,7 @@ _MAX_METRICS = 1000  # MLflow's own limit of one log_batch
 _MAX_TAGS = 100
 _LONGEST_WAIT_S = 30.0
 _PATIENCE_S = 600.0  # a large file may take its time
+_HURRIED_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Tracker:
         self._failing = False
         self._give_up_at: float | None = None
         self._changed = threading.Condition()
+        self._spilling = threading.RLock()
         self._measured = False
         self._monitor = SystemMonitor(uri, run_id, system_metrics_every_s) if system_metrics_every_s else None
         self._recover()
@@ -145,13 +147,15 @@ class Tracker:
         with self._changed:
             self._give_up_at = time.monotonic() + timeout_s
             self._changed.notify_all()
-        self.flush(timeout_s)
-        with self._changed:
-            lost = [*self._refused, *self._pending]
-            kept = self._spill if self._write_spill(lost) and lost else None
-            self._pending.clear()
-            self._refused.clear()
-            self._changed.notify_all()
+        try:
+            self.flush(timeout_s)
+        finally:  # Ctrl-C must not lose it either
+            with self._spilling, self._changed:
+                lost = [*self._refused, *self._pending]
+                kept = self._spill if self._write_spill(lost) and lost else None
+                self._pending.clear()
+                self._refused.clear()
+                self._changed.notify_all()
         if lost:
             where = f"; they are in {kept}" if kept else "; not all of them could be kept" if self._spill else ""
             console.warn(f"{len(lost)} records did not reach MLflow at {self._uri} ({self._reason}){where}")
@@ -163,7 +167,12 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if isinstance(error, KeyboardInterrupt):
+            # The process may be ended in a few seconds, and MLflow be away.
+            self._keep()
+            self.close(_HURRIED_S)
+        else:
+            self.close()
 
     def _append(self, items: list[_Item]) -> None:
         with self._changed:
@@ -210,41 +219,46 @@ class Tracker:
         except Exception as error:
             self._reason = " ".join(str(error).split())[:300]
             if not is_refusal(error):
+                with self._changed:
+                    self._failing = True
+                    self._changed.notify_all()
                 self._keep()
                 return False
             if len(batch) > 1 and getattr(error, "error_code", "") != "RESOURCE_DOES_NOT_EXIST":
                 # One bad name spoils a whole batch: find it, and log the others.
                 return all(self._send([item]) for item in batch)
             refused = [replace(item, reason=self._reason) for item in batch]
-            written = self._write_spill(refused)
-            self._done([replace(item, spilled=written) for item in refused], refused=True)
+            with self._spilling:
+                written = self._write_spill(refused)
+                self._done([replace(item, spilled=written) for item in refused], refused=True)
             return True
         self._done(batch)
         return True
 
     def _done(self, batch: list[_Item], *, refused: bool = False) -> None:
-        with self._changed:
+        with self._spilling, self._changed:
             for _ in range(min(len(batch), len(self._pending))):
                 self._pending.popleft()
             if refused:
                 self._refused.extend(batch)
             self._failing = False
             if not self._pending and not self._refused and not self._unread and self._spill is not None:
-                self._spill.unlink(missing_ok=True)
+                with suppress(OSError):  # if it stays it is compared with what MLflow has
+                    self._spill.unlink(missing_ok=True)
             self._changed.notify_all()
 
     def _keep(self) -> None:
         """Write down what waits, so that not even a kill loses it while the server is away."""
-        with self._changed:
-            self._failing = True
-            waiting = list(self._pending)
-            self._changed.notify_all()
-        if not self._write_spill(waiting):
-            return
-        with self._changed:
-            # Only this thread takes items away, so those written down are still the first ones, unless close() came.
-            for index in range(min(len(waiting), len(self._pending))):
-                self._pending[index] = replace(waiting[index], spilled=True)
+        with self._spilling:
+            with self._changed:
+                waiting = list(self._pending)
+            if not self._write_spill(waiting):
+                return
+            written = {id(item) for item in waiting}
+            with self._changed:
+                for index, item in enumerate(self._pending):
+                    if id(item) in written:
+                        self._pending[index] = replace(item, spilled=True)
 
     def _log(self, batch: list[_Item]) -> None:
         from mlflow.entities import RunTag

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 import time
@@ -168,7 +169,7 @@ def find_run(run_id: str, given: str | None, noted: str) -> str | None:
 
 def _await_server(address: str) -> None:
     """Wait until a tracking server answers; one that is just starting may need more than ten seconds."""
-    deadline = time.monotonic() + float(os.environ.get("EFAFNET_TRACKING_START_S", _SERVER_START_S))
+    deadline = time.monotonic() + _patience_s()
     while True:
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
@@ -191,6 +192,14 @@ def _await_server(address: str) -> None:
                 "MLFLOW_TRACKING_URI to one that runs"
             )
         time.sleep(0.5)
+
+
+def _patience_s() -> float:
+    given = os.environ.get("EFAFNET_TRACKING_START_S", str(_SERVER_START_S))
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(given)) < math.inf:
+            return seconds
+    raise TrackingError(f"EFAFNET_TRACKING_START_S={given}: give seconds, 0 or more, or unset it")
 
 
 def _experiment_id(uri: str, name: str) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from efafnet.platform import console, ray_output
 from efafnet.platform.ray_output import NativeLines, WorkerLines, quiet_native
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
 STAMP = "[2026-11-26 11:26:04,294 {} 123 4567] "
@@ -72,6 +75,22 @@ def test_what_is_written_past_python_passes_but_for_remarks() -> None:
             "[2026-11-26 [2026-11-26 11:26:04,294 E 1 2] a.cc:1: after",
         ]
     )
+
+
+def test_what_nobody_takes_holds_up_nobody() -> None:
+    """The terminal was closed, or the log's disk is full: who writes more than a pipe holds must not wait for ever."""
+    readable, writable = os.pipe()
+    with Path("/dev/full").open("wb", buffering=0) as full, os.fdopen(writable, "wb") as pipe:
+        passing = threading.Thread(target=ray_output._pass_on, args=(readable, full.fileno()), daemon=True)
+        passing.start()
+        writing = threading.Thread(target=pipe.write, args=(b"a line\n" * 30_000,), daemon=True)
+        writing.start()
+        writing.join(LIMIT_S)
+        assert not writing.is_alive()
+        pipe.close()
+        passing.join(LIMIT_S)
+        assert not passing.is_alive()
+    os.close(readable)
 
 
 def test_a_captured_stream_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
-from efafnet.platform.storage import read_json, write_json
+from efafnet.platform.storage import UnwritableError, read_json, write_json
 
 IDENTITY = {"optimizer.lr": 0.1, "fork": None}
 
@@ -76,6 +76,24 @@ def test_what_cannot_be_seen_now_is_not_held_for_absent(tmp_path: Path, monkeypa
         with pytest.raises(PermissionError):
             directory.clear_unstarted({**IDENTITY, "optimizer.lr": 0.2})
     assert (directory.path / "checkpoints/step-00000005/meta.json").exists()
+
+
+def test_a_file_system_without_links_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full at that moment is not: that is told where something is lost by it."""
+    directory, code = RunDirectory(tmp_path / "run"), errno.EPERM
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(UnwritableError, match=r"has no symbolic links \(Operation not permitted\), .*runs="):
+        directory.locked().__enter__()
+    code = errno.ENOSPC
+    with directory.locked():
+        pass
+    monkeypatch.undo()
+    with directory.locked():
+        assert [path.name for path in directory.path.iterdir()] == [".lock"]
 
 
 def test_checkpoints_of_which_no_record_says_the_settings_are_not_gone_on_from(tmp_path: Path) -> None:

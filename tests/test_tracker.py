@@ -20,6 +20,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from efafnet.platform import interruption
 from efafnet.platform import tracker as tracker_module
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracking import Tracker, create_run, prepare_tracking
@@ -250,6 +251,33 @@ def test_what_a_full_disk_did_not_keep_is_kept_once_there_is_room(
             said = " ".join(capsys.readouterr().err.split())
             assert ("they are in" in said, "not all of them could be kept" in said) == (gets_room, not gets_room)
     assert [item["value"] for item in spilled(spill)] == [1.5]
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("interrupted", ["work", "flush"])
+def test_ctrl_c_finds_what_waits_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: str) -> None:
+    """Within seconds the process may be gone, whatever its connections wait for."""
+    spill, when_flushed = tmp_path / "spill.jsonl", []
+
+    def flush(_self: Tracker, timeout_s: float) -> bool:
+        when_flushed.append((timeout_s, spill.exists()))
+        if interrupted == "flush":
+            raise KeyboardInterrupt
+        return False
+
+    def work() -> None:
+        with deaf_port() as port, Tracker(f"http://127.0.0.1:{port}", "0" * 32, spill=spill) as tracker:
+            tracker.log_metrics({"loss": 2.5}, 7)
+            if interrupted == "work":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracker, "flush", flush)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    if interrupted == "work":
+        assert when_flushed == [(tracker_module._HURRIED_S, True)]
+        assert tracker_module._HURRIED_S < interruption.GRACE_S
+    assert [(item["value"], item["step"]) for item in spilled(spill)] == [(2.5, 7)], "once"
 
 
 @pytest.mark.usefixtures("hasty")

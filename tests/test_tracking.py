@@ -106,6 +106,14 @@ class _Answer(BaseHTTPRequestHandler):
         """Stay quiet."""
 
 
+@pytest.mark.parametrize("given", ["soon", "nan", "inf", "-1"])
+def test_how_long_to_wait_is_a_number_of_seconds(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """Not a number would be waited for without end."""
+    monkeypatch.setenv("EFAFNET_TRACKING_START_S", given)
+    with pytest.raises(TrackingError, match=f"EFAFNET_TRACKING_START_S={given}: give seconds"):
+        prepare_tracking("http://127.0.0.1:1")
+
+
 def test_a_server_that_refuses_the_host_name_is_told_apart() -> None:
     server = HTTPServer(("127.0.0.1", 0), _Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()

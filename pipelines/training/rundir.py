@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +28,7 @@ from efafnet.platform.configuration_errors import rule_of
 from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.presence import entries, is_there
 from efafnet.platform.storage import (
+    UnwritableError,
     make_directory,
     read_sealed,
     remove_leftovers,
@@ -36,6 +39,7 @@ from efafnet.platform.storage import (
 
 _LEFT_OPEN = ("precision", "test.precision")
 """Settings that may say ``auto``, which claims nothing: it then means what the run began with, or what suits."""
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 LOCK = ".lock"
 """The file that the process which trains a run keeps locked, in the run's directory."""
 _UNSTARTED = (
@@ -121,7 +125,7 @@ class RunDirectory:
         Raises:
             RunConflictError: another process holds it, also after the time for which a file server may keep the lock
                 of a machine that died.
-            UnwritableError: it cannot be created.
+            UnwritableError: it cannot be created, or nothing can be linked in it.
         """
         make_directory(self.path)
         with ExitStack() as stack:
@@ -134,7 +138,22 @@ class RunDirectory:
                 ) from error
             for directory in (self.path, self.path / "checkpoints"):
                 remove_leftovers(directory)
+            self._check_links()
             yield
+
+    def _check_links(self) -> None:
+        """Refuse, before hours of training, a file system without symbolic links (SMB, exFAT)."""
+        probe = self.path / f".links.probe-{secrets.token_hex(4)}"
+        try:
+            probe.symlink_to("checkpoints")
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise UnwritableError(
+                    f"run {self.path}: its file system has no symbolic links ({error.strerror}), by which a run names "
+                    "its latest and best checkpoints; choose another place with runs=…"
+                ) from error
+        else:
+            probe.unlink()
 
     def claim(self, identity: Mapping[str, Any], changeable: Mapping[str, Any] | None = None) -> RunRecord:
         """Return the record of this run, new or from before.
