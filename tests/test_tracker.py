@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from efafnet.platform import interruption
 from efafnet.platform import tracker as tracker_module
 from efafnet.platform.mlflow_client import mlflow_client
+from efafnet.platform.storage import append_lines
 from efafnet.platform.tracking import Tracker, create_run, prepare_tracking
 from tests.processes import deaf_port, free_port
 from tests.waiting import LIMIT_S, wait_for
@@ -227,7 +228,7 @@ def test_what_a_full_disk_did_not_keep_is_kept_once_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And where there never is, nobody is told that it was kept."""
-    honest, tries, has_room = tracker_module.append_lines, threading.Event(), False
+    honest, tries, has_room = append_lines, threading.Event(), False
 
     def append(path: Path, lines: bytes) -> None:
         tries.set()
