@@ -1,12 +1,13 @@
-"""All that is to be seen on a GPU, in one call of some ten minutes: what is right there, and how fast it is.
+"""All that is to be seen on a GPU, in one call of a quarter of an hour: what is right there, and how fast it is.
 
-    python -m benchmarks.bench_gpu [--only tests step run] [--json NOW.json]
+    python -m benchmarks.bench_gpu [--only tests step compiled run] [--json NOW.json]
 
-Three parts, each by programs of its own, so that what fails costs its own part only:
+Four parts, each by programs of its own, so that what fails costs its own part only:
 
 tests   the forms for GPUs against the plain ones; graphs, compiled steps and exchanged gradients against the step as
         written; that no step waits for the host. Some two minutes.
 step    `benchmarks.bench_step`: where a step goes, part by part and in every setting. Under four minutes.
+compiled  the compared networks compiled, by the same program. Some three minutes.
 run     EFAFNet R50 on drawn people, trained for a minute in a plain process, then by a Ray worker, then by one that
         launches its steps as CUDA graphs: samples a second, beside those of bench_step's bare step. Some five minutes.
 
@@ -24,6 +25,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.bench_step import Table
 from benchmarks.record import Record, add_option, recorded
 from efafnet.pipelines.training.monitor import PASSING
 from efafnet.platform import console
@@ -52,9 +54,9 @@ def tests() -> None:
     program("pytest", "-q", *(f"tests/{name}.py" for name in TESTS))
 
 
-def step(folder: Path, record: Record) -> None:
-    """Run bench_step and take over its figures."""
-    program("benchmarks.bench_step", "--json", str(folder / "step.json"))
+def step(folder: Path, record: Record, *tables: Table) -> None:
+    """Run bench_step for these tables and take over its figures."""
+    program("benchmarks.bench_step", "--only", *tables, "--json", str(folder / "step.json"))
     record.figures.update(Record.read(folder / "step.json").figures)
 
 
@@ -103,7 +105,7 @@ def rates(log: str) -> list[float]:
 def main() -> None:
     """Run the parts and say which failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("tests", "step", "run")
+    parts = ("tests", "step", "compiled", "run")
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts to run; all by default")
     parser.add_argument("--seconds", type=int, default=60, help="length of each training run")
     add_option(parser)
@@ -118,7 +120,8 @@ def main() -> None:
         folder = Path(name)
         calls: dict[str, Callable[[], None]] = {
             "tests": tests,
-            "step": lambda: step(folder, record),
+            "step": lambda: step(folder, record, "parts", "modes"),
+            "compiled": lambda: step(folder, record, "compiled"),
             "run": lambda: run(folder, given.seconds, record),
         }
         for part in given.only:

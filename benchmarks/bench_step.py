@@ -1,6 +1,7 @@
 """Time of one training step and its memory: SBN, EFAFNet and HRNet-W32 side by side, 256x192, the trainer's own step.
 
     python -m benchmarks.bench_step [--json NOW.json]
+    python -m benchmarks.bench_step --only compiled
     python -m benchmarks.bench_step --count
 
 A step is target, forward, loss, backward and Adam, on random crops that lie on the device. The networks take turns and
@@ -8,9 +9,10 @@ each one's fastest step counts: whatever else the machine does falls on all of t
 with one thread, in processor time; with more (--threads), in wall time, which means something on an idle machine only:
 threads that wait for each other lose a time slice to every other program. On a GPU each network is also measured in
 plainer and in further settings, and a table before them shows where a step goes: the baseline with one part of EFAFNet
-each, and EFAFNet without one of its forms for GPUs each, by the clock, in kernels, and as a CUDA graph. All that takes
-under four minutes; compiling, which comes last, is left out where it would not fit. The device's own matrix product
-stands beside them.
+each, and EFAFNet without one of its forms for GPUs each, by the clock, in kernels, and as a CUDA graph. All that ends
+within four minutes: what would not fit is left out and said to be, compiling, which comes last, first of all. ``--only
+compiled`` measures that alone, beside the same arithmetic as written. The device's own matrix product stands beside
+them.
 
 ``--count`` counts the operators of a step by part on tensors without values: nearly its kernels, on any machine.
 """
@@ -19,9 +21,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -67,6 +69,11 @@ BUDGET_S = 230
 """Seconds on a GPU in which everything must end that can be left out."""
 COMPILING_S = 140
 """Seconds that compiling the first two networks took on an H200."""
+MEASURING_S = 25
+"""Seconds that a part, or a mode of all networks, may take: cuDNN tries its algorithms on each new shape."""
+Table = Literal["parts", "modes", "compiled"]
+TABLES: tuple[Table, ...] = ("parts", "modes", "compiled")
+"""What is measured on a GPU, in this order."""
 
 
 def random_batch(count: int, row: Variant, device: torch.device) -> Batch:
@@ -171,17 +178,19 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def modes_table(
-    rows: list[Variant], count: int, steps: int, device: torch.device, until: float, record: Record
-) -> list[list[object]]:
-    """Table rows of all modes; compiling, which takes a minute a network, only for the two that are compared, and only
-    while there is time."""
+    rows: list[Variant], count: int, steps: int, device: torch.device, until: float, record: Record,
+    only: Sequence[Table] = TABLES,
+) -> list[list[object]]:  # fmt: skip
+    """Table rows of all modes; compiling, a minute a network, only for the two that are compared. What would
+    not end in time is not run, unless nothing else was asked for."""
     told: list[list[object]] = []
-    for mode in GPU_MODES if device.type == "cuda" else CPU_MODES:
+    for mode in gpu_modes(only) if device.type == "cuda" else CPU_MODES:
         compiled = mode.compute.compile == "default"
-        if compiled and time.perf_counter() > until - COMPILING_S:
-            told += [[row.name, mode.name, "not run", *[""] * 5] for row in rows[:2]]
+        compared = rows[:2] if compiled or "modes" not in only else rows
+        needed_s = COMPILING_S if compiled else MEASURING_S
+        if device.type == "cuda" and "modes" in only and time.perf_counter() > until - needed_s:
+            told += [[row.name, mode.name, "not run", *[""] * 5] for row in compared]
         else:
-            compared = rows[:2] if compiled else rows
             try:
                 told += measure(compared, mode, count, steps, device, record)
             except Exception as error:
@@ -190,15 +199,28 @@ def modes_table(
     return told
 
 
+def gpu_modes(only: Sequence[Table]) -> list[Mode]:
+    """The modes of the wanted tables; compiling alone is measured beside the same arithmetic as written."""
+    compiled = [mode for mode in GPU_MODES if mode.compute.compile == "default"]
+    plain = [mode for mode in GPU_MODES if mode.compute.compile != "default"]
+    if "compiled" not in only:
+        return plain
+    return (plain if "modes" in only else [PARTS_MODE]) + compiled
+
+
 def _failure(error: Exception) -> str:
     return f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}"
 
 
-def parts_table(count: int, device: torch.device, record: Record) -> list[list[object]]:
-    """Table rows of the parts in bf16 and channels_last, each with its kernels' time over the baseline's."""
+def parts_table(count: int, device: torch.device, until: float, record: Record) -> list[list[object]]:
+    """Table rows of the parts in bf16 and channels_last, each with its kernels' time over the baseline's; of those that
+    would not end in time their names."""
     told: list[list[object]] = []
     baseline: dict[int, float] = {}
     for part in step_parts.parts(count):
+        if time.perf_counter() > until - MEASURING_S:
+            told.append([part.row.name, part.count, "not run", *[""] * 5])
+            continue
         try:
             trainee, batch = trainee_of(part.row, PARTS_MODE, part.count, device), _batch_of(part, device)
             found = step_parts.measured(part, trainee, batch)
@@ -243,6 +265,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None, help="crops per step; 4 on a CPU, 128 on a GPU")
     parser.add_argument("--steps", type=int, default=None, help="measured steps; 7 on a CPU, 10 on a GPU")
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU; 1 is measured in processor time")
+    # Not among the settings where it is not given: records from before it can still be compared.
+    parser.add_argument(
+        "--only", nargs="+", choices=TABLES, default=argparse.SUPPRESS, help="tables of a GPU; all by default"
+    )
     parser.add_argument("--count", action="store_true", help="only count a step's operators by part; needs no GPU")
     add_option(parser)
     given = parser.parse_args()
@@ -260,16 +286,22 @@ def tables(given: argparse.Namespace, device: torch.device, until: float, record
     """Print what is measured on a device."""
     on_gpu = device.type == "cuda"
     count, steps = given.batch or (128 if on_gpu else 4), given.steps or (10 if on_gpu else 7)
+    only: Sequence[Table] = getattr(given, "only", TABLES)
     if on_gpu:
         # As the trainer does: cuDNN tries its algorithms at the first step of each network.
         machine.expect_constant_shapes()
         machine.set_float32(PARTS_MODE.precision)
+    if on_gpu and "parts" in only:
         columns = ["network", "crops", "wall (ms)", "back to back (ms)", "kernels (ms)", "kernels",
                    "kernels over SBN (ms)", "as a CUDA graph (ms)"]  # fmt: skip
-        console.table(columns, parts_table(count, device, record), title="a step by part, bf16, channels_last")
+        told = parts_table(count, device, until, record)
+        console.table(columns, told, title="a step by part, bf16, channels_last")
+    if on_gpu and not {"modes", "compiled"} & set(only):
+        return
     memory = "peak GiB" if on_gpu else "kept activations, fp32, GiB"
     columns = ["network", "arithmetic", "step (ms)", "times SBN", "crops/s", "GMAC", "TFLOP/s", memory]
-    rows = modes_table([variant(name) for name in NETWORKS], count, steps, device, until, record)
+    networks = [variant(name) for name in NETWORKS]
+    rows = modes_table(networks, count, steps, device, until, record, only)
     console.table(columns, rows, title=f"training step, {count} crops")
     rates = ", ".join(f"{str(d)[6:]} {ceiling(device, d):.2f}" for d in (torch.float32, torch.bfloat16))
     console.say(f"{machine.describe(device)}, torch {torch.__version__}; matrix product, TFLOP/s: {rates}")

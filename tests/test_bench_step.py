@@ -49,6 +49,36 @@ class Graphed:
     def __call__(self, *arguments: object) -> None: ...
 
 
+def test_what_would_not_end_in_time_is_left_out_and_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling first of all; asked for alone it is measured whatever the time, beside the same as written."""
+    measured: list[tuple[str, int]] = []
+
+    def measure(rows: list[Any], mode: bench_step.Mode, *_: object) -> list[list[object]]:
+        measured.append((mode.name, len(rows)))
+        return []
+
+    monkeypatch.setattr(bench_step, "measure", measure)
+    networks, gpu, record = [variant("sbn_nano")] * 3, torch.device("cuda", 0), mock.Mock()
+
+    def modes(left_s: float, *only: bench_step.Table) -> tuple[list[tuple[str, int]], list[Any]]:
+        measured.clear()
+        until = time.perf_counter() + left_s
+        told = bench_step.modes_table(networks, 2, 1, gpu, until, record, only or bench_step.TABLES)
+        return measured[:], [row[1] for row in told if row[2] == "not run"]
+
+    names = [mode.name for mode in bench_step.GPU_MODES]
+    plain, compiled = [(name, 3) for name in names[:-1]], (names[-1], 2)
+    assert modes(1e6) == ([*plain, compiled], [])
+    assert modes(bench_step.COMPILING_S - 1) == (plain, [names[-1]] * 2)
+    assert modes(0) == ([], [name for name in names[:-1] for _ in networks] + [names[-1]] * 2)
+    assert modes(0, "compiled") == ([("bf16, channels_last", 2), compiled], [])
+    assert modes(1e6, "modes") == (plain, [])
+    parts = [Part(variant("sbn_nano"), 2), Part(variant("efafnet_nano"), 2)]
+    monkeypatch.setattr(step_parts, "parts", lambda _: parts)
+    told = bench_step.parts_table(2, gpu, time.perf_counter(), record)
+    assert [row[:3] for row in told] == [["sbn_nano", 2, "not run"], ["efafnet_nano", 2, "not run"]]
+
+
 @pytest.mark.slow
 @pytest.mark.no_ray
 @pytest.mark.filterwarnings("ignore:CUDA is not available")  # the GPU is pretended
