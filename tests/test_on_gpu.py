@@ -37,6 +37,13 @@ ROUNDED = 0.05
 """Relative difference of loss and gradient norm after a few steps in bf16, which keeps 8 bits: rounding alone."""
 
 
+@pytest.fixture(autouse=True)
+def _arithmetic() -> Iterator[None]:
+    """Trainees set how this process computes in float32; other tests find it as it was."""
+    with machine.arithmetic("fp32", DEVICE):
+        yield
+
+
 def small(name: str) -> Variant:
     """A network at full width on small crops: kernels see the real channels, and cuDNN has little to try."""
     return replace(variant(name), input=InputSize(height=96, width=64))
