@@ -50,10 +50,9 @@ def run_check(config: CheckConfig) -> int:
     _write(_samples(config, store, people), out / "samples.jpg")
     console.say(f"samples with joints and targets: {out / 'samples.jpg'}")
     top, error_px = ceiling(config, people)
-    with console.progress("overfitting a few persons", config.limit_s, unit="s at most") as advance:
-        fit = learn(config, inputs, people, advance)
+    fit = learn(config, inputs, people)
     _write(_learned(people, fit), out / "fit.jpg")
-    _tell_fit(people, fit, top)
+    _print_fit(people, fit, top)
     console.say(f"what was found of them: {out / 'fit.jpg'}")
     remarks = [*suspicions(store, people), *rules.unreachable(top, error_px, store.skeleton)]
     for remark in remarks:
@@ -109,7 +108,7 @@ def suspicions(store: CropStore, people: People) -> list[str]:
     ]
 
 
-def _tell_fit(people: People, fit: Fit, top: float) -> None:
+def _print_fit(people: People, fit: Fit, top: float) -> None:
     if fit.network:
         console.say(f"learned by: {fit.network}")
     rows = [

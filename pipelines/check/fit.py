@@ -30,7 +30,7 @@ from efafnet.pipelines.training.context import PlainContext, pick_device
 from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.preparation import build_trainee
 from efafnet.pipelines.training.step import Trainee, forward, train_step
-from efafnet.platform import machine
+from efafnet.platform import console, machine
 
 ENOUGH = 0.9
 """AP above which the persons count as learned."""
@@ -159,8 +159,12 @@ def ceiling(config: CheckConfig, people: People) -> tuple[float, float]:
     return min(plain, mirrored), float(errors.median()) if len(errors) else 0.0
 
 
-def learn(config: CheckConfig, inputs: Inputs, people: People, shown: Callable[[float], None]) -> Fit:
-    """Train on the persons until they are known or the time is up; ``shown`` is told the seconds that went by."""
+def learn(config: CheckConfig, inputs: Inputs, people: People) -> Fit:
+    """Train on the persons until they are known or the time is up, whose passing is shown.
+
+    It is counted from where the first steps are done: they load and prepare what all others need, for many seconds on a
+    busy machine.
+    """
     context = PlainContext(pick_device(config.device))
     precision = machine.precision_for(config.precision, context.device)
     machine.set_float32(precision)
@@ -175,17 +179,18 @@ def learn(config: CheckConfig, inputs: Inputs, people: People, shown: Callable[[
     first = float(train_step(trainee, people.batch, 0, alone.optimizer.lr).total)
     began = time.monotonic()  # the first step also prepares whatever the next ones need
     float(train_step(trainee, people.batch, 1, alone.optimizer.lr).total)
-    step_s, told = time.monotonic() - began, ""
+    step_s, stand_in = time.monotonic() - began, ""
     too_slow = step_s * FEWEST_STEPS > config.limit_s and context.device.type == "cpu"
     if too_slow and _has_stand_in(config, people.skeleton.num_joints):
-        told = f"efafnet-nano (a step of the network itself takes {step_s:.1f} s here; that it begins was seen)"
+        stand_in = f"efafnet-nano (a step of the network itself takes {step_s:.1f} s here; that it begins was seen)"
         # A nano network has no published recipe: the rate of the nano presets.
         optimizer = alone.optimizer.model_copy(update={"lr": 5e-3})
         alone = alone.model_copy(update={"network": _NANO, "optimizer": optimizer, "init": None})
         alone = alone.model_copy(update={"imagenet": type(config.imagenet)()})
         trainee = build_trainee(alone, inputs, context)
         first = float(train_step(trainee, people.batch, 0, alone.optimizer.lr).total)
-    return _learn(alone, trainee, people, told, first, shown)
+    with console.progress("overfitting a few persons", config.limit_s, unit="s at most") as advance:
+        return _learn(alone, trainee, people, stand_in, first, advance)
 
 
 _NANO = NetworkConfig(encoder="nano")
@@ -198,7 +203,7 @@ def _has_stand_in(config: CheckConfig, num_joints: int) -> bool:
 
 
 def _learn(
-    config: CheckConfig, trainee: Trainee, people: People, told: str, first: float, shown: Callable[[float], None]
+    config: CheckConfig, trainee: Trainee, people: People, stand_in: str, first: float, advance: Callable[[float], None]
 ) -> Fit:
     began = now = time.monotonic()
     step, last = 2, first
@@ -207,13 +212,13 @@ def _learn(
         rate = config.optimizer.lr * (1.0 if passed < _FALL_FROM else 0.1)
         last = float(train_step(trainee, people.batch, step, rate).total)
         step, before, now = step + 1, now, time.monotonic()
-        shown(now - before)
+        advance(now - before)
         over = now - began >= config.limit_s or not np.isfinite(last)
         if over or step % _MEASURE_EVERY == 0:
             joints = _found(config, trainee, people.batch)
             ap, mirrored, oks = measured(people, joints)
             if over or min(ap, mirrored) > ENOUGH:
-                return Fit(told, step, now - began, first, last, ap, mirrored, joints, oks)
+                return Fit(stand_in, step, now - began, first, last, ap, mirrored, joints, oks)
 
 
 @torch.no_grad()
