@@ -36,14 +36,14 @@ class Settings(BaseModel):
 
 
 def size_from_text(value: Any, what: str, example: str) -> Any:
-    """Height and width of a size written as text, ``HEIGHTxWIDTH``; a value that is no text is returned as it is.
+    """Height and width of a size written as text, ``HEIGHTxWIDTH``; other values than text and numbers are returned.
 
     Raises:
-        ValueError: the text is no size; the message calls it ``what`` and shows ``example``.
+        ValueError: the text or number is no size; the message calls it ``what`` and shows ``example``.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str | int | float):
         return value
-    height, separator, width = value.partition("x")
+    height, separator, width = str(value).partition("x")
     if not (separator and height.isdigit() and width.isdigit()):
         raise ValueError(f"{what} is written HEIGHTxWIDTH, for example {example}; got {value!r}")
     return {"height": int(height), "width": int(width)}

@@ -56,14 +56,25 @@ def _with_ranges(plain: list[str], overrides: list[str]) -> tuple[list[str], lis
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Tell arguments from settings: a setting's key is made of names and dots, so ``./a=b`` is an argument."""
+    """Tell arguments from settings: a setting's key is made of names and dots, so ``./a=b`` is an argument.
+
+    Raises:
+        UsageError: a setting whose name is written with hyphens.
+    """
     plain: list[str] = []
     overrides: list[str] = []
     for word in words:
         key, separator, _ = word.partition("=")
-        is_setting = bool(separator) and all(part.isidentifier() for part in key.split("."))
+        is_setting = bool(separator) and _is_key(key)
+        if separator and not is_setting and _is_key(key.replace("-", "_")) and not Path(word).exists():
+            meant = word.replace(key, key.replace("-", "_"), 1)
+            raise UsageError(f"{word}: settings are written with underscores: {meant}")
         (overrides if is_setting else plain).append(word)
     return plain, overrides
+
+
+def _is_key(text: str) -> bool:
+    return all(part.isidentifier() for part in text.split("."))
 
 
 _FORMER = {"engine=process": "workers=0", "workers.distributed=false": "workers=0"}
@@ -91,12 +102,17 @@ def as_settings(command: Command, words: list[str]) -> list[str]:
 
 
 def corrected(command: Command, option: str, words: list[str]) -> str:
-    """Say how a setting that was written as an option is written here, whole: ``--lr 1e-3`` is optimizer.lr=1e-3."""
+    """Say how what was written as an unknown option is written here: ``--lr 1e-3`` is optimizer.lr=1e-3."""
     from efafnet.platform.configuration import ConfigurationError, whole_keys
 
     key, _, value = option.lstrip("-").partition("=")
     following = [*words[words.index(option) + 1 :], ""][0]
     value = value or ("" if following.startswith("-") or "=" in following else following) or "VALUE"
+    whole = [name for name in command.options if len(key) == 1 and name.startswith(key)]
+    if whole:
+        return f"unknown option {option}; did you mean --{whole[0]} {value}"
+    if key == PRESET and key in command.positional:
+        return f"unknown option {option}; the preset is an argument without a name: {command.usage()}"
     fix = f"{key.replace('-', '_')}={value}"
     with contextlib.suppress(ConfigurationError):
         fix = whole_keys([fix], command.settings())[0]

@@ -108,6 +108,8 @@ def _group_rule(key: str, value: object, rows: Sequence[HelpRow]) -> str:
     """Say how a group's settings are written, where one value was given for all of it."""
     if isinstance(value, str) and value in _kinds(key, rows):
         return f"is a group of settings; write {key}.kind={value}"
+    if isinstance(value, str) and len(takers := _takers(key, value, rows)) == 1:
+        return f"is a group of settings; write {takers[0]}={value}"
     members = list(dict.fromkeys(row.key for row in rows if row.key.rpartition(".")[0] == key))
     if value is None or not isinstance(value, dict):
         return f"is a group of settings; write {members[0]}=…; in it there are: {', '.join(members)}"
@@ -117,6 +119,12 @@ def _group_rule(key: str, value: object, rows: Sequence[HelpRow]) -> str:
 def _kinds(key: str, rows: Sequence[HelpRow]) -> list[str]:
     """The kinds that a group may be of."""
     return [kind for row in rows if row.key == f"{key}.kind" for kind in row.type.split(" | ")]
+
+
+def _takers(key: str, value: str, rows: Sequence[HelpRow]) -> list[str]:
+    """The settings of a group that have ``value`` among their choices."""
+    members = [row for row in rows if row.key.rpartition(".")[0] == key]
+    return list(dict.fromkeys(row.key for row in members if value in row.type.split(" | ")))
 
 
 def _nearest_choice(value: object, kind: str) -> str:

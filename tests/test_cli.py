@@ -208,11 +208,29 @@ def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str
         (["toy", "a", "--rate=3"], "unknown option --rate=3; settings are written without dashes: rate=3"),
         (["toy", "a", "--dry-run"], "unknown option --dry-run; settings are written without dashes: dry_run=VALUE"),
         (["toy", "a", "--depth", "4"], "unknown option --depth; settings are written without dashes: network.depth=4"),
+        (["toy", "a", "dry-run=true"], "dry-run=true: settings are written with underscores: dry_run=true"),
+        (
+            ["toy", "a", "network.no-depth=4"],
+            "network.no-depth=4: settings are written with underscores: network.no_depth=4",
+        ),
+        (["train", "nano_test", "-f", "runs/a"], "unknown option -f; did you mean --fork runs/a"),
+        (
+            ["train", "--preset", "nano_test"],
+            "unknown option --preset; the preset is an argument without a name: efafnet train PRESET [key=value …]",
+        ),
         (["toy", "--help", "bogus"], "there is no setting or group 'bogus'; in the top level there are: source, out"),
         (["toy", "a", "network=3"], "network = 3: is a group of settings; write network.depth=…"),
         (
             ["train", "nano_test", "network=hrnet"],
             "network = 'hrnet': is a group of settings; write network.kind=hrnet",
+        ),
+        (
+            ["train", "nano_test", "network=resnet50"],
+            "network = 'resnet50': is a group of settings; write network.encoder=resnet50",
+        ),
+        (
+            ["train", "nano_test", "input=256"],
+            "input = 256: an input size is written HEIGHTxWIDTH, for example 256x192; got 256",
         ),
         (["train", "nano_test", "loss.kind=ohkn"], "loss.kind = 'ohkn': takes mse | ohkm; did you mean 'ohkm'?"),
         (["train", "nano_test", "protocol=[a]"], "protocol = ['a']: takes paper | sbn | hrnet | mmpose or null"),
