@@ -12,7 +12,7 @@ import yaml
 
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
-from efafnet.pipelines.training.preparation import settle_precision
+from efafnet.pipelines.training.preparation import resolve_precision
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory
 from efafnet.platform import machine
 from efafnet.platform.machine import Precision
@@ -57,7 +57,7 @@ def begun(tmp_path: Path, precision: str) -> tuple[TrainConfig, RunDirectory]:
 def test_what_auto_came_to_is_recorded_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suits(monkeypatch, "bf16")
     config, directory = begun(tmp_path, "auto")
-    settled, drawbacks = settle_precision(config, CPU)
+    settled, drawbacks = resolve_precision(config, CPU)
     assert (settled.precision, drawbacks) == ("bf16", [])
     known = directory.known()
     assert known is not None
@@ -65,7 +65,7 @@ def test_what_auto_came_to_is_recorded_and_kept(tmp_path: Path, monkeypatch: pyt
     assert yaml.safe_load((config.run_dir / "config.yaml").read_text())["precision"] == "bf16"
     # Resumed where bf16 is emulated: it is kept, and what that costs is told.
     suits(monkeypatch, "fp32", factor=6.8)
-    settled, drawbacks = settle_precision(config, CPU)
+    settled, drawbacks = resolve_precision(config, CPU)
     assert (settled.precision, drawbacks) == (
         "bf16",
         ["a small step in bf16 takes 6.8 times as long as in fp32 on this CPU"],
@@ -82,7 +82,7 @@ def test_a_run_begun_in_one_precision_stays_in_it_when_auto_is_asked_for(
     suits(monkeypatch, "bf16")
     begun(tmp_path, "fp32")
     config, _ = begun(tmp_path, "auto")
-    assert settle_precision(config, CPU)[0].precision == "fp32"
+    assert resolve_precision(config, CPU)[0].precision == "fp32"
 
 
 @pytest.mark.parametrize(("other", "together"), [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32")])
@@ -91,12 +91,12 @@ def test_workers_compute_as_the_least_able_of_them(
 ) -> None:
     suits(monkeypatch, "bf16")
     config = TrainConfig.model_validate({"runs": tmp_path, "name": "run"})
-    assert settle_precision(config, Group(other))[0].precision == together
+    assert resolve_precision(config, Group(other))[0].precision == together
 
 
 def test_float32_is_tf32_only_where_that_is_said(tmp_path: Path) -> None:
     for precision, expected in (("fp32", False), ("tf32", True)):
-        settle_precision(TrainConfig.model_validate({"runs": tmp_path, "precision": precision}), CPU)
+        resolve_precision(TrainConfig.model_validate({"runs": tmp_path, "precision": precision}), CPU)
         assert torch.backends.cudnn.allow_tf32 is expected
         assert torch.backends.cuda.matmul.allow_tf32 is expected
         assert torch.backends.cudnn.benchmark

@@ -1,4 +1,4 @@
-"""The runs of a set in MLflow: children of the set's own run, reconciled after a kill, marked when interrupted."""
+"""The runs of a set in MLflow: children of the set's own run, reconciled after a kill, marked when stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reconcile(parent: RunRecord, directory: Path, config: TrainConfig) -> None:
     remove_orphans(parent, directory)
 
 
-def left_to_be_continued(run_dirs: Iterable[Path], *, interrupted: bool = True) -> None:
+def mark_stopped(run_dirs: Iterable[Path], *, interrupted: bool = True) -> None:
     """Say in MLflow that runs stopped before their end."""
     for run_dir in run_dirs:
         record = RunDirectory(run_dir).known()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efafnet.pipelines.runs.attempt import train_attempt
-from efafnet.pipelines.runs.children import left_to_be_continued
+from efafnet.pipelines.runs.children import mark_stopped
 from efafnet.pipelines.runs.concurrency import LOOK_EVERY_S, Launch, driver_resources, launch
 from efafnet.pipelines.runs.failures import SAME_REASON, AlikeFailures
 from efafnet.pipelines.runs.measured import figure_of, has_images, is_done, predict_validation
@@ -111,7 +111,7 @@ class _RunSet:
                     self._ended(run, answer if isinstance(answer, str) else reason_of(answer))
         except KeyboardInterrupt as stop:
             report_stop(stop, f"{self._done} of {self._count} runs over, {len(pool)} running; the same command goes on")
-            left_to_be_continued(run.run_dir for run in pool.running())
+            mark_stopped(run.run_dir for run in pool.running())
             raise
         finally:
             pool.cancel()

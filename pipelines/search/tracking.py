@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from efafnet.pipelines.runs.attempt import ask_to_leave
-from efafnet.pipelines.runs.children import STAGE, left_to_be_continued, reconcile
+from efafnet.pipelines.runs.children import STAGE, mark_stopped, reconcile
 from efafnet.pipelines.runs.set_line import Show
 from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
 from efafnet.pipelines.search.costs import LATENCIES, Costs
@@ -233,13 +233,13 @@ class SearchTracking:
                 f"{self.ledger.over()} of {self.ledger.trials} trials over, {len(live)} running; the same command "
                 f"continues search {self.config.name}",
             )
-        left_to_be_continued(map(self.dir_of, live), interrupted=interrupted)
+        mark_stopped(map(self.dir_of, live), interrupted=interrupted)
         fail_record(self.record, interrupted=interrupted)
 
     def leave(self) -> int:
         """Say in MLflow that the trials that still run stopped, to be continued; returns how many they are."""
         live = self.ledger.live()
-        left_to_be_continued(map(self.dir_of, live))
+        mark_stopped(map(self.dir_of, live))
         return len(live)
 
     def close(self) -> None:

@@ -28,27 +28,27 @@ def introduce(config: TrainConfig, inputs: Inputs) -> None:
     Its name was said before this. What the devices compute with is said by the workers, once they have agreed on it,
     and where MLflow shows the run once it is there.
     """
-    _tell("data", store_text("train", inputs.train))
-    _tell("", "val: none" if inputs.val is None else store_text("val", inputs.val))
-    _tell("length", _length_text(config, inputs))
-    _tell("workers", _share_text(config))
-    _tell("stop", f"Ctrl-C; the same command goes on from the last checkpoint ({_checkpoints_text(config)})")
+    _print_row("data", store_text("train", inputs.train))
+    _print_row("", "val: none" if inputs.val is None else store_text("val", inputs.val))
+    _print_row("length", _length_text(config, inputs))
+    _print_row("workers", _share_text(config))
+    _print_row("stop", f"Ctrl-C; the same command goes on from the last checkpoint ({_checkpoints_text(config)})")
     if inputs.val is None:
         console.warn(
             "no data.val: nothing is validated, no checkpoint is the best, and the result has no figure; give "
             "data.val=STORE to see what the network is worth"
         )
     # Last: where it is not stored what the network costs, counting makes torch import its compiler, for over a second.
-    _tell("network", network_text(config, inputs))
+    _print_row("network", network_text(config, inputs))
 
 
-def tell_address(record: RunRecord) -> None:
-    """Say where MLflow shows the run, if it does."""
+def print_address(record: RunRecord) -> None:
+    """Print where MLflow shows the run, if it does."""
     if address := address_of(record):
-        _tell("MLflow", address)
+        _print_row("MLflow", address)
 
 
-def _tell(name: str, text: str) -> None:
+def _print_row(name: str, text: str) -> None:
     console.note(f"  {name:<8} {text}")
 
 

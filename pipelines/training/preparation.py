@@ -30,7 +30,7 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
     inputs = open_inputs(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    config, drawbacks = settle_precision(config, context)
+    config, drawbacks = resolve_precision(config, context)
     trainee = build_trainee(config, inputs, context)
     checkpoints = Checkpoints(config.run_dir, config.checkpoint)
     # One reader: a file system that serves some workers late or not at all must not make them begin elsewhere.
@@ -60,7 +60,7 @@ def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     return job
 
 
-def settle_precision(config: TrainConfig, context: PlainContext) -> tuple[TrainConfig, list[str]]:
+def resolve_precision(config: TrainConfig, context: PlainContext) -> tuple[TrainConfig, list[str]]:
     """Decide on the arithmetic of a run, the same for all workers; what a run began with is kept.
 
     Returns:
@@ -74,7 +74,7 @@ def settle_precision(config: TrainConfig, context: PlainContext) -> tuple[TrainC
     drawbacks = context.gather(None if wanted == "auto" else machine.drawback(precision, context.device))
     config = config.model_copy(update={"precision": precision})
     if known is not None:
-        directory.settle("precision", precision, to_yaml(config))
+        directory.resolve("precision", precision, to_yaml(config))
     machine.set_float32(precision)
     machine.expect_constant_shapes()
     return config, sorted({drawback for drawback in drawbacks if drawback is not None})

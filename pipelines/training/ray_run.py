@@ -21,7 +21,7 @@ from efafnet.pipelines.training.context import PlainContext, RunCancelledError, 
 from efafnet.pipelines.training.costs import cost_of
 from efafnet.pipelines.training.faults import Failures, retry
 from efafnet.pipelines.training.inputs import Inputs, initial_network, open_inputs
-from efafnet.pipelines.training.introduction import conclude, introduce, tell_address
+from efafnet.pipelines.training.introduction import conclude, introduce, print_address
 from efafnet.pipelines.training.monitor import PASSING
 from efafnet.pipelines.training.placement import needs, placed
 from efafnet.pipelines.training.ray_worker import STATUS, WorkerJob, read_status, train_on_worker
@@ -99,7 +99,7 @@ def train(
             if copies is not None:
                 copies.push_file(directory.path / "run.json")
             if begin is not None:
-                tell_address(record)
+                print_address(record)
             with _live(config, watched=begin is not None) as live:
                 outcome = _on_ray(config, record, live) if config.workers else _here(config, record, cancelled, live)
             result = TrainResult(config.run_dir, outcome.checkpoint, outcome.metrics, record.mlflow_run_id)

@@ -220,10 +220,10 @@ class RunDirectory:
         with _named(file, "put back a copy of it, or choose another name=…"):
             return TypeAdapter(RunRecord).validate_python(read_sealed(file))
 
-    def settle(self, key: str, value: Any, config_yaml: str) -> None:
+    def resolve(self, key: str, value: Any, config_yaml: str) -> None:
         """Write down what a setting of the identity that was left open (``auto``) came to."""
         record = self.known()
-        assert record is not None, "only a run that was claimed is settled"
+        assert record is not None, "only a run that was claimed has settings to resolve"
         identity = {**record.identity, key: value}
         self.record(replace(record, identity=identity, digest=identity_digest(identity)), config_yaml)
 
