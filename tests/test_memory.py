@@ -88,6 +88,15 @@ def test_the_next_life_begins_with_what_is_known_to_fit(tmp_path: Path) -> None:
     assert max(asked(later.trainee)) == 2
 
 
+@pytest.mark.parametrize("content", ["{", "[2]", '{"the CPU": "2"}', '{"the CPU": 0}', '{"the CPU": true}'])
+def test_what_is_damaged_is_found_out_again(tmp_path: Path, content: str) -> None:
+    (tmp_path / LIMITS).write_text(content)
+    memory, _ = memory_of(tmp_path, 3)
+    memory.step(batch_of(8), 0, 0.0)
+    assert asked(memory.trainee)[:3] == [8, 4, 2]
+    assert read_json(tmp_path / LIMITS) == {"the CPU": 2}
+
+
 def test_a_step_that_runs_out_later_is_done_again_in_smaller_parts(tmp_path: Path) -> None:
     memory, told = memory_of(tmp_path, 8)
     memory.step(batch_of(8), 0, 1e-3)

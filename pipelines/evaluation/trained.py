@@ -23,6 +23,7 @@ from efafnet.pipelines.evaluation.visibility import META, Calibration, calibrati
 from efafnet.platform import console
 from efafnet.platform.checkpoint import CheckpointError, load_checkpoint, read_meta, restore_weights
 from efafnet.platform.configuration_errors import rule_of
+from efafnet.platform.presence import is_there
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ class Trained:
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint at ``path``: the directory itself, or the best (else the latest) one of a run's directory."""
-    if not (path / "meta.json").is_file():
+    if not is_there(path / "meta.json"):
         for name in ("best", "latest"):
-            if (path / name / "meta.json").is_file():
+            if is_there(path / name / "meta.json"):
                 return (path / name).resolve()
     return path
 

@@ -139,9 +139,13 @@ class DeviceMemory:
         )
 
     def _limits(self) -> dict[str, int]:
-        file = self.run_dir / LIMITS
-        limits: dict[str, int] = read_json(file) if file.exists() else {}
-        return limits
+        """What is known of devices; of what is damaged nothing is, and it is found out again."""
+        try:
+            found = read_json(self.run_dir / LIMITS)
+        except (FileNotFoundError, ValueError):
+            return {}
+        known = found.items() if isinstance(found, dict) else ()
+        return {name: held for name, held in known if type(held) is int and held > 0}
 
     @property
     def _name(self) -> str:

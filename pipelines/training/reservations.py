@@ -14,6 +14,7 @@ from typing import Any
 
 from efafnet.platform import ray_private
 from efafnet.platform.cluster import remove_reservation
+from efafnet.platform.presence import is_there
 
 _WorkerGroupCallback: Any = ray_private.worker_group_callback()
 
@@ -35,9 +36,9 @@ class PlacementNote(_WorkerGroupCallback):  # type: ignore[misc]
 
 def release(file: Path) -> bool:
     """Remove the placement group that is noted in ``file``; returns whether there was one noted."""
-    if not file.exists():
+    if not is_there(file):
         return False
-    group = file.read_text(encoding="utf-8")
+    group = file.read_text(encoding="utf-8", errors="replace")
     file.unlink()
     remove_reservation(group)
     return True
