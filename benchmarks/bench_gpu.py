@@ -5,7 +5,7 @@
 Four parts, each by programs of its own, so that what fails costs its own part only:
 
 tests   the forms for GPUs against the plain ones; graphs, compiled steps and exchanged gradients against the step as
-        written; that no step waits for the host. Some two minutes.
+        written; that no step waits for the host. Some four minutes, most of them for compiling.
 step    `benchmarks.bench_step`: where a step goes, part by part and in every setting. Under four minutes.
 compiled  the compared networks compiled, by the same program. Some three minutes.
 run     EFAFNet R50 on drawn people, trained for a minute in a plain process, then by a Ray worker, then by one that

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from efafnet.models import aligned
+from efafnet.models import aligned, fsm_fused
 from efafnet.models.encoder import Bottleneck
 from efafnet.models.network import build_network
 from efafnet.models.network_config import NetworkConfig
@@ -162,3 +163,33 @@ def test_a_compiled_bottleneck_is_the_same_function(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(compiled(x), block(x), rtol=1e-12, atol=1e-12)
     for (name, wanted), found in zip(block.named_buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.no_ray
+def test_a_compiler_sees_one_graph_of_the_forms_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which forms a block takes is decided while it is traced: here on tensors without values that say they lie on a
+    GPU, under its autocast."""
+    monkeypatch.setattr(fsm_fused, "_tried", lambda *_: True)
+    graphs: list[list[str]] = []
+
+    def backend(traced: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append([getattr(node.target, "__name__", str(node.target)) for node in traced.graph.nodes])
+        return traced.forward
+
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    config = NetworkConfig.model_validate({"encoder": "nano", "base_width": WIDTH})
+    try:
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+            block = torch.compile(Bottleneck(config, 2 * WIDTH, WIDTH), backend=backend, fullgraph=True)
+            y = block(torch.empty(2, 2 * WIDTH, 8, 6))
+    finally:
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
+    assert y.dtype == torch.bfloat16
+    (names,) = graphs
+    assert "_foreach_copy_" in names, "aligned splits bring running statistics back"
+    assert any("autograd_function" in name for name in names), "FSM by its kernels"
+    assert "max" not in names, "and not in its plain form"
