@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +27,9 @@ def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSiz
     with torch.device("meta"):
         network = build_network(config, num_joints)
         crop = torch.empty(1, 3, input_size.height, input_size.width)
-    macs, paper = _operations(network.eval(), crop)
-    return Cost(_parameters(network), macs, paper, _saved_bytes(network, crop))
+    with _counted_operations(network) as operations:
+        saved = _saved_bytes(network, crop)
+    return Cost(_parameters(network), operations["macs"], operations["paper"], saved)
 
 
 @lru_cache(maxsize=8)
@@ -42,7 +45,9 @@ def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, inpu
     with torch.device("meta"):
         network = build_network(config, num_joints)
         crop = torch.empty(1, 3, input_size.height, input_size.width)
-    return _parameters(network), _operations(network.eval(), crop)[0]
+    with _counted_operations(network) as operations, torch.no_grad():
+        network.eval()(crop)
+    return _parameters(network), operations["macs"]
 
 
 def multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> int:
@@ -55,8 +60,12 @@ def _parameters(network: PoseNetwork) -> int:
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
 
 
-def _operations(network: PoseNetwork, crop: Tensor) -> tuple[int, int]:
-    """Multiply-adds and paper operations of one forward pass of a batch of one."""
+@contextmanager
+def _counted_operations(network: PoseNetwork) -> Iterator[dict[str, int]]:
+    """Multiply-adds (`macs`) and paper operations (`paper`) per crop of the forward pass made inside.
+
+    Training and inference make the same ones, but for the auxiliary heads.
+    """
     counted = {"macs": 0, "paper": 0}
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -72,15 +81,16 @@ def _operations(network: PoseNetwork, crop: Tensor) -> tuple[int, int]:
         for module in network.modules()
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     ]
-    with torch.no_grad():
-        network(crop)
-    for handle in handles:
-        handle.remove()
-    return counted["macs"], counted["paper"]
+    try:
+        yield counted
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _saved_bytes(network: PoseNetwork, crop: Tensor) -> int:
-    """Bytes of distinct tensors that the training forward pass keeps, parameters left out."""
+    """Bytes of distinct tensors that the training forward pass keeps per crop, parameters and auxiliary heads left
+    out."""
     owned = {_storage(p) for p in network.parameters()} | {_storage(b) for b in network.buffers()}
     saved: dict[int, Tensor] = {}
 

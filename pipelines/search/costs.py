@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from efafnet.models.cost import network_cost
+from efafnet.models.cost import multiply_adds
 from efafnet.models.network import build_network
 from efafnet.pipelines.search.config import Against
 from efafnet.pipelines.training.config import TrainConfig
@@ -93,7 +93,7 @@ def cost_of(config: TrainConfig, num_joints: int, against: Against) -> float:
     one: the others were held up by whatever else runs.
     """
     if against == "gmac":
-        return network_cost(config.network, num_joints, config.input).gmac
+        return multiply_adds(config.network, num_joints, config.input) / 1e9
     device = pick_device(config.device)
     network = build_network(config.network, num_joints).to(device).eval()
     crop = torch.zeros(1, 3, config.input.height, config.input.width, device=device)
