@@ -40,11 +40,29 @@ gc.disable()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
-    """Leave what all tests need out of Python's collections of garbage: each training begins with one, and each would
-    take .4 seconds for nothing."""
+_frozen_modules = 0
+"""How many modules were imported when what they made was last left out of the collections of garbage."""
+
+
+def _freeze() -> None:
+    """Leave what is there out of Python's collections of garbage: each training begins with one, and each would take
+    .4 seconds for nothing."""
+    global _frozen_modules
     gc.freeze()
+    _frozen_modules = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    """Freeze what all tests need."""
+    _freeze()
     gc.enable()
+
+
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Freeze what the first test to need it has imported, torch's compiler among it: as much as torch itself."""
+    if nextitem is not None and len(sys.modules) > _frozen_modules + 100:
+        gc.collect()
+        _freeze()
 
 
 @pytest.fixture(autouse=True)

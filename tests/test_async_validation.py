@@ -18,7 +18,7 @@ from efafnet.pipelines.training.validation import validate_weights
 from efafnet.platform.checkpoint import load_checkpoint, read_meta
 from tests.test_loop import Quiet
 from tests.test_visibility import MADE
-from tests.training_cases import config_of
+from tests.training_cases import sbn_config_of
 
 SETTINGS = ("epochs=4", "validation={every_epochs: 1, overlays: 1}", "checkpoint={every_steps: 2, keep_last: 1}")
 
@@ -75,14 +75,14 @@ def ended(config: TrainConfig, context: Quiet) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What a run that validates inline comes to."""
-    return ended(config_of(tmp_path_factory.mktemp("inline"), *SETTINGS), Quiet())
+    return ended(sbn_config_of(tmp_path_factory.mktemp("inline"), *SETTINGS), Quiet())
 
 
 @pytest.mark.parametrize("manner", [{"early": True}, {"fails": True}, {"room": False}])
 def test_it_changes_nothing_but_when_figures_are_collected(
     tmp_path: Path, manner: dict[str, bool], expected: dict[str, object]
 ) -> None:
-    config = config_of(tmp_path, *SETTINGS)
+    config = sbn_config_of(tmp_path, *SETTINGS)
     task = Task(config, **manner)
     assert ended(config, WithValidator(task)) == expected
     # Every 5 of 20 steps, the end inline because nothing is left to overlap with.
@@ -93,7 +93,7 @@ def test_it_changes_nothing_but_when_figures_are_collected(
 def test_a_run_stopped_meanwhile_validates_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: dict[str, object]
 ) -> None:
-    cut = config_of(tmp_path, *SETTINGS, "validation.overlays=0")  # pictures are compared above
+    cut = sbn_config_of(tmp_path, *SETTINGS, "validation.overlays=0")  # pictures are compared above
     honest = job_module.Job.count
 
     def count(self: job_module.Job, *arguments: object) -> None:
@@ -120,7 +120,7 @@ def test_a_run_stopped_meanwhile_validates_again(
 
 
 def test_an_early_stop_comes_one_validation_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(tmp_path, "validation={every_epochs: 1, patience: 1, overlays: 0}", "epochs=9")
+    config = sbn_config_of(tmp_path, "validation={every_epochs: 1, patience: 1, overlays: 0}", "epochs=9")
     figures = iter([0.4, 0.3, 0.2])
 
     class Scripted(Task):
@@ -144,7 +144,7 @@ def test_checkpoints_learn_what_is_visible(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(validation, "calibrate_on", found)
     copies = tmp_path / "copies"
-    config = config_of(
+    config = sbn_config_of(
         tmp_path, "epochs=2", "validation={every_epochs: 1}", f"checkpoint={{keep_last: 2, copy_to: 'file://{copies}'}}"
     )
     context = WithValidator(Task(config, room=asynchronous))

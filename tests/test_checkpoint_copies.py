@@ -16,7 +16,7 @@ from efafnet.pipelines.training.ray_run import train
 from efafnet.platform.checkpoint import load_checkpoint, save_checkpoint
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from tests.test_resume import OVERRIDES, run_until, trace_of
-from tests.training_cases import config_of
+from tests.training_cases import sbn_config_of
 
 SHORT = (*OVERRIDES, "epochs=2", "validation.overlays=0")
 
@@ -70,17 +70,17 @@ def test_files_of_the_run_travel_too(tmp_path: Path) -> None:
 
 def test_an_address_nobody_knows_is_named_with_its_setting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"checkpoint.copy_to = ftp://x/y: ftp://x/y is no address pyarrow can open"):
-        train(config_of(tmp_path, "checkpoint.copy_to=ftp://x/y"))
+        train(sbn_config_of(tmp_path, "checkpoint.copy_to=ftp://x/y"))
 
 
 def copied(tmp_path: Path, name: str) -> TrainConfig:
-    return config_of(tmp_path, "name=run", f"runs={tmp_path}/{name}", f"checkpoint.copy_to=file://{tmp_path}/there",
+    return sbn_config_of(tmp_path, "name=run", f"runs={tmp_path}/{name}", f"checkpoint.copy_to=file://{tmp_path}/there",
                      *SHORT)  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_run_that_lost_its_disk_goes_on_from_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = config_of(tmp_path, *SHORT)
+    whole = sbn_config_of(tmp_path, *SHORT)
     run(whole, PlainContext(torch.device("cpu")))
     cut = copied(tmp_path, "lost")
     run_until(7, cut, monkeypatch)

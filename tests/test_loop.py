@@ -23,7 +23,7 @@ from efafnet.pipelines.training.loop import collected_between_points, run
 from efafnet.pipelines.training.monitor import DivergedError, Trace, Window
 from efafnet.pipelines.training.step import StepLosses
 from efafnet.platform.checkpoint import load_checkpoint
-from tests.training_cases import config_of
+from tests.training_cases import config_of, sbn_config_of
 
 
 class Curves:
@@ -111,7 +111,7 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
 
 def test_points_close_at_epochs_and_checkpoints_wherever_they_fall(tmp_path: Path) -> None:
     context = Quiet()
-    run(config_of(tmp_path, "batch_size=12", "log_every_steps=4", "checkpoint.every_steps=7", "epochs=3"), context)
+    run(sbn_config_of(tmp_path, "batch_size=12", "log_every_steps=4", "checkpoint.every_steps=7", "epochs=3"), context)
     # One epoch is 40/12 = 3.33 steps: ends at 4, 7, 10; points at 4, 8; checkpoints at 7; validation after 2 epochs at
     # 7; the end at 10.
     assert context.curves.steps("train/loss") == [4, 7, 8, 10]
@@ -121,7 +121,7 @@ def test_points_close_at_epochs_and_checkpoints_wherever_they_fall(tmp_path: Pat
 
 def test_a_budget_in_samples_is_a_small_full_run(tmp_path: Path) -> None:
     context = Quiet()
-    result = run(config_of(tmp_path, "max_samples=60", "log_every_steps=1", "data.val=null"), context)
+    result = run(sbn_config_of(tmp_path, "max_samples=60", "log_every_steps=1", "data.val=null"), context)
     rates = [value for _, value in context.curves.points["train/lr"]]
     assert len(rates) == 8  # ceil(60 / 8)
     assert rates[0] == pytest.approx(0.04 * 5e-3)
@@ -137,7 +137,7 @@ def test_a_budget_in_seconds_ends_the_run_with_its_schedule(tmp_path: Path, monk
     monkeypatch.setattr(job_module, "time", SimpleNamespace(monotonic=itertools.count(0, 0.05).__next__))
     context = Quiet()
     settings = ("epochs=4000", "max_time_s=1.2", "data.val=null", "checkpoint.every_epochs=999", "log_every_steps=2")
-    run(config_of(tmp_path, *settings), context)
+    run(sbn_config_of(tmp_path, *settings), context)
     rates = [value for _, value in context.curves.points["train/lr"]]
     assert len(rates) == pytest.approx(24, abs=2)
     assert rates[-1] < 0.03 * max(rates)
@@ -146,7 +146,7 @@ def test_a_budget_in_seconds_ends_the_run_with_its_schedule(tmp_path: Path, monk
 def test_patience_stops_a_run_that_no_longer_improves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = iter([0.1, 0.4, 0.3, 0.4, 0.9])
     monkeypatch.setattr(async_validation, "validate", lambda *_: {"ap": next(figures), "seconds": 0.0})
-    config, context = config_of(tmp_path, "validation={every_epochs: 1, patience: 2}", "epochs=9"), Quiet()
+    config, context = sbn_config_of(tmp_path, "validation={every_epochs: 1, patience: 2}", "epochs=9"), Quiet()
     result = run(config, context)
     assert [report["ap"] for report in context.reports] == [0.1, 0.4, 0.3, 0.4]
     assert (result.metrics["step"], result.metrics["ap"]) == (10, 0.4)
@@ -180,7 +180,7 @@ def test_divergence_names_step_samples_and_the_last_good_checkpoint(
         honest(self, batch, losses, rate)
 
     monkeypatch.setattr(job_module.Job, "count", poisoned)
-    config = config_of(tmp_path, "trace=true", "data.val=null", "epochs=3")
+    config = sbn_config_of(tmp_path, "trace=true", "data.val=null", "epochs=3")
     with pytest.raises(DivergedError, match=f"{told} at step 13; .*step-00000010; lower") as caught:
         run(config, Quiet())
     assert caught.value.step == 13
@@ -207,7 +207,7 @@ def test_loss_scaling_that_skips_every_step_ends_the_run(
         return trainee
 
     monkeypatch.setattr(preparation, "build_trainee", scaled)
-    context, config = Quiet(), config_of(tmp_path, "data.val=null", "epochs=5")
+    context, config = Quiet(), sbn_config_of(tmp_path, "data.val=null", "epochs=5")
     if ends:
         told = r"no gradient of the last 5 steps was finite in fp16, at a loss scale of 0.0625, at step 20; .*"
         with pytest.raises(DivergedError, match=told + "take precision=bf16 or fp32, lower optimizer.lr"):
@@ -267,7 +267,7 @@ def test_every_point_is_a_checkpoint_while_workers_are_about_to_join(tmp_path: P
 
     context = Joined()
     settings = ("epochs=6", "data.val=null", "checkpoint={every_epochs: null, every_steps: 100, keep_last: 9}")
-    result = run(config_of(tmp_path, *settings), context)
+    result = run(sbn_config_of(tmp_path, *settings), context)
     written = sorted(int(path.name[5:]) for path in result.checkpoint.parent.glob("step-*"))
     assert context.curves.steps("train/loss") == [5, 10, 15, 20, 25, 30]
     assert written == [10, 15, 30]
@@ -275,7 +275,7 @@ def test_every_point_is_a_checkpoint_while_workers_are_about_to_join(tmp_path: P
 
 def test_a_resumed_run_records_the_validation_of_its_checkpoint_again(tmp_path: Path) -> None:
     """The process before it may have been killed after the checkpoint was whole and before MLflow had the figures."""
-    config = config_of(tmp_path, "epochs=4", "validation.every_epochs=2")
+    config = sbn_config_of(tmp_path, "epochs=4", "validation.every_epochs=2")
     result = run(config, Quiet())
     (result.checkpoint.parent / "step-00000020").rename(tmp_path / "lost")
     again = Quiet()

@@ -16,12 +16,12 @@ from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.profiling import Profiler
 from efafnet.platform.configuration import ConfigurationError
 from tests.test_loop import Quiet
-from tests.training_cases import config_of
+from tests.training_cases import sbn_config_of
 
 
 def test_wanted_steps_leave_a_trace_in_the_run(tmp_path: Path) -> None:
     context = Quiet()
-    config = config_of(tmp_path, "profile.steps=3..4", "epochs=1", "data.val=null")
+    config = sbn_config_of(tmp_path, "profile.steps=3..4", "epochs=1", "data.val=null")
     run(config, context)
     file = config.run_dir / "profile" / "steps-3-4.trace.json.gz"
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
@@ -33,7 +33,7 @@ def test_wanted_steps_leave_a_trace_in_the_run(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_among_the_wanted_steps_leaves_nothing_half_written(tmp_path: Path) -> None:
     context = Quiet()
-    config = config_of(tmp_path, "profile.steps=4..9", "epochs=1", "data.val=null")
+    config = sbn_config_of(tmp_path, "profile.steps=4..9", "epochs=1", "data.val=null")
     run(config, context)
     assert not (config.run_dir / "profile").exists()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as free:
@@ -44,7 +44,7 @@ def test_a_run_that_ends_among_the_wanted_steps_leaves_nothing_half_written(tmp_
 @pytest.mark.parametrize("steps", ["5..", "9..3", "0..3", "1..500", "a..b"])
 def test_what_is_no_span_of_steps(tmp_path: Path, steps: str) -> None:
     with pytest.raises(ConfigurationError, match=r"profile.*FIRST..LAST like 100..104, counted from 1"):
-        config_of(tmp_path, f"profile.steps={steps}")
+        sbn_config_of(tmp_path, f"profile.steps={steps}")
 
 
 def test_on_a_gpu_the_memory_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from efafnet.pipelines.training.ray_run import _workers_text, run_train, train
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, TrainResult, difference
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.tracking import Tracker
-from tests.training_cases import config_of, train_until, write_store
+from tests.training_cases import config_of, sbn_config_of, train_until, write_store
 
 
 @pytest.fixture
@@ -41,67 +41,70 @@ class TestRefusals:
 
     def test_stores_that_are_not_there(self, tmp_path: Path) -> None:
         refused(
-            config_of(tmp_path, "data.train=null", "workers=2"), "data.train is required: the crop store to train on"
+            sbn_config_of(tmp_path, "data.train=null", "workers=2"),
+            "data.train is required: the crop store to train on",
         )
-        refused(config_of(tmp_path, f"data.val={tmp_path}/none", "workers=2"), "data.val = .*none: .* does not exist")
+        refused(
+            sbn_config_of(tmp_path, f"data.val={tmp_path}/none", "workers=2"), "data.val = .*none: .* does not exist"
+        )
 
     def test_a_store_that_lost_a_file(self, tmp_path: Path) -> None:
-        config = config_of(tmp_path, "workers=2")
+        config = sbn_config_of(tmp_path, "workers=2")
         (tmp_path / "val" / "images.parquet").unlink()
         refused(config, r"data.val = .*images.parquet is missing; prepare the store again")
 
     def test_stores_of_different_skeletons(self, tmp_path: Path) -> None:
         write_store(tmp_path / "coco", 3, skeleton=COCO_17)
         refused(
-            config_of(tmp_path, f"data.val={tmp_path}/coco", "workers=2"),
+            sbn_config_of(tmp_path, f"data.val={tmp_path}/coco", "workers=2"),
             r"data.val = .*: its skeleton is coco17 \(17 joints\), that of data.train spots4 \(4 joints\)",
         )
 
     def test_more_hard_joints_than_joints(self, tmp_path: Path) -> None:
-        refused(config_of(tmp_path, "loss={kind: ohkm, hard_joints: 5}", "workers=2"), "loss.hard_joints to 1..4")
+        refused(sbn_config_of(tmp_path, "loss={kind: ohkm, hard_joints: 5}", "workers=2"), "loss.hard_joints to 1..4")
 
     def test_augmentation_beyond_what_the_store_was_prepared_for(self, tmp_path: Path) -> None:
         refused(
-            config_of(tmp_path, "augmentation.rotation_deg=60", "workers=2"),
+            sbn_config_of(tmp_path, "augmentation.rotation_deg=60", "workers=2"),
             r"data.train = .*rotation_deg is 60, envelope.rotation_deg 45",
         )
 
     def test_the_weights_of_another_network(self, tmp_path: Path) -> None:
-        first = train(config_of(tmp_path, "name=first", "epochs=1", "data.val=null"))
-        config = config_of(tmp_path, f"init={first.checkpoint.parents[1]}", "network.base_width=12", "workers=2")
+        first = train(sbn_config_of(tmp_path, "name=first", "epochs=1", "data.val=null"))
+        config = sbn_config_of(tmp_path, f"init={first.checkpoint.parents[1]}", "network.base_width=12", "workers=2")
         refused(config, "init = .* holds the weights of another network")
 
     def test_a_run_of_other_settings(self, tmp_path: Path) -> None:
-        done = train(config_of(tmp_path, "epochs=1", "data.val=null"))
+        done = train(sbn_config_of(tmp_path, "epochs=1", "data.val=null"))
         with pytest.raises(
             RunConflictError, match=r"other settings: epochs 1.0 -> 2.0, optimizer.lr 0.005 -> 0.01; give"
         ):
-            train(config_of(tmp_path, "epochs=2", "optimizer.lr=0.01", "data.val=null", "workers=2"))
+            train(sbn_config_of(tmp_path, "epochs=2", "optimizer.lr=0.01", "data.val=null", "workers=2"))
         assert load_checkpoint(done.checkpoint).meta["step"] == 5
 
     def test_a_figure_that_no_validation_gives(self, tmp_path: Path) -> None:
         refused(
-            config_of(tmp_path, "validation.metric=mAP", "workers=2"),
+            sbn_config_of(tmp_path, "validation.metric=mAP", "workers=2"),
             "validation.metric = 'mAP': validation gives ap, ap_50, .*, ar_large; choose one",
         )
-        refused(config_of(tmp_path, "validation.metric=ap", "data.val=null"), "nothing is validated; give data.val")
+        refused(sbn_config_of(tmp_path, "validation.metric=ap", "data.val=null"), "nothing is validated; give data.val")
         assert not (tmp_path / "runs").exists()
 
     def test_a_fork_of_other_batches_or_without_steps_left(self, tmp_path: Path) -> None:
-        first = train(config_of(tmp_path, "name=first", "epochs=1", "data.val=null")).run_dir
+        first = train(sbn_config_of(tmp_path, "name=first", "epochs=1", "data.val=null")).run_dir
         refused(
-            config_of(tmp_path, f"fork={first}", "batch_size=4"),
+            sbn_config_of(tmp_path, f"fork={first}", "batch_size=4"),
             "its steps are batches of 8 samples, not of batch_size=4; set batch_size=8",
         )
-        refused(config_of(tmp_path, f"fork={tmp_path}/none"), "fork = .*none: checkpoint .*none does not exist")
+        refused(sbn_config_of(tmp_path, f"fork={tmp_path}/none"), "fork = .*none: checkpoint .*none does not exist")
         assert not (tmp_path / "runs" / "nano_test").exists()
         refused(
-            config_of(tmp_path, f"fork={first}", "name=short", "epochs=1"),
+            sbn_config_of(tmp_path, f"fork={first}", "name=short", "epochs=1"),
             "it has 5 steps, and this run would end after 5; train longer",
         )
 
     def test_a_run_that_is_being_trained(self, tmp_path: Path) -> None:
-        config = config_of(tmp_path, "workers=2")
+        config = sbn_config_of(tmp_path, "workers=2")
         with (
             RunDirectory(config.run_dir).locked(),
             pytest.raises(RunConflictError, match="is being trained by another process"),
@@ -116,9 +119,9 @@ def test_more_workers_than_a_lone_machine_has(tmp_path: Path, monkeypatch: pytes
     alone = Resources("a:1", True, 1, 2.0, 0.0, (), "")
     monkeypatch.setattr(ray_run, "connect", lambda _: alone)
     monkeypatch.setattr(ray_run, "capacity", lambda _: Capacity([{"CPU": 2.0}], is_local=True))
-    config = config_of(tmp_path, "workers=8")
+    config = sbn_config_of(tmp_path, "workers=8")
     refused(config, "workers = 8: this machine has room for 2 that need 1 CPU each; lower workers or worker.cpus")
-    refused(config_of(tmp_path, "worker.gpu=yes", "workers=1"), "1 GPU is needed, this machine has 0")
+    refused(sbn_config_of(tmp_path, "worker.gpu=yes", "workers=1"), "1 GPU is needed, this machine has 0")
 
 
 def written(directory: Path) -> dict[Path, int]:
@@ -127,17 +130,17 @@ def written(directory: Path) -> dict[Path, int]:
 
 
 def test_workers_are_told_in_words(tmp_path: Path) -> None:
-    one, elastic = config_of(tmp_path, "workers=1"), config_of(tmp_path, "workers=2..4")
+    one, elastic = sbn_config_of(tmp_path, "workers=1"), sbn_config_of(tmp_path, "workers=2..4")
     assert _workers_text(one, {"CPU": 2.0}) == "1 worker, each with 2 CPU"
     assert _workers_text(elastic, {"CPU": 1.5, "GPU": 1.0}) == "2 to 4 workers, each with 1.5 CPU and 1 GPU"
 
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_run_that_has_ended_says_so_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = config_of(tmp_path, "epochs=2")
+    config = sbn_config_of(tmp_path, "epochs=2")
     first = train(config)
     before = written(config.run_dir)
-    run_train(config_of(tmp_path, "epochs=2", "workers=2", "log_every_steps=1"))
+    run_train(sbn_config_of(tmp_path, "epochs=2", "workers=2", "log_every_steps=1"))
     assert "had ended before" in capsys.readouterr().out
     again = train(config)
     assert (again.metrics, again.checkpoint.resolve()) == (first.metrics, first.checkpoint.resolve())

@@ -29,7 +29,7 @@ from efafnet.pipelines.training.monitor import DivergedError
 from efafnet.pipelines.training.ray_run import train
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.platform.cluster import ClusterError, defaults
-from tests.training_cases import config_of, trace_of, write_store
+from tests.training_cases import sbn_config_of, trace_of, write_store
 from tests.waiting import LIMIT_S
 
 EIO = OSError(errno.EIO, "Input/output error")
@@ -147,7 +147,7 @@ def fit(tmp_path: Path, *planned: Any, limit: int = 2) -> Any:
                 raise end
             return SimpleNamespace(return_value=end)
 
-    answer = ray_run._fit(config_of(tmp_path, f"worker.max_failures={limit}"), cast(Any, Trainer))
+    answer = ray_run._fit(sbn_config_of(tmp_path, f"worker.max_failures={limit}"), cast(Any, Trainer))
     assert not ends
     return answer
 
@@ -173,7 +173,7 @@ def test_what_dead_controllers_had_reserved_is_given_back(
     died. What Ctrl-C leaves goes with the program."""
     given: list[str] = []
     monkeypatch.setattr(reservations, "remove_reservation", given.append)
-    note = config_of(tmp_path).run_dir / reservations.PLACEMENT
+    note = sbn_config_of(tmp_path).run_dir / reservations.PLACEMENT
     note.parent.mkdir(parents=True)
     note.write_text("of a program that died")
 
@@ -189,7 +189,7 @@ def test_what_dead_controllers_had_reserved_is_given_back(
             raise ActorDiedError
 
     with pytest.raises(KeyboardInterrupt):
-        ray_run._fit(config_of(tmp_path), cast(Any, Trainer))
+        ray_run._fit(sbn_config_of(tmp_path), cast(Any, Trainer))
     assert given == ["of a program that died", "of life 1"]
     assert note.read_text() == "of life 2"
     assert pauses == [1.0]
@@ -207,7 +207,7 @@ def test_a_runs_own_error_ends_it_at_once_and_as_it_is(tmp_path: Path, pauses: l
 
 def test_a_step_that_lost_its_group_says_nothing_about_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray takes the group down under living workers when another dies: torch's ValueError is the machine's."""
-    config = config_of(tmp_path)
+    config = sbn_config_of(tmp_path)
     config.run_dir.mkdir(parents=True)
     record = asdict(RunRecord("a", "", {}, ""))
     job = asdict(
@@ -231,7 +231,7 @@ def test_ctrl_c_reaches_a_run_on_rays_workers_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: bool, told: str
 ) -> None:
     """A real signal while Ray is waited for; Ray's own handler would ask its controller and exit without a word."""
-    config, endings = config_of(tmp_path), []
+    config, endings = sbn_config_of(tmp_path), []
     if checkpoint:
         place(config.run_dir, 40)
     forever, answered = threading.Event(), []
@@ -282,7 +282,7 @@ SETTINGS = ("trace=true", "epochs=3", "data.val=null", "checkpoint={every_epochs
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[list[int], list[str]]]:
     """The steps of a run to which nothing happens."""
-    config = config_of(tmp_path_factory.mktemp("undisturbed"), *SETTINGS)
+    config = sbn_config_of(tmp_path_factory.mktemp("undisturbed"), *SETTINGS)
     train(config)
     return trace_of(config)
 
@@ -294,7 +294,7 @@ def test_a_read_that_fails_now_and_then_costs_no_run(
     pauses: list[float],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    hit = config_of(tmp_path, *SETTINGS)
+    hit = sbn_config_of(tmp_path, *SETTINGS)
     with monkeypatch.context() as patched:
         fail_reads(patched, pauses, 2)
         train(hit)
@@ -306,7 +306,7 @@ def test_a_read_that_fails_now_and_then_costs_no_run(
 def test_a_disk_that_stays_away_ends_a_run_that_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    config = config_of(tmp_path, "worker.max_failures=2", *SETTINGS)
+    config = sbn_config_of(tmp_path, "worker.max_failures=2", *SETTINGS)
     with monkeypatch.context() as patched:
         fail_reads(patched, pauses, 99)
         with pytest.raises(ClusterError, match=r"3 failures of this kind .*persons-00000.parquet cannot be read"):
@@ -319,7 +319,7 @@ def test_errors_of_a_store_that_does_not_answer_are_errors_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_store(tmp_path / "train")
-    config = config_of(tmp_path)
+    config = sbn_config_of(tmp_path)
     honest = Path.read_bytes
 
     def read(self: Path) -> bytes:
@@ -342,20 +342,20 @@ def test_a_crop_that_is_no_picture_ends_a_run_at_once(
 
     monkeypatch.setattr(CropDecoder, "decode", decode)
     with pytest.raises(UndecodableCropError, match=r"crop store .*train, row \d+: a crop of 64x64"):
-        train(config_of(tmp_path, *SETTINGS))
+        train(sbn_config_of(tmp_path, *SETTINGS))
     assert pauses == []
 
 
 def test_a_figure_that_validation_does_not_give_ends_a_run_at_once(tmp_path: Path, pauses: list[float]) -> None:
     with pytest.raises(ValueError, match=r"validation.metric = 'mAP': validation gives"):
-        train(config_of(tmp_path, "epochs=2", "validation={every_epochs: 1, metric: mAP, overlays: 0}"))
+        train(sbn_config_of(tmp_path, "epochs=2", "validation={every_epochs: 1, metric: mAP, overlays: 0}"))
     assert pauses == []
 
 
 def test_a_resume_whose_checkpoint_cannot_be_read_for_a_moment_waits(
     undisturbed: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
-    cut = config_of(tmp_path, *SETTINGS)
+    cut = sbn_config_of(tmp_path, *SETTINGS)
     honest_count = job_module.Job.count
 
     def counted(self: job_module.Job, *arguments: Any) -> None:

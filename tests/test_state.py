@@ -20,12 +20,12 @@ from efafnet.pipelines.training.state import Checkpoints, LostRunError, Progress
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform.checkpoint import Checkpoint, load_checkpoint
 from efafnet.platform.storage import UnreadableFileError
-from tests.training_cases import config_of
+from tests.training_cases import sbn_config_of
 
 
 @pytest.fixture
 def trainee(tmp_path: Path) -> Trainee:
-    config = config_of(tmp_path, "optimizer.ema_decay=0.9")
+    config = sbn_config_of(tmp_path, "optimizer.ema_decay=0.9")
     return build_trainee(config, open_inputs(config), PlainContext(torch.device("cpu")))
 
 
@@ -205,7 +205,7 @@ def test_restoring_brings_everything_back(tmp_path: Path, trainee: Trainee) -> N
     trainee.optimizer.step()
     progress = Progress(step=7, planned_steps=9, elapsed_s=1.5, epoch_loss_sum=0.25, epoch_steps=3)
     saved(checkpoints, trainee, progress, 0.4)
-    config = config_of(tmp_path, "optimizer.ema_decay=0.9", "seed=5")
+    config = sbn_config_of(tmp_path, "optimizer.ema_decay=0.9", "seed=5")
     other = build_trainee(config, open_inputs(config), PlainContext(torch.device("cpu")))
     assert restore(*saved_at(checkpoints, 7), other) == progress
     for mine, theirs in zip(trainee.module.parameters(), other.module.parameters(), strict=True):
@@ -220,7 +220,7 @@ def test_restoring_brings_everything_back(tmp_path: Path, trainee: Trainee) -> N
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path, trainee: Trainee) -> None:
     checkpoints = Checkpoints(tmp_path / "run", CheckpointConfig(asynchronous=False))
     saved(checkpoints, trainee, Progress(step=1))
-    wider = config_of(tmp_path, "network.base_width=12", "optimizer.ema_decay=0.9")
+    wider = sbn_config_of(tmp_path, "network.base_width=12", "optimizer.ema_decay=0.9")
     other = build_trainee(wider, open_inputs(wider), PlainContext(torch.device("cpu")))
     with pytest.raises(ValueError, match="step-00000001 holds the weights of another network"):
         restore(*saved_at(checkpoints, 1), other)

@@ -20,7 +20,7 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.reservations import PlacementNote, release
 from efafnet.pipelines.training.rundir import RunDirectory
 from efafnet.platform import locks
-from tests.training_cases import config_of
+from tests.training_cases import sbn_config_of
 from tests.waiting import wait_for
 
 
@@ -45,7 +45,7 @@ def test_checkpoints_are_recognised_by_the_real_format(tmp_path: Path) -> None:
     from efafnet.pipelines.training.context import PlainContext
     from efafnet.pipelines.training.loop import run
 
-    config = config_of(tmp_path, "epochs=2", "validation.every_epochs=1")
+    config = sbn_config_of(tmp_path, "epochs=2", "validation.every_epochs=1")
     run(config, PlainContext())
     figures = Watch(config.run_dir).new()
     assert [figure.samples for figure in figures] == [40, 80]
@@ -95,7 +95,7 @@ def results(run: TrialRun) -> list[dict[str, Any]]:
 def test_a_trial_trains_reports_every_validation_and_keeps_its_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = config_of(tmp_path, "validation.every_epochs=1", "checkpoint.keep_last=1")
+    config = sbn_config_of(tmp_path, "validation.every_epochs=1", "checkpoint.keep_last=1")
     told = results(TrialRun(job(config)))
     assert [each[SAMPLES] for each in told] == [40, 80, 120, 160, 160]
     assert all(0 <= each[METRIC] <= 1 for each in told)
@@ -106,7 +106,7 @@ def test_a_trial_trains_reports_every_validation_and_keeps_its_words(
 
 
 def test_a_trial_that_fails_reports_why_and_raises_nothing(tmp_path: Path) -> None:
-    (told,) = results(TrialRun(job(config_of(tmp_path, "optimizer.lr=1e30"))))
+    (told,) = results(TrialRun(job(sbn_config_of(tmp_path, "optimizer.lr=1e30"))))
     assert told[FAILURE].startswith("DivergedError: training diverged: the loss is not finite at step 2")
 
 
@@ -115,7 +115,7 @@ def test_memory_that_runs_out_is_the_trials_failure(tmp_path: Path, monkeypatch:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(execution, "train_step", greedy)
-    (told,) = results(TrialRun(job(config_of(tmp_path))))
+    (told,) = results(TrialRun(job(sbn_config_of(tmp_path))))
     assert told[FAILURE].startswith("ConfigurationError: the CPU cannot hold a training step of a single crop")
     assert "(CUDA out of memory. Tried to allocate 2.00 GiB)" in told[FAILURE]
 
@@ -123,10 +123,10 @@ def test_memory_that_runs_out_is_the_trials_failure(tmp_path: Path, monkeypatch:
 def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
     """What the search stops in between ends after its step, leaves its directory, and nothing writes there again."""
     # It keeps every checkpoint: how far it comes before it is stopped is the machine's matter.
-    long = config_of(tmp_path, "epochs=400", "validation.every_epochs=1", "checkpoint.keep_last=400", "name=long")
+    long = sbn_config_of(tmp_path, "epochs=400", "validation.every_epochs=1", "checkpoint.keep_last=400", "name=long")
     actor = TrialActor(job(long))
     assert actor.step()[SAMPLES] == 40
-    assert actor.reset_config(job(config_of(tmp_path, "epochs=1", "name=short")))
+    assert actor.reset_config(job(sbn_config_of(tmp_path, "epochs=1", "name=short")))
     with RunDirectory(long.run_dir).locked():
         pass
     assert "validation at step 2000" not in (long.run_dir / "run.log").read_text()
@@ -139,7 +139,7 @@ def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
 
 
 def test_a_trial_waits_for_the_process_of_an_earlier_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(tmp_path, "epochs=1")
+    config = sbn_config_of(tmp_path, "epochs=1")
     config.run_dir.mkdir(parents=True)
     held: list[TextIO] = []
     waited: list[float] = []
@@ -157,7 +157,7 @@ def test_a_trial_waits_for_the_process_of_an_earlier_attempt(tmp_path: Path, mon
     told = results(TrialRun(job(config)))
     assert len(waited) == 3
     assert FAILURE not in told[-1]
-    config = config_of(tmp_path, "epochs=1", "name=b")
+    config = sbn_config_of(tmp_path, "epochs=1", "name=b")
     config.run_dir.mkdir()
     waited[:] = [0.0] * 3
     with (config.run_dir / ".lock").open("a") as lock:

@@ -16,11 +16,11 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.inputs import initial_network, open_inputs
 from efafnet.pipelines.training.validation import predict_share, validate
-from tests.training_cases import config_of
+from tests.training_cases import sbn_config_of
 
 
 def setting(tmp_path: Path) -> tuple[TrainConfig, PoseNetwork, CropStore]:
-    config = config_of(tmp_path)
+    config = sbn_config_of(tmp_path)
     inputs = open_inputs(config)
     torch.manual_seed(0)
     assert inputs.val is not None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -141,6 +143,15 @@ def _manifest(path: Path, persons: int, skeleton: Skeleton, group: int) -> Manif
     return manifest.model_copy(update={"digest": manifest.content_digest()})
 
 
+@cache
+def _written(persons: int, seed: int) -> dict[str, bytes]:
+    """The files of such a store by name: dozens of tests ask for the same."""
+    with TemporaryDirectory() as folder:
+        return {
+            file.name: file.read_bytes() for file in write_store(Path(folder) / "store", persons, seed=seed).iterdir()
+        }
+
+
 def config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
     """Settings of a run of seconds on stores ``train`` and ``val`` at ``tmp_path``, without Ray or MLflow.
 
@@ -149,11 +160,19 @@ def config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
     """
     for name, persons in (("train", 40), ("val", 11)):
         if not (tmp_path / name).exists():
-            write_store(tmp_path / name, persons, seed=len(name))
+            (tmp_path / name).mkdir(parents=True)
+            for file, content in _written(persons, len(name)).items():
+                (tmp_path / name / file).write_bytes(content)
     paths = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs"]
     paths += ["precision=fp32", "test.precision=fp32", "worker.cpus=1", "reader.threads=2"]
     paths += ["validation.overlays=0"]
     return resolve(TrainConfig, apply_overrides(load_preset("nano_test"), [*paths, *overrides]))
+
+
+def sbn_config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
+    """As ``config_of``, of the simple baseline, whose step takes a third of EFAFNet's: for what any network does."""
+    network = ("fam=none", "fsm=none", "ffm=false", "head=deconvolution", "auxiliary_stages=[]")
+    return config_of(tmp_path, *(f"network.{switch}" for switch in network), *overrides)
 
 
 def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:
