@@ -8,6 +8,10 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(
   $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 RUN := .venv/bin/python -m
 
+# Compiled modules are kept, whatever the shell says: else each of the hundreds of processes that tests start compiles
+# what it imports of this project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n '$(PYTHON)' || { echo 'error: no Python >= 3.11 found; name one: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x .venv/bin/pip || $(PYTHON) -m venv --clear .venv

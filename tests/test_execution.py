@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,16 +42,16 @@ def test_the_ways_that_settings_and_devices_allow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainee", "reason"),
+    ("made", "reason"),
     [
-        (trainee_of(OptimizerConfig()), "there is no GPU"),
-        (on_gpu(world_size=2), "several workers exchange gradients"),
-        (on_gpu(scaled=True), "fp16 scales the loss"),
+        (lambda: trainee_of(OptimizerConfig()), "there is no GPU"),
+        (lambda: on_gpu(world_size=2), "several workers exchange gradients"),
+        (lambda: on_gpu(scaled=True), "fp16 scales the loss"),
     ],
 )
-def test_a_graph_where_there_can_be_none(trainee: Trainee, reason: str) -> None:
+def test_a_graph_where_there_can_be_none(made: Callable[[], Trainee], reason: str) -> None:
     with pytest.raises(ConfigurationError, match=f"compute.graph = on: {reason}.*; leave it to auto"):
-        step_modes(ComputeConfig(graph="on"), trainee)
+        step_modes(ComputeConfig(graph="on"), made())
 
 
 class Run:

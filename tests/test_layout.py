@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -11,6 +14,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from efafnet.platform import console
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("models", "platform", "tune_spaces", "pipelines")
@@ -368,16 +373,21 @@ def test_python_m_in_the_root_sees_both_platforms() -> None:
 
 
 def test_pytest_sees_both_platforms() -> None:
-    import platform
-
-    import efafnet.platform.console as ours
-
     assert platform.system()
     assert Path(platform.__file__).is_relative_to(sys.base_prefix)
-    assert ours.__file__ == str(ROOT / "platform" / "console.py")
+    assert console.__file__ == str(ROOT / "platform" / "console.py")
 
 
 def test_the_root_first_on_the_path_does_no_harm(tmp_path: Path) -> None:
-    done = python(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {LOOK}; import torch, ray, mlflow", cwd=tmp_path)
+    done = python(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {LOOK}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     check_seen(done.stdout)
+
+
+def test_what_asks_for_platform_finds_the_standard_one_with_the_root_before_it() -> None:
+    """The root comes first here, too: pytest has put it there before anything of this was imported."""
+    assert sys.path.index(str(ROOT)) < sys.path.index(str(Path(os.__file__).parent))
+    for name in ("torch", "ray._private.utils", "mlflow"):
+        importlib.import_module(name)
+    for name in ("torch", "ray._private.utils"):
+        assert sys.modules[name].__dict__["platform"] is platform

@@ -20,7 +20,7 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.reservations import PlacementNote, release
 from efafnet.pipelines.training.rundir import RunDirectory
 from efafnet.platform import locks
-from tests.training_cases import sbn_config_of
+from tests.training_cases import config_of, sbn_config_of
 from tests.waiting import wait_for
 
 
@@ -123,7 +123,7 @@ def test_memory_that_runs_out_is_the_trials_failure(tmp_path: Path, monkeypatch:
 def test_a_process_takes_one_trial_after_another(tmp_path: Path) -> None:
     """What the search stops in between ends after its step, leaves its directory, and nothing writes there again."""
     # It keeps every checkpoint: how far it comes before it is stopped is the machine's matter.
-    long = sbn_config_of(tmp_path, "epochs=400", "validation.every_epochs=1", "checkpoint.keep_last=400", "name=long")
+    long = config_of(tmp_path, "epochs=400", "validation.every_epochs=1", "checkpoint.keep_last=400", "name=long")
     actor = TrialActor(job(long))
     assert actor.step()[SAMPLES] == 40
     assert actor.reset_config(job(sbn_config_of(tmp_path, "epochs=1", "name=short")))
