@@ -35,7 +35,8 @@ def test_detections_as_exporters_write_them() -> None:
     assert (read.box_xywh_px == [1, 2, 30, 40]).all()
     assert read.remarks == [
         "d.json: 1 of 9 detections have another category (category 18 (dog): 1) than 1 (person) and are left out",
-        "d.json: 1 detections have no score; they count as certain",
+        "d.json: 1 detections have no score; they count as certain (the first has: 'image_id', 'category_id', 'bbox', "
+        "'score')",
     ]
 
 
@@ -58,6 +59,15 @@ def test_bad_detections_are_rejects_with_entry_and_value() -> None:
         read.refuse_rejects()
     with pytest.raises(ValueError, match=r"no detection of category 1 \(person\) among 2 \(category 0: 2\)"):
         parse_detections(_found({"category_id": 0}, {"category_id": 0}), "d.json", _PERSONS)
+
+
+def test_fields_of_detections_without_a_score_are_told() -> None:
+    found = [{"image_id": 1, "bbox": [1, 2, 3, 4], "confidence": 0.5}]
+    read = parse_detections(found, "d.json", _PERSONS)
+    assert read.score.tolist() == [1.0]
+    assert read.remarks == [
+        "d.json: 1 detections have no score; they count as certain (the first has: 'image_id', 'bbox', 'confidence')"
+    ]
 
 
 def test_lists_inside_objects_are_found_and_named() -> None:

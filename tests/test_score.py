@@ -345,6 +345,20 @@ def test_boxes_that_find_nobody_or_count_for_nothing_are_remarked(
     assert f"{len(some) - 1} of {len(some)} results have a bbox, but the first has none" in said
 
 
+def test_images_that_are_not_used_are_told(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ground_truth, _ = random_case(0)
+    count = len(ground_truth["images"])
+    ground_truth["images"] += [{**ground_truth["images"][0], "file_name": "other.jpg"}, {"id": 0.5}]
+    annotations = _write(tmp_path / "twice.json", ground_truth)
+    config = ScoringConfig(bootstrap=0, errors=False)
+    score(ScoreConfig(predictions=files[0], annotations=annotations, scoring=config))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"twice.json: 2 of {count + 2} images are left out: image_entry_invalid 1 (image id 0.5 " in said
+    assert "duplicate_image_id 1 (other.jpg: image id 1 is already taken by another image)" in said
+
+
 def test_nothing_is_measured_on_annotations_of_another_category(files: tuple[Path, Path], tmp_path: Path) -> None:
     ground_truth, _ = random_case(0)
     for annotation in ground_truth["annotations"]:

@@ -108,7 +108,7 @@ def reference_of(path: Path, digest: str) -> Reference:  # noqa: ARG001 (a store
 def _annotations(path: Path, skeleton: Skeleton | None, categories: Sequence[str]) -> Annotations:
     """An annotation file, with what is worth knowing about it told."""
     content = parse_coco(read_json(path), path, skeleton, categories, named=False)
-    for remark in (*content.remarks, *plausibility_of(content, path.name)):
+    for remark in (*content.remarks, *content.unused_images(path.name), *plausibility_of(content, path.name)):
         console.warn(remark)
     return content
 

@@ -86,6 +86,13 @@ class Annotations:
             ],
         )
 
+    def unused_images(self, where: str) -> list[str]:
+        """A remark on entries of the list of images that are not used; persons on them are rejects of their own."""
+        unused = [reject for reject in self.rejects if not reject.persons]
+        if not unused:
+            return []
+        return [f"{where}: {len(unused)} of {len(self.images) + len(unused)} images are left out: {explained(unused)}"]
+
     def nothing(self) -> str:
         """Why there is no annotation at all, where there is none and none was rejected."""
         return f"no annotation is a person: {self.left_out}" if self.left_out else "there are no annotations"

@@ -80,7 +80,10 @@ def parse_detections(
         else:
             found.append(parsed)
     if reader.unscored:
-        reader.remarks.append(f"{where}: {reader.unscored} detections have no score; they count as certain")
+        first = next(content[n] for n in kept if content[n].get("score") is None)
+        fields = ", ".join(shown(name, 20) for name in first)
+        remark = f"{reader.unscored} detections have no score; they count as certain (the first has: {fields})"
+        reader.remarks.append(f"{where}: {remark}")
     return Detections(
         np.array([row[0] for row in found], np.int64),
         np.array([row[1] for row in found], np.int64),

@@ -102,7 +102,7 @@ def _from_annotations(config: DetectConfig) -> ImageSet:
         # COCO's lists of test images say who is looked for, and not who is there.
         document = {"annotations": [], **document}
     content = parse_coco(document, config.source, None, config.categories, joints=False)
-    for remark in content.remarks:
+    for remark in (*content.remarks, *content.unused_images(config.source.name)):
         console.warn(remark)
     try:
         known = truth_of(content)
