@@ -10,7 +10,8 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,19 @@ class Holds:
     def environment(self) -> dict[str, str]:
         """The environment with which a program, and every process it starts, waits here."""
         return {**os.environ, "PYTHONPATH": os.pathsep.join([str(self._begins), str(_ROOT)])}
+
+    @contextmanager
+    def for_children(self) -> Iterator[None]:
+        """Let processes wait that are started meanwhile. All else that is set meanwhile stays: Ray keeps there by what
+        its processes know each other."""
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = self.environment()["PYTHONPATH"]
+        try:
+            yield
+        finally:
+            del os.environ["PYTHONPATH"]
+            if before is not None:
+                os.environ["PYTHONPATH"] = before
 
     def at(self, step: int) -> None:
         """Let every process wait once ``step`` steps are done, as long as it takes."""

@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 from tests.holds import Holds
 
@@ -57,7 +56,7 @@ def share() -> None:
 
     global _shared
     if not connected():
-        with mock.patch.dict(os.environ, holds().environment()):
+        with holds().for_children():
             _shared = connect(ClusterConfig(address="local", num_cpus=CPUS)).address
     assert connected() == _shared, "another Ray than the shared one is still connected"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -68,7 +67,7 @@ def cluster(holds: Holds) -> Iterator[Any]:
             code that processes of the others are importing."""
 
             def add_node(self, wait: bool = True, **what: Any) -> Any:
-                with mock.patch.dict(os.environ, holds.environment()):
+                with holds.for_children():
                     return super().add_node(wait, temp_dir=tempfile.mkdtemp(dir=places), **what)
 
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
