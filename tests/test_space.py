@@ -200,6 +200,8 @@ def test_a_space_on_the_command_line_is_the_same_as_a_file() -> None:
         ("data.val", "other data cannot be compared"),
         ("validation.metric", "the same for all of them"),
         ("test.flip_test", "differently tested"),
+        ("protocol", "it would change none"),
+        ("cost.gpu_hour", "not the run"),
         ("workers", "reserved for it"),
         ("name", "not what is trained"),
         ("max_samples", "equal samples"),
