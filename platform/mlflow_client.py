@@ -42,9 +42,11 @@ def mlflow_client(uri: str, *, create: bool = False) -> MlflowClient:
 
 
 def bound_waiting() -> None:
-    """Let MLflow give up early on a server that is away: by default it waits 120 s an answer, eight times."""
+    """Let MLflow give up early on a server that is away: by default it waits 120 s an answer, eight times, and between
+    two tries as long as a proxy asks for (``Retry-After``), be it an hour."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(_REQUEST_TIMEOUT_S))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -65,7 +65,7 @@ def atomic_directory(path: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         # The lock goes when this process dies: that is how the next writer knows a leftover. It is a file, because
         # file servers pass on locks of files only.
-        with hold(temporary / _LOCK), full_disk_named(path):
+        with full_disk_named(path), hold(temporary / _LOCK):
             content = temporary / path.name
             content.mkdir()
             yield content

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from mlflow.exceptions import MlflowException, RestException
 
-from efafnet.platform.mlflow_answers import is_absent, is_refusal
+from efafnet.platform.mlflow_answers import is_absent, is_refusal, newest_steps
+from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.tracker import Tracker
 from efafnet.platform.tracking import TrackingError, create_run, find_run
 from tests.waiting import LIMIT_S, wait_for
@@ -25,6 +28,7 @@ INSTEAD: dict[str, tuple[int, str]] = {
     "404": (404, "default backend - 404"),
     "404 json": (404, json.dumps({"detail": "not found"})),
     "500": (500, "oops"),
+    "503": (503, "come again in an hour"),
     "200 {}": (200, "{}"),
     "200 html": (200, "<html>Please sign in</html>"),
     "200 nothing": (200, ""),
@@ -100,6 +104,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, code: int, body: str) -> None:
         self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
+        if code == 503:
+            self.send_header("Retry-After", "3600")
         self.end_headers()
         self.wfile.write(body.encode())
 
@@ -148,6 +154,18 @@ def test_what_answers_in_mlflows_place_costs_no_point(server: Server, tmp_path: 
         assert tracker.close(LIMIT_S).count == 0, runs[run_id]
         assert sorted(steps(server, run_id)) == list(range(1, 10)), runs[run_id]
         assert not (tmp_path / f"{run_id}.jsonl").exists()
+
+
+def test_a_proxy_that_asks_for_an_hour_is_not_obeyed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id, slept = "a" * 32, []
+    server.runs, server.taken = {run_id: []}, {run_id: "503"}
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.delenv("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", raising=False)
+    monkeypatch.setattr("urllib3.util.retry.time", SimpleNamespace(time=time.time, sleep=slept.append))
+    with pytest.raises(MlflowException, match="503"):
+        newest_steps(mlflow_client(server.address), run_id)
+    assert server.asked[run_id] == 2
+    assert sum(slept) < 60
 
 
 def test_what_never_came_through_is_sent_by_the_next_process_of_the_run(server: Server, tmp_path: Path) -> None:
