@@ -157,7 +157,8 @@ def test_what_answers_in_mlflows_place_costs_no_point(server: Server, tmp_path: 
 
 
 def test_a_proxy_that_asks_for_an_hour_is_not_obeyed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id, slept = "a" * 32, []
+    slept: list[float] = []
+    run_id = "a" * 32
     server.runs, server.taken = {run_id: []}, {run_id: "503"}
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.delenv("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", raising=False)
