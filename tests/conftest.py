@@ -65,6 +65,11 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
         _freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Remove the directory of this process's Rays: processes of pytest-xdist end without asking atexit."""
+    rays.remove()
+
+
 @pytest.fixture(autouse=True)
 def _as_nobody(_no_ray_is_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests from the tracking server, the Ray cluster and the terminal's width of whoever runs them."""

@@ -6,7 +6,6 @@ asks for it here, and who needs none in this process says so.
 
 from __future__ import annotations
 
-import atexit
 import os
 import shutil
 import sys
@@ -31,7 +30,11 @@ def apart() -> None:
     _place = Path(tempfile.mkdtemp(prefix="rays-", dir="/tmp"))  # a short name: sockets with long ones lie in it
     (_place / "ray").mkdir()  # where clusters announce themselves
     os.environ["RAY_TMPDIR"] = str(_place)
-    atexit.register(shutil.rmtree, _place, ignore_errors=True)
+
+
+def remove() -> None:
+    """Remove what the Rays of this process have left on disk."""
+    shutil.rmtree(_place, ignore_errors=True)
 
 
 def connected() -> str:
