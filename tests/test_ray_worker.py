@@ -28,7 +28,7 @@ from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
 from tests.holds import Holds
-from tests.training_cases import config_of, lives, newest_step, trace_of, train_until
+from tests.training_cases import config_of, lives, newest_step, trace_of, train_as_two, train_until
 from tests.waiting import LIMIT_S, wait_for
 
 RECORDED = ("epochs=12", "validation.every_epochs=3", "trace=true", "checkpoint={every_epochs: null, every_steps: 5}")
@@ -38,15 +38,15 @@ RECORDED = ("epochs=12", "validation.every_epochs=3", "trace=true", "checkpoint=
 def test_workers_killed_and_stopped_on_the_way_change_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None], holds: Holds
 ) -> None:
-    """Two runs on two workers; under one a worker is killed and later one stops answering: equal to the bit, one run in
-    MLflow, no point twice."""
+    """A run on two workers, of which one is killed and later one stops answering, is equal to the bit to an undisturbed
+    one of two processes without Ray: one run in MLflow, no point twice."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking = f"tracking={{uri: '{uri}', system_metrics_every_s: null}}"
     limit_s = 10.0
     impatient = (f"worker.collective_timeout_s={limit_s}", "validation.wait_s=5")
     whole = config_of(tmp_path, "name=whole", "workers=2", "tracking.enabled=false", *RECORDED)
+    reference = train_as_two(whole)
     cut = config_of(tmp_path, "name=cut", "workers=2", tracking, *RECORDED, *impatient)
-    reference = train(whole)
     lost: list[float] = []
     over = threading.Event()
     breaker = threading.Thread(target=_break_workers, args=(cut, holds, lost, over), daemon=True)

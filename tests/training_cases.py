@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,11 @@ from efafnet.pipelines.crops.file_table import FileRecord, FileTable
 from efafnet.pipelines.crops.manifest import Counts, Encoding, Manifest, SourceRecord
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA, person_schema
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.platform.configuration import apply_overrides, load_preset, resolve
+from efafnet.platform.configuration import apply_overrides, load_preset, resolve, to_yaml
+from tests.waiting import LIMIT_S
+
+if TYPE_CHECKING:
+    from efafnet.pipelines.training.loop import LoopResult
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
@@ -214,3 +220,34 @@ def train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch)
         patched.setattr(job.Job, "count", count)
         with pytest.raises(KeyboardInterrupt):
             train(config)
+
+
+def one_of_two(file: Path, rank: int) -> LoopResult:
+    """Train the settings in ``file`` as one of two processes that exchange gradients over gloo, without Ray."""
+    import torch
+
+    from efafnet.pipelines.training.context import GroupContext
+    from efafnet.pipelines.training.loop import run
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}.group", rank=rank, world_size=2)
+    try:
+        return run(resolve(TrainConfig, load_preset(str(file))), GroupContext(torch.device("cpu")))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def train_as_two(config: TrainConfig) -> LoopResult:
+    """Train in this process and another one, as on two of Ray's workers."""
+    file = config.runs / f"{config.name}.yaml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(to_yaml(config))
+    program = "import sys; from pathlib import Path; from tests import training_cases as cases\n"
+    command = [sys.executable, "-c", f"{program}cases.one_of_two(Path(sys.argv[1]), 1)", str(file)]
+    other = subprocess.Popen(command, cwd=ROOT)
+    try:
+        result = one_of_two(file, 0)
+        assert other.wait(LIMIT_S) == 0
+        return result
+    finally:
+        other.kill()
+        other.wait()
