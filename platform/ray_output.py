@@ -73,7 +73,8 @@ def quiet_native() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stderr.flush()
+        with suppress(OSError):  # of a terminal that was closed
+            sys.stderr.flush()
         sys.stderr = before
         console.set_error_descriptor(2)
         os.dup2(direct, 2)

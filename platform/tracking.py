@@ -273,7 +273,10 @@ def create_run(
         if isinstance(error, TrackingError):
             raise
         reason = " ".join(str(error).split())[:300]
-        raise TrackingError(f"MLflow at {uri} did not take the run: {reason}") from error
+        raise TrackingError(
+            f"MLflow at {uri} did not take the run: {reason}; give the same command again once it does, another "
+            "tracking.uri=…, or tracking.enabled=false"
+        ) from error
     return run_id
 
 

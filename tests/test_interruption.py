@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -152,6 +153,38 @@ def test_a_closed_terminal_is_told_twice_and_stops_once(monkeypatch: pytest.Monk
         taken[signal.SIGHUP](signal.SIGHUP, None)
         taken[signal.SIGTERM](signal.SIGTERM, None)
     assert exit_code(stop.value) == 129
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_is_really_closed(tmp_path: Path, nohup: bool) -> None:
+    """The kernel sends SIGHUP, and writing is an error from then on; with nohup the work goes on to its end."""
+    program = f"""
+import signal, sys, time
+from pathlib import Path
+from efafnet.pipelines import cli
+from efafnet.platform import console
+
+def command(words):
+    console.note("ready")
+    while not Path(words[0]).exists():
+        time.sleep(0.01)
+    console.note("written into a terminal that is gone")
+    return 0
+
+signal.signal(signal.SIGHUP, signal.{"SIG_IGN" if nohup else "SIG_DFL"})
+cli._dispatch = command
+sys.exit(cli.main([{str(tmp_path / "closed")!r}]))
+"""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 1000)
+    os.close(terminal)
+    (tmp_path / "closed").touch()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (0 if nohup else 129)
 
 
 def test_nohup_is_respected() -> None:
