@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efafnet.models.skeleton import COCO_17
+from efafnet.models.skeleton import COCO_17, MPII_16
 from efafnet.pipelines.check import rules
 from efafnet.pipelines.check.check import chosen_rows, fresh_directory, run_check
 from efafnet.pipelines.check.config import CheckConfig
@@ -54,6 +54,23 @@ def test_a_pair_with_exchanged_sides_is_named_and_no_other() -> None:
     assert remark.startswith("swapped sides: left_hip/right_hip lie")
 
 
+def test_faces_tell_that_all_sides_are_exchanged_or_those_of_some_persons() -> None:
+    joints, seen = standing(20)
+    facing, mirrored = joints[1::2], joints[::2]  # the left eye right of the other, and left of it
+    assert rules.reversed_faces(facing, seen[1::2], COCO_17) == []
+    (remark,) = rules.reversed_faces(mirrored, seen[::2], COCO_17)
+    assert remark.startswith(
+        "swapped sides: in 100% of 10 faces with both eyes the left eye lies left of the right one"
+    )
+    assert rules.exchanged_sides(mirrored, seen[::2], COCO_17) == [], "no pair contradicts the others"
+    (remark,) = rules.reversed_faces(joints, seen, COCO_17)
+    assert remark.startswith("swapped sides: in 50% of 20 faces")
+    seen[::2, joint("left_eye")] = False  # from behind
+    assert rules.reversed_faces(joints, seen, COCO_17) == []
+    assert rules.reversed_faces(mirrored[:7], np.ones((7, 17), bool), COCO_17) == [], "too few to conclude from"
+    assert rules.reversed_faces(mirrored[:, :16], np.ones((10, 16), bool), MPII_16) == [], "no eyes"
+
+
 def test_a_flip_pair_that_mirrors_nothing_is_named() -> None:
     joints, seen = standing()
     pairs = [pair for pair in COCO_17.flip_pairs if joint("left_knee") not in pair and joint("left_hip") not in pair]
@@ -90,6 +107,7 @@ def test_joints_outside_their_crops_pixels_without_contrast_and_sigmas() -> None
     small = COCO_17.model_copy(update={"sigmas": (0.001, *COCO_17.sigmas[1:])})
     assert rules.odd_sigmas(small)[0].startswith("sigmas: nose 0.001 (")
     assert rules.unreachable(0.95, 1.0, small) == []
+    assert rules.unreachable(0.0, float("nan"), small) == [], "no joint in its crop: another rule's remark"
     assert "reach AP 0.200 only, with a median error of 1.00 px" in rules.unreachable(0.2, 1.0, small)[0]
 
 

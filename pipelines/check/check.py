@@ -101,6 +101,7 @@ def suspicions(store: CropStore, people: People) -> list[str]:
         *rules.unlabelled_joints(seen, skeleton),
         *rules.joints_at_origin(joints, seen),
         *rules.exchanged_sides(joints, seen, skeleton),
+        *rules.reversed_faces(joints, seen, skeleton),
         *rules.unlike_pairs(joints, seen, skeleton),
         *rules.cut_off_joints(batch.joints_px.numpy(), visible, (batch.images.shape[2], batch.images.shape[3])),
         *rules.odd_pixels(batch.images.numpy()),
@@ -133,9 +134,10 @@ def _verdict(config: CheckConfig, fit: Fit, remarks: list[str]) -> int:
     elif fit.ap > ENOUGH:
         console.warn("flip pairs: only the mirrored persons were not learned; are the skeleton's flip_pairs right?")
     elif few:
+        doubt = "and mend what is remarked above" if remarks else "before you doubt the data"
         console.warn(
             f"{fit.steps} steps in {config.limit_s:g} s may be too few: give limit_s={4 * config.limit_s:g}, a smaller "
-            "input, or a GPU, before you doubt the data"
+            f"input, or a GPU, {doubt}"
         )
     else:
         console.warn("the heatmaps were learned and AP is low: boxes, areas or sigmas; see fit.jpg and the remarks")

@@ -150,13 +150,13 @@ def _ap(known: Truth, joints_px: NDArray[np.float64]) -> float:
 
 
 def ceiling(config: CheckConfig, people: People) -> tuple[float, float]:
-    """AP that perfect heatmaps would reach, and their median error in pixels of the input."""
+    """AP that perfect heatmaps would reach, and their median error in pixels of the input; nan without any joint."""
     batch = people.batch
     target = encode(batch.joints_px, batch.visibility, config.input, config.heatmap)
     found = decode(target.heatmaps, config.input, config.heatmap).joints_px
     errors = (found - batch.joints_px).norm(dim=-1)[target.weights > 0]
     plain, mirrored, _ = measured(people, found.double().numpy())
-    return min(plain, mirrored), float(errors.median()) if len(errors) else 0.0
+    return min(plain, mirrored), float(errors.median()) if len(errors) else float("nan")
 
 
 def learn(config: CheckConfig, inputs: Inputs, people: People) -> Fit:
