@@ -62,6 +62,7 @@ def test_odd_conventions_are_remarked_by_share(change: Any, says: str) -> None:
     assert _plausible(lambda _: None) == []
 
 
+@pytest.mark.filterwarnings("error")
 def test_boxes_of_results_are_looked_at_beside_their_joints() -> None:
     def results(box: list[float]) -> list[dict[str, Any]]:
         return [{"keypoints": crop_data.person(0, 1, [10.0, 10, 40, 60])["keypoints"], "bbox": box}] * 4
@@ -69,6 +70,7 @@ def test_boxes_of_results_are_looked_at_beside_their_joints() -> None:
     assert odd_results(results([10, 10, 40, 60]), 17) == []
     [corners] = odd_results(results([10, 10, 50, 70]), 17)
     assert "100 % fit their joints as x1, y1, x2, y2: corners instead of width and height?" in corners
+    assert odd_results(results([1e308] * 4), 17) == [], "beyond what is believed, and what can be multiplied"
     assert odd_results([{**results([1])[0], "keypoints": None}], 17) == [], "parse_results refuses it"
 
 

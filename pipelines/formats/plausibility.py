@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from efafnet.models.skeleton import Skeleton
 from efafnet.pipelines.formats.annotations import Annotations
-from efafnet.pipelines.formats.values import number_rows
+from efafnet.pipelines.formats.values import MAX_PX, number_rows
 
 # Shares of persons from which a convention, and not a person, is odd.
 _MOST, _SOME = 0.5, 0.25
@@ -223,7 +223,8 @@ def odd_results(results: Sequence[Mapping[str, Any]], num_joints: int) -> list[s
     inside = np.asarray((np.abs(joints[sound]) <= 1).all(axis=(1, 2)))
     remarks = _remark(inside, "of results have all joints within 0 to 1: shares, not pixels?", from_share=_MOST)
     boxes, boxed = number_rows([result.get("bbox") for result in results], 4)
-    both = sound & boxed
+    near = (np.abs(boxes) <= MAX_PX).all(axis=1) & (np.abs(joints) <= MAX_PX).all(axis=(1, 2))
+    both = sound & boxed & near
     if remarks or not both.any():
         return remarks
     boxes, joints = boxes[both], joints[both]
