@@ -71,6 +71,13 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """Give a test that draws from torch's own generator the same numbers in every process, whatever ran before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _as_nobody(_no_ray_is_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep tests from the tracking server, the Ray cluster and the terminal's width of whoever runs them."""
     mlflows = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "EFAFNET_ADDRESSES")
