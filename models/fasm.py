@@ -231,7 +231,8 @@ class _PooledAndWeighed(torch.autograd.Function):
         maxima = _places(index, x)
         grad[maxima] = grad[maxima] + of_z
         of_weight = per_row.reshape(1, -1) @ x.movedim(1, 3).reshape(-1, c)
-        return grad, of_weight.view_as(weight), per_row.sum().view(1)
+        # With channels last as the weight: DDP copies a gradient of another layout, and warns.
+        return grad, of_weight.view(1, 1, 1, c).movedim(3, 1), per_row.sum().view(1)
 
 
 class FeatureSelection(nn.Module):

@@ -124,9 +124,9 @@ class _Gated(torch.autograd.Function):
         d_f, by_sample = _ops.fsm_features_backward(inner, f, alpha, beta, *pooled, d_logits, v1, how.base, how.scale)
         if lss:
             d_c1, d_v2, d_c2 = sums.sum(0)
-            of_lss = tuple(
-                g.view(p.shape).to(p.dtype) for g, p in ((by_sample.sum(0), v1), (d_c1, c1), (d_v2, v2), (d_c2, c2))
-            )
+            # With channels last, as a network's parameters are: DDP copies a gradient of another layout, and warns.
+            d_v1 = by_sample.sum(0).view(1, 1, 1, -1).movedim(3, 1)
+            of_lss = tuple(g.view(p.shape).to(p.dtype) for g, p in ((d_v1, v1), (d_c1, c1), (d_v2, v2), (d_c2, c2)))
         return d_f, inner if ctx.residual else None, None, *of_cs, *of_lss
 
 

@@ -198,6 +198,16 @@ def test_in_few_passes_with_channels_last_it_is_the_same_function(dtype: torch.d
         assert (other - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+def test_gradients_lie_as_their_parameters_do() -> None:
+    """What DDP asks of them (torch.nn.parallel.DistributedDataParallel: gradient layout contract); it warns else."""
+    fsm = _selection("parallel", "scaled").to(memory_format=torch.channels_last)
+    f, x = (torch.rand(2, 8, 4, 3).contiguous(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    fsm(f, x).sum().backward()
+    for name, parameter in fsm.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
 def test_parallel_factor_is_equation_8() -> None:
     fsm = _selection("parallel", "sum")
     f = torch.randn(2, 8, 4, 3)
