@@ -52,11 +52,11 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def wait(self, expression: str) -> None:
+    def wait(self, expression: str, limit_s: float = LIMIT_S) -> None:
         """Wait until a JavaScript expression is true; on a page that is still being loaded it is not."""
         asked = f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()"
         try:
-            wait_for(expression, lambda: self.value(asked))
+            wait_for(expression, lambda: self.value(asked), limit_s=limit_s)
         except AssertionError as error:
             raise AssertionError(f"{error}; {self.problems}") from None
 
