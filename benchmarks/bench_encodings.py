@@ -90,7 +90,7 @@ class Originals:
         """Picture (h, w, 3) RGB."""
         found = cv2.imread(str(self._folder / self._names[row]), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         assert found is not None
-        return found[:, :, ::-1]  # type: ignore[no-any-return]
+        return np.asarray(found[:, :, ::-1], np.uint8)
 
     def joint_error_px(self, batch: Batch, n: int) -> float:
         """Largest distance in input pixels of a joint of sample ``n`` from where its affine puts the annotated one."""
@@ -120,7 +120,7 @@ def distances(data: People, store: CropStore) -> tuple[Distance, dict[int, Dista
                 total.outside += int(sample[~inside].any(axis=-1).sum() + expected[~inside].any(axis=-1).sum())
                 total.joints_px = max(total.joints_px, originals.joint_error_px(batch, n))
                 for found in (total, by_angle[next(limit for limit in ANGLES[1:] if turned <= limit + 1e-6)]):
-                    found.add(sample, expected, inside)
+                    found.add(sample, np.asarray(expected, np.uint8), np.asarray(inside, np.bool_))
     return total, by_angle
 
 

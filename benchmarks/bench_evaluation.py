@@ -162,7 +162,7 @@ def compare(annotations: Path, results: Path, repeats: int, record: Record) -> N
     for name, run in TOOLS.items():
         outcomes = [run(annotations, results) for _ in range(repeats)]
         figures = outcomes[0][0]
-        load_s, evaluate_s = (min(o[i] for o in outcomes) for i in (1, 2))
+        load_s, evaluate_s = min(o[1] for o in outcomes), min(o[2] for o in outcomes)
         record.add(f"load, {name}", "CPU s", [outcome[1] for outcome in outcomes])
         record.add(f"evaluate, {name}", "CPU s", [outcome[2] for outcome in outcomes])
         if not expected:

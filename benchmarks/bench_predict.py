@@ -57,7 +57,7 @@ def _inputs(folder: Path, count: int) -> None:
     """Images, the boxes of their persons, and a video of the same pictures."""
     (folder / "images").mkdir()
     video = cv2.VideoWriter(str(folder / "video.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25.0, SIZE)
-    boxes = []
+    boxes: list[dict[str, Any]] = []
     for number, picture in enumerate(_pictures(count), start=1):
         cv2.imwrite(str(folder / "images" / f"{number:06d}.jpg"), picture)
         video.write(picture)

@@ -39,7 +39,7 @@ def through_ray(store: CropStore) -> Generator[int]:
     view = CropView(store.manifest.encoding, SIZE, 1.25, False)
     shards = [str(store.file(shard).absolute()) for shard in store.manifest.shards]
     rows = ray.data.read_parquet(shards, override_num_blocks=2 * len(shards)).select_columns([*COLUMNS, "person_id"])
-    crops = rows.map_batches(_warp, batch_size=BATCH, batch_format="pyarrow", fn_kwargs={"view": view})
+    crops = rows.map_batches(_warp, batch_size=BATCH, batch_format="pyarrow", fn_kwargs={"view": view})  # type: ignore[arg-type]  # Ray types functions of one argument
     for batch in crops.iter_batches(batch_size=BATCH, batch_format="pyarrow"):
         yield len(batch)
 

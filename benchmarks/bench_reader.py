@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -53,7 +53,7 @@ _IN_FLIGHT = 6
 # Crops that bare decoding goes through again and again: more than any cache of the processor holds.
 DECODED_GROUPS = 24
 
-Stream = Iterator[int]
+Stream = Generator[int]
 """Sizes of batches as they become ready."""
 
 
@@ -67,7 +67,7 @@ def measure(stream: Stream, seconds: float) -> Rate:
     return Rate(count / (time.perf_counter() - began), 1000 * (cpu_s() - cpu) / count)
 
 
-def peer(data: People, store: CropStore, cores: int) -> Iterator[Stream]:
+def peer(data: People, store: CropStore, cores: int) -> Stream:
     """torch's DataLoader over a peer-style data set, one worker process per core."""
     dataset = PeerDataset(data.annotations, data.images, store.skeleton, SIZE, AUGMENTATION)
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=True, num_workers=cores, persistent_workers=True)
@@ -204,9 +204,14 @@ def shares(store: CropStore, record: Record) -> None:
     images = [decoder.decode(*crop) for crop in crops]
     out, turned = np.empty((3, SIZE.height, SIZE.width), np.uint8), np.array([[1.2, 0.4, 0.0], [-0.4, 1.2, 40.0]])
     order, steps = SampleOrder(store.row_groups, store.digest, 0, window_groups(store, 48)), itertools.count()
+
+    def warp() -> None:
+        for image in images:
+            decoder.warp_into(image, turned, out)
+
     parts: list[tuple[str, Callable[[], Any], int]] = [
         ("decode a crop", lambda: [decoder.decode(*crop) for crop in crops], len(crops)),
-        ("warp and lay out as planes", lambda: [decoder.warp_into(image, turned, out) for image in images], len(crops)),
+        ("warp and lay out as planes", warp, len(crops)),
         ("choose the samples of a batch", lambda: order.batch(next(steps), BATCH), BATCH),
         ("on the device: normalise", lambda: normalise(batch.images), BATCH),
         ("on the device: heatmaps", lambda: _heatmaps(batch), BATCH),

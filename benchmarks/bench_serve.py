@@ -68,7 +68,7 @@ def _measure(folder: Path, given: argparse.Namespace, record: Record) -> None:
     rows = [_bare("one by one", (predictor.persons(image, [BOX]) for _ in itertools.count()), given)]
     many = predictor.stream(itertools.repeat(image), itertools.repeat([BOX]))
     rows.append(_bare("together", many, given))
-    bare_per_s = max(float(row[1]) for row in rows)
+    bare_per_s = max(float(str(row[1])) for row in rows)
     _start(run, given.port)
     _load(2, image, given.port, 4, given.seconds)  # the first requests of a replica are slow, as the first image above
     rows += [_served(clients, image, given, bare_per_s) for clients in CLIENTS]

@@ -114,7 +114,7 @@ def _heatmaps(joints: Array, visible: Array, size: InputSize) -> tuple[Array, Ar
     h, w = size.height // _STRIDE, size.width // _STRIDE
     radius = int(3 * _SIGMA_PX)
     heatmaps, weights = np.zeros((len(joints), h, w), np.float32), visible.astype(np.float32)
-    line = np.arange(0, 2 * radius + 1, 1, np.float32)
+    line = np.arange(0, 2 * radius + 1, 1, dtype=np.float32)
     for joint in range(len(joints)):
         x, y = (int(value / _STRIDE + 0.5) for value in joints[joint])
         left, top, right, bottom = x - radius, y - radius, x + radius + 1, y + radius + 1

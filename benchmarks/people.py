@@ -66,7 +66,7 @@ def cpu_s() -> float:
 
 def median_ratio(rates: list[Rate], others: list[Rate], name: str) -> float:
     """Median over rounds of the ratio within a round of ``per_s`` or ``cpu_ms``."""
-    return statistics.median(getattr(a, name) / getattr(b, name) for a, b in zip(rates, others, strict=True))
+    return float(statistics.median(getattr(a, name) / getattr(b, name) for a, b in zip(rates, others, strict=True)))
 
 
 def arguments(description: str | None, pictures: int) -> argparse.ArgumentParser:
@@ -109,7 +109,7 @@ def compose(drawn: Path, pictures: Path) -> None:
             places = [parts[(i - number) % 4] for i in range(4)]
             picture = np.block([[[places[0]], [places[1]]], [[places[2]], [places[3]]]])
             cv2.imwrite(str(folder / "images" / image["file_name"]), picture, _LIKE_COCO)
-            height, width = parts[0].shape[:2]
+            height, width = picture.shape[0] // 2, picture.shape[1] // 2
             quarter[image["id"]] = width * (number % 2), height * (number % 4 // 2)
             image.update(width=2 * width, height=2 * height)
         for annotation in content["annotations"]:
