@@ -28,7 +28,8 @@ _LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 @pytest.fixture(autouse=True)
 def _whole_float32() -> Iterator[None]:
-    """On a GPU PyTorch's own convolutions are in TF32 unless that is switched off: no measure for 1e-5."""
+    """On a GPU PyTorch's own convolutions are in TF32 unless that is switched off: no measure for 1e-5. Afterwards all
+    is as it was before."""
     with fsm_fused._whole_float32():
         yield
 
@@ -139,16 +140,11 @@ def test_the_trial_is_in_whole_float32_whatever_the_run_computes_in(monkeypatch:
         return plain(selection, f, x)
 
     monkeypatch.setattr(FeatureSelection, "plain", noted)
-    before = [backend.allow_tf32 for backend in backends]
-    try:
-        for backend in backends:
-            backend.allow_tf32 = True
-        fsm_fused._difference(DEVICE, torch.float32)
-        assert seen == [False, False]
-        assert all(backend.allow_tf32 for backend in backends)
-    finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+    for backend in backends:
+        backend.allow_tf32 = True
+    fsm_fused._difference(DEVICE, torch.float32)
+    assert seen == [False, False]
+    assert all(backend.allow_tf32 for backend in backends)
 
 
 def test_a_card_that_cannot_run_the_kernels_gets_the_plain_form_and_a_word(monkeypatch: pytest.MonkeyPatch) -> None:

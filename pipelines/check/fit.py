@@ -160,10 +160,10 @@ def ceiling(config: CheckConfig, people: People) -> tuple[float, float]:
 
 
 def learn(config: CheckConfig, inputs: Inputs, people: People) -> Fit:
-    """Train on the persons until they are known or the time is up, whose passing is shown.
+    """Train on the persons until they are known or the time is up, and show the time that is left.
 
-    It is counted from where the first steps are done: they load and prepare what all others need, for many seconds on a
-    busy machine.
+    The time is counted from the end of the first steps: they load and prepare what all others need, which takes many
+    seconds on a busy machine.
     """
     context = PlainContext(pick_device(config.device))
     precision = machine.precision_for(config.precision, context.device)

@@ -61,8 +61,8 @@ def parse_detections(
     """Boxes of the ``chosen`` categories; on ``images`` where they are given, else on any.
 
     A box without a score is certain, unless ``scores`` are needed; ``remedy`` is what to do where all have another
-    category. Raises ValueError where ``content`` is no list of
-    detections at all, and where every one of them has another category; single bad entries become rejects.
+    category. Raises ValueError where ``content`` is no list of detections at all, and where every one of them has
+    another category; single bad entries become rejects.
     """
     if not isinstance(content, list):
         raise ValueError(

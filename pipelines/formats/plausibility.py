@@ -123,17 +123,16 @@ def odd_persons(persons: Persons, *, boxes_are_drawn: bool = True) -> list[str]:
     ]
     if boxes_are_drawn and not unit_boxes.mean() >= _MOST:
         remarks += _odd_boxes(persons, seen, with_joints) or _in_percent(persons) or _whole_images(persons, seen)
-    tiny = with_joints & (persons.area_px2 > 0) & (persons.area_px2 <= 1) & (boxes[:, 2] * boxes[:, 3] > _LEAST_BOX_PX2)
-    box_area = boxes[:, 2] * boxes[:, 3]
-    large = with_joints & (box_area > _LEAST_BOX_PX2) & (persons.area_px2 > _MOST_AREA * box_area)
+    area, box_area = persons.area_px2, boxes[:, 2] * boxes[:, 3]
+    boxed = with_joints & (box_area > _LEAST_BOX_PX2)
     remarks += _remark(
-        large,
+        boxed & (area > _MOST_AREA * box_area),
         "of persons have an area larger than their box: OKS is measured by it, and forgives the more; leave area out, "
         "and 0.53 of the box is taken",
         among=with_joints,
     )
     return remarks + _remark(
-        tiny,
+        boxed & (area > 0) & (area <= 1),
         "of persons have an area of at most 1 px² in a larger box: no area at all? Leave it out, and 0.53 of the box "
         "is taken; OKS is measured by it",
         among=with_joints,

@@ -82,14 +82,16 @@ def parse_results(
     image_ids = [_image_id(row.get("image_id")) for row in rows]
     scores = [_score(row.get("score")) for row in rows]
     keypoints, sound = number_rows([row.get("keypoints") for row in rows], 3 * skeleton.num_joints)
-    boxes, sound_boxes = number_rows([row.get("bbox") for row in rows], 4) if boxed else (None, None)
-    odd = ~sound if boxes is None or sound_boxes is None else ~(sound & sound_boxes & (boxes[:, 2:] >= 0).all(axis=1))
-    for n in np.flatnonzero(odd).tolist():
+    boxes: NDArray[np.float64] | None = None
+    if boxed:
+        boxes, sound_boxes = number_rows([row.get("bbox") for row in rows], 4)
+        sound = sound & sound_boxes & (boxes[:, 2:] >= 0).all(axis=1)
+    for n in np.flatnonzero(~sound).tolist():
         _repair(n, rows[n], keypoints, boxes)
-    named = [row.get("category_id") in categories for row in rows]
-    columns = (image_ids, scores, named, (~odd).tolist())
-    for n, (image_id, score, is_named, is_plain) in enumerate(zip(*columns, strict=True)):
-        if is_named and is_plain and image_id is not None and score is not None:
+    wanted = [row.get("category_id") in categories for row in rows]
+    columns = (image_ids, scores, wanted, sound.tolist())
+    for n, (image_id, score, is_wanted, is_sound) in enumerate(zip(*columns, strict=True)):
+        if is_wanted and is_sound and image_id is not None and score is not None:
             continue
         if problem := _problem(rows[n], skeleton, categories, boxed=boxed):
             problems.append(f"results entry {n}: {problem}")
@@ -146,13 +148,13 @@ def _problem(row: Mapping[str, Any], skeleton: Skeleton, categories: Sequence[in
     if len(keypoints) != needed:
         pairs = ": x and y without score?" if 3 * len(keypoints) == 2 * needed else ""
         return f"{len(keypoints)} keypoint values; the skeleton has {needed} (x, y, score of each joint){pairs}"
-    bad = next((place for place, value in enumerate((*keypoints, score)) if number(value) is None), None)
-    if bad is not None:
-        what = "score" if bad == needed else f"{('x', 'y', 'score')[bad % 3]} of {skeleton.joints[bad // 3]}"
-        return (
-            f"NaN or infinity among keypoints or score ({score}), or no number at all: "
-            f"{shown([*keypoints, score][bad])} as {what}; a joint that was not found has numbers too, and a low score"
-        )
+    for place, value in enumerate((*keypoints, score)):
+        if number(value) is None:
+            what = "score" if place == needed else f"{('x', 'y', 'score')[place % 3]} of {skeleton.joints[place // 3]}"
+            return (
+                f"NaN or infinity among keypoints or score ({score}), or no number at all: {shown(value)} as {what}; a "
+                "joint that was not found has numbers too, and a low score"
+            )
     return _box_problem(row.get("bbox")) if boxed else ""
 
 
