@@ -33,6 +33,18 @@ def shared_json(name: str) -> Any:
     return json.loads(path.read_text())
 
 
+def written(path: Path, content: Any) -> Path:
+    """The file, with that content as JSON."""
+    path.write_text(json.dumps(content))
+    return path
+
+
+def case_files(place: Path) -> tuple[Path, Path]:
+    """Results and annotations of a constructed case (``random_case(0)``) as files."""
+    ground_truth, results = random_case(0)
+    return written(place / "results.json", results), written(place / "annotations.json", ground_truth)
+
+
 def category(skeleton: Skeleton = COCO_17) -> dict[str, Any]:
     return {"id": 1, "name": "person", "keypoints": list(skeleton.joints), "skeleton": []}
 

@@ -17,7 +17,6 @@ from efafnet.platform.configuration import (
     apply_overrides,
     describe,
     load_preset,
-    preset_names,
     resolve,
     whole_keys,
 )
@@ -182,16 +181,6 @@ def test_a_last_part_that_several_keys_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"depth=1: depth could be first\.depth, second\.depth; write one of them"):
         whole_keys(["depth=1"], Two)
     assert whole_keys(["first.depth=1", "nowhere=2"], Two) == ["first.depth=1", "nowhere=2"]
-
-
-def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["presets"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    told = lines[lines.index("coco_r50_256x192") + 1 :][:2]
-    assert told[0] == "    EFAFNet R50 on COCO at 256x192: the paper's recipe, published AP 72.8 on val2017."
-    assert told[1].startswith("    efafnet on resnet50, 256x192, published AP 72.8, ")
-    assert "GMAC a crop" in told[1]
-    assert [line for line in lines if line and line[0] != " "][:-1] == preset_names()
 
 
 # ---- mistakes

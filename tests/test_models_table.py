@@ -1,11 +1,13 @@
-"""`efafnet models`: the printed table and its remarks."""
+"""`efafnet models` and `efafnet presets`: the printed tables and their remarks."""
 
 from __future__ import annotations
 
 import pytest
 
 from efafnet.models.variants import VARIANTS
+from efafnet.pipelines.cli import main
 from efafnet.pipelines.models_table import ModelsConfig, run_models
+from efafnet.platform.configuration import preset_names
 
 
 def test_prints_our_figures_beside_the_papers_and_says_why_they_differ(
@@ -49,3 +51,13 @@ def test_every_difference_of_note_has_a_reason() -> None:
     for v in VARIANTS.values():
         if v.paper.params_m is not None:
             assert v.note
+
+
+def test_presets_are_listed_with_what_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = lines[lines.index("coco_r50_256x192") + 1 :][:2]
+    assert told[0] == "    EFAFNet R50 on COCO at 256x192: the paper's recipe, published AP 72.8 on val2017."
+    assert told[1].startswith("    efafnet on resnet50, 256x192, published AP 72.8, ")
+    assert "GMAC a crop" in told[1]
+    assert [line for line in lines if line and line[0] != " "][:-1] == preset_names()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,9 @@ import pytest
 
 from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.score import ScoreConfig, score
-from tests.evaluation_cases import evaluate_predictions, random_case, result
+from tests.evaluation_cases import evaluate_predictions, random_case, result, written
 
 QUICK = ScoringConfig(bootstrap=50)
-
-
-def _write(path: Path, content: Any) -> Path:
-    path.write_text(json.dumps(content))
-    return path
 
 
 def _part_case(tmp_path: Path) -> tuple[Path, Path, dict[str, Any], list[dict[str, Any]]]:
@@ -33,7 +27,7 @@ def _part_case(tmp_path: Path) -> tuple[Path, Path, dict[str, Any], list[dict[st
         for a in annotations
         if a["image_id"] == 1
     ]
-    return _write(tmp_path / "r.json", perfect), _write(tmp_path / "a.json", ground_truth), ground_truth, perfect
+    return written(tmp_path / "r.json", perfect), written(tmp_path / "a.json", ground_truth), ground_truth, perfect
 
 
 def test_images_without_results_are_told_and_can_be_left_out(
@@ -62,7 +56,7 @@ def test_images_without_results_are_told_and_can_be_left_out(
 def test_a_file_lists_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str], listing: str) -> None:
     predictions, annotations, ground_truth, perfect = _part_case(tmp_path)
     (tmp_path / "images.txt").write_text(listing)
-    elsewhere = _write(tmp_path / "other.json", [*perfect, {**perfect[0], "image_id": 7}])
+    elsewhere = written(tmp_path / "other.json", [*perfect, {**perfect[0], "image_id": 7}])
     config = ScoreConfig(
         predictions=predictions, annotations=annotations, images=str(tmp_path / "images.txt"), against=elsewhere,
         scoring=QUICK,
@@ -83,7 +77,7 @@ def test_a_file_lists_the_images_by_their_names(tmp_path: Path, capsys: pytest.C
     predictions, annotations, ground_truth, _ = _part_case(tmp_path)
     for image in ground_truth["images"]:
         image["file_name"] = f"street {image['id']}.jpg"
-    _write(annotations, ground_truth)
+    written(annotations, ground_truth)
     scored = {}
     for listing in ("street 1.jpg\r\nstreet 4.jpg\r\n", '["street 1", "/home/ann/street 4.jpg"]', "1 4"):
         (tmp_path / "images.txt").write_text(listing)

@@ -13,6 +13,7 @@ from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.metrics import METRIC_NAMES
 from efafnet.pipelines.evaluation.score import ScoreConfig, run_score, score
 from tests.evaluation_cases import (
+    case_files,
     evaluate_predictions,
     published_predictions,
     pycocotools_boxes,
@@ -20,14 +21,10 @@ from tests.evaluation_cases import (
     random_case,
     result,
     shared_json,
+    written,
 )
 
 QUICK = ScoringConfig(bootstrap=50)
-
-
-def _write(path: Path, content: Any) -> Path:
-    path.write_text(json.dumps(content))
-    return path
 
 
 def _by_pycocotools(annotations: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
@@ -37,14 +34,13 @@ def _by_pycocotools(annotations: dict[str, Any], results: list[dict[str, Any]]) 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """Results and annotations of a constructed case."""
-    ground_truth, results = random_case(0)
-    return _write(tmp_path / "results.json", results), _write(tmp_path / "annotations.json", ground_truth)
+    return case_files(tmp_path)
 
 
 def test_the_published_figures_of_tiny_coco_from_files(tmp_path: Path) -> None:
     annotations = shared_json("tiny-coco/test_coco.json")
     results = published_predictions(annotations["annotations"], (0.98, 1.02))
-    paths = _write(tmp_path / "r.json", results), _write(tmp_path / "a.json", annotations)
+    paths = written(tmp_path / "r.json", results), written(tmp_path / "a.json", annotations)
     figures = score(ScoreConfig(predictions=paths[0], annotations=paths[1])).figures
     for tool in (figures, _by_pycocotools(annotations, results)):
         assert tool["ap"] == 0.5287458745874587
@@ -66,8 +62,8 @@ def test_a_bbox_field_moves_ap_by_size_and_can_be_ignored(tmp_path: Path, capsys
         )
         boxed.append({**entry, "bbox": boxes[person["id"]]})
     files = {
-        "predictions": _write(tmp_path / "r.json", boxed),
-        "annotations": _write(tmp_path / "a.json", annotations),
+        "predictions": written(tmp_path / "r.json", boxed),
+        "annotations": written(tmp_path / "a.json", annotations),
     }
     used, ignored = score(ScoreConfig(**files)).figures, score(ScoreConfig(**files, result_boxes="ignore")).figures
     assert "bbox field" in capsys.readouterr().err
@@ -83,26 +79,12 @@ def test_tiny_crowdpose_is_recognised(tmp_path: Path) -> None:
     results = published_predictions(annotations["annotations"], (1.0, 1.0), CROWDPOSE_14)
     figures = score(
         ScoreConfig(
-            predictions=_write(tmp_path / "r.json", results),
-            annotations=_write(tmp_path / "a.json", annotations),
+            predictions=written(tmp_path / "r.json", results),
+            annotations=written(tmp_path / "a.json", annotations),
             scoring=QUICK,
         )
     ).figures
     assert [figures[f"ap{c}"] for c in ("", "_crowd_easy", "_crowd_medium", "_crowd_hard")] == [1.0, -1.0, 1.0, -1.0]
-
-
-def test_crowd_indices_of_some_images_alone_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ground_truth, results = random_case(0, skeleton=CROWDPOSE_14)
-    for image in ground_truth["images"][1:]:
-        image["crowdIndex"] = 0.5
-    tree: dict[str, Any] = {
-        "predictions": _write(tmp_path / "r.json", results),
-        "annotations": _write(tmp_path / "a.json", ground_truth),
-        "scoring": ScoringConfig(bootstrap=0, errors=False),
-    }
-    assert "ap_crowd_hard" not in score(ScoreConfig(**tree)).figures
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"a.json: 1 of {len(ground_truth['images'])} images have no crowdIndex: scored as COCO, by areas" in said
 
 
 def test_tables_json_and_files(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +125,7 @@ def test_comparison_with_other_results(
 ) -> None:
     ground_truth, results = random_case(0)
     worse = [r for i, r in enumerate(results) if i % 3]
-    other = _write(tmp_path / "other.json", worse)
+    other = written(tmp_path / "other.json", worse)
     scored = score(ScoreConfig(predictions=files[0], annotations=files[1], against=other, scoring=QUICK))
     assert scored.other == evaluate_predictions(worse, ground_truth)
     expected_difference = scored.figures["ap_50"] - scored.other["ap_50"]
@@ -156,12 +138,12 @@ def test_comparison_with_other_results(
 def test_detector_boxes_score_as_pycocotools_scores_them(tmp_path: Path) -> None:
     annotations = shared_json("tiny-coco/test_coco.json")
     boxes = shared_json("tiny-coco/test_coco_det_AP_H_56.json")
-    paths = _write(tmp_path / "boxes.json", boxes), _write(tmp_path / "a.json", annotations)
+    paths = written(tmp_path / "boxes.json", boxes), written(tmp_path / "a.json", annotations)
     figures = score(ScoreConfig(predictions=paths[0], annotations=paths[1])).figures
     expected = pycocotools_boxes(annotations, boxes)
     assert list(figures.values()) == expected
     assert 0.5 < figures["box_ap"] < 1.0
-    results = _write(tmp_path / "r.json", published_predictions(annotations["annotations"], (0.98, 1.02)))
+    results = written(tmp_path / "r.json", published_predictions(annotations["annotations"], (0.98, 1.02)))
     both = score(ScoreConfig(predictions=results, annotations=paths[1], detections=paths[0], scoring=QUICK)).figures
     assert both["box_ap"] == figures["box_ap"]
     assert both["ap"] == 0.5287458745874587
@@ -183,8 +165,8 @@ def test_box_figures_equal_pycocotools_with_crowds_and_ties(seed: int, tmp_path:
     ]
     figures = score(
         ScoreConfig(
-            predictions=_write(tmp_path / "b.json", [*boxes, {**boxes[0], "category_id": 3}]),
-            annotations=_write(tmp_path / "a.json", ground_truth),
+            predictions=written(tmp_path / "b.json", [*boxes, {**boxes[0], "category_id": 3}]),
+            annotations=written(tmp_path / "a.json", ground_truth),
         )
     ).figures
     assert list(figures.values()) == pycocotools_boxes(ground_truth, boxes)
@@ -213,24 +195,24 @@ def test_mpii_against_its_mat_file_in_order_or_by_person(tmp_path: Path) -> None
     predicted[0, :, 0] += 14.9  # within half a head of 30 px
     predicted[1, :, 0] += 15.1
     results = [result(i, joints, 1.0) for i, joints in enumerate(predicted)]
-    scored = score(ScoreConfig(predictions=_write(tmp_path / "r.json", results), annotations=annotations))
+    scored = score(ScoreConfig(predictions=written(tmp_path / "r.json", results), annotations=annotations))
     assert scored.figures["pckh"] == 0.75
     assert scored.figures["pckh_01"] == 0.5
     named = [{**r, "person_id": i} for i, r in enumerate(results)][::-1]
-    again = score(ScoreConfig(predictions=_write(tmp_path / "n.json", named), annotations=annotations))
+    again = score(ScoreConfig(predictions=written(tmp_path / "n.json", named), annotations=annotations))
     assert again.figures == scored.figures
     with pytest.raises(ValueError, match=r"r2.json: PCKh needs exactly one result for each of the 4 annotated persons"):
-        score(ScoreConfig(predictions=_write(tmp_path / "r2.json", results[:3]), annotations=annotations))
+        score(ScoreConfig(predictions=written(tmp_path / "r2.json", results[:3]), annotations=annotations))
 
 
 def test_what_cannot_be_compared_is_refused_and_not_left_out(files: tuple[Path, Path], tmp_path: Path) -> None:
     joints = np.full((1, 16, 2), 100.0)
     annotations = _mpii_mat(tmp_path / "gt_valid.mat", joints)
-    found = _write(tmp_path / "r.json", [result(0, joints[0], 1.0)])
+    found = written(tmp_path / "r.json", [result(0, joints[0], 1.0)])
     with pytest.raises(ValueError, match=r"r.json: PCKh has no intervals, so nothing is compared with against="):
         score(ScoreConfig(predictions=found, annotations=annotations, against=found))
     box = {"image_id": random_case(0)[1][0]["image_id"], "category_id": 1, "bbox": [0, 0, 5, 5], "score": 1.0}
-    boxes = _write(tmp_path / "boxes.json", [box])
+    boxes = written(tmp_path / "boxes.json", [box])
     with pytest.raises(ValueError, match=r"boxes.json: results of boxes alone have no joints to compare"):
         score(ScoreConfig(predictions=boxes, annotations=files[1], against=boxes))
 
@@ -242,34 +224,22 @@ def test_a_skeleton_of_its_own_is_read_as_prepare_reads_it(tmp_path: Path, capsy
     own = {"id": 3, "name": "pair", "keypoints": ["L_end", "R_end"], "sigmas": [0.1, 0.1], "skeleton": [[1, 2]]}
     content = {"images": [{"id": 1}], "annotations": [annotation], "categories": [own]}
     entry = {"image_id": 1, "category_id": 3, "score": 1.0, "keypoints": [15, 10, 1, 35, 30, 1]}
-    paths = {"predictions": _write(tmp_path / "r.json", [entry]), "annotations": _write(tmp_path / "a.json", content)}
+    paths = {"predictions": written(tmp_path / "r.json", [entry]), "annotations": written(tmp_path / "a.json", content)}
     assert score(ScoreConfig(**paths, scoring=QUICK)).figures["ar"] == pytest.approx(0.8)
     assert "flip pairs taken from the joints' names: L_end/R_end" in capsys.readouterr().err
     # Wider sigmas of a skeleton file: OKS exp(-25 / (2 * .4^2 * 2500)) = .969, right at all ten.
     wide = {"name": "pair", "joints": ["L_end", "R_end"], "sigmas": [0.2, 0.2], "flip_pairs": [[0, 1]], "limbs": []}
-    skeleton = _write(tmp_path / "wide.yaml", {**wide, "upper_body": []})
+    skeleton = written(tmp_path / "wide.yaml", {**wide, "upper_body": []})
     assert score(ScoreConfig(**paths, skeleton=str(skeleton), scoring=QUICK)).figures["ar"] == 1.0
     with pytest.raises(ValueError, match=r"'three' is neither auto, coco17.* nor a YAML file or a crop store"):
         score(ScoreConfig(**paths, skeleton="three"))
-
-
-def test_results_in_shares_of_the_image_are_remarked(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, results = random_case(0)
-    for entry in results:
-        entry["keypoints"] = [value / 1000 for value in entry["keypoints"]]
-    score(ScoreConfig(predictions=_write(tmp_path / "shares.json", results), annotations=files[1], scoring=QUICK))
-    assert "shares.json: 100 % of results have all joints within 0 to 1: shares, not pixels?" in capsys.readouterr().err
-    score(ScoreConfig(predictions=files[0], annotations=files[1], scoring=QUICK))
-    assert "shares" not in capsys.readouterr().err
 
 
 def test_nobody_to_find_is_an_error_and_not_a_figure(files: tuple[Path, Path], tmp_path: Path) -> None:
     ground_truth, _ = random_case(0)
     for n, annotation in enumerate(ground_truth["annotations"]):
         annotation |= {"iscrowd": 1} if n < 30 else {"num_keypoints": 0}
-    annotations = _write(tmp_path / "nobody.json", ground_truth)
+    annotations = written(tmp_path / "nobody.json", ground_truth)
     with pytest.raises(
         ValueError,
         match=r"nobody has to be found .*: of 36 annotations in .*nobody\.json 30 are crowds, and the others",
@@ -277,93 +247,11 @@ def test_nobody_to_find_is_an_error_and_not_a_figure(files: tuple[Path, Path], t
         score(ScoreConfig(predictions=files[0], annotations=annotations, scoring=QUICK))
 
 
-def test_results_that_repeat_others_or_resemble_nobody_are_remarked(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, results = random_case(0)
-    twice = _write(tmp_path / "twice.json", [*results, *results])
-    score(ScoreConfig(predictions=twice, annotations=files[1], scoring=QUICK))
-    assert "twice.json: 50 % of results repeat another one" in capsys.readouterr().err
-    for entry in results:
-        entry["keypoints"] = [value + 5000 for value in entry["keypoints"]]
-    score(ScoreConfig(predictions=_write(tmp_path / "far.json", results), annotations=files[1], scoring=QUICK))
-    said = capsys.readouterr().err
-    assert "far.json: no result resembles a person of its image: joints in another order" in said
-    assert "repeat" not in said
-
-
-def test_what_is_not_covered_is_told_of_every_file(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ground_truth, results = random_case(0)
-    first = min(entry["image_id"] for entry in results)
-    part = _write(tmp_path / "part.json", [entry for entry in results if entry["image_id"] == first])
-    boxes = [
-        {"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.5}
-        for a in ground_truth["annotations"]
-        if a["image_id"] == first
-    ]
-    found = _write(tmp_path / "boxes.json", boxes)
-    tree: dict[str, Any] = {"annotations": files[1], "scoring": ScoringConfig(bootstrap=0, errors=False)}
-    score(ScoreConfig(predictions=files[0], against=part, detections=found, **tree))
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"against={part}: " in said
-    assert f"{found}: " in said
-    assert said.count("images with persons have no result, and their persons count as not found") == 2
-    others = sorted({image["id"] for image in ground_truth["images"]} - {first})
-    listed = _write(tmp_path / "others.json", others)
-    with pytest.raises(
-        ValueError, match=rf"part\.json: none of its \d+ results lies on the {len(others)} images to sc"
-    ):
-        score(ScoreConfig(predictions=part, images=str(listed), **tree))
-    nowhere = _write(tmp_path / "nowhere.json", [{**entry, "image_id": 10**6} for entry in results])
-    with pytest.raises(ValueError, match=r"images = predicted: no result lies on .*the first is on image 1000000"):
-        score(ScoreConfig(predictions=nowhere, images="predicted", **tree))
-
-
-def test_boxes_that_find_nobody_or_count_for_nothing_are_remarked(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ground_truth, results = random_case(0)
-    people = [a for a in ground_truth["annotations"] if not a["iscrowd"]]
-    corners = [
-        {"image_id": a["image_id"], "category_id": 1, "score": 0.5,
-         "bbox": [x + 500, y + 500, x + w + 500, y + h + 500]}
-        for a in people for x, y, w, h in [a["bbox"]]
-    ]  # fmt: skip
-    for annotation in people:
-        annotation["bbox"] = [annotation["bbox"][0] + 500, annotation["bbox"][1] + 500, *annotation["bbox"][2:]]
-    moved = _write(tmp_path / "moved.json", ground_truth)
-    tree: dict[str, Any] = {"scoring": ScoringConfig(bootstrap=0, errors=False)}
-    done = score(ScoreConfig(predictions=_write(tmp_path / "c.json", corners), annotations=moved, **tree))
-    assert done.figures["box_ap"] == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "the boxes: 100 % of boxes lie on an annotated person if read as x1, y1, x2, y2, 0 % as x, y," in said
-    some = [results[0], *({**entry, "bbox": [1, 1, 9, 9]} for entry in results[1:])]
-    score(ScoreConfig(predictions=_write(tmp_path / "some.json", some), annotations=files[1], **tree))
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"{len(some) - 1} of {len(some)} results have a bbox, but the first has none" in said
-
-
-def test_images_that_are_not_used_are_told(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ground_truth, _ = random_case(0)
-    count = len(ground_truth["images"])
-    ground_truth["images"] += [{**ground_truth["images"][0], "file_name": "other.jpg"}, {"id": 0.5}]
-    annotations = _write(tmp_path / "twice.json", ground_truth)
-    config = ScoringConfig(bootstrap=0, errors=False)
-    score(ScoreConfig(predictions=files[0], annotations=annotations, scoring=config))
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"twice.json: 2 of {count + 2} images are left out: image_entry_invalid 1 (image id 0.5 " in said
-    assert "duplicate_image_id 1 (other.jpg: image id 1 is already taken by another image)" in said
-
-
 def test_nothing_is_measured_on_annotations_of_another_category(files: tuple[Path, Path], tmp_path: Path) -> None:
     ground_truth, _ = random_case(0)
     for annotation in ground_truth["annotations"]:
         annotation["category_id"] = 0
-    annotations = _write(tmp_path / "zero.json", ground_truth)
+    annotations = written(tmp_path / "zero.json", ground_truth)
     with pytest.raises(
         ValueError, match=r"zero\.json: no annotation is a person: .*\(category 0: 36\) than 1 \(person\)"
     ):
@@ -374,8 +262,8 @@ def test_custom_skeletons_by_name(tmp_path: Path) -> None:
     ground_truth, results = random_case(0)
     del ground_truth["categories"]
     paths = {
-        "predictions": _write(tmp_path / "r.json", results),
-        "annotations": _write(tmp_path / "a.json", ground_truth),
+        "predictions": written(tmp_path / "r.json", results),
+        "annotations": written(tmp_path / "a.json", ground_truth),
         "scoring": QUICK,
     }
     with pytest.raises(ValueError, match=r"a.json: no category lists its keypoints, .* skeleton=coco17"):
@@ -404,7 +292,7 @@ def test_custom_skeletons_by_name(tmp_path: Path) -> None:
     ],
 )
 def test_bad_predictions(content: Any, message: str, files: tuple[Path, Path], tmp_path: Path) -> None:
-    bad = _write(tmp_path / "bad.json", content)
+    bad = written(tmp_path / "bad.json", content)
     with pytest.raises(ValueError, match=f"bad.json.*{message}"):
         score(ScoreConfig(predictions=bad, annotations=files[1]))
 

@@ -20,15 +20,10 @@ from efafnet.pipelines.evaluation.matching import match
 from efafnet.pipelines.evaluation.metrics import average_precision
 from efafnet.pipelines.evaluation.results_file import read_reference
 from efafnet.pipelines.runs import concurrency
-from efafnet.pipelines.runs.settings import names_of
-from efafnet.pipelines.study import people
 from efafnet.pipelines.study.config import Plan, StudyConfig, plan_rows, runs_of
-from efafnet.pipelines.study.people import synthetic_people
 from efafnet.pipelines.study.sheet import Sheet, sheet_of, to_json
 from efafnet.pipelines.study.statistics import Measured, compare
 from efafnet.pipelines.study.study import circumstances, seeds_of, study
-from efafnet.pipelines.synth import dataset
-from efafnet.pipelines.synth.dataset import SplitCounts, SynthConfig
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.rundir import RunConflictError
@@ -37,7 +32,7 @@ from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.storage import read_json
 from efafnet.platform.yaml_text import load_yaml
 from efafnet.tune_spaces.space import SpaceError
-from efafnet.tune_spaces.study import available_studies, load_study, parse_study
+from efafnet.tune_spaces.study import parse_study
 from tests.holds import Holds
 from tests.training_cases import write_store
 from tests.waiting import wait_for
@@ -356,48 +351,3 @@ def test_a_run_that_fails_is_told_and_the_others_are_compared(tmp_path: Path) ->
     assert "training diverged" in result.failures["slow-s0"]
     assert any(text.startswith("slow-s0 failed: ") for text in result.sheet.texts)
     assert (result.directory / "runs/quick-s0/best/meta.json").is_file()
-
-
-def test_people_drawn_by_other_settings_or_another_version_are_named_and_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    drawn: list[Path] = []
-
-    def draw(config: SynthConfig) -> None:
-        config.out.mkdir(parents=True)
-        drawn.append(config.out)
-
-    monkeypatch.setattr(people, "run_synth", draw)
-    monkeypatch.setattr(people, "run_prepare", lambda config: config.out.mkdir(parents=True, exist_ok=True))
-    config = resolve(StudyConfig, load_preset("study_nano") | {"study": "table_x", "runs": tmp_path})
-    first = synthetic_people(config, SplitCounts(train=3, val=2))
-    assert "not used" not in capsys.readouterr().err
-    assert synthetic_people(config, SplitCounts(train=3, val=2)) == first
-    assert len(drawn) == 1
-    others = [synthetic_people(config, SplitCounts(train=4, val=2))]
-    monkeypatch.setattr(dataset, "drawing_digest", lambda: "another version")
-    others.append(synthetic_people(config, SplitCounts(train=3, val=2)))
-    assert len({first.train, *(data.train for data in others)}) == len(set(drawn)) == 3
-    told = capsys.readouterr().err.replace("\n", " ")
-    assert told.count("not used") == 2
-    assert Path(str(first.train)).parents[1].name in told
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_the_papers_tables_can_run_on_the_people_they_are_given(tmp_path: Path) -> None:
-    """Every table plans on the stores that a study without data makes: sizes, joints and networks fit."""
-    tree = load_preset("study_nano") | {"study": "table_x", "runs": tmp_path}
-    bare = resolve(StudyConfig, tree)
-    data = synthetic_people(bare, SplitCounts(train=3, val=2))
-    assert synthetic_people(bare, SplitCounts(train=3, val=2)) == data  # what is there is not made again
-    assert "/synthetic/clear-" in str(data.train)
-    config = bare.model_copy(update={"data": data})
-    inputs = open_inputs(config)
-    running = {}
-    for name in available_studies():
-        plans = plan_rows(load_study(name, names_of(config, inputs)), config, config.base(), inputs)
-        running[name] = sum(plan.config is not None for plan in plans)
-    assert running == {
-        "table_i": 7, "table_vi": 8, "table_vii": 6, "table_viii": 4, "table_x": 7, "table_xi": 5, "table_xii": 2,
-    }  # fmt: skip
