@@ -17,7 +17,7 @@ from typing import Any
 from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
 from efafnet.pipelines.user_errors import UsageError, user_message
 from efafnet.platform import console
-from efafnet.platform.garbage import skip_collection_at_exit
+from efafnet.platform.garbage import importing, skip_collection_at_exit
 from efafnet.platform.interruption import ending_on_signals, exit_code, report_stop
 from efafnet.platform.ray_output import quiet_native
 
@@ -106,7 +106,8 @@ def _run(command: Command, words: list[str], *, print_only: bool) -> int:
     from efafnet.platform.configuration import absolute_paths, apply_overrides, resolve, to_yaml, whole_keys
 
     tree, source, overrides = base_tree(command, words)
-    model = command.settings()
+    with importing():
+        model = command.settings()
     whole = apply_overrides(tree, whole_keys(overrides, model))
     check_given(command, whole)
     config = absolute_paths(resolve(model, whole, source))
@@ -114,7 +115,9 @@ def _run(command: Command, words: list[str], *, print_only: bool) -> int:
         console.say(to_yaml(config).rstrip())
         return 0
     _warn_of_lost_paths(config)
-    outcome = getattr(importlib.import_module(command.module), command.run)(config)
+    with importing():
+        run = getattr(importlib.import_module(command.module), command.run)
+    outcome = run(config)
     return outcome if isinstance(outcome, int) else 0
 
 

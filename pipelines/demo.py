@@ -228,9 +228,9 @@ def stages_of(config: DemoConfig) -> list[Stage]:
 
     return [
         Stage("synth", "draw people and annotate them", lambda _: (synth,), lambda: _people(out)),
-        Stage("prepare", "cut one crop per person, with Ray Data", lambda _: prepare, lambda: _crops(out)),
+        Stage("prepare", "cut one crop per person, many with Ray Data", lambda _: prepare, lambda: _crops(out)),
         Stage("train", "EFAFNet on two workers, with Ray Train", train, lambda: _training(out)),
-        Stage("evaluate", "measure it on people it never saw, with Ray Data", lambda _: (evaluate,),
+        Stage("evaluate", "measure it on people it never saw", lambda _: (evaluate,),
               lambda: _evaluation(out)),
         Stage("tune", "search how best to train on, with Ray Tune and Optuna", tune, lambda: _search(out)),
         Stage("report", "compare all runs in one page", lambda _: (report,), lambda: str(out / "report.html")),

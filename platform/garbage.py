@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_MANY_MODULES = 100
+"""torch has 800, MLflow with its store 900."""
 
 
 @contextmanager
@@ -21,6 +25,21 @@ def collection_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """As ``collection_paused``, and what is there afterwards is left out of all later collections; also a decorator.
+
+    Without that the next ones go through all that was imported: .1 to .3 CPU seconds each, and several are due. Where
+    nothing large was imported, for it was there before, nothing is left out: what a long process has made since
+    would never be given back.
+    """
+    before = len(sys.modules)
+    with collection_paused():
+        yield
+        if len(sys.modules) - before > _MANY_MODULES:
+            gc.freeze()
 
 
 def skip_collection_at_exit() -> None:

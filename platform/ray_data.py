@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from efafnet.platform import console
 from efafnet.platform.capacity import ActorPool
-from efafnet.platform.cluster import quiet_logs
+from efafnet.platform.cluster import ClusterConfig, is_running, quiet_logs
 from efafnet.platform.ray_errors import reason_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,25 @@ if TYPE_CHECKING:
 
 Mapped = Callable[..., "pa.Table | Iterator[pa.Table]"]
 """A function from one table to another, or to several."""
+
+
+def is_little(number: int, most: int, unit: str, config: ClusterConfig) -> bool:
+    """Whether work is better done by this process, and say so: little of it, and no Ray there or asked for.
+
+    ``connect`` would start a Ray for this program alone, and its processes would import once more what is here.
+
+    Args:
+        number: pieces of work, in ``unit``s.
+        most: of them that are little.
+        unit: their name, for one of them.
+        config: which Ray; one that is named or sized is asked for, one that runs or is connected is there.
+    """
+    import ray
+
+    if number > most or config != ClusterConfig() or ray.is_initialized() or is_running(config):
+        return False
+    console.note(f"{console.counted(number, unit)}: in this process, sooner than a Ray starts; workers=N takes one")
+    return True
 
 
 def from_tables(tables: Iterable[pa.Table]) -> ray.data.Dataset:

@@ -26,6 +26,7 @@ from efafnet.platform import console
 from efafnet.platform.addresses import BareAddress
 from efafnet.platform.configuration import flatten
 from efafnet.platform.credentials import bare
+from efafnet.platform.garbage import importing
 from efafnet.platform.mlflow_answers import NotMlflowError, is_absent, newest_steps
 from efafnet.platform.mlflow_client import mlflow_client, quietly, sqlite_file
 from efafnet.platform.mlflow_pages import ABOUT, NOTE
@@ -99,6 +100,7 @@ class TrackingConfig(Settings):
 # ---- the store
 
 
+@importing()  # it imports MLflow
 def prepare_tracking(uri: str | None = None) -> str:
     """Make sure the store answers and return its absolute address. To be called once, before any worker starts.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from efafnet.models.network import NetworkConfig, build_network
@@ -20,7 +22,8 @@ from efafnet.models.skeleton import COCO_17, CROWDPOSE_14, MPII_16, Skeleton
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.config import EvaluateConfig
+from efafnet.pipelines.evaluation import evaluate as evaluation
+from efafnet.pipelines.evaluation.config import EvaluateConfig, WorkersConfig
 from efafnet.pipelines.evaluation.evaluate import evaluate, run_evaluate
 from efafnet.pipelines.evaluation.predictions import Predictions
 from efafnet.pipelines.evaluation.score import ScoreConfig, score
@@ -28,6 +31,7 @@ from efafnet.pipelines.evaluation.store_prediction import CropView, _batch_of
 from efafnet.pipelines.evaluation.trained import load_trained
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import run
+from efafnet.platform import ray_data
 from efafnet.platform.checkpoint import save_checkpoint
 from efafnet.platform.configuration import apply_overrides, resolve
 from tests import crop_data, training_cases
@@ -114,6 +118,41 @@ def test_what_is_written(trained_run: Path, tmp_path: Path, capsys: pytest.Captu
     printed = capsys.readouterr().out
     assert f"{metrics['figures']['ap']:.4f}" in printed
     assert "11 persons predicted" in printed
+
+
+@pytest.mark.parametrize(
+    ("workers", "few", "running", "takes_ray"),
+    [
+        (None, 11, False, False),
+        (None, 10, False, True),
+        (None, 11, True, True),
+        (1, 11, False, True),
+    ],
+)
+def test_few_persons_need_no_ray_of_their_own(
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int | None,
+    few: int,
+    running: bool,
+    takes_ray: bool,
+) -> None:
+    """Eleven persons: in this process where they are few, no Ray is there, and no number of actors is given."""
+
+    def connect(_: object) -> None:
+        raise OSError("Ray was wanted")
+
+    monkeypatch.setattr(evaluation, "FEW_PERSONS", few)
+    monkeypatch.setattr(ray_data, "is_running", lambda _: running)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(evaluation, "connect", connect)
+    config = _config(trained_run / "runs" / "nano_test", trained_run / "val", tmp_path)
+    config = config.model_copy(update={"workers": WorkersConfig(count=workers)})
+    with pytest.raises(OSError, match="Ray was wanted") if takes_ray else nullcontext():
+        assert len(evaluate(config, CropStore.open(trained_run / "val")).predictions) == 11
+    assert ("11 persons: in this process" in capsys.readouterr().err) == (not takes_ray)
 
 
 def test_flip_test_decoding_and_suppression_can_be_changed(trained_run: Path, tmp_path: Path) -> None:

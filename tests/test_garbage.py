@@ -6,11 +6,12 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from efafnet.pipelines import cli
-from efafnet.platform.garbage import collection_paused
+from efafnet.platform.garbage import collection_paused, importing
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDING = """
@@ -41,6 +42,20 @@ def test_nothing_is_collected_meanwhile() -> None:
         with pytest.raises(KeyError):
             fails()
         assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(101, True), (100, False)])
+def test_what_is_imported_is_left_out_of_later_collections(
+    monkeypatch: pytest.MonkeyPatch, count: int, left_out: bool
+) -> None:
+    """Only where many modules came: in a process that has them already, garbage from before is still collected."""
+    before = gc.get_freeze_count()
+    with importing():
+        assert not gc.isenabled()
+        for number in range(count):
+            monkeypatch.setitem(sys.modules, f"imported_{number}", ModuleType(f"imported_{number}"))
+    assert gc.isenabled()
+    assert (gc.get_freeze_count() > before) == left_out
 
 
 def test_a_collector_that_was_off_stays_off() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from ray.exceptions import RayTaskError
 
-from efafnet.platform import ray_data
+from efafnet.platform import ray_data, ray_private
+from efafnet.platform.cluster import ClusterConfig
 
 
 class Rows:
@@ -26,3 +28,34 @@ def test_a_worker_that_failed_is_one_line_with_its_cause() -> None:
     assert next(tables)["number"].to_pylist() == [1]
     with pytest.raises(OSError, match=r"^preparing on Ray failed: OSError: the disk is full$"):
         next(tables)
+
+
+@pytest.mark.parametrize(
+    ("number", "config", "address", "running", "connected", "here"),
+    [
+        (5, ClusterConfig(), None, None, False, True),
+        (6, ClusterConfig(), None, None, False, False),
+        (5, ClusterConfig(), None, None, True, False),
+        (5, ClusterConfig(), None, "10.0.0.1:6379", False, False),
+        (5, ClusterConfig(), "10.0.0.2:6379", None, False, False),
+        (5, ClusterConfig(address="local"), None, None, False, False),
+        (5, ClusterConfig(num_cpus=8), None, None, False, False),
+    ],
+)
+def test_little_work_is_done_here_unless_a_ray_is_there_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    config: ClusterConfig,
+    address: str | None,
+    running: str | None,
+    connected: bool,
+    here: bool,
+) -> None:
+    monkeypatch.setattr(ray_private, "running_here", lambda: running)
+    monkeypatch.setattr(ray, "is_initialized", lambda: connected)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    assert ray_data.is_little(number, 5, "person", config) == here
+    assert ("5 persons: in this process" in capsys.readouterr().err) == here

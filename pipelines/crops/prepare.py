@@ -61,8 +61,8 @@ class PrepareConfig(SourceConfig):
     rows_per_shard: int = Field(default=512, ge=1)
     """Persons in a file (exceeded only by one image with more): what a task writes at once."""
     workers: int | None = Field(default=None, ge=0)
-    """Ray's tasks that work at a time: null for one per core of the cluster; 0 for this very process, without Ray, for
-    small sets and debuggers."""
+    """Ray's tasks that work at a time: null for one per core of the cluster, or for this very process with at most 512
+    images and no cluster that runs or is named; 0 for this process always."""
     cluster: ClusterConfig = ClusterConfig()
     """Which Ray."""
 

@@ -19,6 +19,9 @@ from efafnet.platform import cluster, console, provenance, ray_data, storage
 from efafnet.platform.locks import LockHeldError, hold
 
 _LOCK = ".lock"
+FEW_IMAGES = 512
+"""Images that this process prepares by itself where no Ray is there or named: some two seconds, fewer than a Ray of its
+own takes to start; by default no more make one shard, which one task would write in any case."""
 
 
 class WorkDirectory:
@@ -80,9 +83,11 @@ def run_plans(
 ) -> Iterator[ShardResult]:
     """Results of ``plans`` as they are finished, in any order; workers are there when this returns.
 
-    ``workers`` is as in ``PrepareConfig``: 0 for this process, None for as many of Ray's tasks as there is room for.
+    ``workers`` is as in ``PrepareConfig``: 0 for this process, None for as many of Ray's tasks as there is room for, or
+    for this process where there is little to do and no Ray yet.
     """
-    if workers == 0 or not plans:
+    images = sum(plan.num_images for plan in plans)
+    if workers == 0 or not plans or (workers is None and ray_data.is_little(images, FEW_IMAGES, "image", ray_config)):
         return (write_shard(settings, plan.index, plan.images.to_pylist(), directory) for plan in plans)
     found = cluster.connect(ray_config)
     console.note(str(found))

@@ -117,6 +117,10 @@ class ActorsConfig(Settings):
 class WorkersConfig(ActorsConfig):
     """Who predicts."""
 
+    count: int | None = Field(default=None, ge=0)
+    """Ray's actors that hold the network: null for one per GPU, or on CPUs for as many as leave a core for reading, or
+    for this very process with at most 1,000 persons and no cluster that runs or is named; 0 for this process always,
+    without Ray. Also written workers=N."""
     reader: ReaderConfig = ReaderConfig()
     """Reading without Ray."""
 

@@ -12,10 +12,7 @@ from efafnet.pipelines.crops.protocols import departures, described
 from efafnet.pipelines.crops.store import GROUND_TRUTH, CropStore
 from efafnet.pipelines.evaluation.boxes import box_figures
 from efafnet.pipelines.evaluation.columns import PERSON_CATEGORY, truth
-from efafnet.pipelines.evaluation.config import (
-    EvaluateConfig,
-    TestConfig,
-)
+from efafnet.pipelines.evaluation.config import EvaluateConfig, TestConfig, WorkersConfig
 from efafnet.pipelines.evaluation.gallery import write_galleries
 from efafnet.pipelines.evaluation.part import tell_coverage
 from efafnet.pipelines.evaluation.predictions import Predictions, coco_results
@@ -34,11 +31,16 @@ from efafnet.platform import console
 from efafnet.platform.checkpoint import amend_meta
 from efafnet.platform.cluster import connect
 from efafnet.platform.provenance import code_version
+from efafnet.platform.ray_data import is_little
 from efafnet.platform.storage import atomic_directory, check_output, write_json, write_text
 
 PREDICTIONS = "predictions.json"
 METRICS = "metrics.json"
 ERRORS = "errors.png"
+FEW_PERSONS = 1000
+"""Persons that this process predicts by itself where no Ray is there or named. A Ray of its own, and actors that have
+imported torch, take some 12 s and 20 CPU seconds: a small network is done before, and a large one, whose convolutions
+fill all cores or a GPU here too, soon after."""
 _OF_TESTING = ("test.", "heatmap.decoding", "box_rule")
 """What of a protocol a test can depart from, by the start of the keys."""
 
@@ -85,7 +87,7 @@ def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
     """
     trained = _prepared(config, store)
     test = trained.test
-    workers = config.workers
+    workers = _workers(config, store)
     if not workers.without_ray:
         # Before the clock starts: a local Ray takes longer to start than a small store to predict.
         connect(workers.cluster)
@@ -104,6 +106,13 @@ def evaluate(config: EvaluateConfig, store: CropStore) -> Evaluation:
     measured = time.monotonic()
     seconds = {"predict": ended - began, "measure": measured - ended}
     return Evaluation(scored, predictions, results, trained, test, visibility, predicted.precision, seconds)
+
+
+def _workers(config: EvaluateConfig, store: CropStore) -> WorkersConfig:
+    """Who predicts, with few persons decided."""
+    workers, persons = config.workers, store.num_persons
+    here = workers.count is None and is_little(persons, FEW_PERSONS, "person", workers.cluster)
+    return workers.model_copy(update={"count": 0}) if here else workers
 
 
 def _prepared(config: EvaluateConfig, store: CropStore) -> Trained:

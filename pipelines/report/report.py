@@ -15,8 +15,6 @@ from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from scipy import stats
-
 from efafnet.pipelines.crops.protocols import NONE_NAMED, PROTOCOL_TAG, compared
 from efafnet.pipelines.report.config import ReportConfig
 from efafnet.pipelines.report.data import RunData, differing, load_runs, taken_by
@@ -33,6 +31,7 @@ from efafnet.pipelines.report.tables import (
     varied_settings,
 )
 from efafnet.pipelines.search.naming import short_names
+from efafnet.pipelines.study.uncertainty import t_quantile
 from efafnet.platform import console
 from efafnet.platform.consumption import hours
 from efafnet.platform.mlflow_client import mlflow_client
@@ -172,7 +171,7 @@ def _noise(runs: Sequence[RunData]) -> str:
         return "Every setting was run once: small differences in AP may be luck, and nothing here can tell how small."
     df = sum(len(figures) - 1 for figures in repeated)
     spread = math.sqrt(sum((len(each) - 1) * statistics.variance(each) for each in repeated) / df)
-    limit = float(stats.t.ppf(0.975, df)) * math.sqrt(2) * spread
+    limit = t_quantile(df, 0.975) * math.sqrt(2) * spread
     few = "; with so few repetitions that is itself hardly known" if df < 4 else ""
     return (
         f"Settings that were run with more than one seed: {len(repeated)}. Their AP scatters from seed to seed with a "

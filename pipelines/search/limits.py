@@ -8,7 +8,6 @@ from functools import lru_cache
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
-from efafnet.models.cost import parameters_and_multiply_adds
 from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
 from efafnet.pipelines.search.config import LimitConfig
@@ -84,6 +83,8 @@ class Limits:
 
 @lru_cache(maxsize=1024)
 def _costs(network: AnyNetworkConfig, num_joints: int, size: InputSize) -> dict[str, float]:
+    from efafnet.models.cost import parameters_and_multiply_adds  # it loads torch, which reports do without
+
     parameters, multiply_adds = parameters_and_multiply_adds(network, num_joints, size)
     return {"gmac": multiply_adds / 1e9, "params_m": parameters / 1e6}
 

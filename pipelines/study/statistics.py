@@ -33,7 +33,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from efafnet.pipelines.evaluation.bootstrap import interval
 from efafnet.pipelines.study.additive import Fit, fit
@@ -384,4 +383,6 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
     """Spearman's correlation of two columns; None for fewer than three rows or a column without order."""
     if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
         return None
+    from scipy import stats  # here, because every search and report imports this module, and it takes a while
+
     return float(np.corrcoef(stats.rankdata(one), stats.rankdata(other))[0, 1])

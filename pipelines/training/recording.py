@@ -24,7 +24,7 @@ from efafnet.platform import console, tracking
 from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weights
 from efafnet.platform.configuration import to_yaml
 from efafnet.platform.consumption import Consumption, total
-from efafnet.platform.garbage import collection_paused
+from efafnet.platform.garbage import importing
 from efafnet.platform.logged_model import Score, log_checkpoints, log_model
 from efafnet.platform.mlflow_client import mlflow_client, points_now
 from efafnet.platform.mlflow_pages import NOTE
@@ -49,7 +49,7 @@ _PLUMBING: dict[str, Any] = {
 compared."""
 
 
-@collection_paused()  # it imports MLflow
+@importing()  # it imports MLflow
 def open_record(
     config: TrainConfig,
     inputs: Inputs,
