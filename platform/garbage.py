@@ -42,6 +42,27 @@ def importing() -> Iterator[None]:
             gc.freeze()
 
 
+@contextmanager
+def collected_between_points() -> Iterator[None]:
+    """Keep Python's collector out of the steps: a pause of one worker is a pause of all, whenever it pleases.
+
+    What was made before the loop is left alone for good; what the loop leaves is collected at the points of its curves.
+    A program that has frozen what is to stay in it finds it frozen afterwards, and nothing of this run among it.
+    """
+    was_enabled, frozen_before = gc.isenabled(), gc.get_freeze_count() > 0
+    gc.collect()
+    if not frozen_before:
+        gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if not frozen_before:
+            gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
 def skip_collection_at_exit() -> None:
     """Let the process end without looking through its objects once more: the system takes its memory back anyway.
 

@@ -14,6 +14,33 @@ from efafnet.pipelines import cli
 from efafnet.platform.garbage import collection_paused, importing
 
 ROOT = Path(__file__).resolve().parents[1]
+FREE = """
+import gc
+from contextlib import suppress
+from efafnet.platform.garbage import collected_between_points
+
+made = [[number] for number in range(20_000)]
+with suppress(KeyError), collected_between_points():
+    assert not gc.isenabled()
+    assert gc.get_freeze_count() > len(made)
+    raise KeyError
+assert gc.isenabled()
+assert gc.get_freeze_count() == 0
+"""
+FROZEN = """
+import gc
+from efafnet.platform.garbage import collected_between_points
+
+made = [[number] for number in range(20_000)]
+gc.freeze()
+frozen = gc.get_freeze_count()
+with collected_between_points():
+    assert not gc.isenabled()
+    later = [[number] for number in range(20_000)]
+    assert gc.get_freeze_count() == frozen > len(made)
+assert gc.isenabled()
+assert gc.get_freeze_count() == frozen
+"""
 ENDING = """
 import atexit
 from efafnet.platform.garbage import skip_collection_at_exit
@@ -66,6 +93,19 @@ def test_a_collector_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_the_collector_stays_out_of_the_steps_and_comes_back() -> None:
+    """Also where training ends by an error; what was made before the loop is walked by no collection within it.
+
+    In a process of its own, as are those below: what the tests have imported takes seconds to walk.
+    """
+    subprocess.run([sys.executable, "-c", FREE], cwd=ROOT, check=True)
+
+
+def test_the_collector_rests_during_a_run_and_what_a_program_froze_stays_frozen() -> None:
+    assert gc.get_freeze_count() > 0, "conftest froze what all tests need"
+    subprocess.run([sys.executable, "-c", FROZEN], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize(("skipped", "said"), [(True, "registered\n"), (False, "registered\ncollected\n")])

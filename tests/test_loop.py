@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from efafnet.pipelines.training import async_validation, preparation
 from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training.context import PlainContext
-from efafnet.pipelines.training.loop import collected_between_points, run
+from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.monitor import DivergedError, Trace, Window
 from efafnet.pipelines.training.step import StepLosses
 from efafnet.platform.checkpoint import load_checkpoint
@@ -66,15 +64,6 @@ class Quiet(PlainContext):
 
 def trace_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "trace-rank0.jsonl").read_text().splitlines()]
-
-
-def test_the_collector_rests_during_a_run_and_what_a_program_froze_stays_frozen() -> None:
-    frozen = gc.get_freeze_count()
-    assert frozen > 0, "conftest froze what all tests need"
-    with collected_between_points():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.01)
 
 
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
@@ -219,22 +208,6 @@ def test_loss_scaling_that_skips_every_step_ends_the_run(
     assert points["skipped_share"][5] == (1.0 if always else 0.6)
     if not ends:
         assert points["skipped_share"][10] == 0
-
-
-def test_the_collector_stays_out_of_the_steps_and_comes_back() -> None:
-    """Also where training ends by an error; what was made before the loop is walked by no collection within it."""
-    gc.unfreeze()  # what this session of tests has frozen
-    with suppress(DivergedError), collected_between_points():
-        assert not gc.isenabled()
-        assert gc.get_freeze_count() > 10_000
-        raise DivergedError("the loss is not finite", 3, [1])
-    assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
-    gc.freeze()
-    frozen = gc.get_freeze_count()
-    with collected_between_points():
-        assert gc.get_freeze_count() == frozen
-    assert gc.get_freeze_count() == frozen
 
 
 def test_a_trace_drops_what_will_be_trained_again(tmp_path: Path) -> None:

@@ -134,6 +134,15 @@ def test_workers_with_slices_of_different_sizes_average_to_the_global_mean() -> 
     torch.testing.assert_close(torch.stack(gradients).mean(dim=0), expected, rtol=1e-4, atol=1e-7)
 
 
+def test_draws_begin_from_the_step_whatever_was_drawn_before() -> None:
+    """As after PyTorch's own seeding, of which a step does what concerns its device."""
+    torch.rand(5)
+    train_step(trainee_of(OptimizerConfig(), rank=1, world_size=2), batch_of(8), 7, 0.0)
+    drawn = torch.rand(3)
+    torch.manual_seed(7 * 4_099 + 1)
+    assert torch.equal(drawn, torch.rand(3))
+
+
 def test_the_first_adam_step_moves_every_weight_by_the_learning_rate() -> None:
     # m / (sqrt(v) + eps) is the sign of the gradient after the bias correction of step 1.
     trainee = trainee_of(OptimizerConfig(lr=1.0))

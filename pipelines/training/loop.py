@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.preparation import prepare_job
 from efafnet.pipelines.training.schedule import learning_rate
+from efafnet.platform.garbage import collected_between_points
 
 
 @dataclass(frozen=True)
@@ -54,24 +54,3 @@ def run(config: TrainConfig, context: PlainContext) -> LoopResult:
         chosen = context.agree(job.checkpoints.to_use() if context.rank == 0 else None)
         assert chosen is not None
         return LoopResult(chosen, job.outcome())
-
-
-@contextmanager
-def collected_between_points() -> Iterator[None]:
-    """Keep Python's collector out of the steps: a pause of one worker is a pause of all, whenever it pleases.
-
-    What was made before the loop is left alone for good; what the loop leaves is collected at the points of its curves.
-    A program that has frozen what is to stay in it finds it frozen afterwards, and nothing of this run among it.
-    """
-    was_enabled, frozen_before = gc.isenabled(), gc.get_freeze_count() > 0
-    gc.collect()
-    if not frozen_before:
-        gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if not frozen_before:
-            gc.unfreeze()
-        if was_enabled:
-            gc.enable()
