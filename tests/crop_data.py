@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import scipy.io
 
 from efafnet.models.skeleton import COCO_17, Skeleton
 from efafnet.pipelines.crops.manifest import footer_sha256, sealed
@@ -152,6 +151,13 @@ def _structs(*elements: dict[str, Any]) -> np.ndarray[Any, Any]:
     return made
 
 
+def save_mat(path: Path, content: dict[str, Any]) -> None:
+    """Write a MATLAB file. Few tests do, and scipy takes a while to import."""
+    import scipy.io
+
+    scipy.io.savemat(path, content)
+
+
 def write_mpii_release(path: Path) -> Path:
     """MPII's .mat with one person (two joints, one hidden; a head box of 30x40) in one.jpg, and a test image."""
     points = _structs(
@@ -164,7 +170,7 @@ def write_mpii_release(path: Path) -> Path:
         {"image": _struct(name="one.jpg"), "annorect": _structs(person)},
         {"image": _struct(name="two.jpg"), "annorect": _structs({"scale": 1.0, "objpos": _struct(x=1.0, y=1.0)})},
     )
-    scipy.io.savemat(path, {"RELEASE": _struct(annolist=annolist, img_train=np.array([[1, 0]]))})
+    save_mat(path, {"RELEASE": _struct(annolist=annolist, img_train=np.array([[1, 0]]))})
     return path
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scipy.io
 
 from efafnet.pipelines.formats import mpii
 from tests import crop_data
@@ -74,7 +73,7 @@ def test_matlab_release_worked_out(tmp_path: Path) -> None:
 
 
 def test_other_mat_files_are_one_error(tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "x.mat", {"a": 1})
+    crop_data.save_mat(tmp_path / "x.mat", {"a": 1})
     with pytest.raises(ValueError, match="is not MPII's MATLAB release"):
         mpii.read_mpii_mat(tmp_path / "x.mat")
 

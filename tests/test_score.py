@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.io
 
 from efafnet.models.skeleton import COCO_17, CROWDPOSE_14
 from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.metrics import METRIC_NAMES
 from efafnet.pipelines.evaluation.score import ScoreConfig, run_score, score
+from tests import crop_data
 from tests.evaluation_cases import (
     case_files,
     evaluate_predictions,
@@ -177,7 +177,7 @@ def _mpii_mat(path: Path, true: np.ndarray[Any, Any]) -> Path:
     num = len(true)
     corners = np.zeros((2, 2, num))
     corners[1] = np.array([30.0, 40.0])[:, None]
-    scipy.io.savemat(
+    crop_data.save_mat(
         path,
         {
             "pos_gt_src": np.moveaxis(true + 1.0, 0, -1),

@@ -348,5 +348,7 @@ def test_true_differences_are_found() -> None:
 def test_rank_correlation() -> None:
     assert rank_correlation([1, 2, 3, 4], [10, 30, 20, 40]) == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
     assert rank_correlation([1, 2, 3], [9, 8, 7]) == pytest.approx(-1)
+    # Ranks 1, 2.5, 2.5, 4 against 1 to 4: 4.5 / sqrt(4.5 * 5).
+    assert rank_correlation([5, 7, 7, 9], [1, 2, 3, 4]) == pytest.approx(math.sqrt(0.9))
     assert rank_correlation([1, 2], [1, 2]) is None
     assert rank_correlation([1, 1, 1], [1, 2, 3]) is None

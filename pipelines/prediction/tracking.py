@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from efafnet.pipelines.crops.geometry import box_iou
 from efafnet.pipelines.formats.annotations import AREA_OF_BOX
@@ -74,6 +73,8 @@ class Tracker:
         """The track that each person continues, by the person's place."""
         if not self._tracks or not keypoints:
             return {}
+        from scipy.optimize import linear_sum_assignment  # here: it takes a while, and most predictions track nobody
+
         similarity = np.array(
             [
                 [self._similarity(track, joints, box) for track in self._tracks]

@@ -383,6 +383,12 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
     """Spearman's correlation of two columns; None for fewer than three rows or a column without order."""
     if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
         return None
-    from scipy import stats  # here, because every search and report imports this module, and it takes a while
+    return float(np.corrcoef(_ranks(one), _ranks(other))[0, 1])
 
-    return float(np.corrcoef(stats.rankdata(one), stats.rankdata(other))[0, 1])
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """The rank of each value from 1 on; equal ones share the mean of theirs. ``scipy.stats`` has this too, and takes
+    half a second to import, in every search."""
+    _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
