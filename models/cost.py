@@ -24,11 +24,19 @@ from efafnet.models.settings import InputSize
 
 def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Cost:
     """The cost of a configuration for `num_joints` joints and crops of `input_size`."""
+    return cost_at(shapes_of(config, num_joints), input_size)
+
+
+def shapes_of(config: AnyNetworkConfig, num_joints: int) -> PoseNetwork:
+    """The network on torch's `meta` device: shapes without values."""
     with torch.device("meta"):
-        network = build_network(config, num_joints)
-        crop = torch.empty(1, 3, input_size.height, input_size.width)
+        return build_network(config, num_joints)
+
+
+def cost_at(network: PoseNetwork, input_size: InputSize) -> Cost:
+    """The cost of a network on the `meta` device for crops of `input_size`."""
     with _counted_operations(network) as operations:
-        saved = _saved_bytes(network, crop)
+        saved = _saved_bytes(network, _crop(input_size))
     return Cost(_parameters(network), operations["macs"], operations["paper"], saved)
 
 
@@ -42,17 +50,20 @@ def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, inpu
     known = looked_up(config, num_joints, input_size)
     if known is not None:
         return known.parameters, known.multiply_adds
-    with torch.device("meta"):
-        network = build_network(config, num_joints)
-        crop = torch.empty(1, 3, input_size.height, input_size.width)
+    network = shapes_of(config, num_joints)
     with _counted_operations(network) as operations, torch.no_grad():
-        network.eval()(crop)
+        network.eval()(_crop(input_size))
     return _parameters(network), operations["macs"]
 
 
 def multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> int:
     """Multiply-adds of one forward pass, as `network_cost` counts them; nothing else is, and once per process."""
     return parameters_and_multiply_adds(config, num_joints, input_size)[1]
+
+
+def _crop(size: InputSize) -> Tensor:
+    """One crop without values, (1, 3, H, W)."""
+    return torch.empty(1, 3, size.height, size.width, device="meta")
 
 
 def _parameters(network: PoseNetwork) -> int:
