@@ -46,17 +46,33 @@ def _resnet(depth: str) -> nn.Module:
     return model.eval()
 
 
-def _zeros(depth: str) -> dict[str, Tensor]:
-    """What a ResNet's file holds, by name and shape: whether it fits is asked before any value."""
+def hollow_resnet(depth: str) -> dict[str, Tensor]:
+    """What a ResNet's file holds, by name and shape."""
     with torch.device("meta"):
         tensors = getattr(torchvision.models, depth)(weights=None).state_dict()
-    return {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
+    return _hollow(tensors)
+
+
+def _hollow(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the same names and shapes that store a single zero each: whether a file fits is asked before any
+    value."""
+    return {name: torch.zeros((), dtype=tensor.dtype).expand(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _blank(**switches: Any) -> EFAFNet:
+    """A network of ones, for what shows where something else comes from: to draw it takes longer than all the rest."""
+    with torch.device("meta"):
+        network = _network(**switches)
+    network.to_empty(device="cpu")
+    for tensor in network.state_dict().values():
+        tensor.fill_(1)
+    return network
 
 
 @cache
 def _refusing(**switches: Any) -> EFAFNet:
     """A network to which nothing may happen: tests of the same switches take the same."""
-    return _network(**switches)
+    return _blank(**switches)
 
 
 def _published_features(model: Any, images: Tensor) -> list[Tensor]:
@@ -89,7 +105,7 @@ def _saved(tmp_path: Path, content: object) -> Path:
 )
 def test_the_baselines_encoder_is_torchvisions_resnet(tmp_path: Path, depth: str, wrap: Any) -> None:
     model = _resnet(depth)
-    network = _network(encoder=depth, **SBN).eval()
+    network = _blank(encoder=depth, **SBN).eval()
     report = _load(network, _saved(tmp_path, wrap(model.state_dict())))
     assert report.complete
     assert report.taken_parameters == report.encoder_parameters
@@ -164,7 +180,7 @@ def test_res2net_weights_give_res2nets_features(tmp_path: Path) -> None:
     # The published Res2Net-50 26w x 4s has 25.70 M parameters, 2.05 M of them in the classifier.
     total = sum(t.numel() for n, t in tensors.items() if "running" not in n and "num_b" not in n)
     assert f"{total / 1e6:.2f}" == "25.70"
-    network = _network(fsm="none", **_RES2NET).eval()
+    network = _blank(fsm="none", **_RES2NET).eval()
     report = _load(network, _saved(tmp_path, tensors))
     assert report.complete
     assert report.kind == "res2net"
@@ -183,7 +199,7 @@ def test_res2net_weights_give_res2nets_features(tmp_path: Path) -> None:
 
 
 def test_what_fits_of_a_plain_resnet_is_taken_and_the_rest_is_said(tmp_path: Path) -> None:
-    network = _network()
+    network = _blank()
     before = {name: t.clone() for name, t in network.encoder.state_dict().items()}
     report = _load(network, _saved(tmp_path, _resnet("resnet50").state_dict()))
     # Stem and the four shortcuts: 2.8 M; the aggregated 26w x 4s blocks have other widths throughout.
@@ -202,7 +218,7 @@ def test_what_fits_of_a_plain_resnet_is_taken_and_the_rest_is_said(tmp_path: Pat
 
 
 def test_selection_modules_stay_random_beside_a_whole_resnet(tmp_path: Path) -> None:
-    network = _network(**SBN | {"fsm": "parallel"})
+    network = _blank(**SBN | {"fsm": "parallel"})
     report = _load(network, _saved(tmp_path, _resnet("resnet50").state_dict()))
     assert {name.split(".")[2] for name in report.left} == {"select"}
     assert report.taken_parameters == 23_508_032
@@ -211,7 +227,7 @@ def test_selection_modules_stay_random_beside_a_whole_resnet(tmp_path: Path) -> 
 def test_safetensors_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(_resnet("resnet50").state_dict(), path)
-    assert _load(_network(**SBN), path).complete
+    assert _load(_blank(**SBN), path).complete
 
 
 def test_without_a_source_nothing_happens_and_no_network_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,28 +246,36 @@ def test_a_failed_download_names_the_way_out(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(
         OSError, match=r"ResNet50_Weights.IMAGENET1K_V1 failed .*no route.*give a file as imagenet\.weights=FILE"
     ):
-        initialise(_network(**SBN), InitialisationConfig(download=True))
+        initialise(_blank(**SBN), InitialisationConfig(download=True))
     with pytest.raises(ValueError, match=r"^imagenet\.download=true: there are no ImageNet weights for encoder=nano"):
         initialise(_network(encoder="nano"), InitialisationConfig(download=True))
 
 
 def _broken_resnet() -> dict[str, Tensor]:
-    tensors = dict(_resnet("resnet50").state_dict())
+    tensors = hollow_resnet("resnet50")
     tensors["layer3.2.conv2.weight"] = tensors["layer3.2.conv2.weight"].clone()
     tensors["layer3.2.conv2.weight"][0, 0, 0, 0] = float("nan")
     return tensors
 
 
+def _hollow_res2net() -> dict[str, Tensor]:
+    return _hollow(_res2net_tensors())
+
+
 @pytest.mark.parametrize(
     ("content", "switches", "message"),
     [
-        (lambda: _zeros("resnet101"), SBN, "its depth is resnet101, the network's encoder=resnet50"),
-        (lambda: _zeros("resnet34"), SBN, "a ResNet without bottlenecks"),
-        (lambda: _zeros("wide_resnet50_2"), SBN, "a resnet of another width"),
-        (lambda: _zeros("resnet50"), SBN | {"base_width": 32}, "a resnet of another width"),
+        (lambda: hollow_resnet("resnet101"), SBN, "its depth is resnet101, the network's encoder=resnet50"),
+        (lambda: hollow_resnet("resnet34"), SBN, "a ResNet without bottlenecks"),
+        (lambda: hollow_resnet("wide_resnet50_2"), SBN, "a resnet of another width"),
+        (lambda: hollow_resnet("resnet50"), SBN | {"base_width": 32}, "a resnet of another width"),
         (_broken_resnet, SBN, r"1 tensors hold NaN or infinity, first layer3.2.conv2.weight"),
-        (_res2net_tensors, {}, "Res2Net weights need fam=26w4s fam_recurrence=res2net; the network has fam=26w4s"),
-        (_res2net_tensors, SBN, "the network has fam=none"),
+        (
+            _hollow_res2net,
+            {},
+            "Res2Net weights need fam=26w4s fam_recurrence=res2net; the network has fam=26w4s",
+        ),
+        (_hollow_res2net, SBN, "the network has fam=none"),
         (lambda: {"conv1.0.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}, {}, "deep stem"),
         (lambda: {"embed.weight": torch.zeros(3)}, {}, r"neither a torchvision ResNet nor a Res2Net \(it holds embed"),
         (lambda: torch.zeros(3), {}, "holds a Tensor, not named tensors"),
