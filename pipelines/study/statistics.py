@@ -388,7 +388,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     """The rank of each value from 1 on; equal ones share the mean of theirs. ``scipy.stats`` has this too, and takes
-    half a second to import, in every search."""
+    half a second to import."""
     _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     ranks: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place]
     return ranks
