@@ -18,10 +18,10 @@ from pydantic import Field
 
 from efafnet.models.settings import Settings
 from efafnet.platform import ray_private
-from efafnet.platform.credentials import bare, leave_in_cluster
+from efafnet.platform.credentials import leave_in_cluster
 from efafnet.platform.interruption import keeping_sigterm
-from efafnet.platform.provenance import code_version, is_checkout, package_root
 from efafnet.platform.ray_output import choose_worker_lines
+from efafnet.platform.worker_environment import inherited, local_env, runtime_env
 
 T = TypeVar("T")
 
@@ -32,7 +32,6 @@ ANSWER_S = 30.0
 """Seconds that it may take, however busy it is, to say that it is one."""
 HEAD = "node:__internal_head__"
 """What Ray says the head has one of, and no other node."""
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 class ClusterConfig(Settings):
@@ -114,11 +113,7 @@ def _choose_address(config: ClusterConfig) -> str:
 def _init(address: str | None, config: ClusterConfig, show_workers: bool) -> None:
     import ray
 
-    options: dict[str, Any] = {
-        "logging_level": logging.WARNING,
-        "log_to_driver": show_workers,
-        "runtime_env": runtime_env(address),
-    }
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": show_workers}
     given = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address  # as Ray understands it
     if given not in (None, "auto", "local"):
         _await_port(given)
@@ -126,9 +121,9 @@ def _init(address: str | None, config: ClusterConfig, show_workers: bool) -> Non
         # Its dashboard would be ten processes more, and show neither losses nor trials: those are in MLflow.
         options |= {"address": "local", "num_cpus": config.num_cpus, "include_dashboard": False}
     else:
-        options |= {"address": address}
+        options |= {"address": address, "runtime_env": runtime_env(address)}
     try:
-        with keeping_sigterm():
+        with keeping_sigterm(), inherited(local_env() if address is None else {}):
             ray.init(**options)
         choose_worker_lines()
         leave_in_cluster()
@@ -192,42 +187,6 @@ def _check_speaks_grpc(connection: socket.socket, address: str) -> None:
         )
 
 
-def runtime_env(address: str | None) -> dict[str, Any]:
-    """Return what Ray's workers need to run the code of this program and to see its environment.
-
-    A checkout is put first on the path of local workers, and sent along to a cluster it was not submitted to by
-    ``ray job submit``: otherwise workers would silently run whatever version is installed on their node.
-    """
-    variables = worker_env()
-    result: dict[str, Any] = {"env_vars": variables}
-    if address is None:
-        result["worker_process_setup_hook"] = ray_private.tell_workers_their_address
-        if is_checkout():
-            variables["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_root()), os.environ.get("PYTHONPATH")]))
-        return result
-    if address != "auto":
-        # Ray's own helpers in workers look for "the" cluster of the host, and fail where there are two.
-        variables["RAY_ADDRESS"] = address
-    if _JOB_VARIABLE not in os.environ and is_checkout():
-        result["working_dir"] = str(package_root())
-    return result
-
-
-def worker_env() -> dict[str, str]:
-    """Return the environment variables every worker needs."""
-    env = {
-        # Workers would otherwise change into Ray's session folder, where relative paths mean something else.
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
-    }
-    # Never passwords: what is set here is shown on the dashboard. See credentials.leave_in_cluster.
-    if (address := os.environ.get("MLFLOW_TRACKING_URI")) is not None:
-        env["MLFLOW_TRACKING_URI"] = bare(address)
-    env |= {name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name in os.environ}
-    commit = code_version()["git_commit"]
-    return {**env, "EFAFNET_GIT_COMMIT": commit} if commit else env
-
-
 def quiet_environment() -> None:
     """Set, before Ray is imported, what keeps it from chatting, from calling home and from starting processes that
     nothing uses; the user's own values win."""
@@ -235,7 +194,7 @@ def quiet_environment() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        # A new Ray would start a process per CPU that none of our work can use: they lack ``runtime_env``'s variables.
+        # A new Ray would start a process per CPU before it knows of any work, more than most of our work has use for.
         "RAY_prestart_worker_first_driver": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",

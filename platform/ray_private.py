@@ -158,9 +158,17 @@ def report_logger() -> Any:
     return context.logger
 
 
+def hook(function: Callable[[], None]) -> dict[str, str]:
+    """The environment variable that lets each worker of a Ray which inherits it call a module's function as it
+    starts."""
+    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
+    return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{function.__module__}.{function.__qualname__}"}
+
+
 def tell_workers_their_address() -> None:
     """Run in each worker as it starts: Ray's own helpers there look for "the" Ray of the host, and fail where there
-    are two. The address of a Ray that this program starts is known too late for ``runtime_env``'s variables."""
+    are two. The address of a Ray that this program starts is known too late to be inherited."""
     import ray
 
     os.environ.setdefault("RAY_ADDRESS", str(ray.get_runtime_context().gcs_address))

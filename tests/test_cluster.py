@@ -55,30 +55,6 @@ def test_an_ignored_number_of_cores_is_told(capsys: pytest.CaptureFixture[str]) 
     assert "num_cpus = 3 is ignored" in capsys.readouterr().err
 
 
-def test_workers_run_the_code_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/other")
-    local = cluster.runtime_env(None)
-    assert local["env_vars"]["PYTHONPATH"] == f"{ROOT}{os.pathsep}/other"
-    assert "working_dir" not in local
-    joined = cluster.runtime_env("10.0.0.1:6379")
-    assert joined["working_dir"] == str(ROOT)
-    assert joined["env_vars"]["RAY_ADDRESS"] == "10.0.0.1:6379"
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379"), "a submitted job brings its own"
-    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
-    monkeypatch.setattr(cluster, "is_checkout", lambda: False)
-    assert "working_dir" not in cluster.runtime_env("10.0.0.1:6379"), "a wheel is installed on the nodes"
-
-
-def test_workers_see_the_tracking_server_and_keep_their_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h:5000")
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth1")
-    env = cluster.worker_env()
-    assert env["MLFLOW_TRACKING_URI"] == "http://h:5000"
-    assert env["GLOO_SOCKET_IFNAME"] == "eth1"
-    assert env["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
-
-
 def test_no_cluster_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
@@ -178,20 +154,21 @@ def test_a_local_ray_runs_this_checkout_in_this_directory() -> None:
     assert str(found) == "Ray on this machine: 1 node, 4 CPU, no GPU"
 
     @ray.remote
-    def look() -> tuple[list[str], str, str, str]:
+    def look() -> tuple[list[str], str, str, str, dict[str, Any]]:
         import efafnet
         from efafnet.platform.provenance import code_version
 
-        digest = code_version()["source_digest"]
-        return list(efafnet.__path__), str(Path.cwd()), digest, os.environ.get("RAY_ADDRESS", "")
+        digest, given = code_version()["source_digest"], dict(ray.get_runtime_context().runtime_env)
+        return list(efafnet.__path__), str(Path.cwd()), digest, os.environ.get("RAY_ADDRESS", ""), given
 
     from efafnet.platform.provenance import code_version
 
-    path, directory, digest, address = ray.get(look.remote())
+    path, directory, digest, address, given = ray.get(look.remote())
     assert path == [str(ROOT)]
     assert directory == str(Path.cwd())
     assert digest == code_version()["source_digest"]
     assert address == found.address, "Ray's helpers in workers must not meet another Ray of this machine"
+    assert given == {}, "with an environment of their own workers start as two processes, one after the other"
 
 
 def test_paths_are_asked_about_where_there_are_several_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

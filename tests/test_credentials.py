@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from efafnet.pipelines.training.config import TrainConfig
-from efafnet.platform import cluster, console, credentials
+from efafnet.platform import console, credentials, worker_environment
 from efafnet.platform.configuration import apply_overrides, resolve, to_yaml
 from efafnet.platform.credentials import bare, full, hidden
 from efafnet.platform.mlflow_client import mlflow_client
@@ -82,7 +82,7 @@ def test_passwords_do_not_travel_in_the_runtime_environment(monkeypatch: pytest.
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{QUOTED}@h:5000")
-    found = json.dumps(cluster.runtime_env("10.0.0.1:6379"))
+    found = json.dumps(worker_environment.runtime_env("10.0.0.1:6379"))
     assert SECRET not in found
     assert QUOTED not in found
     assert "http://h:5000" in found

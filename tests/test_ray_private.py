@@ -96,6 +96,13 @@ def test_the_logger_of_reports_is_one() -> None:
     assert isinstance(ray_private.report_logger(), logging.Logger)
 
 
+def test_workers_find_the_function_that_they_call_as_they_start() -> None:
+    from ray._common.utils import load_class
+
+    [name] = ray_private.hook(ray_private.tell_workers_their_address).values()
+    assert cast(Any, load_class)(name) is ray_private.tell_workers_their_address
+
+
 def test_what_is_asked_without_a_connection() -> None:
     assert ray_private.running_here() is None or ":" in str(ray_private.running_here())
     assert isinstance(ray_private.wants_token(), bool)
