@@ -162,8 +162,10 @@ def test_the_people_are_as_varied_as_those_of_coco(train: COCO) -> None:
     heights = np.array([a["bbox"][3] for a in people])
     assert heights.min() < 75
     assert heights.max() > 200
-    # Whole people, not only pieces of them.
-    assert np.mean([a["num_keypoints"] >= 12 for a in people]) > 0.45
+    # Whole people and pieces of them: of 154 of COCO, .36 have twelve labelled joints or more, .22 at most five.
+    labelled = np.array([a["num_keypoints"] for a in people])
+    assert np.mean(labelled >= 12) > 0.36
+    assert np.mean(labelled <= 5) > 0.1
 
 
 def test_faces_front_and_back_views_all_occur(train: COCO) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from efafnet.pipelines.synth import dataset
 from efafnet.pipelines.synth.census import census, crowd_shares, records_of
 from efafnet.pipelines.synth.coco import ImageRecord, image_record
-from efafnet.pipelines.synth.dataset import SynthConfig, run_synth
+from efafnet.pipelines.synth.dataset import SynthConfig
 from efafnet.pipelines.synth.kinds import KINDS, Kind, People
 from efafnet.pipelines.synth.picture import Label
 from efafnet.pipelines.synth.scene import Recipe, draw_scene
@@ -40,7 +39,10 @@ def test_each_kind_is_what_it_is_named_for() -> None:
         assert coco[name] == pytest.approx(published, abs=slack), name
     # Bodies fill their boxes a little less than COCO's .53, whose outlines also hold what people carry.
     assert 0.48 < coco["area / box, median"] < 0.56
-    assert 0.49 < coco["√area / crop width, median"] < 0.60
+    assert 0.53 < coco["√area / crop width, median"] < 0.60
+    # In two small samples of COCO, 154 persons, they are 22 and 42 % of all.
+    assert 0.12 < coco["at most 5 labelled joints"] < 0.27
+    assert 0.28 < coco["6 to 11 labelled joints"] < 0.47
     assert clear["whole and hardly hidden"] > coco["whole and hardly hidden"] + 0.05
     assert clear["crowd index, mean"] < 0.05
     # CrowdPose draws its pictures evenly over the index from 0 to 1.
@@ -55,10 +57,15 @@ KIND_PICTURES: dict[People, int] = {"clear": 130, "coco": 130, "crowd": 60}
 
 @cache
 def _drawn(kind: People, pictures: int) -> list[ImageRecord]:
-    config = SynthConfig(out=Path("unused"), people=kind, seed=3)
+    return _records(KINDS[kind], pictures)
+
+
+def _records(kind: Kind, pictures: int) -> list[ImageRecord]:
+    # Plain backgrounds are drawn faster, and change no label (as the test of them says).
+    recipe = Recipe(320, 240, replace(kind, photographic=False))
     records = []
     for index in range(pictures):
-        image, labels = draw_scene(np.random.default_rng((3, index)), config.recipe, bank(3))
+        image, labels = draw_scene(np.random.default_rng((3, index)), recipe, bank(3))
         records.append(image_record(index, "x.jpg", image.shape[1], image.shape[0], labels))
     return records
 
@@ -69,26 +76,62 @@ def test_a_setting_of_one_s_own_takes_the_place_of_the_kind_s(tmp_path: Path) ->
     assert kind.close_ups == KINDS["clear"].close_ups == 0.12
     assert _config(tmp_path, "people=clear", "occlusion=0").recipe.kind.occlusion == 0
     # Whom one sees across a table is near and half hidden: who asks for something else of either gets it.
-    assert _config(tmp_path).recipe.kind.across > 0.3
+    assert _config(tmp_path).recipe.kind.across == KINDS["coco"].across > 0.2
     for word in ("occlusion=0", "close_ups=0"):
         assert _config(tmp_path, word).recipe.kind.across == 0
 
 
 def _scenes(kind: Kind, count: int) -> list[list[Label]]:
-    recipe = Recipe(320, 240, kind)
+    recipe = Recipe(320, 240, replace(kind, photographic=False))
     return [draw_scene(np.random.default_rng((5, index)), recipe, bank(3))[1] for index in range(count)]
 
 
 def test_of_people_who_are_cut_off_less_than_half_of_the_width_shows() -> None:
     alone = replace(KINDS["coco"], fewest=1, most=1, occlusion=0.0, across=0.0, distant_crowds=0.0, cut_off=1.0)
-    boxes = [label.box_xywh_px for labels in _scenes(alone, 25) for label in labels]
+    labels = [label for labels in _scenes(alone, 25) for label in labels]
+    boxes = [label.box_xywh_px for label in labels]
     sides = [(x <= 1, x + w >= 319) for x, _, w, _ in boxes]
     assert len(boxes) > 20
     # All are cut, about half of them on either side.
     assert all(left != right for left, right in sides)
     assert 5 < sum(left for left, _ in sides) < len(sides) - 5
-    whole = [label.box_xywh_px for labels in _scenes(replace(alone, cut_off=0.0), 25) for label in labels]
-    assert np.median([w / h for _, _, w, h in boxes]) < 0.6 * np.median([w / h for _, _, w, h in whole])
+    whole = [label for labels in _scenes(replace(alone, cut_off=0.0), 25) for label in labels]
+    few, many = (np.median([(label.keypoints[:, 2] > 0).sum() for label in found]) for found in (labels, whole))
+    assert few <= 6
+    assert many >= 12
+    narrow, wide = (
+        np.median([label.box_xywh_px[2] / label.box_xywh_px[3] for label in found]) for found in (labels, whole)
+    )
+    assert narrow < 0.6 * wide
+
+
+def test_people_who_fit_are_framed_from_their_hands_to_their_feet() -> None:
+    plain = replace(KINDS["coco"], most=2, occlusion=0.0, across=0.0, distant_crowds=0.0, cut_off=0.0, crowding=0.0)
+    touch = {}
+    for framed in (False, True):
+        boxes = [label.box_xywh_px for labels in _scenes(replace(plain, framed=framed), 30) for label in labels]
+        touch[framed] = np.mean([x <= 1 or y <= 1 or x + w >= 319 or y + h >= 239 for x, y, w, h in boxes])
+    assert touch[True] < 0.5 * touch[False]
+
+
+UNCHANGED: tuple[tuple[People, int, list[tuple[int, int, int, int]]], ...] = (
+    ("clear", 0, [(33, 0, 48, 67), (161, 6, 124, 234)]),
+    ("clear", 2, [(53, 71, 66, 159), (174, 3, 81, 226)]),
+    ("crowd", 0, [
+        (30, 52, 22, 78), (33, 65, 49, 77), (100, 86, 52, 89), (142, 32, 60, 168), (169, 27, 71, 213),
+        (209, 0, 111, 240),
+    ]),
+    ("crowd", 1, [(217, 32, 86, 143), (154, 0, 107, 234), (130, 67, 51, 105), (239, 7, 81, 201)]),
+)  # fmt: skip
+"""Boxes as the code drew them that knew neither frames nor weights of poses: kind, seed, x, y, width, height in px."""
+
+
+def test_clear_and_crowd_are_drawn_as_before() -> None:
+    """One random number more or less, and these were other people altogether."""
+    for kind, index, boxes in UNCHANGED:
+        _, labels = draw_scene(np.random.default_rng(index), Recipe(320, 240, KINDS[kind]), bank(0))
+        found = [label.box_xywh_px for label in labels]
+        np.testing.assert_allclose(found, boxes, atol=1.0, err_msg=f"{kind} {index}")
 
 
 def test_backgrounds_and_exposures_change_pictures_and_no_label() -> None:
@@ -152,7 +195,8 @@ def test_a_census_worked_out_by_hand() -> None:
         "persons": 2, "box touches the border": 0.5, "cut at the bottom": 0.5, "whole and hardly hidden": 0.5,
         "area / box, median": 0.5, "√area / crop width, median": (20 / 37.5 + 30 / 75) / 2,
         "joints visible": 16 / 34, "joints hidden": 5 / 34, "joints unlabelled": 13 / 34,
-        "labelled joints of a person": 10.5, "crowd index, mean": 0.0,
+        "labelled joints of a person": 10.5, "at most 5 labelled joints": 0.0, "6 to 11 labelled joints": 0.5,
+        "crowd index, mean": 0.0,
     })  # fmt: skip
     assert crowd_shares(records_of(document)) == [1, 0, 0, 0, 0]
 
@@ -160,11 +204,8 @@ def test_a_census_worked_out_by_hand() -> None:
 def test_crowding_and_the_number_of_people_raise_the_crowd_index(tmp_path: Path) -> None:
     index = {}
     for crowding in (0.0, 1.0):
-        out = tmp_path / str(crowding)
-        people = "people_per_image=4-5"
-        run_synth(_config(out, "images.train=30", "images.val=0", people, f"crowding={crowding}", "workers=1"))
-        images = json.loads((out / "annotations" / "train.json").read_text())["images"]
-        index[crowding] = float(np.mean([image["crowdIndex"] for image in images]))
+        kind = _config(tmp_path, "people_per_image=4-5", f"crowding={crowding}").recipe.kind
+        index[crowding] = float(np.mean([record.image["crowdIndex"] for record in _records(kind, 30)]))
     assert index[1.0] > 1.5 * index[0.0]
     # CrowdPose calls images hard from .8, easy below .2 (in its tool).
     assert index[1.0] > 0.35
@@ -173,9 +214,8 @@ def test_crowding_and_the_number_of_people_raise_the_crowd_index(tmp_path: Path)
 def test_things_in_front_hide_joints(tmp_path: Path) -> None:
     visible, labelled = {}, {}
     for occlusion in (0.0, 1.0):
-        out = tmp_path / str(occlusion)
-        run_synth(_config(out, "images.train=40", "images.val=0", f"occlusion={occlusion}", "workers=1"))
-        people = json.loads((out / "annotations" / "train.json").read_text())["annotations"]
+        records = _records(_config(tmp_path, f"occlusion={occlusion}").recipe.kind, 40)
+        people = [person for record in records for person in record.annotations]
         v = np.array([p["keypoints"][2::3] for p in people if p["num_keypoints"]])
         visible[occlusion] = float((v == 2).mean())
         labelled[occlusion] = (v > 0).mean(axis=0)

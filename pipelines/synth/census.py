@@ -15,6 +15,8 @@ _ASPECT, _PADDING = 3 / 4, 1.25
 """Width to height of the crop that a network sees, and by how much it is larger than the box."""
 _WHOLE_JOINTS = 12
 """Labelled joints of a person who counts as whole."""
+_FEW_JOINTS = 5
+"""Most labelled joints of a person of whom only a part shows."""
 CROWD_BINS = (0.2, 0.4, 0.6, 0.8)
 """Borders between the five classes of pictures in which CrowdPose counts its crowd index."""
 
@@ -57,6 +59,8 @@ def census(records: Sequence[ImageRecord]) -> dict[str, float]:
         "joints hidden": float((visibility == 1).mean()),
         "joints unlabelled": float((visibility == 0).mean()),
         "labelled joints of a person": float(labelled.mean()),
+        "at most 5 labelled joints": float((labelled <= _FEW_JOINTS).mean()),
+        "6 to 11 labelled joints": float(((labelled > _FEW_JOINTS) & (labelled < _WHOLE_JOINTS)).mean()),
         "crowd index, mean": float(np.mean([index_of(record) for record in records])),
     }
 

@@ -103,8 +103,8 @@ class SynthConfig(Settings):
     crowding: float | None = Field(None, ge=0, le=1)
     """Probability that a person stands right beside another one, instead of where it is freest. Null: as `people`."""
     occlusion: float | None = Field(None, ge=0, le=1)
-    """Probability, per person, that a thing stands in front of them. Null: as `people`, and in a third of `coco`'s
-    pictures the near people are seen across a table or the like, unless this or close_ups is given."""
+    """Probability, per person, that a thing stands in front of them. Null: as `people`, and in three of ten
+    pictures of `coco` the near people are seen across a table or the like, unless this or close_ups is given."""
     close_ups: float | None = Field(None, ge=0, le=1)
     """Share of the people who are too near to fit into the picture whole. Null: as `people`."""
     seed: int = Field(0, ge=0)

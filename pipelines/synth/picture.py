@@ -26,8 +26,6 @@ SMALL_AREA_PX = 32 * 32
 """COCO's annotators left the joints of persons smaller than this unlabelled."""
 LEAST_AREA_PX = 12
 """A person of whom fewer pixels show is not annotated at all."""
-_HIDES_AT_MOST = 0.8
-"""A thing that would hide more than this share of somebody is left out."""
 _FINE_BELOW_PX = 60.0
 """Below this many px/m things are drawn with 2 x 2 samples per pixel."""
 
@@ -100,7 +98,9 @@ def thing(thing: Thing, camera: Camera) -> Actor:
 class Picture:
     """Colours, uint8 (H, W, 3), red first, and who shows at each pixel, (H, W): 0 nobody, else a person's number."""
 
-    def __init__(self, backdrop: Image, light: Light, noise: Bank, *, sparing: bool = False) -> None:
+    def __init__(
+        self, backdrop: Image, light: Light, noise: Bank, *, sparing: bool = False, hides_at_most: float = 0.8
+    ) -> None:
         self.colour = backdrop.copy()
         height, width = backdrop.shape[:2]
         self.ids: NDArray[np.int16] = np.zeros((height, width), dtype=np.int16)
@@ -108,6 +108,7 @@ class Picture:
         self._light = light
         self._noise = noise
         self._sparing = sparing
+        self._hides_at_most = hides_at_most
 
     def add(self, actor: Actor) -> int:
         """Paint an actor over what is there; return its number (0 for a thing, or for what misses the picture)."""
@@ -134,7 +135,7 @@ class Picture:
         if not lost.any():
             return False
         shown = np.bincount(self.ids.ravel(), minlength=people + 1)[1:]
-        return bool((lost > _HIDES_AT_MOST * shown).any())
+        return bool((lost > self._hides_at_most * shown).any())
 
     def _lay(self, layer: Layer, number: int) -> None:
         colour, ids = self.colour.reshape(-1, 3), self.ids.reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -297,10 +298,13 @@ FAMILIES = (
     (_bending, 0.05), (_reaching, 0.05), (_lying, 0.03), (_active, 0.04),
 )  # fmt: skip
 
+WEIGHTS = tuple(weight for _, weight in FAMILIES)
+"""How often each family is drawn, unless others are given."""
 
-def sample_pose(rng: Rng) -> Pose:
-    """Draw a pose: a family, its angles, mirrored half of the time, clipped to the ranges of motion."""
-    chosen = pick(rng, [weight for _, weight in FAMILIES])
+
+def sample_pose(rng: Rng, weights: Sequence[float] = WEIGHTS) -> Pose:
+    """Draw a pose: a family by ``weights``, its angles, mirrored half of the time, clipped to the ranges of motion."""
+    chosen = pick(rng, weights)
     pose = FAMILIES[chosen][0](rng)
     angles = mirrored(pose.angles) if rng.random() < 0.5 else pose.angles
     return Pose(pose.family, np.clip(angles, LIMITS[..., 0], LIMITS[..., 1]), pose.support)

@@ -47,7 +47,7 @@ class Recipe:
 def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label]]:
     """Draw one picture (height, width, 3), red first, and its labels."""
     guests = _sample_people(rng, recipe)
-    view = sample_view(rng, recipe.width, recipe.height, guests)
+    view = sample_view(rng, recipe.width, recipe.height, guests, recipe.kind)
     places = place_people(rng, view, guests, recipe.kind)
     standing = [(guest, place) for guest, place in zip(guests, places, strict=True) if place is not None]
     queue = [(place.scale, _person_actor(rng, view, guest.stance, place)) for guest, place in standing]
@@ -56,9 +56,9 @@ def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label
     if rng.random() < recipe.kind.distant_crowds:
         queue += _crowd(rng, view)
     queue.sort(key=lambda pair: pair[0])
-    photographic = recipe.kind.photographic
+    kind, photographic = recipe.kind, recipe.kind.photographic
     backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise, busy=photographic)
-    picture = Picture(backdrop, _sample_light(rng), noise, sparing=recipe.kind.sparing)
+    picture = Picture(backdrop, _sample_light(rng), noise, sparing=kind.sparing, hides_at_most=kind.hides_at_most)
     for _, actor in queue:
         _cast_shadow(picture, actor)
         picture.add(actor)
@@ -74,7 +74,7 @@ def _sample_people(rng: Rng, recipe: Recipe) -> list[Guest]:
         common = recipe.height * float(rng.uniform(*_ACROSS))
     guests = []
     for index in range(count):
-        stance = articulate(sample_body(rng, recipe.kind.girth), sample_pose(rng), sample_yaw(rng))
+        stance = articulate(sample_body(rng, recipe.kind.girth), sample_pose(rng, recipe.kind.poses), sample_yaw(rng))
         # Half of the others are about as far away as the first.
         near = index == 0 or rng.random() < 0.5
         stature_px = (
@@ -115,15 +115,22 @@ def _before(rng: Rng, view: View, standing: list[tuple[Guest, Place]], kind: Kin
     """Draw things that stand in front of people."""
     actors = []
     for guest, place in standing:
-        if not guest.across and rng.random() >= kind.occlusion:
+        across = guest.across or (place.cut_off and kind.across > 0)
+        if not across and rng.random() >= kind.occlusion:
             continue
-        if guest.span > _LEAST_COVERED_M and (guest.across or rng.random() < kind.covers):
-            made, nearer, aside = sample_cover(rng, guest.span), 1.12, 0.3
+        if guest.span > _LEAST_COVERED_M and (across or rng.random() < kind.covers):
+            actors.append(_cover(rng, view, guest.span, place))
         else:
-            made, nearer, aside = sample_thing(rng), 1.3, 0.6
-        x = place.x + place.scale * float(rng.uniform(-aside, aside))
-        actors.append(_thing_actor(view, made, Place(x, place.scale * float(rng.uniform(1.04, nearer)))))
+            made, x = sample_thing(rng), place.x + place.scale * float(rng.uniform(-0.6, 0.6))
+            actors.append(_thing_actor(view, made, Place(x, place.scale * float(rng.uniform(1.04, 1.3)))))
     return actors
+
+
+def _cover(rng: Rng, view: View, span: float, place: Place) -> tuple[float, Actor]:
+    """Draw a counter or the like before a person ``span`` metres high. Its top is in the picture, if it may be."""
+    scale = place.scale * float(rng.uniform(1.04, 1.12))
+    made = sample_cover(rng, span, view.eye - (view.height - view.horizon) / scale)
+    return _thing_actor(view, made, Place(place.x + place.scale * float(rng.uniform(-0.3, 0.3)), scale))
 
 
 def _about(rng: Rng, view: View, places: list[Place]) -> list[tuple[float, Actor]]:

@@ -17,6 +17,12 @@ Box = tuple[float, float, float, float]
 NEAREST_M = 2.2
 """Nobody stands nearer to the camera: wide-angle portraits distort limbs beyond human proportions."""
 _TRIES = 8
+_LIMB_M = 0.14
+"""How far flesh, hands and clothes reach beyond the joints, sideways."""
+_ENDS_M = 0.22
+"""The same upwards and downwards: from the eyes to the hair, and from the ankles to the toes."""
+_CUT_OFF_NEARER = (1.2, 1.8)
+"""How much nearer than others people are of whom a side of the picture cuts off most."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Place:
     """Column of the point between the feet, px."""
     scale: float
     """Pixels per metre."""
+    cut_off: bool = False
+    """Whether a side of the picture cuts off most of the person."""
 
 
 def sample_yaw(rng: Rng) -> float:
@@ -91,7 +99,7 @@ class Guest:
         return float(self.joints[:, 1].max()) + 0.07 * self.stance.body.stature
 
 
-def sample_view(rng: Rng, width: int, height: int, guests: list[Guest]) -> View:
+def sample_view(rng: Rng, width: int, height: int, guests: list[Guest], kind: Kind) -> View:
     """Choose the camera so that the near people are well framed: whole if they fit, else mostly from the head down."""
     eye = float(rng.uniform(0.8, 2.3))
     if guests[0].stance.pose.family == "lying" or rng.random() < 0.1:
@@ -103,10 +111,23 @@ def sample_view(rng: Rng, width: int, height: int, guests: list[Guest]) -> View:
     if room > 0:
         top = room * float(rng.uniform(0.1, 0.95))
     elif rng.random() < 0.88:
-        top = height * float(rng.uniform(-0.02, 0.22))
+        top = height * float(rng.uniform(0.03 if kind.framed else -0.02, 0.22))
     else:
         top = room * float(rng.uniform(0.0, 1.0))
-    return View(width, height, top - scale * (eye - span), eye, focal)
+    view = View(width, height, top - scale * (eye - span), eye, focal)
+    return _framed(view, guests) if kind.framed else view
+
+
+def _framed(view: View, guests: list[Guest]) -> View:
+    """Raise or lower a view so that the near people are in it from their hands to their feet, if they fit."""
+    near = [guest for guest in guests if guest.scale > 0.75 * guests[0].scale]
+    boxes = [_extent(view, guest, Place(0.5 * view.width, guest.scale)) for guest in near]
+    top, bottom = min(box[1] for box in boxes), max(box[3] for box in boxes)
+    margin = min(_ENDS_M * guests[0].scale, 0.5 * (view.height - bottom + top))
+    if margin < 0:
+        return view
+    shift = max(0.0, margin - top) - max(0.0, bottom + margin - view.height)
+    return replace(view, horizon=view.horizon + shift)
 
 
 def place_people(rng: Rng, view: View, guests: list[Guest], kind: Kind) -> list[Place | None]:
@@ -135,6 +156,8 @@ def place_people(rng: Rng, view: View, guests: list[Guest], kind: Kind) -> list[
             if cost < 0.15:
                 break
         assert best is not None
+        if kind.framed:
+            best = (best[0], *_inside(view, best[1], best[2]))
         kept = best[0] < (0.75 if not neighbours else 0.6)
         places.append(best[1] if kept else None)
         if kept:
@@ -153,11 +176,24 @@ def _draw_place(rng: Rng, view: View, guest: Guest, neighbours: list[Place], at_
 
 
 def _cut_off(rng: Rng, view: View, guest: Guest) -> Place:
-    """Place a person so that the picture's left or right side cuts off most of the figure's width."""
-    middle = Place(0.5 * view.width, guest.scale)
+    """Place a person so near, and so far aside, that the picture's left or right side cuts off most of the figure's
+    width. What reaches farthest from the feet stays in the picture."""
+    nearest = view.focal / NEAREST_M
+    middle = Place(0.5 * view.width, min(guest.scale * float(rng.uniform(*_CUT_OFF_NEARER)), nearest), cut_off=True)
     left, _, right, _ = _extent(view, guest, middle)
-    shown = float(rng.uniform(0.15, 0.5)) * (right - left)
-    return Place(middle.x + (shown - right if rng.random() < 0.5 else view.width - shown - left), guest.scale)
+    shown = float(rng.uniform(0.15, 0.45)) * (right - left)
+    at_left = right - middle.x > middle.x - left
+    return replace(middle, x=middle.x + (shown - right if at_left else view.width - shown - left))
+
+
+def _inside(view: View, place: Place, box: Box) -> tuple[Place, Box]:
+    """Move a place and the box of who stands there between the picture's sides, if the box fits."""
+    x0, y0, x1, y1 = box
+    margin = _LIMB_M * place.scale
+    if x1 - x0 + 2 * margin > view.width:
+        return place, box
+    shift = max(0.0, margin - x0) - max(0.0, x1 + margin - view.width)
+    return replace(place, x=place.x + shift), (x0 + shift, y0, x1 + shift, y1)
 
 
 def _extent(view: View, guest: Guest, place: Place) -> Box:

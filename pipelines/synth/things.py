@@ -39,10 +39,16 @@ def sample_thing(rng: Rng) -> Thing:
     return _finished(rng, model, height, float(rng.uniform(-np.pi, np.pi)))
 
 
-def sample_cover(rng: Rng, span: float) -> Thing:
-    """Draw a thing that hides somebody ``span`` metres high from the waist or the chest down, and faces the camera."""
+def sample_cover(rng: Rng, span: float, least: float = 0.0) -> Thing:
+    """Draw a thing that hides somebody ``span`` metres high from the waist or the chest down, and faces the camera.
+
+    Three in ten hide all but the head and the shoulders; all are higher than ``least`` metres, as far as that leaves
+    these.
+    """
     maker = _COVERS[pick(rng, (0.4, 0.3, 0.2, 0.1))]
-    model, height = Model(), span * float(rng.uniform(0.45, 0.78))
+    low, high = _TO_THE_NECK if rng.random() < 0.3 else _TO_THE_CHEST
+    low = max(low, min(least / span + 0.05, _TO_THE_NECK[0]))
+    model, height = Model(), span * float(rng.uniform(low, max(low + 0.05, high)))
     maker(model, rng, height)
     return _finished(rng, model, height, float(rng.uniform(-0.35, 0.35)))
 
@@ -213,6 +219,8 @@ def _car(model: Model, rng: Rng, height: float) -> None:
         model.ellipsoid((0, x * half, 0.2 * height, 0.4), (0.2 * height, 0.2 * height, 0.06), _tag(2))
 
 
+_TO_THE_CHEST, _TO_THE_NECK = (0.45, 0.72), (0.8, 0.9)
+"""How high covers are, as shares of the height of who is behind them."""
 _COVERS: tuple[Callable[[Model, Rng, float], None], ...] = (_counter, _laid_table, _hedge, _car)
 
 
