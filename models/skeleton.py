@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import model_validator
@@ -99,6 +100,7 @@ _SIDES = tuple(
 _LEFT, _RIGHT = (frozenset(words) for words in zip(*_SIDES, strict=True))
 
 
+@lru_cache(maxsize=1024)
 def _words(joint: str) -> tuple[str, ...]:
     """Words of a joint's name, in small letters: left_eye, leftEye, LEye, L_Eye, hand.L."""
     return tuple(word.lower() for word in _WORD.findall(_plain(joint)))

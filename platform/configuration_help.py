@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -34,9 +35,10 @@ class HelpRow:
     """The kind of its group that has it, as ``network.kind=hrnet``; empty where the group is of one kind."""
 
 
-def describe(model_class: type[BaseModel]) -> list[HelpRow]:
+@cache
+def describe(model_class: type[BaseModel]) -> tuple[HelpRow, ...]:
     """Return one row for every setting of ``model_class`` in declaration order, groups before their members."""
-    return list(_rows(model_class, "", None))
+    return tuple(_rows(model_class, "", None))
 
 
 def field_models(annotation: Any) -> tuple[type[BaseModel], ...]:

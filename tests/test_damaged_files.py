@@ -239,6 +239,20 @@ def test_anothers_database(study: Path) -> None:
         reopen(study)
 
 
+@pytest.mark.parametrize(
+    ("version", "remedy"), [("v2.6.0.a", "optuna storage upgrade"), ("v9.0.0", "install -U optuna")]
+)
+def test_a_study_of_another_optuna(study: Path, version: str, remedy: str) -> None:
+    """Its tables, by the version that they name: an older one can be brought up to date, a later one is not known."""
+    database = sqlite3.connect(study)
+    database.execute("UPDATE alembic_version SET version_num = ?", [version])
+    database.commit()
+    database.close()
+    for _ in range(2):
+        with pytest.raises(StudyFileError, match=f"no longer compatible with the table schema.*{remedy}"):
+            reopen(study)
+
+
 def test_a_locked_study(study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(study_db, "PATIENCE_S", 0.1)
     holder = sqlite3.connect(study)

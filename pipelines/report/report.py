@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ from efafnet.platform.storage import check_output_file, write_text
 from efafnet.platform.tracking import prepare_tracking
 
 if TYPE_CHECKING:
+    import jinja2
     from mlflow import MlflowClient
 
 
@@ -59,9 +61,6 @@ def run_report(config: ReportConfig) -> None:
 
 def render(config: ReportConfig, uri: str, client: MlflowClient, runs: Sequence[RunData]) -> str:
     """The page's whole text."""
-    import jinja2
-    from plotly.offline import get_plotlyjs
-
     groups, ui = grouped(runs), ui_of(config, uri)
     sections: list[Section] = []
     if groups.plain:
@@ -72,18 +71,32 @@ def render(config: ReportConfig, uri: str, client: MlflowClient, runs: Sequence[
         "charts": [[chart.drawing for chart in section.charts] for section in sections],
         "settings": [asdict(section.settings) if section.settings else None for section in sections],
     }
-    template = (resources.files("efafnet.pipelines.report") / "page.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(template).render(
+    return _template().render(
         title=config.title,
         subtitle=f"{config.experiment} at {uri}, written {time.strftime('%Y-%m-%d %H:%M')}",
         links=_links(uri, ui),
         headline=_headline(groups),
         remarks=remarks(runs),
         sections=sections,
-        plotly_js=packed(get_plotlyjs()),
+        plotly_js=_plotly(),
         content=packed(json.dumps(content)),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    import jinja2
+
+    text = (resources.files("efafnet.pipelines.report") / "page.html").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
+
+
+@cache
+def _plotly() -> str:
+    """Plotly's program, packed: to pack it takes longer than to draw all charts."""
+    from plotly.offline import get_plotlyjs
+
+    return packed(get_plotlyjs())
 
 
 def packed(text: str) -> str:

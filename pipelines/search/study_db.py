@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import optuna
@@ -30,6 +31,8 @@ PATIENCE_S = 20.0
 _DRIVERS = {"postgresql": "postgresql+psycopg"}
 """By the scheme of an address that names no driver: the one that the extra ``postgres`` installs."""
 _TABLES = {"studies", "trials", "trial_params", "trial_values", "version_info"}
+_own_tables: list[str] = []
+"""The version of the installed Optuna's tables, once it is known."""
 _AT_PRESENT = ("locked", "disk I/O error", "unable to open", "readonly", "disk is full")
 """What sqlite says where the file itself is not at fault."""
 _REMEDY = "put back a copy of it, or remove the search's directory to begin anew"
@@ -57,16 +60,27 @@ def open_storage(path: Path, address: str | None = None) -> optuna.storages.Base
     if address is None:
         _check(path)
         with readable(path):
-            return optuna.storages.RDBStorage(
-                f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": SQLITE_TIMEOUT_S}}
-            )
+            return _database(f"sqlite:///{path}", {"connect_args": {"timeout": SQLITE_TIMEOUT_S}})
     if _is_journal(address):
         return _open_journal(path, _journal(path, address))
     with _answering(address):
         scheme, _, rest = full(address).partition("://")
         # Named, since SQLAlchemy's own choice of a driver has changed between its versions.
         url = f"{_DRIVERS.get(scheme, scheme)}://{rest}"
-        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return _database(url, {"pool_pre_ping": True})
+
+
+def _database(url: str, engine: dict[str, Any]) -> optuna.storages.RDBStorage:
+    """A database whose tables are those of the installed Optuna; ``RuntimeError`` for another's.
+
+    Optuna checks that itself, and loads all its migrations each time to know what its tables are: 25 ms.
+    """
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=engine, skip_compatibility_check=True)
+    if not _own_tables:
+        _own_tables.append(storage.get_head_version())
+    if storage.get_current_version() not in _own_tables:
+        optuna.storages.RDBStorage(url, engine_kwargs=engine)  # says what is to be done
+    return storage
 
 
 def _is_journal(address: str) -> bool:
