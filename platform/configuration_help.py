@@ -5,7 +5,6 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -35,10 +34,14 @@ class HelpRow:
     """The kind of its group that has it, as ``network.kind=hrnet``; empty where the group is of one kind."""
 
 
-@cache
+_described: dict[type[BaseModel], tuple[HelpRow, ...]] = {}
+
+
 def describe(model_class: type[BaseModel]) -> tuple[HelpRow, ...]:
     """Return one row for every setting of ``model_class`` in declaration order, groups before their members."""
-    return tuple(_rows(model_class, "", None))
+    if model_class not in _described:
+        _described[model_class] = tuple(_rows(model_class, "", None))
+    return _described[model_class]
 
 
 def field_models(annotation: Any) -> tuple[type[BaseModel], ...]:
