@@ -10,6 +10,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from efafnet.platform.garbage import collect_rarely
+
 
 def running_here() -> str | None:
     """The address of a cluster that ``ray start`` left running on this machine, if it lives.
@@ -166,11 +168,15 @@ def hook(function: Callable[[], None]) -> dict[str, str]:
     return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{function.__module__}.{function.__qualname__}"}
 
 
-def tell_workers_their_address() -> None:
-    """Run in each worker as it starts: Ray's own helpers there look for "the" Ray of the host, and fail where there
-    are two. The address of a Ray that this program starts is known too late to be inherited."""
+def begin_worker() -> None:
+    """Run in each worker as it starts, before it imports anything of a task or an actor.
+
+    Ray's own helpers there look for "the" Ray of the host, and fail where there are two. The address of a Ray that this
+    program starts is known too late to be inherited.
+    """
     import ray
 
+    collect_rarely()
     os.environ.setdefault("RAY_ADDRESS", str(ray.get_runtime_context().gcs_address))
 
 

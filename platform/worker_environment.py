@@ -37,7 +37,7 @@ def local_env() -> dict[str, str]:
     path = {}
     if is_checkout():
         path["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_root()), os.environ.get("PYTHONPATH")]))
-    return {**worker_env(), **path, **ray_private.hook(ray_private.tell_workers_their_address)}
+    return {**worker_env(), **path, **ray_private.hook(ray_private.begin_worker)}
 
 
 def runtime_env(address: str) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def test_the_logger_of_reports_is_one() -> None:
 def test_workers_find_the_function_that_they_call_as_they_start() -> None:
     from ray._common.utils import load_class
 
-    [name] = ray_private.hook(ray_private.tell_workers_their_address).values()
-    assert cast(Any, load_class)(name) is ray_private.tell_workers_their_address
+    [name] = ray_private.hook(ray_private.begin_worker).values()
+    assert cast(Any, load_class)(name) is ray_private.begin_worker
 
 
 def test_what_is_asked_without_a_connection() -> None:

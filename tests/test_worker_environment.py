@@ -51,6 +51,6 @@ def test_a_new_ray_inherits_it_and_the_program_keeps_its_own(monkeypatch: pytest
     with pytest.raises(KeyError):
         connect(ClusterConfig(address="local"))
     wanted = worker_environment.local_env()
-    assert ray_private.hook(ray_private.tell_workers_their_address).items() <= wanted.items()
+    assert ray_private.hook(ray_private.begin_worker).items() <= wanted.items()
     assert wanted.items() <= inherited.items()
     assert {name: os.environ.get(name) for name in wanted} == {name: before.get(name) for name in wanted}
