@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 
 from efafnet.pipelines.search.controller import Controller
 from efafnet.pipelines.search.ledger import Assignment, Ledger, State
-from efafnet.pipelines.search.searcher import FAILURE, METRIC, OVERTIME, SAMPLES, StudyScheduler, StudySearch
+from efafnet.pipelines.search.searcher import StudyScheduler, StudySearch
 from efafnet.pipelines.search.stopping import (
     Rule,
     constant_pauses,
@@ -22,6 +22,7 @@ from efafnet.pipelines.search.stopping import (
     halving_promotes,
     halving_stops,
 )
+from efafnet.pipelines.search.trial import FAILURE, METRIC, OVERTIME, SAMPLES
 from efafnet.platform.ray_errors import reason_of
 from tests.search_cases import ledger, states
 

@@ -13,8 +13,7 @@ import torch
 from ray.tune.result import DONE
 
 from efafnet.pipelines.runs.attempt import LOG, RELEASE_S
-from efafnet.pipelines.search.searcher import FAILURE, METRIC, SAMPLES
-from efafnet.pipelines.search.trial import Figure, TrialActor, TrialRun, Watch
+from efafnet.pipelines.search.trial import FAILURE, METRIC, SAMPLES, Figure, TrialActor, TrialRun, Watch
 from efafnet.pipelines.training import execution
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.reservations import PlacementNote, release

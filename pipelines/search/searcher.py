@@ -13,16 +13,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from efafnet.pipelines.search.controller import Controller
+from efafnet.pipelines.search.trial import FAILURE, METRIC, OVERTIME, SAMPLES
 from efafnet.platform.ray_errors import reason_of
-
-METRIC = "figure"
-"""Name under which a trial reports its validation figure to Tune."""
-SAMPLES = "samples_seen"
-"""Name under which it reports how many samples it has trained on."""
-FAILURE = "failure"
-"""Name under which its last result says why it failed."""
-OVERTIME = "overtime"
-"""Name under which its last result says that its time was up, and when."""
 
 
 class StudySearch(Searcher):

@@ -2,6 +2,8 @@
 
 The figures are read from the run's directory and not passed from process to process: so they are there again after
 any restart, and a run on Ray's workers and one in this process are watched alike.
+
+Imports nothing of what decides over trials (``searcher``, and with it Optuna): each trial's process would load it.
 """
 
 from __future__ import annotations
@@ -21,9 +23,17 @@ from ray.tune import Trainable
 from ray.tune.result import DONE
 
 from efafnet.pipelines.runs.attempt import train_attempt
-from efafnet.pipelines.search.searcher import FAILURE, METRIC, OVERTIME, SAMPLES
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.platform.checkpoint import read_meta
+
+METRIC = "figure"
+"""Name under which a trial reports its validation figure to Tune."""
+SAMPLES = "samples_seen"
+"""Name under which it reports how many samples it has trained on."""
+FAILURE = "failure"
+"""Name under which its last result says why it failed."""
+OVERTIME = "overtime"
+"""Name under which its last result says that its time was up, and when."""
 
 POLL_S = 0.5
 """Seconds between two looks at the run's directory."""
