@@ -14,7 +14,7 @@ from efafnet.pipelines.runs import children
 from efafnet.pipelines.runs.children import remove_orphans
 from efafnet.pipelines.search import tracking
 from efafnet.pipelines.search.ledger import Ledger
-from efafnet.pipelines.training.rundir import RunRecord
+from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.platform.storage import write_json
 from efafnet.tune_spaces.reading import parse_space
 
@@ -102,6 +102,30 @@ def test_a_search_tells_its_run_what_its_trials_took_each_counted_once(
     ]
     assert [(value, step) for key, value, step in points if key == "best/ap"] == [(0.5, 1), (0.5, 2), (0.5, 3)]
     assert [(value, step) for key, value, step in points if key == "trials/stopped_early"] == [(0, 1), (1, 2), (1, 3)]
+
+
+def test_a_stopped_trial_that_ended_before_it_heard_of_it_stays_stopped_in_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four trials the first heard in time, and the third was not stopped; the fourth is another command's."""
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(tracking, "finish_run", lambda _uri, run_id, status: told.append((run_id, status)))
+    monkeypatch.setattr(tracking, "mlflow_client", lambda _: SimpleNamespace(log_batch=lambda *_, **__: None))
+    mine = tracked(tmp_path, RunRecord("search", "", {}, ""), trials=4, keep="all")
+    for number, end in enumerate(("pruned", "pruned", "complete", "pruned")):
+        mine.ledger.next()
+        mine.ledger.report(number, 100, 0.5)
+        directory = RunDirectory(tmp_path / "trials" / f"{number:04d}")
+        directory.path.mkdir(parents=True)
+        directory.record(RunRecord(directory.path.name, "", {}, "", f"run {number}", "http://mlflow"), "")
+        if number > 0:
+            directory.finish(TrainResult(directory.path, directory.path / "checkpoints/step-00000003", {}, None))
+        mine.ledger.finish(number, cast(Any, end))
+        if number < 3:
+            mine.ended(number, cast(Any, end), "")
+    mine.tell_stopped_again()
+    mine.close()
+    assert told == [("run 0", "KILLED"), ("run 1", "KILLED"), ("run 1", "KILLED")]
 
 
 def test_the_line_of_a_search_counts_a_paused_trial_as_not_running(tmp_path: Path) -> None:

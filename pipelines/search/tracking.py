@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna.trial import TrialState
+
 from efafnet.pipelines.runs.attempt import ask_to_leave
 from efafnet.pipelines.runs.children import STAGE, mark_stopped, reconcile
 from efafnet.pipelines.runs.set_line import Show
@@ -160,11 +162,17 @@ class SearchTracking:
         for number in ended - {self._best}:
             shutil.rmtree(self.dir_of(number) / "checkpoints", ignore_errors=True)
 
-    def _end_in_mlflow(self, number: int, state: str, reason: str, curve: Mapping[int, float]) -> None:
+    def _run_of(self, number: int) -> tuple[str, str] | None:
+        """Where a trial's run in MLflow is, and its id; None without one."""
         known = RunDirectory(self.dir_of(number)).known()
         if known is None or known.mlflow_run_id is None or known.tracking_uri is None:
+            return None
+        return known.tracking_uri, known.mlflow_run_id
+
+    def _end_in_mlflow(self, number: int, state: str, reason: str, curve: Mapping[int, float]) -> None:
+        if (run := self._run_of(number)) is None:
             return
-        uri, run_id = known.tracking_uri, known.mlflow_run_id
+        uri, run_id = run
 
         def tell() -> None:
             from mlflow.entities import RunTag
@@ -176,6 +184,15 @@ class SearchTracking:
         quietly(tell, f"noting the end of trial {number}")
         if state != "complete":
             finish_run(uri, run_id, _MLFLOW_STATUS[state])
+
+    def tell_stopped_again(self) -> None:
+        """Say in MLflow once more that trials were stopped which came to their end before they heard of it, and said so
+        after this search had. To be called when their processes are gone."""
+        stopped = {trial.number for trial in self.ledger.own() if trial.state == TrialState.PRUNED}
+        for number in sorted(stopped.intersection(self.over)):
+            run = self._run_of(number)
+            if run is not None and RunDirectory(self.dir_of(number)).result() is not None:
+                self._mlflow.submit(finish_run, *run, _MLFLOW_STATUS["pruned"])
 
     def tell_line(self) -> None:
         """Draw on the terminal how many trials are over and run, and the best figure so far."""

@@ -134,6 +134,7 @@ def _search(tracking: SearchTracking) -> None:
     controller = Controller(ledger, rule, tracking, there.concurrency, config.search.patience)
     _run_tune(controller, tracking, left)
     _let_end(tracking)
+    tracking.tell_stopped_again()
     if controller.broken:
         console.warn(
             f"{SAME_REASON} trials failed for the same reason and none showed a figure, so no more were begun: "
