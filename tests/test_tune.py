@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,7 @@ from efafnet.pipelines.training.placement import placed
 from efafnet.platform.capacity import Capacity
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from efafnet.platform.mlflow_client import mlflow_client
+from tests import rays
 from tests.holds import Holds
 from tests.processes import program
 from tests.training_cases import write_store
@@ -207,17 +209,17 @@ def children(place: Path, name: str) -> tuple[Run, list[Run]]:
 def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = ("search.trials=6", "name=small", "tracking.enabled=true", "epochs=8", "search.concurrency=2",
+    changes = ("search.trials=4", "name=small", "tracking.enabled=true", "search.concurrency=1",
                "search.sampler=random", "workers=0", "tracking.system_metrics_every_s=null")  # fmt: skip
     config = config_of(tmp_path, *changes, space=SPACE.replace("1e-3, 1e-2", "1e-5, 2e-2"))
     run_tune(config)
     study = open_study(tmp_path / "runs/small/study.db")
     states = [trial.state.name for trial in study.trials]
-    assert len(states) == 6
+    assert len(states) == 4
     assert set(states) == {"COMPLETE", "PRUNED"}
     for trial in study.trials:
         assert trial.value == trial.intermediate_values[max(trial.intermediate_values)]
-        assert (max(trial.intermediate_values) == 320) == (trial.state.name == "COMPLETE")
+        assert (max(trial.intermediate_values) == 160) == (trial.state.name == "COMPLETE")
     best = study.best_trial
     parent, trials = children(tmp_path, "small")
     assert (parent.info.status, parent.data.tags["efafnet.best_trial"]) == ("FINISHED", str(best.number))
@@ -237,7 +239,7 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     assert kept == [f"{best.number:04d}"]
     preset = resolve(TrainConfig, load_preset(str(tmp_path / "runs/small/best.yaml")))
     assert preset.optimizer.lr == best.params["optimizer.lr"]
-    assert (preset.name, preset.runs, preset.epochs) == ("small-best", tmp_path / "runs", 8)
+    assert (preset.name, preset.runs, preset.epochs) == ("small-best", tmp_path / "runs", 4)
     told = capsys.readouterr()
     assert "stopped early" in told.out
     assert f"best: trial {best.number}, ap {best.value:.4f}" in told.out
@@ -245,7 +247,7 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     again = tune(config)  # the same command again: nothing is run
     assert (again.best_number, again.counts["complete"]) == (best.number, states.count("COMPLETE"))
     assert "had ended before" in capsys.readouterr().err
-    assert len(children(tmp_path, "small")[1]) == 6
+    assert len(children(tmp_path, "small")[1]) == 4
 
 
 @pytest.mark.slow
@@ -253,7 +255,7 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
 def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path) -> None:
     space = "search:\n  optimizer.lr: {choice: [1e30, 5e-3]}\n"
     config = config_of(tmp_path, "name=ray", "workers=1", "search.sampler=grid", "search.trials=2",
-                       "search.concurrency=1", "tracking.enabled=true", space=space)  # fmt: skip
+                       "search.concurrency=2", "tracking.enabled=true", space=space)  # fmt: skip
     result = tune(config)
     assert result.counts == {"complete": 1, "stopped early": 0, "failed": 1, "interrupted": 0}
     assert result.best_settings == {"optimizer.lr": 0.005}
@@ -263,14 +265,49 @@ def test_trials_on_rays_workers_fail_alone_and_the_search_goes_on(tmp_path: Path
     assert [run.info.status for run in children(tmp_path, "ray")[1]] == ["FAILED", "FINISHED"]
 
 
+@dataclass(frozen=True)
+class Searched:
+    """A search whose time was up before its first trial had a process, and that the same command then ended."""
+
+    directory: Path
+    codes: tuple[int, int]
+    """Exit codes of both commands."""
+    left: list[str]
+    """States of the trials that the first one left."""
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory, _rays_end: None) -> Searched:
+    """Three trials at random, none of them stopped early: what two tests ask of a search that has ended."""
+    rays.share()
+    place = tmp_path_factory.mktemp("searched")
+    wanted = ("name=searched", "search.trials=3", "workers=0", "search.concurrency=1", "search.sampler=random",
+              "search.stop=none")  # fmt: skip
+    study = place / "runs/searched/study.db"
+    timed = run_promoted(config_of(place, "search.time_s=0.1", *wanted))
+    left = [trial.state.name for trial in open_study(study).trials]
+    return Searched(study.parent, (timed, run_promoted(config_of(place, *wanted))), left)
+
+
 @pytest.mark.slow
-def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Path, holds: Holds) -> None:
+def test_a_search_whose_time_is_up_leaves_its_trials_to_be_continued(searched: Searched) -> None:
+    """A tenth of a second is over before a process is there; without a complete trial the exit code says so."""
+    assert searched.left == ["RUNNING"]
+    assert searched.codes == (1, 0)
+    trials = open_study(searched.directory / "study.db").trials
+    assert [(trial.state.name, trial.user_attrs["attempts"]) for trial in trials] == [
+        ("COMPLETE", 2), ("COMPLETE", 1), ("COMPLETE", 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_search_learns_from_another_and_outlives_a_trials_process(
+    tmp_path: Path, searched: Searched, holds: Holds
+) -> None:
     """Warm start, start points, the median rule, and SIGKILL of a trial's process."""
-    common = ("search.trials=3", "workers=0", "search.concurrency=1")
-    first = tune(config_of(tmp_path, "name=first", "search.stop=none", *common))
     space = f"{SPACE}start:\n  - {{optimizer.lr: 0.005, loss.kind: mse}}\n"
-    config = config_of(tmp_path, "name=second", f"search.learn_from={first.directory}", "search.stop=median",
-                       "epochs=8", "search.validations=8", *common, space=space)  # fmt: skip
+    config = config_of(tmp_path, "name=second", f"search.learn_from={searched.directory}", "search.stop=median",
+                       "search.trials=3", "workers=0", "search.concurrency=1", space=space)  # fmt: skip
     checkpoints = config.run_dir / "trials/0000/checkpoints"
     holds.at(10)
     killer = threading.Thread(target=lambda: kill_trial(checkpoints, holds), daemon=True)
@@ -279,26 +316,13 @@ def test_a_search_learns_from_another_and_outlives_a_trials_process(tmp_path: Pa
     study = open_study(config.run_dir / "study.db")
     known = [trial for trial in study.trials if "imported_from" in trial.user_attrs]
     own = [trial for trial in study.trials if trial not in known]
-    origin = study_identity(open_study(first.directory / "study.db"))
+    origin = study_identity(open_study(searched.directory / "study.db"))
     assert [trial.user_attrs["imported_from"] for trial in known] == [f"{origin}#{n}" for n in range(3)]
     assert own[0].params == {"optimizer.lr": 0.005, "loss.kind": "mse"}
     assert {trial.state.name for trial in own} <= {"COMPLETE", "PRUNED"}
     assert own[0].user_attrs["died"]
-    assert list(own[0].intermediate_values) == [40 * n for n in range(1, 9)]  # the first cannot be stopped
+    assert list(own[0].intermediate_values) == [40 * n for n in range(1, 5)]  # the first cannot be stopped
     assert "resuming at step" in (checkpoints.parent / "train.log").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
-def test_a_search_whose_time_is_up_leaves_its_trials_to_be_continued(tmp_path: Path) -> None:
-    """A tenth of a second is over before a process is there; without a complete trial the exit code says so."""
-    common = ("search.trials=1", "workers=0", "name=timed")
-    assert run_promoted(config_of(tmp_path, "search.time_s=0.1", *common)) == 1
-    file = tmp_path / "runs/timed/study.db"
-    assert [trial.state.name for trial in open_study(file).trials] == ["RUNNING"]
-    assert run_promoted(config_of(tmp_path, *common)) == 0
-    (trial,) = open_study(file).trials
-    assert (trial.state.name, trial.user_attrs["attempts"]) == ("COMPLETE", 2)
 
 
 @pytest.mark.slow
@@ -312,13 +336,12 @@ def test_a_search_without_a_complete_trial_exits_with_1(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_a_trial_that_waited_ends_as_if_it_had_never_waited(tmp_path: Path) -> None:
+def test_a_trial_that_waited_ends_as_if_it_had_never_waited(tmp_path: Path, searched: Searched) -> None:
     """The same three settings in a search where all wait after a quarter and one goes on, and in one without stops."""
-    common = ("search.trials=3", "workers=0", "search.sampler=random", "search.concurrency=1")
-    tune(config_of(tmp_path, "name=waiting", "search.stop=constant", "search.finish=1", *common))
-    tune(config_of(tmp_path, "name=whole", "search.stop=none", *common))
+    tune(config_of(tmp_path, "name=waiting", "search.stop=constant", "search.finish=1", "search.trials=3", "workers=0",
+                   "search.sampler=random", "search.concurrency=1"))  # fmt: skip
     waiting = open_study(tmp_path / "runs/waiting/study.db").trials
-    whole = open_study(tmp_path / "runs/whole/study.db").trials
+    whole = open_study(searched.directory / "study.db").trials
     assert [trial.params for trial in waiting] == [trial.params for trial in whole]
     first = [trial.intermediate_values[40] for trial in waiting]
     best = first.index(max(first))
@@ -348,38 +371,38 @@ def test_a_killed_search_goes_on_with_the_same_command(
     config_of(tmp_path)
     shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
-                "search.trials=3", "search.sampler=random", "search.stop=none", "epochs=8", "workers=0",
+                "search.trials=2", "search.sampler=random", "search.stop=none", "workers=0",
                 "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "cluster.address=local",
-                "tracking.system_metrics_every_s=null", "search.validations=4", "search.concurrency=1"]  # fmt: skip
+                "tracking.system_metrics_every_s=null", "search.concurrency=1"]  # fmt: skip
     words = ["tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
     command = program(*words)
     holds = Holds(tmp_path / "holds")
     environment = holds.environment()
     first = tmp_path / "runs/killed/trials/0000"
-    holds.at(10)
+    holds.at(5)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path)
-    wait_for("checkpoint", lambda: (first / "checkpoints/step-00000010").exists(), lambda: process.poll() is not None)
+    wait_for("checkpoint", lambda: (first / "checkpoints/step-00000005").exists(), lambda: process.poll() is not None)
     process.send_signal(signal.SIGINT)
     told = " ".join(process.communicate(timeout=LIMIT_S)[1].decode().split())
     assert process.returncode == 130
     assert re.search(
-        r"warning: interrupted; 0 of 3 trials over, \d running; the same command continues search killed", told
+        r"warning: interrupted; 0 of 2 trials over, \d running; the same command continues search killed", told
     )
     parent, runs = children(tmp_path, "killed")
     assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
-    holds.move(10, to=20)
+    holds.move(5, to=10)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
-    wait_for("another", lambda: (first / "checkpoints/step-00000020").exists(), lambda: process.poll() is not None)
+    wait_for("another", lambda: (first / "checkpoints/step-00000010").exists(), lambda: process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     request.getfixturevalue("ray_local")  # now: beside the Rays above it would only take time
     assert main(words) == 0
-    assert "resuming at step 20 " in (first / "train.log").read_text()
+    assert "resuming at step 10 " in (first / "train.log").read_text()
     study = open_study(tmp_path / "runs/killed/study.db")
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
     assert all(len(trial.intermediate_values) == 4 for trial in study.trials)
     assert max(trial.user_attrs["attempts"] for trial in study.trials) >= 2
     _, runs = children(tmp_path, "killed")
-    assert [(run.info.status, run.info.lifecycle_stage) for run in runs] == [("FINISHED", "active")] * 3
+    assert [(run.info.status, run.info.lifecycle_stage) for run in runs] == [("FINISHED", "active")] * 2
     history = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").get_metric_history(runs[0].info.run_id, "val/ap")
     assert len({point.step for point in history}) == len(history) == 4
