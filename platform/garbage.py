@@ -49,7 +49,7 @@ def collected_between_points() -> Iterator[None]:
     What was made before the loop is left alone for good; what the loop leaves is collected at the points of its curves.
     A program that has frozen what is to stay in it finds it frozen afterwards, and nothing of this run among it.
     """
-    was_enabled, frozen_before = gc.isenabled(), gc.get_freeze_count() > 0
+    was_enabled, frozen_before = gc.isenabled(), _is_frozen()
     gc.collect()
     if not frozen_before:
         gc.freeze()
@@ -70,6 +70,18 @@ def collect_rarely() -> None:
     import Ray Tune, torch and MLflow .7 were spent on looking, and found next to nothing.
     """
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
+
+
+_found_frozen = False
+"""Whether this program was found to keep something frozen."""
+
+
+def _is_frozen() -> bool:
+    """Whether the program keeps something frozen. Asked until it does: Python counts all that is frozen to say so,
+    which takes as long as a training step of a small network."""
+    global _found_frozen
+    _found_frozen = _found_frozen or gc.get_freeze_count() > 0
+    return _found_frozen
 
 
 def skip_collection_at_exit() -> None:

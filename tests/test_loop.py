@@ -196,7 +196,7 @@ def test_loss_scaling_that_skips_every_step_ends_the_run(
         return trainee
 
     monkeypatch.setattr(preparation, "build_trainee", scaled)
-    context, config = Quiet(), sbn_config_of(tmp_path, "data.val=null", "epochs=5")
+    context, config = Quiet(), sbn_config_of(tmp_path, "data.val=null", "epochs=5" if ends else "epochs=2")
     if ends:
         told = r"no gradient of the last 5 steps was finite in fp16, at a loss scale of 0.0625, at step 20; .*"
         with pytest.raises(DivergedError, match=told + "take precision=bf16 or fp32, lower optimizer.lr"):
@@ -239,11 +239,11 @@ def test_every_point_is_a_checkpoint_while_workers_are_about_to_join(tmp_path: P
             return 2 <= self.points <= 3
 
     context = Joined()
-    settings = ("epochs=6", "data.val=null", "checkpoint={every_epochs: null, every_steps: 100, keep_last: 9}")
+    settings = ("epochs=4", "data.val=null", "checkpoint={every_epochs: null, every_steps: 100, keep_last: 9}")
     result = run(sbn_config_of(tmp_path, *settings), context)
     written = sorted(int(path.name[5:]) for path in result.checkpoint.parent.glob("step-*"))
-    assert context.curves.steps("train/loss") == [5, 10, 15, 20, 25, 30]
-    assert written == [10, 15, 30]
+    assert context.curves.steps("train/loss") == [5, 10, 15, 20]
+    assert written == [10, 15, 20]
 
 
 def test_a_resumed_run_records_the_validation_of_its_checkpoint_again(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def test_activations_start_at_a_sane_scale_and_fit_half_precision(encoder: str, 
     torch.manual_seed(0)
     network = build_network(NetworkConfig.model_validate(_FORMS[form] | {"encoder": encoder}), 17)
     seen = _Scales(network)
-    images = _images(4, InputSize(height=64, width=64))
+    images = _images(2, InputSize(height=64, width=64))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             heatmaps = network(images).heatmaps
@@ -225,7 +225,7 @@ def test_literal_equation_8_does_not_fit_half_precision_in_a_deep_encoder() -> N
     network = build_network(NetworkConfig(encoder="resnet101", fsm_merge="literal", ffm=False), 17)
     seen = _Scales(network)
     with torch.no_grad():
-        network(_images(4, InputSize(height=64, width=64)))
+        network(_images(2, InputSize(height=64, width=64)))
     assert max(seen.std.values()) > 65504
 
 
