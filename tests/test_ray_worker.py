@@ -22,13 +22,14 @@ from mlflow import MlflowClient
 
 from efafnet.pipelines.training import ray_worker
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.ray_run import train
 from efafnet.pipelines.training.ray_worker import RayAsyncValidator
 from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
 from tests.holds import Holds
-from tests.training_cases import config_of, lives, newest_step, trace_of, train_as_two, train_until
+from tests.training_cases import config_of, lives, newest_step, sbn_config_of, trace_of, train_as_two, train_until
 from tests.waiting import LIMIT_S, wait_for
 
 RECORDED = ("epochs=12", "validation.every_epochs=3", "trace=true", "checkpoint={every_epochs: null, every_steps: 5}")
@@ -133,16 +134,11 @@ def _assert_model_loads(uri: str, result: TrainResult) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_idle")
 def test_validation_beside_training_finds_what_inline_finds(tmp_path: Path) -> None:
+    """On one of Ray's workers beside training, between the steps of a run in this process."""
     found = {}
-    for where in ("inline", "auto"):
-        settings = (
-            f"name={where}",
-            f"validation.where={where}",
-            "validation.every_epochs=2",
-            "epochs=6",
-            "trace=true",
-        )
-        config = config_of(tmp_path, "workers=1", *settings)
+    for where, workers in (("inline", 0), ("auto", 1)):
+        settings = (f"name={where}", f"validation.where={where}", "validation.every_epochs=2", "epochs=6", "trace=true")
+        config = sbn_config_of(tmp_path, f"workers={workers}", *settings)
         result = train(config)
         log = (config.run_dir / "train.log").read_text()
         assert log.count("s beside training)") == (2 if where == "auto" else 0)
@@ -199,15 +195,19 @@ def test_an_asynchronous_validation_that_never_ends_is_given_up(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begun in one process and ended on two workers: the same samples in the same global batches."""
+    """Begun in one process and ended by two, which do what two of Ray's workers do (see above): the same samples in the
+    same global batches."""
     short = ("trace=true", "epochs=6", "data.val=null", "name=run")
     alone = config_of(tmp_path / "alone", *short)
     train(alone)
     moved = config_of(tmp_path / "moved", *short)
     train_until(moved, 12, monkeypatch)
-    train(config_of(tmp_path / "moved", *short, "workers=2"))
+    moved = config_of(tmp_path / "moved", *short, "workers=2")
+    directory = RunDirectory(moved.run_dir)
+    with directory.locked():
+        assert directory.claim(open_inputs(moved).identity(moved), moved.changeable()) == directory.known(), "one run"
+    train_as_two(moved)
     one, two = trace_of(alone), trace_of(moved)
     assert one.keys() == two.keys()
     assert all(one[step][0] == two[step][0] for step in one)
@@ -223,7 +223,7 @@ def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, monkeypatc
 @pytest.mark.usefixtures("ray_local")
 def test_a_users_error_in_a_worker_is_one_error_and_not_retried(tmp_path: Path) -> None:
     """A crop that cannot be decoded is found by one worker on the way."""
-    config = config_of(tmp_path, "workers=2", "data.val=null", "epochs=2")
+    config = sbn_config_of(tmp_path, "workers=2", "data.val=null", "epochs=2")
     shard = tmp_path / "train" / "persons-00000.parquet"
     table = pq.read_table(shard).to_pylist()
     table[17]["image"] = bytes(len(table[17]["image"]) - 1)
