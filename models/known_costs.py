@@ -21,9 +21,13 @@ STORED: dict[str, tuple[AnyNetworkConfig, InputSize]] = {
     **{name: (variant.network, variant.input) for name, variant in VARIANTS.items()},
     "nano_96x64": (NetworkConfig(encoder="nano"), InputSize(height=96, width=64)),
     "nano_without_fasm_96x64": (NetworkConfig(encoder="nano", fam="none", fsm="none"), InputSize(height=96, width=64)),
+    "nano_8_channels_without_fasm_96x64": (
+        NetworkConfig(encoder="nano", base_width=8, fam="none", fsm="none"),
+        InputSize(height=96, width=64),
+    ),
     "nano_8_channels_64x64": (NetworkConfig(encoder="nano", base_width=8), InputSize(height=64, width=64)),
 }
-"""The networks whose costs are stored: the named ones, and those that presets train in minutes on a CPU."""
+"""The networks whose costs are stored: the named ones, and those that presets and demos train in minutes on a CPU."""
 
 
 @dataclass(frozen=True)

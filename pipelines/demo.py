@@ -219,7 +219,8 @@ def stages_of(config: DemoConfig) -> list[Stage]:
     # From the trained network: from scratch, so few samples teach nothing, and the search would rank noise. Each trial
     # in one process, which the next one takes over: so short a training would spend its time on starting workers.
     def tune(clock: Clock) -> tuple[tuple[str, ...], ...]:
-        trials: tuple[str, ...] = ("max_samples=480", "search.trials=3", "search.validations=2")
+        # One after the other: the second process would import for longer than a trial takes.
+        trials: tuple[str, ...] = ("max_samples=480", "search.trials=3", "search.validations=2", "search.concurrency=1")
         if not small:
             samples = clock.trial_samples(_speed(_final(out)))
             trials = (f"max_samples={samples}", f"search.trials={_TRIALS}", "search.validations=2", "search.grace=0.5")

@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 
 from efafnet.models.skeleton import COCO_17
 from efafnet.pipelines import cli
-from efafnet.pipelines.synth.dataset import SPLITS, SynthConfig, run_synth
+from efafnet.pipelines.synth.dataset import SPLITS, SynthConfig, _number_of_workers, run_synth
 from efafnet.pipelines.synth.version import drawing_digest
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, resolve
 from efafnet.platform.storage import OutputExistsError, UnwritableError
@@ -177,6 +177,18 @@ def test_faces_front_and_back_views_all_occur(train: COCO) -> None:
             views["back"] += bool(v[0] == v[1] == v[2] == 0 and (v[3] or v[4]))
             views["profile"] += bool(v[0] == 2 and (v[1] == 2) != (v[2] == 2))
     assert all(count >= 5 for count in views.values()), views
+
+
+@pytest.mark.parametrize(
+    ("wanted", "images", "workers"),
+    [("null", 4400, 8), ("null", 399, 7), ("null", 80, 1), ("null", 49, 0), ("2", 1, 2)],
+)
+def test_few_images_are_drawn_by_few_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, images: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    config = _config(tmp_path, "images.train=1", f"images.val={images - 1}", f"workers={wanted}")
+    assert _number_of_workers(config) == workers
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(tmp_path: Path) -> None:

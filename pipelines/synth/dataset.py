@@ -32,6 +32,8 @@ from efafnet.platform.storage import atomic_directory, check_output, sha256_json
 SPLITS = ("train", "val")
 SMALLEST_SIDE_PX = 96
 LARGEST_SIDE_PX = 4096
+_IMAGES_EACH = 50
+"""Fewest images for which one more process is started: drawing them takes as long as its imports, half a second."""
 _NOT_CONTENT = {"out", "workers", "overwrite"}
 """Settings that must not show in the files: they do not change what is drawn."""
 
@@ -110,7 +112,8 @@ class SynthConfig(Settings):
     seed: int = Field(0, ge=0)
     """Seed of everything. The files depend on it and the settings above alone, not on the number of workers."""
     workers: int | None = Field(default=None, ge=0)
-    """Processes that draw: null for one per CPU this process may use; 0 for this very process."""
+    """Processes that draw: null for one per CPU this process may use, but not more than one for each 50 images; 0 for
+    this very process."""
     overwrite: bool = False
     """Replace what is in the output directory."""
 
@@ -185,12 +188,18 @@ def _tasks(config: SynthConfig, workers: int) -> list[Task]:
     ]
 
 
+def _number_of_workers(config: SynthConfig) -> int:
+    if config.workers is not None:
+        return config.workers
+    return min(len(os.sched_getaffinity(0)), (config.images.train + config.images.val) // _IMAGES_EACH)
+
+
 Made = Iterator[tuple[Task, list[ImageRecord]]]
 
 
 def _made(config: SynthConfig, directory: Path, advance: Callable[[float], None]) -> Made:
     """Yield every task with what it made, in order."""
-    workers = len(os.sched_getaffinity(0)) if config.workers is None else config.workers
+    workers = _number_of_workers(config)
     tasks = _tasks(config, max(1, workers))
     maker = Maker(config.recipe, config.seed, directory)
     if workers <= 1 or len(tasks) == 1:

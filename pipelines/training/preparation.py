@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -21,13 +22,14 @@ from efafnet.pipelines.training.step import Trainee, average_of
 from efafnet.platform import machine
 from efafnet.platform.checkpoint import Checkpoint, load_checkpoint
 from efafnet.platform.configuration import ConfigurationError, to_yaml
-from efafnet.platform.garbage import collection_paused
+from efafnet.platform.garbage import importing
 from efafnet.platform.machine import Precision
 
 
-@collection_paused()  # torch's optimizers import its compiler
 def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
+    with importing():  # before there is a network, for torch's optimizers and DDP do
+        importlib.import_module("torch._dynamo")
     inputs = open_inputs(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     config, drawbacks = resolve_precision(config, context)

@@ -33,6 +33,7 @@ from efafnet.platform.capacity import capacity
 from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.cluster import Resources, connect, defaults
 from efafnet.platform.configuration import absolute_paths, to_yaml
+from efafnet.platform.garbage import importing
 from efafnet.platform.interruption import report_stop
 
 if TYPE_CHECKING:
@@ -232,6 +233,7 @@ def _ray_train_variables(config: TrainConfig, resources: Resources) -> dict[str,
     return variables
 
 
+@importing()  # Ray Train's part for torch
 def _trainer(config: TrainConfig, job: WorkerJob, each: Mapping[str, float], *, grows: bool) -> TorchTrainer:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -267,8 +269,9 @@ def _trainer(config: TrainConfig, job: WorkerJob, each: Mapping[str, float], *, 
 
 def _fit(config: TrainConfig, trainer: Callable[[], TorchTrainer]) -> dict[str, Any]:
     """Train to the end, with a new set of workers after each failure; raises as ``Failures.wait_or_raise``."""
-    from ray.exceptions import RayError
-    from ray.train import TrainingFailedError
+    with importing():
+        from ray.exceptions import RayError
+        from ray.train import TrainingFailedError
 
     from efafnet.pipelines.training.reservations import PLACEMENT, given_back
 

@@ -258,6 +258,7 @@ def _score(config: TrainConfig, inputs: Inputs, metrics: Mapping[str, float]) ->
     return Score(metric, metrics[metric], sha256_json(terms)[:16])
 
 
+@importing()  # MLflow's part for torch, and half of MLflow
 def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, result: TrainResult) -> None:
     checkpoint = load_checkpoint(result.checkpoint, with_state=False)
     network = build_network(config.network, inputs.skeleton.num_joints)
