@@ -106,7 +106,7 @@ def test_a_search_is_promoted_to_a_winner(tmp_path: Path, capsys: pytest.Capture
         tmp_path, "max_samples=80", "search.sampler=grid", "search.stop=none", "tracking.enabled=true",
         "tracking.system_metrics_every_s=null", "tracking.register_as=spots", "optimizer.lr=1e-5",
         "search.concurrency=1", "worker.cpus=1",  # one process takes all runs of a stage, and imports torch once
-        "promote={finalists: 1, longer: 2, repeats: 2, samples: 120, full: true}",
+        "promote={finalists: 1, longer: 2, repeats: 2, samples: 120, full: true}", "validation.overlays=0",
     )  # fmt: skip
     assert run_promoted(config) == 0
     told = capsys.readouterr()
