@@ -9,6 +9,7 @@ from pathlib import Path
 
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.rundir import LOCK, TrainResult
+from efafnet.platform.garbage import importing
 from efafnet.platform.locks import LockHeldError, hold
 from efafnet.platform.ray_errors import reason_of
 
@@ -40,7 +41,8 @@ def train_attempt(
     Returns:
         Why it failed, as one line; nothing where it did not.
     """
-    from efafnet.pipelines.training.ray_run import train
+    with importing():
+        from efafnet.pipelines.training.ray_run import train
 
     config.run_dir.mkdir(parents=True, exist_ok=True)
     leave = config.run_dir / LEAVE
