@@ -311,8 +311,8 @@ def _aliases(levels: int, width: int = 9) -> str:
     [
         (_aliases(12), "with its aliases written out it holds more than 100000 values"),
         ("a: &a [*a]", "a value that holds itself"),
-        ("a: " + "[" * 5000 + "]" * 5000, "nested too deep"),
-        ("{a: " * 3000, "nested too deep"),
+        ("a: " + "[" * 1500 + "]" * 1500, "nested too deep"),
+        ("{a: " * 1500, "nested too deep"),
         ("a: " + "9" * 5000, "number 99999999999999999999… does not fit into 64 bits"),
         ("a: 9223372036854775808", "number 9223372036854775808 does not fit into 64 bits"),
         ("a: 1e400", "number 1e400 is too large"),

@@ -45,7 +45,7 @@ def trainee_on(gpu: StandInGpu, optimizing: OptimizerConfig, micro_batch: int | 
     [
         ({}, [4]),
         ({"ema_decay": 0.9, "clip_norm": 1.0, "kind": "adamw", "weight_decay": 0.1}, [4]),
-        ({"ema_decay": 0.9}, [3, 1]),
+        ({"ema_decay": 0.9, "clip_norm": 1.0}, [3, 1]),
     ],
 )
 def test_a_step_copies_its_batch_and_waits_for_nothing(settings: dict[str, Any], parts: list[int]) -> None:

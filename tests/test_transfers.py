@@ -1,4 +1,4 @@
-"""Nothing in the models or a step reads from the host or waits for the device; shown on a stand-in for a GPU."""
+"""Nothing in the models or the codec reads from the host or waits for the device; shown on a stand-in for a GPU."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from efafnet.models.network import normalise
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import COCO_17
 from efafnet.models.variants import variant
-from efafnet.pipelines.training.config_groups import ComputeConfig, OptimizerConfig
-from efafnet.pipelines.training.optimizer import build_optimizer
-from efafnet.pipelines.training.step import Trainee, average_of, train_step
 from tests.step_transfers import StandInGpu, Transfer, host_batch, network_on, stand_in_gpu
 
 SIZE = InputSize(height=64, width=32)
@@ -53,39 +50,6 @@ def test_a_network_and_its_loss_copy_nothing(name: str, kernels: bool) -> None:
 
         assert _second(gpu, step) == []
         assert all(p.grad is not None and p.grad.is_cuda for p in network.parameters())
-
-
-@pytest.mark.parametrize(("micro_batch", "average"), [(None, False), (4, True)])
-def test_a_step_copies_its_batch_and_nothing_else(gpu: StandInGpu, micro_batch: int | None, average: bool) -> None:
-    row = variant("sbn_nano")
-    network = network_on(gpu.device, row)
-    optimizing = OptimizerConfig(clip_norm=1.0, ema_decay=0.99 if average else None)
-    trainee = Trainee(
-        module=network,
-        wrapped=network,
-        optimizer=build_optimizer(optimizing, network),
-        scaler=torch.amp.GradScaler("cuda", enabled=False),
-        ema=average_of(network) if average else None,
-        input_size=row.input,
-        heatmap=row.heatmap,
-        loss=row.loss,
-        optimizing=optimizing,
-        compute=ComputeConfig(),
-        precision="fp32",
-        seed=0,
-        global_batch=8,
-        rank=0,
-        world_size=1,
-        device=gpu.device,
-        micro_batch=micro_batch,
-    )
-    batch = host_batch(row, 8)
-    steps = iter(range(2))
-    seen = _second(gpu, lambda: train_step(trainee, batch, next(steps), 1e-3))
-    count, parts = (4, 2) if micro_batch else (8, 1)
-    size = row.input.height, row.input.width
-    assert [t.shape for t in seen] == [(count, 3, *size), (count, 17, 2), (count, 17)] * parts
-    assert all(t.asynchronous for t in seen)
 
 
 @pytest.mark.parametrize(
