@@ -25,7 +25,7 @@ from efafnet.pipelines.crops.config import ReaderConfig
 from efafnet.pipelines.crops.groups import COLUMNS
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
-from efafnet.pipelines.evaluation.store_prediction import CropView
+from efafnet.pipelines.evaluation.crop_view import CropView
 from efafnet.platform import cluster, console
 
 SIZE, BATCH = InputSize(height=256, width=192), 64

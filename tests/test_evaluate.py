@@ -24,10 +24,11 @@ from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation import evaluate as evaluation
 from efafnet.pipelines.evaluation.config import EvaluateConfig, WorkersConfig
+from efafnet.pipelines.evaluation.crop_view import CropView
 from efafnet.pipelines.evaluation.evaluate import evaluate, run_evaluate
 from efafnet.pipelines.evaluation.predictions import Predictions
 from efafnet.pipelines.evaluation.score import ScoreConfig, score
-from efafnet.pipelines.evaluation.store_prediction import CropView, _batch_of
+from efafnet.pipelines.evaluation.store_prediction import _batch_of
 from efafnet.pipelines.evaluation.trained import load_trained
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import run

@@ -10,23 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from efafnet.models.config import HeatmapConfig
 from efafnet.models.settings import InputSize
 from efafnet.models.skeleton import Skeleton
-from efafnet.pipelines.crops import geometry
 from efafnet.pipelines.crops.batch import Batch
-from efafnet.pipelines.crops.decode import CropDecoder
-from efafnet.pipelines.crops.groups import COLUMNS, group_from_table
-from efafnet.pipelines.crops.manifest import Encoding
+from efafnet.pipelines.crops.groups import COLUMNS
 from efafnet.pipelines.crops.reader import EvalReader
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import TestConfig, Weights, WorkersConfig
+from efafnet.pipelines.evaluation.crop_view import FAULT, CropView, warp
 from efafnet.pipelines.evaluation.inference import placed, predict_batch, predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions
 from efafnet.pipelines.evaluation.trained import Trained, load_trained
@@ -80,42 +76,6 @@ def predict_here(trained: Trained, store: CropStore, test: TestConfig, workers: 
             parts.append(Predictions.gather(people, batch.rows.numpy(), joints_px, scores))
             advance(len(batch))
     return Predicted(Predictions.concat(parts), precision)
-
-
-@dataclass(frozen=True)
-class CropView:
-    """How rows of a store become the network's input; pure, so that any worker does it alike."""
-
-    encoding: Encoding
-    input_size: InputSize
-    padding: float
-    udp: bool
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Rows of person shards -> their warped crops, ids and affines."""
-        cv2.setNumThreads(0)
-        group, size, decoder = group_from_table(table), self.input_size, CropDecoder(self.encoding)
-        to_image = geometry.view_of_boxes(group.boxes_xywh, size, self.padding, udp=self.udp)
-        to_crop = geometry.compose_affine(geometry.invert_affine(group.crop_to_image), to_image)
-        pixels = np.empty((table.num_rows, 3, size.height, size.width), np.uint8)
-        for i, person in enumerate(table["person_id"].to_pylist()):
-            try:
-                group.warp(i, decoder, to_crop[i], pixels[i])
-            except ValueError as error:
-                raise ValueError(f"the crop of person {person} cannot be read: {error}") from error
-        return pa.table(
-            {
-                "person_id": table["person_id"],
-                "pixels": _as_fixed_binary(pixels.reshape(len(pixels), -1)),
-                "input_to_image": pa.FixedSizeListArray.from_arrays(pa.array(to_image.reshape(-1)), 6),
-            }
-        )
-
-
-def _as_fixed_binary(rows: NDArray[np.uint8]) -> pa.Array:
-    """Bytes (N, B) as one Arrow value per row, without copying."""
-    buffer = pa.py_buffer(np.ascontiguousarray(rows))
-    return pa.Array.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, buffer])
 
 
 def _batch_of(table: pa.Table, size: InputSize, skeleton: Skeleton) -> Batch:
@@ -187,13 +147,11 @@ class _Predictor:
                 "joints_px": pa.array(list(joints_px.reshape(len(joints_px), -1)), pa.list_(pa.float64())),
                 "scores": pa.array(list(scores), pa.list_(pa.float32())),
                 _PRECISION: pa.repeat(self.precision, len(scores)),
-                _FAULT: pa.nulls(len(scores), pa.string()),
+                FAULT: pa.nulls(len(scores), pa.string()),
             }
         )
 
 
-# An exception in a function of Ray Data reaches the driver as a wall of text without its cause, so faults are data.
-_FAULT = "fault"
 _PRECISION = "precision"
 
 
@@ -205,13 +163,13 @@ def _fault(message: str) -> pa.Table:
             "joints_px": pa.array([[]], pa.list_(pa.float64())),
             "scores": pa.array([[]], pa.list_(pa.float32())),
             _PRECISION: pa.nulls(1, pa.string()),
-            _FAULT: [message],
+            FAULT: [message],
         }
     )
 
 
 def _first_fault(table: pa.Table) -> str | None:
-    return next((message for message in table[_FAULT].to_pylist() if message), None)
+    return next((message for message in table[FAULT].to_pylist() if message), None)
 
 
 def predict_with_ray(
@@ -242,26 +200,9 @@ def _computed(
     shards = [store.file(shard) for shard in store.manifest.shards if shard.rows]
     size = task.test.batch_size
     persons = ray_data.from_parquet(shards, _COLUMNS, blocks=2 * pool.count)
-    warped = ray_data.map_in_tasks(persons, _warp, {"view": view}, batch_size=size)
+    warped = ray_data.map_in_tasks(persons, warp, {"view": view}, batch_size=size)
     predicted = ray_data.map_in_actors(warped, _Predictor, (task,), pool, cpus=cpus_per_actor, batch_size=size)
     return ray_data.computed(predicted, "predicting")
-
-
-def _warp(table: pa.Table, view: CropView) -> pa.Table:
-    """Ray Data's task: rows of the store -> warped crops, or one row with the fault of a damaged one."""
-    try:
-        crops = view(table)
-    except ValueError as error:
-        size = view.input_size
-        crops = pa.table(
-            {
-                "person_id": table["person_id"].slice(0, 1),
-                "pixels": pa.nulls(1, pa.binary(3 * size.height * size.width)),
-                "input_to_image": pa.nulls(1, pa.list_(pa.float64(), 6)),
-            }
-        )
-        return crops.append_column(_FAULT, pa.array([str(error)]))
-    return crops.append_column(_FAULT, pa.nulls(crops.num_rows, pa.string()))
 
 
 def _collect(predicted: Iterator[pa.Table], store: CropStore) -> Predicted:

@@ -6,12 +6,9 @@ gets it. Predicting changes nothing, so doing it twice does no harm.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
@@ -19,46 +16,15 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from efafnet.pipelines.serving.api import Rules, build_app
-from efafnet.pipelines.serving.config import BatchingConfig
-from efafnet.pipelines.serving.engine import Engine, EnginePlan, Prepared
 from efafnet.pipelines.serving.messages import Answer, PoseRequest, Refusal
 from efafnet.pipelines.serving.metrics import ServingMetrics, gathered
+
+if TYPE_CHECKING:
+    from efafnet.pipelines.serving.replica import ReplicaPlan
 
 REPLICA, FRONT = "predictor", "front"
 _TRIES = 3
 """How often a request is handed to a replica: one that ends whatever replica it meets must not end them all."""
-
-
-@dataclass(frozen=True)
-class ReplicaPlan:
-    """How a replica works."""
-
-    plan: EnginePlan
-    batching: BatchingConfig
-    gpu: bool
-    threads: int
-
-
-class Replica:
-    """Holds the networks. Images are decoded one by one beside the network, crops predicted in batches."""
-
-    def __init__(self, plan: ReplicaPlan) -> None:
-        torch.set_num_threads(plan.threads)
-        self._engine = Engine(plan.plan, torch.device("cuda" if plan.gpu else "cpu"))
-        self._in_batches: Any = serve.batch(
-            max_batch_size=plan.batching.requests, batch_wait_timeout_s=plan.batching.wait_ms / 1e3
-        )(self._predict)
-
-    async def persons(self, asked: PoseRequest) -> Answer | Refusal:
-        """Answer one request."""
-        waiting = await asyncio.to_thread(self._engine.prepare, asked)
-        if isinstance(waiting, Refusal):
-            return waiting
-        answer: Answer = await self._in_batches(waiting)
-        return answer
-
-    async def _predict(self, waiting: list[Prepared]) -> list[Answer]:
-        return await asyncio.to_thread(lambda: [Answer.of(found) for found in self._engine.predict(waiting)])
 
 
 class Front:
@@ -104,6 +70,7 @@ def application(
     plan: ReplicaPlan, rules: Rules, replica_options: dict[str, Any], front_options: dict[str, Any]
 ) -> serve.Application:
     """Both deployments, bound together."""
+    from efafnet.pipelines.serving.replica import Replica  # not above: fronts import this module, and need no torch
 
     def interface() -> FastAPI:
         return build_app(rules, Dispatcher(ServingMetrics()), gathered)

@@ -65,7 +65,8 @@ def start(config: ServeConfig, plan: EnginePlan, rules: Rules) -> None:
     import ray.serve
     from ray.serve.schema import LoggingConfig
 
-    from efafnet.pipelines.serving.deployment import ReplicaPlan, application
+    from efafnet.pipelines.serving.deployment import application
+    from efafnet.pipelines.serving.replica import ReplicaPlan
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     there = connect(config.workers.cluster)
