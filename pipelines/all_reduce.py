@@ -10,6 +10,7 @@ from typing import Literal
 
 from efafnet.platform.cluster import on_every_node, this_node
 from efafnet.platform.health import Finding
+from efafnet.platform.node_interface import use_node_interface
 
 Backend = Literal["gloo", "nccl"]
 
@@ -74,8 +75,6 @@ def all_reduce(address: str, ranks: Mapping[str, int], backend: Backend) -> floa
     """GB/s of adding up 64 MiB, as one of the nodes; None on a node that came later and takes no part."""
     import torch
     from torch import distributed
-
-    from efafnet.pipelines.training.process_group import use_node_interface
 
     rank = ranks.get(this_node()[0])
     if rank is None:

@@ -30,7 +30,7 @@ from tests import rays
 from tests.holds import Holds
 from tests.metadata_service import action, metadata_service
 from tests.processes import program
-from tests.training_cases import ROOT, config_of, lives, newest_step, trace_of
+from tests.training_cases import ROOT, lives, newest_step, sbn_config_of, trace_of
 from tests.waiting import LIMIT_S, wait_for
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def holds(tmp_path_factory: pytest.TempPathFactory) -> Holds:
 
 @pytest.fixture(scope="module")
 def cluster(holds: Holds) -> Iterator[Any]:
-    """A head that trains nothing, and no node yet; this process is its driver."""
+    """A head that trains nothing, and a node for one worker; this process is its driver."""
     rays.leave()
     quiet_environment()
     from ray.cluster_utils import Cluster
@@ -72,6 +72,7 @@ def cluster(holds: Holds) -> Iterator[Any]:
 
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
         nodes: Any = Apart(initialize_head=True, head_node_args=head)
+        nodes.add_node(num_cpus=1)
         connect(ClusterConfig(address=nodes.address))
         _count_nodes_often()
         yield nodes
@@ -125,8 +126,7 @@ def test_nodes_die_return_and_are_drained(
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
     tracking = f"tracking={{uri: 'sqlite:///{tmp_path}/mlflow.db', system_metrics_every_s: null}}"
     settings = ("epochs=30", "data.val=null", "trace=true", SHORT_OF_FILES, tracking)
-    config = config_of(tmp_path, "name=run", "workers=1..2", "worker.grow_every_s=3", *settings)
-    cluster.add_node(num_cpus=1)
+    config = sbn_config_of(tmp_path, "name=run", "workers=1..2", "worker.grow_every_s=3", *settings)
     doomed = cluster.add_node(num_cpus=1)
     record_property("all_reduce_gb_s", _network_gb_s())
     holds.at(20)
@@ -145,7 +145,7 @@ def test_nodes_die_return_and_are_drained(
     # Enough steps, and enough time for some of them, between the notice and the end.
     holds.slowly()
     holds.move(60, to=140)
-    drain(cluster.address, returned.node_id, seconds=4 + round(twenty_steps_s), monkeypatch=monkeypatch)
+    drain(cluster.address, returned.node_id, seconds=5 + round(twenty_steps_s), monkeypatch=monkeypatch)
     record_property("drained_s", wait_for("one worker again", lambda: len(lives(config)) == 3, running.done))
     holds.fast()
     holds.release(140)
@@ -194,9 +194,8 @@ def test_a_driver_killed_on_a_cluster_is_started_again(
     """After Ctrl-C and after SIGKILL the same command goes on, beside what is left of the one before; equal to the bit
     to a run in one process."""
     settings = ("epochs=8", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
-    whole = config_of(tmp_path, "name=whole", *settings)
-    cut = config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)
-    cluster.add_node(num_cpus=1)
+    whole = sbn_config_of(tmp_path, "name=whole", *settings)
+    cut = sbn_config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)
     (tmp_path / "cut.yaml").write_text(to_yaml(cut))
     command = program("train", str(tmp_path / "cut.yaml"))
     holds.at(10)

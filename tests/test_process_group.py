@@ -11,8 +11,9 @@ import pytest
 import ray
 import ray.util
 
-from efafnet.pipelines.training.process_group import LEAVE_S, ClusterTorchConfig, interface_of, use_node_interface
+from efafnet.pipelines.training.process_group import LEAVE_S, ClusterTorchConfig
 from efafnet.platform import ray_private
+from efafnet.platform.node_interface import interface_of, use_node_interface
 
 
 def test_an_address_belongs_to_an_interface_or_to_none() -> None:

@@ -5,17 +5,15 @@ Imports no torch: the process that controls the workers, which each run starts f
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import ray
-import ray.util
 from ray.train.backend import Backend, BackendConfig
 
 from efafnet.platform import ray_private
+from efafnet.platform.node_interface import use_node_interface
 
 LEAVE_S = 30.0
 """Longest wait for workers to leave their process group, seconds, and never longer than for an exchange between them:
@@ -68,23 +66,3 @@ class _ClusterBackend(Backend):
         leaving = worker_group.execute_async(ray_private.leave_torch_group, len(worker_group))
         with suppress(ray.exceptions.GetTimeoutError):
             ray.get(leaving, timeout=min(LEAVE_S, backend_config.timeout_s))
-
-
-def use_node_interface() -> None:
-    """Let gloo and NCCL use the network interface of this node's address, unless the environment names one.
-
-    NCCL looks among all interfaces itself, and may choose one that leads nowhere; over InfiniBand or EFA only its first
-    contact goes this way.
-    """
-    name = interface_of(ray.util.get_node_ip_address())
-    if name is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # the sign: this one, not all that begin so
-
-
-def interface_of(address: str) -> str | None:
-    """Return the network interface of this machine that has the address, or None."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(entry.address == address for entry in addresses):
-            return name
-    return None
