@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,9 @@ from efafnet.pipelines.search.ledger import Assignment, Ledger
 from efafnet.pipelines.search.samplers import make_sampler
 from efafnet.pipelines.search.study_db import open_storage
 from efafnet.tune_spaces.space import grid, suggest
-from tests.search_cases import SPACE, ledger, space, states
+from tests.search_cases import SPACE, ledger, search_to_the_end, space, states
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_search_writes_every_state_and_the_last_figure(tmp_path: Path) -> None:
@@ -267,31 +268,22 @@ def test_samplers_made_anew_for_each_trial_still_learn() -> None:
 @pytest.mark.slow
 def test_a_killed_driver_loses_and_doubles_nothing(tmp_path: Path) -> None:
     """SIGKILL at random moments of a busy search; afterwards every trial is there once and ended once."""
-    program = textwrap.dedent(
-        f"""
-        import sys, time
-        from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
-        from efafnet.pipelines.search.ledger import Ledger
-        from efafnet.tune_spaces.reading import parse_space
-        book = Ledger(Path({str(tmp_path)!r}) / "study.db", "search", parse_space({SPACE!r}, "my.yaml"),
-                      trials=12, sampler="random", seed=1, startup=2)
-        print("ready", flush=True)
-        while (a := book.next()) is not None:
-            for samples in (100, 200, 300):
-                book.report(a.number, samples, samples / 1000)
-            book.finish(a.number, "complete" if a.number % 2 else "pruned")
-        """
+    program = (
+        "import sys; from pathlib import Path; from tests import search_cases as cases\n"
+        "book = cases.ledger(Path(sys.argv[1]), trials=12)\n"
+        "print('ready', flush=True)\n"
+        "cases.search_to_the_end(book)\n"
     )
+    command = [sys.executable, "-c", program, str(tmp_path)]
     draw = random.Random(5)
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
         signal.sigtimedwait([], draw.uniform(0.02, 0.12))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    search_to_the_end(ledger(tmp_path, trials=12))
     study = optuna.load_study(study_name="search", storage=open_storage(tmp_path / "study.db"))
     assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"] * 6
     assert all(list(trial.intermediate_values) == [100, 200, 300] for trial in study.trials)
