@@ -16,7 +16,7 @@ from efafnet.pipelines.training.ray_run import _workers_text, run_train, train
 from efafnet.pipelines.training.rundir import RunConflictError, RunDirectory, TrainResult, difference
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.tracking import Tracker
-from tests.training_cases import config_of, sbn_config_of, train_until, write_store
+from tests.training_cases import sbn_config_of, train_until, write_store
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_a_run_whose_store_is_away_ends_and_catches_up_where_it_is_then(
 
     def tracked(place: str) -> TrainConfig:
         tracking = f"tracking={{enabled: true, uri: 'sqlite:///{tmp_path}/{place}', system_metrics_every_s: null}}"
-        return config_of(tmp_path, tracking, "epochs=6")
+        return sbn_config_of(tmp_path, tracking, "epochs=6")
 
     config = tracked("first.db")
     train_until(config, 12, monkeypatch)

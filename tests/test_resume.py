@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,14 @@ from efafnet.pipelines.training.loop import run
 from efafnet.platform.checkpoint import load_checkpoint
 from efafnet.platform.configuration import to_yaml
 from tests.holds import Holds
-from tests.training_cases import ROOT, config_of, newest_step
+from tests.training_cases import ROOT, config_of, newest_step, sbn_config_of
 from tests.waiting import wait_for
 
 OVERRIDES = ("trace=true", "checkpoint.every_steps=4", "optimizer.ema_decay=0.9", "tracking.enabled=false")
+
+
+_HALVES = ("precision=bf16", "compute.micro_batch=5", "batch_size=9", "loss={kind: ohkm, hard_joints: 2}")
+_CLIPPED = ("optimizer={kind: adamw, weight_decay: 0.01, clip_norm: 0.05}", "schedule={kind: cosine, warmup_steps: 6}")
 
 
 class PowerCutError(Exception):
@@ -59,40 +64,55 @@ def assert_same_run(one: TrainConfig, other: TrainConfig) -> None:
         assert a.state["progress"][key] == b.state["progress"][key]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run that nothing stopped, with no settings but ``OVERRIDES``."""
+    config = sbn_config_of(tmp_path_factory.mktemp("whole"), *OVERRIDES)
+    run(config, PlainContext(torch.device("cpu")))
+    return config
+
+
+def stop_and_go_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (3, 7, 11, 18):  # before the first checkpoint; between; twice in one epoch; near the end
+        run_until(step, config, monkeypatch)
+    run(config, PlainContext(torch.device("cpu")))
+
+
 @pytest.mark.slow
 @pytest.mark.no_ray
-@pytest.mark.parametrize(
-    "settings",
-    [
-        (),
-        ("precision=bf16", "compute.micro_batch=5", "batch_size=9", "loss={kind: ohkm, hard_joints: 2}"),
-        ("optimizer={kind: adamw, weight_decay: 0.01, clip_norm: 0.05}", "schedule={kind: cosine, warmup_steps: 6}"),
-    ],
-)
 def test_a_stopped_run_continues_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: TrainConfig
 ) -> None:
-    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, *settings) for name in ("whole", "cut"))
-    run(whole, PlainContext(torch.device("cpu")))
-    for step in (3, 7, 11, 18):  # before the first checkpoint; between; twice in one epoch; near the end
-        run_until(step, cut, monkeypatch)
-    run(cut, PlainContext(torch.device("cpu")))
+    cut = sbn_config_of(tmp_path, *OVERRIDES)
+    stop_and_go_on(cut, monkeypatch)
     assert_same_run(whole, cut)
 
 
 @pytest.mark.slow
 @pytest.mark.no_ray
-def test_a_fork_goes_on_under_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("config_with", "settings"), [(sbn_config_of, _HALVES), (config_of, _CLIPPED)])
+def test_a_stopped_run_of_other_settings_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config_with: Callable[..., TrainConfig], settings: tuple[str, ...]
+) -> None:
+    unstopped, cut = (config_with(tmp_path, f"name={name}", *OVERRIDES, *settings) for name in ("unstopped", "cut"))
+    run(unstopped, PlainContext(torch.device("cpu")))
+    stop_and_go_on(cut, monkeypatch)
+    assert_same_run(unstopped, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.no_ray
+def test_a_fork_goes_on_under_its_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: TrainConfig
+) -> None:
     """Forked with nothing changed it is the same run; with another rate it differs from the first step on."""
-    whole = config_of(tmp_path, "name=whole", *OVERRIDES)
-    run(whole, PlainContext(torch.device("cpu")))
-    first = config_of(tmp_path, "name=first", *OVERRIDES)
+    first = sbn_config_of(tmp_path, "name=first", *OVERRIDES)
     run_until(9, first, monkeypatch)  # its newest checkpoint is that of step 8, after those of 4 and of the epoch at 5
-    same = config_of(tmp_path, "name=same", f"fork={first.run_dir}", *OVERRIDES)
+    same = sbn_config_of(tmp_path, "name=same", f"fork={first.run_dir}", *OVERRIDES)
     run(same, PlainContext(torch.device("cpu")))
     assert trace_of(same) == trace_of(whole)[8:]
-    other = config_of(tmp_path, "name=other", f"fork={first.run_dir}", "optimizer.lr=1e-4", *OVERRIDES)
-    run(other, PlainContext(torch.device("cpu")))
+    other = sbn_config_of(tmp_path, "name=other", f"fork={first.run_dir}", "optimizer.lr=1e-4", *OVERRIDES)
+    run_until(11, other, monkeypatch)
     assert trace_of(other)[0] == trace_of(whole)[8], "the loss of the first step is that of the weights taken over"
     assert trace_of(other)[1]["rows"] == trace_of(whole)[9]["rows"]
     assert trace_of(other)[1]["loss"] != trace_of(whole)[9]["loss"]
@@ -102,9 +122,10 @@ def test_a_fork_goes_on_under_its_own_settings(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.no_ray
-def test_a_damaged_newest_checkpoint_costs_its_interval_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES) for name in ("whole", "cut"))
-    run(whole, PlainContext(torch.device("cpu")))
+def test_a_damaged_newest_checkpoint_costs_its_interval_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: TrainConfig
+) -> None:
+    cut = sbn_config_of(tmp_path, *OVERRIDES)
     run_until(14, cut, monkeypatch)
     (cut.run_dir / "checkpoints" / "step-00000012" / "network.safetensors").write_bytes(b"torn")
     run(cut, PlainContext(torch.device("cpu")))
@@ -158,14 +179,14 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
 @pytest.mark.slow
 @pytest.mark.no_ray
 def test_a_process_killed_again_and_again_ends_as_one_that_was_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: TrainConfig
 ) -> None:
-    whole, cut = (config_of(tmp_path, f"name={name}", *OVERRIDES, "epochs=8") for name in ("whole", "cut"))
+    cut = sbn_config_of(tmp_path, *OVERRIDES)
     preset = tmp_path / "cut.yaml"
     preset.write_text(to_yaml(cut))
     command = [sys.executable, "-m", "efafnet.pipelines", "train", str(preset)]
     holds = Holds(tmp_path / "holds")
-    for step in (9, 31):
+    for step in (9, 17):
         holds.at(step)
         process = subprocess.Popen(
             command, cwd=ROOT, env=holds.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -178,7 +199,6 @@ def test_a_process_killed_again_and_again_ends_as_one_that_was_not(
         holds.release(step)
     assert main(["train", str(preset)]) == 0
     assert "resuming at step" in capsys.readouterr().err
-    run(whole, PlainContext(torch.device("cpu")))
     assert_same_run(whole, cut)
     assert main(["train", str(preset)]) == 0
     assert "had ended before" in capsys.readouterr().out
