@@ -22,8 +22,9 @@ from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
 
 
+@lru_cache(maxsize=64)
 def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Cost:
-    """The cost of a configuration for `num_joints` joints and crops of `input_size`."""
+    """The cost of a configuration for `num_joints` joints and crops of `input_size`; once per process."""
     return cost_at(shapes_of(config, num_joints), input_size)
 
 

@@ -43,7 +43,7 @@ def test_people_drawn_by_other_settings_or_another_version_are_named_and_not_use
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.no_ray
 def test_the_papers_tables_can_run_on_the_people_they_are_given(tmp_path: Path) -> None:
     """Every table plans on the stores that a study without data makes: sizes, joints and networks fit."""
     tree = load_preset("study_nano") | {"study": "table_x", "runs": tmp_path}
