@@ -80,19 +80,25 @@ def searched(place: Path, *, weighed: bool, restart_at: int = -1, trials: int = 
     return widths
 
 
+@pytest.fixture(scope="module")
+def weighed_widths(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """What a search draws that weighs the cost."""
+    return searched(tmp_path_factory.mktemp("weighed") / "a", weighed=True)
+
+
 @pytest.mark.slow
 @pytest.mark.no_ray
-def test_draws_that_weigh_the_cost_spread_over_the_front(tmp_path: Path) -> None:
+def test_draws_that_weigh_the_cost_spread_over_the_front(tmp_path: Path, weighed_widths: list[int]) -> None:
     """By the figure alone the widest network is best; every width is on the front of figure and cost."""
-    alone, weighed = searched(tmp_path / "a", weighed=False)[8:], searched(tmp_path / "b", weighed=True)[8:]
+    alone, weighed = searched(tmp_path / "a", weighed=False)[8:], weighed_widths[8:]
     assert sum(alone) / len(alone) > sum(weighed) / len(weighed) + 8
     assert sum(width <= 24 for width in weighed) > sum(width <= 24 for width in alone) + 2
 
 
 @pytest.mark.slow
 @pytest.mark.no_ray
-def test_a_restart_draws_the_same(tmp_path: Path) -> None:
-    assert searched(tmp_path / "a", weighed=True) == searched(tmp_path / "b", weighed=True, restart_at=15)
+def test_a_restart_draws_the_same(tmp_path: Path, weighed_widths: list[int]) -> None:
+    assert searched(tmp_path / "a", weighed=True, restart_at=15) == weighed_widths
 
 
 def test_what_an_earlier_search_found_is_known_to_the_draws_that_weigh(tmp_path: Path) -> None:
