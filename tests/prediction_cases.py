@@ -10,17 +10,22 @@ import torch
 
 from efafnet.models.network import NetworkConfig, build_network
 from efafnet.models.skeleton import COCO_17, Skeleton
+from efafnet.models.variants import SBN
 from efafnet.platform.checkpoint import save_checkpoint
 from tests import crop_data
 
 NANO = NetworkConfig(encoder="nano", base_width=8)
 
 
-def checkpoint(path: Path, skeleton: Skeleton = COCO_17, **config: Any) -> Path:
+SBN_NANO = NetworkConfig.model_validate({"encoder": "nano", "base_width": 8, **SBN})
+"""The simple baseline, of a third of the operations: for what any network does."""
+
+
+def checkpoint(path: Path, skeleton: Skeleton = COCO_17, *, network: NetworkConfig = NANO, **config: Any) -> Path:
     """A checkpoint of an untrained network with input 96x64, as training writes it; ``config`` replaces groups."""
     torch.manual_seed(0)
     tree = {
-        "network": NANO.model_dump(mode="json"),
+        "network": network.model_dump(mode="json"),
         "input": {"height": 96, "width": 64},
         "heatmap": {"sigma_px": 1.0},
         "augmentation": {"padding": 1.25},
@@ -30,7 +35,7 @@ def checkpoint(path: Path, skeleton: Skeleton = COCO_17, **config: Any) -> Path:
     }
     save_checkpoint(
         path,
-        weights={"network": build_network(NANO, skeleton.num_joints).state_dict()},
+        weights={"network": build_network(network, skeleton.num_joints).state_dict()},
         state={},
         config=tree,
         meta={"skeleton": skeleton.name, "step": 7},

@@ -18,6 +18,7 @@ from PIL import Image
 
 from efafnet.models.config import HeatmapConfig
 from efafnet.models.heatmaps import decode, flip_average
+from efafnet.models.network import NetworkConfig
 from efafnet.models.settings import InputSize
 from efafnet.pipelines import cli
 from efafnet.pipelines.crops import geometry
@@ -204,16 +205,17 @@ def test_the_program_in_the_documentation_finds_the_joints(
 @pytest.mark.slow
 @pytest.mark.no_ray
 @pytest.mark.parametrize(
-    "settings",
+    ("network", "settings"),
     [
-        {"flip_test": True, "decoding": "dark", "opset": 18},
-        {"precision": "fp16"},
+        (prediction_cases.SBN_NANO, {"flip_test": True, "decoding": "dark", "opset": 18}),
+        (prediction_cases.NANO, {"precision": "fp16"}),
     ],
-    ids=str,
+    ids=["twice_dark_opset", "fp16"],
 )
-def test_joints_are_decoded_inside(checkpoint: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_joints_are_decoded_inside(tmp_path: Path, network: NetworkConfig, settings: dict[str, Any]) -> None:
     import onnxruntime
 
+    checkpoint = prediction_cases.checkpoint(tmp_path / "c", network=network)
     made = run_export(ExportConfig(checkpoint=checkpoint, out=tmp_path / "n.onnx", output="joints", **settings))
     session = onnxruntime.InferenceSession(made.path, providers=["CPUExecutionProvider"])
     assert [o.shape for o in session.get_outputs()] == [["batch", 17, 2], ["batch", 17]]

@@ -27,7 +27,8 @@ SERVES = "serve"
 """The command that does not return; test_serving and its neighbours start it."""
 TINY = {
     "sbn_r50_256x192": "nano_test",
-    "imagenet.download=true": None,
+    "imagenet.download=true": "network={encoder: nano, base_width: 8, fam: none, fsm: none, ffm: false, "
+    "head: deconvolution, auxiliary_stages: []}",
     "batch_size=16": "batch_size=8",
     "epochs=200": "epochs=1",
     "schedule.kind=cosine": None,
