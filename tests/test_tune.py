@@ -290,6 +290,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, _rays_end: None) -> Searc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
 def test_a_search_whose_time_is_up_leaves_its_trials_to_be_continued(searched: Searched) -> None:
     """A tenth of a second is over before a process is there; without a complete trial the exit code says so."""
     assert searched.left == ["RUNNING"]
