@@ -35,8 +35,9 @@ MEASURED = ((100_000, 0.52), (150_000, 0.55), (487_000, 0.62))
 """Samples, and the AP that the demo's recipe reached with them on unseen people: the first two are demos of eight
 minutes on two CPUs, the last is training alone, on 5,000 pictures in one process (docs/training.md)."""
 
-_EVALUATION_S, _REPORT_S = 35.0, 12.0
-"""Seconds of these stages on two cores with AVX-512, mostly of starting; in a longer demo they take no longer."""
+_EVALUATION_S, _REPORT_S = 20.0, 8.0
+"""Seconds of these stages, one process each: twice their CPU seconds on a core with AVX-512 (7.2 and 4.0), and more; in
+a longer demo they take no longer."""
 _SEARCH_SHARE, _SEARCH_S = 0.15, (50.0, 120.0)
 """Share of the minutes that is kept for the search, and the fewest and the most seconds: trials have an end."""
 _AROUND_TRAINING_S = 35.0

@@ -50,8 +50,8 @@ def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Pat
     assert tune.search.stop == "asha"
     assert tune.max_samples is not None
     assert (synth.images.train, synth.images.val) == ((4000, 400) if size == "full" else (60, 20))
-    # The small size counts samples; the full one takes what the clock leaves: 480 - 50 - 35 - 72 - 12 - 35 seconds.
-    assert (train.max_samples, train.max_time_s) == ((None, 276) if size == "full" else (960, None))
+    # The small size counts samples; the full one takes what the clock leaves: 480 - 50 - 35 - 20 - 72 - 8 seconds.
+    assert (train.max_samples, train.max_time_s) == ((None, 295) if size == "full" else (960, None))
     assert tune.init == train.run_dir
     assert train.tracking.uri == tune.tracking.uri == report.uri == f"sqlite:///{tmp_path}/out/mlflow.db"
     assert train.tracking.experiment == tune.tracking.experiment == report.experiment
@@ -140,14 +140,14 @@ def test_it_goes_on_at_the_stage_that_was_interrupted(machine: Machine, capsys: 
 
 
 def test_the_clock_gives_training_what_the_other_stages_leave() -> None:
-    # 480 s less what is spent, 35 s around the loop, evaluation's 35, 15 % for the search and the report's 12.
-    assert Clock(480, 45).training_s == 480 - 45 - 35 - 35 - 72 - 12
+    # 480 s less what is spent, 35 s around the loop, evaluation's 20, 15 % for the search and the report's 8.
+    assert Clock(480, 45).training_s == 480 - 45 - 35 - 20 - 72 - 8
     # In four minutes a search is short; in twenty it ends after 120 s, and evaluation and report take no longer either.
-    assert Clock(240, 45).training_s == 240 - 45 - 35 - 35 - 50 - 12
-    assert Clock(1200, 45).training_s == 1200 - 45 - 35 - 35 - 120 - 12
+    assert Clock(240, 45).training_s == 240 - 45 - 35 - 20 - 50 - 8
+    assert Clock(1200, 45).training_s == 1200 - 45 - 35 - 20 - 120 - 8
     assert Clock(480, 470).training_s == 60
-    # 480 - 350 - 12 - 50 = 68 s at 300 samples/s for six trials, half of which are stopped half-way.
-    assert Clock(480, 350).trial_samples(300) == 4500
+    # 480 - 350 - 8 - 50 = 72 s at 300 samples/s for six trials, half of which are stopped half-way.
+    assert Clock(480, 350).trial_samples(300) == 4800
     assert Clock(480, 350).trial_samples(5000) == 8000
     assert Clock(480, 475).trial_samples(300) == 800
 
