@@ -50,7 +50,7 @@ def test_bytes_do_not_depend_on_how_many_cpus_work(tmp_path: Path) -> None:
 
 def test_killed_while_preparing(tmp_path: Path) -> None:
     """SIGKILL of the whole process group in the middle: no store; the same command continues and makes equal bytes."""
-    crop_data.write_coco(tmp_path, images=60, size=(900, 700))
+    crop_data.write_coco(tmp_path, images=20)
     whole = crop_data.files_in(run_prepare(crop_data.config(tmp_path, out=tmp_path / "whole", rows_per_shard=8)).path)
     holds = Holds(tmp_path / "holds")
     holds.after_shards(3)
@@ -65,7 +65,7 @@ def test_killed_while_preparing(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not (tmp_path / "store").exists()
-    assert 3 <= len(list(tmp_path.glob(finished))) < 23
+    assert 3 <= len(list(tmp_path.glob(finished))) < 10, "of ten pieces"
     store = run_prepare(crop_data.config(tmp_path, rows_per_shard=8))
     assert crop_data.files_in(store.path) == whole
     assert crop_data.left_behind(tmp_path) == ["holds", "store", "whole"]
