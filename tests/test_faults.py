@@ -55,7 +55,7 @@ def holds(tmp_path_factory: pytest.TempPathFactory) -> Holds:
 
 @pytest.fixture(scope="module")
 def cluster(holds: Holds) -> Iterator[Any]:
-    """A head that trains nothing, and a node for one worker; this process is its driver."""
+    """A head that trains nothing, and no node yet; this process is its driver."""
     rays.leave()
     quiet_environment()
     from ray.cluster_utils import Cluster
@@ -72,7 +72,6 @@ def cluster(holds: Holds) -> Iterator[Any]:
 
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
         nodes: Any = Apart(initialize_head=True, head_node_args=head)
-        nodes.add_node(num_cpus=1)
         connect(ClusterConfig(address=nodes.address))
         _count_nodes_often()
         yield nodes
@@ -127,6 +126,7 @@ def test_nodes_die_return_and_are_drained(
     tracking = f"tracking={{uri: 'sqlite:///{tmp_path}/mlflow.db', system_metrics_every_s: null}}"
     settings = ("epochs=30", "data.val=null", "trace=true", SHORT_OF_FILES, tracking)
     config = sbn_config_of(tmp_path, "name=run", "workers=1..2", "worker.grow_every_s=3", *settings)
+    cluster.add_node(num_cpus=1)
     doomed = cluster.add_node(num_cpus=1)
     record_property("all_reduce_gb_s", _network_gb_s())
     holds.at(20)
@@ -196,6 +196,7 @@ def test_a_driver_killed_on_a_cluster_is_started_again(
     settings = ("epochs=8", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
     whole = sbn_config_of(tmp_path, "name=whole", *settings)
     cut = sbn_config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)
+    cluster.add_node(num_cpus=1)
     (tmp_path / "cut.yaml").write_text(to_yaml(cut))
     command = program("train", str(tmp_path / "cut.yaml"))
     holds.at(10)
