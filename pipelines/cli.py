@@ -17,8 +17,8 @@ from typing import Any
 from efafnet.pipelines.commands import BY_NAME, COMMANDS, Command
 from efafnet.pipelines.user_errors import UsageError, user_message
 from efafnet.platform import console
-from efafnet.platform.garbage import importing, skip_collection_at_exit
-from efafnet.platform.interruption import ending_on_signals, exit_code, report_stop
+from efafnet.platform.garbage import importing
+from efafnet.platform.interruption import LastAct, ending_on_signals, exit_code, report_stop
 from efafnet.platform.ray_output import quiet_native
 
 COMPLETING = ("--install-completion", "--show-completion", "--complete")
@@ -35,10 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with quiet_native(), ending_on_signals():
         if arguments is not None:
             return _main(list(arguments))
-        try:
-            return _main(sys.argv[1:])
-        finally:
-            skip_collection_at_exit()
+        last = LastAct()
+        last.code = _main(sys.argv[1:])
+        return last.code
 
 
 def _main(words: list[str]) -> int:

@@ -3,9 +3,11 @@ case."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -117,6 +119,30 @@ def _first_end(heard: socket.socket) -> int | None:
 
 # What a forked process hears is its own: a signal to it must not end this one.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+class LastAct:
+    """Ends this process once everything that is registered for its end (``atexit``) is done, without taking the
+    interpreter apart; to be made before anything else is registered, for what is registered first is done last.
+
+    A thread that waits in Ray meanwhile, as that of a training stopped by Ctrl-C does, would look for signals in an
+    interpreter that is gone, and the process would die of SIGSEGV after its last word. What is taken apart is also
+    gone through for garbage: 1.6 CPU seconds at the end of a training, in memory that the system takes back anyway.
+    """
+
+    def __init__(self) -> None:
+        self.code = 1
+        """The exit code; 1 as long as nothing else is known, as after a traceback."""
+        self._owner = os.getpid()
+        atexit.register(self._leave)
+
+    def _leave(self) -> None:
+        if os.getpid() != self._owner:  # a process forked from this one ends as it likes
+            return
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # the terminal may be gone, or the stream closed
+                stream.flush()
+        os._exit(self.code)
 
 
 @contextmanager

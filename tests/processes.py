@@ -16,7 +16,7 @@ PATIENT = (
     "from efafnet.platform import interruption\n"
     "interruption.GRACE_S = 250.0\n"
     "from efafnet.pipelines.cli import main\n"
-    "sys.exit(main(sys.argv[1:]))\n"
+    "sys.exit(main())\n"
 )
 """The command line, with time to end in order on the slowest machine."""
 

@@ -1,4 +1,4 @@
-"""Python's collector of garbage: off for a while, and not once more at the end of a command."""
+"""Python's collector of garbage: off for a while, and kept from what stays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from types import ModuleType
 
 import pytest
 
-from efafnet.pipelines import cli
 from efafnet.platform.garbage import collection_paused, importing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,21 +39,6 @@ with collected_between_points():
     assert gc.get_freeze_count() == frozen > len(made)
 assert gc.isenabled()
 assert gc.get_freeze_count() == frozen
-"""
-ENDING = """
-import atexit
-from efafnet.platform.garbage import skip_collection_at_exit
-
-class Cycle:
-    def __del__(self):
-        print("collected")
-
-cycle = Cycle()
-cycle.itself = cycle
-del cycle
-atexit.register(print, "registered")
-if {skipped}:
-    skip_collection_at_exit()
 """
 
 
@@ -98,7 +82,7 @@ def test_a_collector_that_was_off_stays_off() -> None:
 def test_the_collector_stays_out_of_the_steps_and_comes_back() -> None:
     """Also where training ends by an error; what was made before the loop is walked by no collection within it.
 
-    In a process of its own, as are those below: what the tests have imported takes seconds to walk.
+    In a process of its own, as is the one below: what the tests have imported takes seconds to walk.
     """
     subprocess.run([sys.executable, "-c", FREE], cwd=ROOT, check=True)
 
@@ -106,19 +90,3 @@ def test_the_collector_stays_out_of_the_steps_and_comes_back() -> None:
 def test_the_collector_rests_during_a_run_and_what_a_program_froze_stays_frozen() -> None:
     assert gc.get_freeze_count() > 0, "conftest froze what all tests need"
     subprocess.run([sys.executable, "-c", FROZEN], cwd=ROOT, check=True)
-
-
-@pytest.mark.parametrize(("skipped", "said"), [(True, "registered\n"), (False, "registered\ncollected\n")])
-def test_a_process_that_skips_the_collection_does_what_is_registered_for_its_end(skipped: bool, said: str) -> None:
-    command = [sys.executable, "-c", ENDING.format(skipped=skipped)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == said
-
-
-def test_the_collection_is_skipped_where_the_process_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends: list[str] = []
-    monkeypatch.setattr(cli, "skip_collection_at_exit", lambda: ends.append("left"))
-    monkeypatch.setattr(sys, "argv", ["efafnet", "--version"])
-    assert (cli.main(["--version"]), ends) == (0, [])
-    assert (cli.main(), ends) == (0, ["left"])
-    monkeypatch.setattr(sys, "argv", ["efafnet", "nonsense"])
-    assert (cli.main(), ends) == (2, ["left", "left"])

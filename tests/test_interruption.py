@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pty
 import signal
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from efafnet.pipelines import cli
 from efafnet.platform import interruption
 from efafnet.platform.interruption import (
     Terminated,
@@ -211,3 +214,68 @@ def test_who_knows_where_the_work_stands_says_it_and_nobody_says_it_again(capsys
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["warning: terminated; step 40 saved; the same command goes on from there", "warning: interrupted"]
     assert interruption.GRACE_S < 10
+
+
+ENDING = """
+import atexit
+from efafnet.platform.interruption import LastAct
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+kept = Kept()
+if {at_once}:
+    last = LastAct()
+    last.code = {code}
+atexit.register(print, "registered")
+print("said")
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("at_once", "code", "end", "said", "ended"),
+    [
+        (True, 130, "raise SystemExit(130)", "said\nregistered\n", 130),
+        (True, 1, "raise KeyError", "said\nregistered\n", 1),
+        (False, 130, "raise SystemExit(130)", "said\nregistered\ntaken apart\n", 130),
+    ],
+)
+def test_the_last_act_ends_a_process_that_is_not_taken_apart(
+    at_once: bool, code: int, end: str, said: str, ended: int
+) -> None:
+    """What was said and what is registered reaches the other end of a pipe first; the third case is Python's own."""
+    command = [sys.executable, "-c", ENDING.format(at_once=at_once, code=code, end=end)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode, "KeyError" in done.stderr) == (said, ended, "KeyError" in end)
+
+
+def test_a_process_forked_from_one_with_a_last_act_ends_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[Any] = []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    monkeypatch.setattr(os, "_exit", registered.append)
+    last = interruption.LastAct()
+    last.code = 2
+    [leave] = registered
+    monkeypatch.setattr(last, "_owner", os.getpid() + 1)
+    leave()
+    assert registered == [leave]
+    monkeypatch.setattr(last, "_owner", os.getpid())
+    leave()
+    assert registered == [leave, 2]
+
+
+def test_the_program_ends_with_the_code_of_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller in Python gets the code and goes on."""
+    made: list[SimpleNamespace] = []
+
+    def last_act() -> SimpleNamespace:
+        made.append(SimpleNamespace(code=1))
+        return made[-1]
+
+    monkeypatch.setattr(cli, "LastAct", last_act)
+    assert (cli.main(["--version"]), made) == (0, [])
+    for words, code in ((["--version"], 0), (["nonsense"], 2)):
+        monkeypatch.setattr(sys, "argv", ["efafnet", *words])
+        assert cli.main() == made[-1].code == code
