@@ -11,6 +11,9 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from tests.holds import Holds
 
@@ -68,3 +71,18 @@ def leave() -> None:
     """Be connected to no Ray, and end the shared one."""
     if connected():
         sys.modules["ray"].shutdown()
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *, running: bool = False) -> None:
+    """Let no Ray be there but one that runs on this machine where it says so, and let ``module`` connect to none: who
+    wants to gets the error ``Ray was wanted``."""
+    import ray
+
+    from efafnet.platform import ray_data
+
+    def connect(_: object) -> None:
+        raise OSError("Ray was wanted")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_data, "is_running", lambda _: running)
+    monkeypatch.setattr(module, "connect", connect)

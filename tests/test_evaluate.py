@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from efafnet.models.network import NetworkConfig, build_network
@@ -32,10 +31,9 @@ from efafnet.pipelines.evaluation.store_prediction import _batch_of
 from efafnet.pipelines.evaluation.trained import load_trained
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.loop import run
-from efafnet.platform import ray_data
 from efafnet.platform.checkpoint import save_checkpoint
 from efafnet.platform.configuration import apply_overrides, resolve
-from tests import crop_data, training_cases
+from tests import crop_data, rays, training_cases
 from tests.evaluation_cases import SHARED_DATA, evaluate_predictions, pycocotools_boxes
 
 NANO = NetworkConfig(encoder="nano", base_width=8)
@@ -141,14 +139,8 @@ def test_few_persons_need_no_ray_of_their_own(
     takes_ray: bool,
 ) -> None:
     """Eleven persons: in this process where they are few, no Ray is there, and no number of actors is given."""
-
-    def connect(_: object) -> None:
-        raise OSError("Ray was wanted")
-
+    rays.refuse(monkeypatch, evaluation, running=running)
     monkeypatch.setattr(evaluation, "FEW_PERSONS", few)
-    monkeypatch.setattr(ray_data, "is_running", lambda _: running)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(evaluation, "connect", connect)
     config = _config(trained_run / "runs" / "nano_test", trained_run / "val", tmp_path)
     config = config.model_copy(update={"workers": WorkersConfig(count=workers)})
     with pytest.raises(OSError, match="Ray was wanted") if takes_ray else nullcontext():

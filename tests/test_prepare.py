@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import ray
 from PIL import Image, ImageOps
 
 from efafnet.models.settings import InputSize
@@ -18,8 +17,8 @@ from efafnet.pipelines.crops.augmentation import AugmentationConfig
 from efafnet.pipelines.crops.prepare import run_prepare
 from efafnet.pipelines.crops.reader import EvalReader, TrainReader
 from efafnet.pipelines.crops.store import REJECTS, CropStore
-from efafnet.platform import cluster, ray_data
-from tests import crop_data
+from efafnet.platform import cluster
+from tests import crop_data, rays
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -219,22 +218,10 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     assert crop_data.files_in(first.path) == crop_data.files_in(second.path)
 
 
-@pytest.fixture
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No Ray is there, and none can be started."""
-
-    def connect(_: object) -> None:
-        raise OSError("Ray was wanted")
-
-    monkeypatch.setattr(ray_data, "is_running", lambda _: False)
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster, "connect", connect)
-
-
-@pytest.mark.usefixtures("no_ray")
 def test_few_images_are_prepared_without_a_ray_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    rays.refuse(monkeypatch, cluster)
     crop_data.write_coco(tmp_path, images=9)
     monkeypatch.setattr(shard_writing, "FEW_IMAGES", 9)
     here, alone = (run_prepare(crop_data.config(tmp_path, out=tmp_path / f"{n}", workers=n)).path for n in (None, 0))
@@ -242,14 +229,13 @@ def test_few_images_are_prepared_without_a_ray_of_their_own(
     assert capsys.readouterr().err.count("9 images: in this process") == 1
 
 
-@pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize(("workers", "few", "running"), [(None, 8, False), (None, 9, True), (1, 9, False)])
 def test_more_images_or_a_ray_that_is_there_or_tasks_that_are_wanted_take_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None, few: int, running: bool
 ) -> None:
+    rays.refuse(monkeypatch, cluster, running=running)
     crop_data.write_coco(tmp_path, images=9)
     monkeypatch.setattr(shard_writing, "FEW_IMAGES", few)
-    monkeypatch.setattr(ray_data, "is_running", lambda _: running)
     with pytest.raises(OSError, match="Ray was wanted"):
         run_prepare(crop_data.config(tmp_path, workers=workers))
 

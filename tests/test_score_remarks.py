@@ -12,7 +12,7 @@ from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.score import ScoreConfig, score
 from tests.evaluation_cases import case_files, random_case, written
 
-QUICK = ScoringConfig(bootstrap=50)
+QUICK = ScoringConfig(bootstrap=0, errors=False)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_crowd_indices_of_some_images_alone_are_told(tmp_path: Path, capsys: pyt
     tree: dict[str, Any] = {
         "predictions": written(tmp_path / "r.json", results),
         "annotations": written(tmp_path / "a.json", ground_truth),
-        "scoring": ScoringConfig(bootstrap=0, errors=False),
+        "scoring": QUICK,
     }
     assert "ap_crowd_hard" not in score(ScoreConfig(**tree)).figures
     said = " ".join(capsys.readouterr().err.split())
@@ -74,7 +74,7 @@ def test_what_is_not_covered_is_told_of_every_file(
         if a["image_id"] == first
     ]
     found = written(tmp_path / "boxes.json", boxes)
-    tree: dict[str, Any] = {"annotations": files[1], "scoring": ScoringConfig(bootstrap=0, errors=False)}
+    tree: dict[str, Any] = {"annotations": files[1], "scoring": QUICK}
     score(ScoreConfig(predictions=files[0], against=part, detections=found, **tree))
     said = " ".join(capsys.readouterr().err.split())
     assert f"against={part}: " in said
@@ -104,7 +104,7 @@ def test_boxes_that_find_nobody_or_count_for_nothing_are_remarked(
     for annotation in people:
         annotation["bbox"] = [annotation["bbox"][0] + 500, annotation["bbox"][1] + 500, *annotation["bbox"][2:]]
     moved = written(tmp_path / "moved.json", ground_truth)
-    tree: dict[str, Any] = {"scoring": ScoringConfig(bootstrap=0, errors=False)}
+    tree: dict[str, Any] = {"scoring": QUICK}
     done = score(ScoreConfig(predictions=written(tmp_path / "c.json", corners), annotations=moved, **tree))
     assert done.figures["box_ap"] == 0
     said = " ".join(capsys.readouterr().err.split())
@@ -122,8 +122,7 @@ def test_images_that_are_not_used_are_told(
     count = len(ground_truth["images"])
     ground_truth["images"] += [{**ground_truth["images"][0], "file_name": "other.jpg"}, {"id": 0.5}]
     annotations = written(tmp_path / "twice.json", ground_truth)
-    config = ScoringConfig(bootstrap=0, errors=False)
-    score(ScoreConfig(predictions=files[0], annotations=annotations, scoring=config))
+    score(ScoreConfig(predictions=files[0], annotations=annotations, scoring=QUICK))
     said = " ".join(capsys.readouterr().err.split())
     assert f"twice.json: 2 of {count + 2} images are left out: image_entry_invalid 1 (image id 0.5 " in said
     assert "duplicate_image_id 1 (other.jpg: image id 1 is already taken by another image)" in said

@@ -19,10 +19,10 @@ from mlflow.entities import Run, ViewType
 from efafnet.pipelines.cli import main
 from efafnet.pipelines.promotion import run_promoted
 from efafnet.pipelines.runs.concurrency import driver_resources
-from efafnet.pipelines.runs.settings import automatic_name, with_settings
+from efafnet.pipelines.runs.settings import automatic_name
 from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
 from efafnet.pipelines.search.earlier import open_study, study_identity
-from efafnet.pipelines.search.naming import describe, short_names
+from efafnet.pipelines.search.naming import describe
 from efafnet.pipelines.search.tune import run_tune, tune
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.inputs import open_inputs
@@ -58,27 +58,6 @@ def config_of(place: Path, *overrides: str, space: str = SPACE) -> TuneConfig:
 
 
 # ---------------------------------------------------------------------------------------------------- before a search
-
-
-def test_short_names_are_the_shortest_ends_that_differ() -> None:
-    assert short_names(["optimizer.lr", "loss.kind", "schedule.kind", "a.b.c", "d.b.c"]) == {
-        "optimizer.lr": "lr",
-        "loss.kind": "loss",
-        "schedule.kind": "schedule",
-        "a.b.c": "a.b.c",
-        "d.b.c": "d.b.c",
-    }
-    settings = {"optimizer.lr": 0.0031234, "loss.kind": "ohkm", "network.auxiliary_stages": ["c4", "c5"], "seed": 3}
-    assert describe(settings, [*settings][:3]) == "lr=0.00312 loss=ohkm auxiliary_stages=c4/c5"
-    for kind, told in (("ohkm", "loss=ohkm R=10"), ("mse", "loss=mse")):  # which does not read R
-        assert describe({"loss.kind": kind, "loss.hard_joints": 10}, ["loss.kind", "loss.hard_joints"]) == told
-
-
-def test_settings_are_put_into_the_tree_without_touching_it() -> None:
-    tree = {"input": {"height": 64, "width": 64}, "loss": {"kind": "mse", "hard_joints": 8}}
-    changed = with_settings(tree, {"input": "128x96", "loss.kind": "ohkm", "new.deep.key": 1})
-    assert changed == {"input": "128x96", "loss": {"kind": "ohkm", "hard_joints": 8}, "new": {"deep": {"key": 1}}}
-    assert tree == {"input": {"height": 64, "width": 64}, "loss": {"kind": "mse", "hard_joints": 8}}
 
 
 def test_a_trial_is_the_base_run_with_its_settings_and_its_own_directory(tmp_path: Path) -> None:
