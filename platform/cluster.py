@@ -207,13 +207,8 @@ def quiet_environment() -> None:
 @contextmanager
 def defaults(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables meanwhile that the user has not set: a later run may want others."""
-    own = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(own)
-    try:
+    with inherited({name: value for name, value in variables.items() if name not in os.environ}):
         yield
-    finally:
-        for name in own:
-            os.environ.pop(name, None)
 
 
 def quiet_logs() -> None:

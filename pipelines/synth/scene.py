@@ -46,23 +46,22 @@ class Recipe:
 
 def draw_scene(rng: Rng, recipe: Recipe, noise: Bank) -> tuple[Image, list[Label]]:
     """Draw one picture (height, width, 3), red first, and its labels."""
-    guests = _sample_people(rng, recipe)
-    view = sample_view(rng, recipe.width, recipe.height, guests, recipe.kind)
-    places = place_people(rng, view, guests, recipe.kind)
+    kind, guests = recipe.kind, _sample_people(rng, recipe)
+    view = sample_view(rng, recipe.width, recipe.height, guests, kind)
+    places = place_people(rng, view, guests, kind)
     standing = [(guest, place) for guest, place in zip(guests, places, strict=True) if place is not None]
     queue = [(place.scale, _person_actor(rng, view, guest.stance, place)) for guest, place in standing]
-    queue += _before(rng, view, standing, recipe.kind)
+    queue += _before(rng, view, standing, kind)
     queue += _about(rng, view, [place for _, place in standing])
-    if rng.random() < recipe.kind.distant_crowds:
+    if rng.random() < kind.distant_crowds:
         queue += _crowd(rng, view)
     queue.sort(key=lambda pair: pair[0])
-    kind, photographic = recipe.kind, recipe.kind.photographic
-    backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise, busy=photographic)
+    backdrop = paint_backdrop(rng, recipe.width, recipe.height, view.horizon, noise, busy=kind.photographic)
     picture = Picture(backdrop, _sample_light(rng), noise, sparing=kind.sparing, hides_at_most=kind.hides_at_most)
     for _, actor in queue:
         _cast_shadow(picture, actor)
         picture.add(actor)
-    return picture.photograph(rng, developed=photographic), picture.labels()
+    return picture.photograph(rng, developed=kind.photographic), picture.labels()
 
 
 def _sample_people(rng: Rng, recipe: Recipe) -> list[Guest]:
