@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -16,7 +17,16 @@ class FusedAdam(torch.optim.Adam):
     PyTorch's kernel makes a copy of each gradient in NCHW order that it then does not use (``fused_adam_kernel`` up to
     2.14). For convolutions with channels last that rearranges the whole gradient, and takes longer than the update. A
     view with the channels behind has no other order to be copied to; the arithmetic is element by element, the same.
+
+    PyTorch wraps these methods to keep its compiler out of them, and loads the compiler for that, which takes about a
+    second of each process that trains. Nothing here is compiled, so they are taken without their wrapping.
     """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
     def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
         """Collect what is updated: parameters, gradients and moments, each in a list."""

@@ -28,9 +28,10 @@ from efafnet.platform.machine import Precision
 
 def prepare_job(config: TrainConfig, context: PlainContext) -> Job:
     """Open the stores, build the network and go to where the newest checkpoint stands, if there is one."""
-    # Torch's optimizers and DDP do it anyway, but when there is a network, which would be left out of collections too.
-    with importing():
-        importlib.import_module("torch._dynamo")
+    if context.world_size > 1:
+        # DDP does it anyway, but when there is a network, which would be left out of collections too.
+        with importing():
+            importlib.import_module("torch._dynamo")
     inputs = open_inputs(config)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     config, drawbacks = resolve_precision(config, context)
