@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from efafnet.platform.field_docstrings import field_docstrings
+
 _REQUIRED = "required"
 
 
@@ -56,13 +58,14 @@ def field_models(annotation: Any) -> tuple[type[BaseModel], ...]:
 
 def _rows(model_class: type[BaseModel], prefix: str, given: BaseModel | None, only_with: str = "") -> Iterator[HelpRow]:
     """Yield the rows of one group; ``given`` is the instance its owner uses as default, whose values win."""
+    said = field_docstrings(model_class)
     for name, field in model_class.model_fields.items():
         key = f"{prefix}{name}"
         default = getattr(given, name) if given is not None else default_of(field)
         groups = _nested(field.annotation)
         # A group whose field says nothing is told in its own first sentence.
         of_group = (groups[0].__doc__ or "").partition("\n\n")[0] if len(groups) == 1 else ""
-        text = " ".join((field.description or of_group).split())
+        text = " ".join(said.get(name, of_group).split())
         kind = type_name(field.annotation, field.metadata)
         shown = "" if isinstance(default, BaseModel) else _show(default)
         yield HelpRow(key, kind, shown, text, bool(groups), only_with)
