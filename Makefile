@@ -1,5 +1,5 @@
 # Every target makes .venv and installs into it when that is needed, and only then.
-.PHONY: demo test fast slow test-growth test-nodes lint bench bench-compare release
+.PHONY: demo test fast slow test-growth test-nodes lint style types bench bench-compare release
 .DELETE_ON_ERROR:
 
 # Kept inside the environment: whoever removes .venv gets a new one.
@@ -23,16 +23,21 @@ OUT ?= demo
 demo: $(INSTALLED)
 	$(RUN) efafnet.pipelines demo $(OUT)
 
-lint: $(INSTALLED)
+lint: style types
+
+style: $(INSTALLED)
 	$(RUN) ruff check
 	$(RUN) ruff format --check
-	$(RUN) mypy
 	.venv/bin/shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh
 
-# Fast tests first: most mistakes show within a minute or two. Types are checked beside them, on one core.
+# Last in line for a core: beside the slow tests it takes what they leave over while they wait for processes of theirs.
+types: $(INSTALLED)
+	nice -n 19 $(RUN) mypy
+
+# Fast tests first: most mistakes show within a minute or two.
 test: $(INSTALLED)
-	$(MAKE) --no-print-directory -j 2 lint fast
-	$(MAKE) --no-print-directory slow
+	$(MAKE) --no-print-directory style fast
+	$(MAKE) --no-print-directory -j 2 types slow
 
 # What the tests of a module share is made once, for they run in one process.
 fast: $(INSTALLED)

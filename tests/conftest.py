@@ -102,10 +102,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 LONGEST = (
-    *("test_tune", "test_faults", "test_ray_worker", "test_demo", "test_study", "test_resume", "test_promotion"),
-    *("test_export", "test_variants", "test_pareto", "test_evaluate", "test_prepare_ray", "test_tutorial"),
+    *("test_tune", "test_faults", "test_ray_worker", "test_demo", "test_study", "test_variants", "test_promotion"),
+    *("test_export", "test_evaluate", "test_serving_ray", "test_packaging", "test_resume", "test_prepare_ray"),
+    *("test_pareto", "test_predict"),
 )
-"""Modules with half a minute of slow tests and more, the longest first."""
+"""Modules with ten seconds of slow tests and more, the longest first."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -216,8 +216,8 @@ def test_ray_workers_run_the_submitted_code_and_not_an_installed_one(
 # ---- make
 
 LINT = [
-    *("python -m ruff check", "python -m ruff format --check", "python -m mypy"),
-    "shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh",
+    *("python -m ruff check", "python -m ruff format --check"),
+    *("shellcheck .ci/run platform/deploy/aws_prepare.sh tests/machines.sh", "python -m mypy"),
 ]
 
 
