@@ -6,17 +6,24 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from efafnet.pipelines.synth import dataset
+from efafnet.pipelines.synth import dataset, picture, scene
+from efafnet.pipelines.synth.backdrop import Image
+from efafnet.pipelines.synth.body import Rng
 from efafnet.pipelines.synth.census import census, crowd_shares, records_of
 from efafnet.pipelines.synth.coco import ImageRecord, image_record
 from efafnet.pipelines.synth.dataset import SynthConfig
+from efafnet.pipelines.synth.figure import Surface
 from efafnet.pipelines.synth.kinds import KINDS, Kind, People
 from efafnet.pipelines.synth.picture import Label
+from efafnet.pipelines.synth.raster import Depth
 from efafnet.pipelines.synth.scene import Recipe, draw_scene
+from efafnet.pipelines.synth.shading import Layer
+from efafnet.pipelines.synth.solids import Screen
 from efafnet.pipelines.synth.textures import bank
 from efafnet.platform.configuration import apply_overrides, resolve
 
@@ -61,13 +68,37 @@ def _drawn(kind: People, pictures: int) -> list[ImageRecord]:
 
 
 def _records(kind: Kind, pictures: int) -> list[ImageRecord]:
-    # Plain backgrounds are drawn faster, and change no label (as the test of them says).
-    recipe = Recipe(320, 240, replace(kind, photographic=False))
-    records = []
-    for index in range(pictures):
-        image, labels = draw_scene(np.random.default_rng((3, index)), recipe, bank(3))
-        records.append(image_record(index, "x.jpg", image.shape[1], image.shape[0], labels))
-    return records
+    found = (_labels(kind, (3, index)) for index in range(pictures))
+    return [image_record(index, "x.jpg", 320, 240, labels) for index, labels in enumerate(found)]
+
+
+def _scenes(kind: Kind, count: int) -> list[list[Label]]:
+    return [_labels(kind, (5, index)) for index in range(count)]
+
+
+def _labels(kind: Kind, seed: tuple[int, int]) -> list[Label]:
+    """Labels of a picture that nobody paints, which takes half as long: they are of shapes alone, as a test says."""
+    with mock.patch.object(picture, "shade", _outlined), mock.patch.object(scene, "paint_backdrop", _blank):
+        recipe = Recipe(320, 240, replace(kind, photographic=False))
+        return draw_scene(np.random.default_rng(seed), recipe, bank(3))[1]
+
+
+def _outlined(depth: Depth, screen: Screen, *given: Any) -> Layer:
+    """Where a thing shows, in black."""
+    n, (rows, columns) = depth.oversampling, depth.solid.shape
+    own = np.where(depth.solid < 0, False, screen.tags[depth.solid, 0] != Surface.THING)
+    covered, owned = (
+        samples.reshape(rows // n, n, columns // n, n).mean(axis=(1, 3), dtype=np.float32)
+        for samples in (depth.solid >= 0, own)
+    )
+    y, x = covered.nonzero()
+    pixels, share = (y + depth.top) * given[-1] + x + depth.left, covered[y, x]
+    return Layer(pixels, np.zeros((len(pixels), 3), dtype=np.float32), share, owned[y, x] >= 0.5 * share)
+
+
+def _blank(rng: Rng, width: int, height: int, *given: Any, busy: bool) -> Image:
+    del rng, given, busy
+    return np.zeros((height, width, 3), dtype=np.uint8)
 
 
 def test_a_setting_of_one_s_own_takes_the_place_of_the_kind_s(tmp_path: Path) -> None:
@@ -79,11 +110,6 @@ def test_a_setting_of_one_s_own_takes_the_place_of_the_kind_s(tmp_path: Path) ->
     assert _config(tmp_path).recipe.kind.across == KINDS["coco"].across > 0.2
     for word in ("occlusion=0", "close_ups=0"):
         assert _config(tmp_path, word).recipe.kind.across == 0
-
-
-def _scenes(kind: Kind, count: int) -> list[list[Label]]:
-    recipe = Recipe(320, 240, replace(kind, photographic=False))
-    return [draw_scene(np.random.default_rng((5, index)), recipe, bank(3))[1] for index in range(count)]
 
 
 def test_of_people_who_are_cut_off_less_than_half_of_the_width_shows() -> None:
@@ -134,7 +160,7 @@ def test_clear_and_crowd_are_drawn_as_before() -> None:
         np.testing.assert_allclose(found, boxes, atol=1.0, err_msg=f"{kind} {index}")
 
 
-def test_backgrounds_and_exposures_change_pictures_and_no_label() -> None:
+def test_colours_backgrounds_and_exposures_change_no_label() -> None:
     for index in range(4):
         plain, photographic = (
             draw_scene(
@@ -145,9 +171,10 @@ def test_backgrounds_and_exposures_change_pictures_and_no_label() -> None:
             for photographic in (False, True)
         )
         assert np.abs(plain[0].astype(int) - photographic[0].astype(int)).mean() > 10
-        assert [label.runs for label in plain[1]] == [label.runs for label in photographic[1]]
-        for one, other in zip(plain[1], photographic[1], strict=True):
-            np.testing.assert_array_equal(one.keypoints, other.keypoints)
+        for others in (photographic[1], _labels(KINDS["coco"], (6, index))):
+            assert [label.runs for label in plain[1]] == [label.runs for label in others]
+            for one, other in zip(plain[1], others, strict=True):
+                np.testing.assert_array_equal(one.keypoints, other.keypoints)
 
 
 def test_people_seen_across_a_table_are_large_and_show_no_knees() -> None:
