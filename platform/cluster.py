@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,7 +123,7 @@ def _init(address: str | None, config: ClusterConfig, show_workers: bool) -> Non
     else:
         options |= {"address": address, "runtime_env": runtime_env(address)}
     try:
-        with keeping_sigterm(), inherited(local_env() if address is None else {}):
+        with keeping_sigterm(), _own(show_workers=show_workers) if address is None else nullcontext():
             ray.init(**options)
         choose_worker_lines()
         leave_in_cluster()
@@ -141,6 +141,13 @@ def _init(address: str | None, config: ClusterConfig, show_workers: bool) -> Non
             f"Ray does not start on this machine: {' '.join(str(error).split())[:300]} Is it very busy, or short of "
             "memory? Give the same command again"
         ) from error
+
+
+@contextmanager
+def _own(*, show_workers: bool) -> Iterator[None]:
+    """Start a Ray of this program's own meanwhile."""
+    with inherited(local_env()), ray_private.without_onlookers(show_workers=show_workers):
+        yield
 
 
 def _await_port(address: str) -> None:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import pytest
 from ray import cloudpickle
 
@@ -47,6 +48,18 @@ def test_a_group_of_workers_is_ended_with_its_reservation(monkeypatch: pytest.Mo
     group._worker_group_state = builder.with_sync_actor(cast(Any, object())).build()
     ray_private.end_workers(group)
     assert done == ["2 workers", "their meeting point", "their reservation"]
+
+
+@pytest.mark.parametrize("show_workers", [True, False])
+def test_a_ray_without_onlookers_is_told_so_by_its_own_parameters(*, show_workers: bool) -> None:
+    from ray._private import node, parameter
+
+    honest = parameter.RayParams, node.Node.start_api_server
+    with ray_private.without_onlookers(show_workers=show_workers):
+        given = cast(Any, parameter.RayParams)(num_cpus=1)
+        assert (given.num_cpus, given.no_monitor, given.include_log_monitor) == (1, True, show_workers)
+        assert node.Node.start_api_server is not honest[1]
+    assert (parameter.RayParams, node.Node.start_api_server) == honest
 
 
 def test_callbacks_hear_when_workers_have_started() -> None:
@@ -117,6 +130,9 @@ def test_what_is_asked_of_a_connected_ray() -> None:
     assert ray_private.dashboard_address() == ""
     [free] = ray_private.free_by_node()
     assert free["CPU"] == 4.0
+    started = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert not any("dashboard/dashboard.py" in line or "autoscaler" in line for line in started)
+    assert sum("log_monitor.py" in line for line in started) == 1
     gcs = ray.get(ray.remote(lambda: ray.get_runtime_context().gcs_address).remote())
     assert gcs == ray.get_runtime_context().gcs_address
 
