@@ -1,25 +1,47 @@
 """What a network costs: parameters, multiply-adds, the paper's own count, activations kept for the backward pass.
 
-Everything is derived from shapes on torch's `meta` device: no weights are allocated and nothing is computed.
+Everything is derived from shapes, on torch's `meta` device or of a batch without crops: nothing is computed.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from efafnet.models.known_costs import FILE, STORED, Cost, looked_up
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
+
+
+class Size(NamedTuple):
+    """Of a network's cost what a run says of itself."""
+
+    parameters: int
+    """As in `Cost`."""
+    multiply_adds: int
+    """As in `Cost`, of one forward pass of one crop."""
+
+    @property
+    def params_m(self) -> float:
+        """Parameters in millions."""
+        return self.parameters / 1e6
+
+    @property
+    def gmac(self) -> float:
+        """Multiply-adds in 10^9."""
+        return self.multiply_adds / 1e9
 
 
 @lru_cache(maxsize=64)
@@ -41,25 +63,26 @@ def cost_at(network: PoseNetwork, input_size: InputSize) -> Cost:
     return Cost(_parameters(network), operations["macs"], operations["paper"], saved)
 
 
-@lru_cache(maxsize=8)
-def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> tuple[int, int]:
+@lru_cache(maxsize=64)
+def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Size:
     """Parameters, and multiply-adds of one forward pass, as `network_cost` counts them; once per process.
 
-    Stored ones are looked up: to compute on the `meta` device torch loads its compiler, which takes more than a second
-    of a program that does not compute otherwise.
+    Stored ones are looked up. Others are counted as a batch without crops passes: on the `meta` device torch computes
+    in Python, and loads its compiler for that, which takes more than a second of a program that compiles nothing.
     """
     known = looked_up(config, num_joints, input_size)
     if known is not None:
-        return known.parameters, known.multiply_adds
-    network = shapes_of(config, num_joints)
-    with _counted_operations(network) as operations, torch.no_grad():
-        network.eval()(_crop(input_size))
-    return _parameters(network), operations["macs"]
+        return Size(known.parameters, known.multiply_adds)
+    with _WithoutValues(), torch.no_grad():
+        network = build_network(config, num_joints).eval()
+        with _counted_operations(network) as operations:
+            network(torch.empty(0, 3, input_size.height, input_size.width))
+    return Size(_parameters(network), operations["macs"])
 
 
 def multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> int:
     """Multiply-adds of one forward pass, as `network_cost` counts them; nothing else is, and once per process."""
-    return parameters_and_multiply_adds(config, num_joints, input_size)[1]
+    return parameters_and_multiply_adds(config, num_joints, input_size).multiply_adds
 
 
 def _crop(size: InputSize) -> Tensor:
@@ -70,6 +93,33 @@ def _crop(size: InputSize) -> Tensor:
 def _parameters(network: PoseNetwork) -> int:
     """Weights and biases without the auxiliary heads, which exist in training only."""
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Lets a network be built and applied for its shapes: no weight is drawn, so neither time nor memory is spent on
+    them and torch's generator stays where it is; and a batch without crops goes through all of it."""
+
+    _DRAWS = frozenset((nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func in self._DRAWS:
+            return args[0] if args else given["tensor"]
+        if func is F.pixel_unshuffle:  # on CPUs torch gives back as it is what holds nothing
+            return _gathered(*args, **given)
+        return func(*args, **given)
+
+
+def _gathered(x: Tensor, factor: int) -> Tensor:
+    """Room for what ``pixel_unshuffle`` makes of x (N, C, H, W)."""
+    n, channels, height, width = x.shape
+    return x.new_empty(n, channels * factor**2, height // factor, width // factor)
 
 
 @contextmanager

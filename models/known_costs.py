@@ -1,7 +1,7 @@
 """The cost of a network as figures, and those of the named networks as they are stored beside this file.
 
-Counting takes the better part of a second for a large network, torch, and torch's compiler besides; a table of forty
-of them must not take half a minute, and a training not a second more before its first word.
+Counting all of it takes the better part of a second for a large network, torch, and torch's compiler besides; a table
+of forty of them must not take half a minute.
 ``python -m efafnet.models.cost`` counts and stores all of them anew; a test counts as well.
 """
 

@@ -184,9 +184,28 @@ def test_a_runs_figures_are_looked_up_where_they_are_stored(uncounted: Callable[
             uncounted(network, 16, InputSize.model_validate(size))
 
 
+OF_EACH_KIND = (
+    *("sbn_r50_fam_width4", "efafnet_r50_256x192", "efafnet_r50_256x192_ffm_first", "efafnet_r50_256x192_res2net"),
+    *("sbn_r50_duc", "sbn_r50_cs", "sbn_r50_fasm_last", "hrnet_w32_256x192", "hourglass8_256x192"),
+)
+
+
+def test_a_runs_figures_are_counted_without_a_crop_or_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the meta device, whose figures are the stored ones; and what is drawn after it is what would be anyway."""
+    monkeypatch.setattr(cost, "looked_up", lambda *_: None)
+    before = torch.get_rng_state()
+    for name in OF_EACH_KIND:
+        network, size = STORED[name]
+        found = cost.parameters_and_multiply_adds.__wrapped__(network, 17, size)
+        stored = known_cost(name, 17)
+        assert found == (stored.parameters, stored.multiply_adds), name
+        assert (found.params_m, found.gmac) == (stored.params_m, stored.gmac)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_no_preset_is_counted(name: str, uncounted: Callable[..., tuple[int, int]]) -> None:
-    """A training says what its network costs before its first step; counting makes torch load its compiler."""
+    """A training says what its network costs before its first step."""
     config = resolve(TrainConfig, load_preset(name))
     parameters, multiply_adds = uncounted(config.network, 5, config.input)
     assert multiply_adds > parameters > 0

@@ -314,7 +314,8 @@ def test_platform_imports_ray_and_mlflow_only_when_asked() -> None:
 
 
 def test_a_bare_machine_can_train_and_predict(tmp_path: Path) -> None:
-    """And one process trains without torch's compiler, whose import takes as long as torch's own."""
+    """And one process trains, and counts what a network costs, without torch's compiler, whose import takes as long as
+    torch's own."""
     program = (
         "import sys\n"
         "absent = 'ray', 'mlflow', 'optuna', 'pandas', 'scipy', 'pycocotools', 'sklearn'\n"
@@ -330,7 +331,11 @@ def test_a_bare_machine_can_train_and_predict(tmp_path: Path) -> None:
         "import torch\n"
         "from efafnet.pipelines.training import context, loop\n"
         "from tests.training_cases import config_of\n"
+        "from efafnet.models import cost\n"
         "config = config_of(Path(sys.argv[1]), 'epochs=1')\n"
+        "wide = config.network.model_copy(update={'base_width': 24})\n"
+        "assert not cost.looked_up(wide, 17, config.input)\n"
+        "assert cost.parameters_and_multiply_adds(wide, 17, config.input).multiply_adds > 0\n"
         "assert loop.run(config, context.PlainContext(torch.device('cpu'))).checkpoint.exists()\n"
         "assert 'torch._dynamo' not in sys.modules\n"
     )

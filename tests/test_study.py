@@ -98,8 +98,7 @@ def test_another_training_set_for_each_seed_is_every_rows_and_is_told(
     assert any(text.startswith("training sets: another for each seed, the same for all rows") for text in told)
 
 
-def test_depth_cannot_be_studied_at_nano_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("efafnet.models.cost.network_cost", lambda *_: None)  # counting these takes seconds
+def test_depth_cannot_be_studied_at_nano_scale(tmp_path: Path) -> None:
     text = "about: depth\nbaseline: 50\nsettings: {loss.hard_joints: 2, input: 64x64}\nrows:\n" + "".join(
         f"  - {{name: {depth}, network: efafnet_r{depth}_384x288}}\n" for depth in (50, 101, 152)
     )

@@ -38,7 +38,7 @@ def introduce(config: TrainConfig, inputs: Inputs) -> None:
             "no data.val: nothing is validated, no checkpoint is the best, and the result has no figure; give "
             "data.val=STORE to see what the network is worth"
         )
-    # Last: where it is not stored what the network costs, counting makes torch import its compiler, for over a second.
+    # Last: where it is not stored what the network costs, it is counted.
     _print_row("network", network_text(config, inputs))
 
 
