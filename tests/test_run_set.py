@@ -1,18 +1,23 @@
-"""A set of runs side by side: when the rest is not begun any more."""
+"""A set of runs side by side: when the rest is not begun any more, and who predicts for a run that ended."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from efafnet.pipelines.runs import run_set
+from efafnet.models.variants import VARIANTS
+from efafnet.pipelines.evaluation.config import EvaluateConfig, WorkersConfig
+from efafnet.pipelines.runs import measured, run_set
 from efafnet.pipelines.runs.concurrency import Launch
 from efafnet.pipelines.runs.failures import AlikeFailures
 from efafnet.pipelines.runs.run_set import Running
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.rundir import TrainResult
+from tests.training_cases import sbn_config_of
 
 
 def outcome(
@@ -80,3 +85,29 @@ def test_reasons_are_alike_whatever_numbers_they_hold() -> None:
         assert alike.repeated == ""
         alike.add(f"OSError: port {place}")
     assert alike.repeated == "OSError: port 333"
+
+
+def test_a_core_predicts_what_takes_it_seconds_and_rays_workers_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eleven persons, forwards and mirrored: 22 passes, of ResNet-152 at 384x288 28.6 GMAC each. What GPUs trained they
+    predict, whatever it is."""
+
+    def workers(*overrides: str) -> WorkersConfig:
+        config = sbn_config_of(tmp_path, "workers=2", *overrides)
+        measured.predict_validation(config, TrainResult(config.run_dir, tmp_path, {}, None))
+        return asked.pop().workers
+
+    def evaluate(config: EvaluateConfig, _: object) -> SimpleNamespace:
+        asked.append(config)
+        return SimpleNamespace(results=[])
+
+    asked: list[EvaluateConfig] = []
+    monkeypatch.setattr(measured, "evaluate", evaluate)
+    monkeypatch.setattr(measured, "write_text", lambda *_: None)
+    small, large = workers("worker.gpu=no"), VARIANTS["sbn_r152_384x288"].network.model_dump_json()
+    assert (small.count, small.gpu) == (0, "no")
+    deep = workers("worker.gpu=no", f"network={large}", "input=384x288")
+    assert (deep.count, deep.gpu) == (2, "no")
+    on_gpus = workers("worker.gpu=yes")
+    assert (on_gpus.count, on_gpus.gpu) == (2, "auto")

@@ -33,7 +33,7 @@ from efafnet.platform.mlflow_client import mlflow_client
 from tests import rays
 from tests.holds import Holds
 from tests.processes import program
-from tests.training_cases import write_store
+from tests.training_cases import ROOT, wait_until_left, write_store
 from tests.waiting import LIMIT_S, wait_for
 
 SPACE = """\
@@ -344,23 +344,20 @@ def kill_trial(checkpoints: Path, holds: Holds) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_with_the_same_command(
-    tmp_path: Path, fresh_store: Path, request: pytest.FixtureRequest
-) -> None:
-    """Ctrl-C and SIGKILL of the driver while trials run; then the search ends with every trial there once."""
+def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path, fresh_store: Path, holds: Holds) -> None:
+    """Ctrl-C and SIGKILL of the driver while trials run on a cluster; then the search ends with every trial there
+    once."""
     config_of(tmp_path)
     shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
                 "search.trials=2", "search.sampler=random", "search.stop=none", "workers=0",
-                "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "cluster.address=local",
-                "tracking.system_metrics_every_s=null", "search.concurrency=1"]  # fmt: skip
+                "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "search.concurrency=1",
+                "tracking.system_metrics_every_s=null", f"cluster.address={rays.shared()}"]  # fmt: skip
     words = ["tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
     command = program(*words)
-    holds = Holds(tmp_path / "holds")
-    environment = holds.environment()
     first = tmp_path / "runs/killed/trials/0000"
     holds.at(5)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, cwd=tmp_path)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT)
     wait_for("checkpoint", lambda: (first / "checkpoints/step-00000005").exists(), lambda: process.poll() is not None)
     process.send_signal(signal.SIGINT)
     told = " ".join(process.communicate(timeout=LIMIT_S)[1].decode().split())
@@ -370,12 +367,14 @@ def test_a_killed_search_goes_on_with_the_same_command(
     )
     parent, runs = children(tmp_path, "killed")
     assert {run.info.status for run in (parent, *runs)} == {"KILLED"}
+    wait_until_left(first)
     holds.move(5, to=10)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=tmp_path)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT)
     wait_for("another", lambda: (first / "checkpoints/step-00000010").exists(), lambda: process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    request.getfixturevalue("ray_local")  # now: beside the Rays above it would only take time
+    wait_until_left(first)
+    holds.release(10)
     assert main(words) == 0
     assert "resuming at step 10 " in (first / "train.log").read_text()
     study = open_study(tmp_path / "runs/killed/study.db")

@@ -24,7 +24,9 @@ from efafnet.pipelines.crops.file_table import FileRecord, FileTable
 from efafnet.pipelines.crops.manifest import Counts, Encoding, Manifest, SourceRecord
 from efafnet.pipelines.crops.schema import GROUND_TRUTH_SCHEMA, IMAGES_SCHEMA, REJECTS_SCHEMA, person_schema
 from efafnet.pipelines.training.config import TrainConfig
+from efafnet.pipelines.training.rundir import LOCK
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve, to_yaml
+from efafnet.platform.locks import hold
 from tests.waiting import LIMIT_S
 
 if TYPE_CHECKING:
@@ -251,3 +253,9 @@ def train_as_two(config: TrainConfig) -> LoopResult:
     finally:
         other.kill()
         other.wait()
+
+
+def wait_until_left(run_dir: Path) -> None:
+    """Wait until no process trains a run any more: on a cluster it may outlive its driver for a moment."""
+    with hold(run_dir / LOCK, wait_s=LIMIT_S):
+        pass

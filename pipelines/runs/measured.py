@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from efafnet.models.cost import multiply_adds
+from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import EvaluateConfig, ScoringConfig, WorkersConfig
 from efafnet.pipelines.evaluation.evaluate import PREDICTIONS, evaluate
 from efafnet.pipelines.evaluation.results_file import reference_of
@@ -18,6 +20,9 @@ from efafnet.platform.presence import is_there
 from efafnet.platform.storage import read_json, sha256_bytes, sha256_file, write_text
 
 _FIGURES_ONLY = ScoringConfig(bootstrap=0, errors=False)
+_LITTLE = 3e10
+"""Multiply-adds of a store's predictions that one core makes itself, in seconds: more of them would go by before Ray
+Data's processes had imported what this one has."""
 
 
 def predict_validation(config: TrainConfig, result: TrainResult) -> None:
@@ -25,16 +30,30 @@ def predict_validation(config: TrainConfig, result: TrainResult) -> None:
     file = config.run_dir / PREDICTIONS
     if is_there(file) or config.data.val is None:
         return
-    # Ray's own workers may have GPUs that this process has not.
-    workers = WorkersConfig(count=config.workers, cpus=config.worker.threads, reader=config.reader)
+    store = open_store(config.data.val)
+    # Rows are compared in one arithmetic: on GPUs where they were trained so, which Ray's workers may have and this
+    # process has not, and else on CPUs.
+    on_cpus = config.worker.gpu == "no"
+    workers = WorkersConfig(
+        count=0 if on_cpus and _is_little(config, store) else config.workers,
+        cpus=config.worker.threads,
+        gpu="no" if on_cpus else "auto",
+        reader=config.reader,
+    )
     wanted = EvaluateConfig(
         checkpoint=result.checkpoint, data=config.data.val, workers=workers, scoring=_FIGURES_ONLY, overlays=0
     )
-    done = evaluate(wanted, open_store(config.data.val))
+    done = evaluate(wanted, store)
     content = json.dumps(done.results, separators=(",", ":")) + "\n"
     # As sha256sum writes it, and before the file: that it is there says that the run is measured.
     write_text(_digest_file(file), f"{sha256_bytes(content.encode())}  {file.name}\n")
     write_text(file, content)
+
+
+def _is_little(config: TrainConfig, store: CropStore) -> bool:
+    """Whether one core predicts a store in seconds."""
+    crops = store.num_persons * (2 if config.test.flip_test else 1)
+    return crops * multiply_adds(config.network, store.skeleton.num_joints, config.input) <= _LITTLE
 
 
 def has_images(inputs: Inputs) -> bool:
