@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib import import_module
 from pathlib import Path
 
 import mlflow
@@ -127,20 +128,28 @@ def test_a_server_that_refuses_the_host_name_is_told_apart() -> None:
 
 @pytest.mark.slow
 @pytest.mark.no_ray
-def test_a_fresh_store_survives_processes_that_all_create_it(tmp_path: Path) -> None:
+def test_a_fresh_store_survives_processes_that_all_create_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process and another one; both have loaded what makes it before either begins."""
+    maker = import_module("mlflow.store.tracking.sqlalchemy_store").__name__
     program = (
-        "import sys\n"
+        f"import sys, {maker}\n"
         "from efafnet.platform.tracking import create_run, prepare_tracking\n"
-        "uri = prepare_tracking(sys.argv[1])\n"
-        "print(create_run(uri, 'together', sys.argv[2]))\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "print(create_run(prepare_tracking(sys.argv[1]), 'together', 'other'))\n"
     )
+    monkeypatch.setattr(tracking, "create_sqlite", create_sqlite)  # and no copy
     address = f"sqlite:///{tmp_path}/mlflow.db"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, address, str(k)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for k in range(2)
-    ]
-    ids = [process.communicate(timeout=LIMIT_S)[0].strip() for process in processes]
-    assert all(process.returncode == 0 for process in processes)
+    command = [sys.executable, "-c", program, address]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        assert other.stdin is not None
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        own = create_run(prepare_tracking(address), "together", "own")
+        ids = [own, other.communicate(timeout=LIMIT_S)[0].strip()]
+    assert other.returncode == 0
     client = mlflow_client(address)
     experiments = client.search_experiments(filter_string="name = 'together'")
     assert len(experiments) == 1
