@@ -276,7 +276,7 @@ def test_a_killed_driver_loses_and_doubles_nothing(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", program, str(tmp_path)]
     draw = random.Random(5)
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()

@@ -98,7 +98,7 @@ def test_draws_that_weigh_the_cost_spread_over_the_front(tmp_path: Path, weighed
 @pytest.mark.slow
 @pytest.mark.no_ray
 def test_a_restart_draws_the_same(tmp_path: Path, weighed_widths: list[int]) -> None:
-    assert searched(tmp_path / "a", weighed=True, restart_at=15) == weighed_widths
+    assert searched(tmp_path / "a", weighed=True, restart_at=15, trials=20) == weighed_widths[:20]
 
 
 def test_what_an_earlier_search_found_is_known_to_the_draws_that_weigh(tmp_path: Path) -> None:
