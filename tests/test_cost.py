@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from efafnet.models import cost
-from efafnet.models.cost import cost_at, shapes_of
+from efafnet.models.cost import QuickBatchNorm, cost_at, shapes_of
 from efafnet.models.known_costs import FILE, STORED, Cost, known_cost
 from efafnet.models.network import build_network
-from efafnet.models.network_config import AnyNetworkConfig, NetworkConfig
+from efafnet.models.network_config import AnyNetworkConfig, HourglassConfig, NetworkConfig
 from efafnet.models.settings import InputSize
 from efafnet.models.variants import SBN, VARIANTS
 from efafnet.pipelines.training.config import TrainConfig
@@ -241,17 +241,23 @@ def test_default_reductions_are_those_of_the_pins() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sbn_nano", "efafnet_nano", "sbn_r50_256x192", "sbn_r50_fasm_c", "hrnet_w32_256x192", "hourglass8_256x192"]
+    "network",
+    [
+        *(VARIANTS[name].network for name in ("sbn_nano", "efafnet_nano", "sbn_r50_256x192", "sbn_r50_fasm_c")),
+        VARIANTS["hrnet_w32_256x192"].network,
+        HourglassConfig(kind="hourglass", stacks=2),  # a first and a last
+    ],
+    ids=lambda network: str(network.short_name),
 )
-def test_multiply_adds_agree_with_torchs_counter(name: str) -> None:
+def test_multiply_adds_agree_with_torchs_counter(network: AnyNetworkConfig) -> None:
     from torch.utils.flop_counter import FlopCounterMode  # here: it imports Triton's compiler
 
-    v = VARIANTS[name]
-    crop = torch.empty(1, 3, v.input.height, v.input.width, device="meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _shapes(v.network, 17).eval()(crop)
+    size = InputSize.model_validate(_SMALL)
+    crop = torch.empty(1, 3, size.height, size.width, device="meta")
+    with QuickBatchNorm(), FlopCounterMode(display=False) as counter, torch.no_grad():
+        _shapes(network, 17).eval()(crop)
     # torch counts two operations per multiply-add.
-    assert _counted(v.network, 17, v.input).multiply_adds == counter.get_total_flops() // 2
+    assert _counted(network, 17, size).multiply_adds == counter.get_total_flops() // 2
 
 
 def test_auxiliary_heads_are_not_counted() -> None:
