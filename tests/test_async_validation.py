@@ -24,16 +24,18 @@ SETTINGS = ("epochs=3", "validation={every_epochs: 1, overlays: 1}", "checkpoint
 
 
 class Task:
-    """Validates as Ray's task does, and gives its figures out only to who waits for them, or never."""
+    """Validates as Ray's task does, and gives its figures out only to who waits for them, or never; ``busy`` times the
+    cluster has no room for it."""
 
-    def __init__(self, config: TrainConfig, *, fails: bool = False, early: bool = False, room: bool = True) -> None:
+    def __init__(self, config: TrainConfig, *, fails: bool = False, early: bool = False, busy: int = 0) -> None:
         self.config = config
-        self.fails, self.early, self.room = fails, early, room
+        self.fails, self.early, self.busy = fails, early, busy
         self.started: list[int] = []
         self.figures: dict[str, float] | None = None
 
     def has_room(self) -> bool:
-        return self.room
+        self.busy -= 1
+        return self.busy < 0
 
     def start(self, weights: Mapping[str, Tensor], step: int) -> None:
         self.started.append(step)
@@ -78,15 +80,16 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return ended(sbn_config_of(tmp_path_factory.mktemp("inline"), *SETTINGS), Quiet())
 
 
-@pytest.mark.parametrize("manner", [{"early": True}, {"fails": True}, {"room": False}])
+@pytest.mark.parametrize(("early", "busy", "fails", "started"), [(True, 0, False, [5, 10]), (False, 1, True, [10])])
 def test_it_changes_nothing_but_when_figures_are_collected(
-    tmp_path: Path, manner: dict[str, bool], expected: dict[str, object]
+    tmp_path: Path, early: bool, busy: int, fails: bool, started: list[int], expected: dict[str, object]
 ) -> None:
+    """Nor does a validation that finds no room or fails, and is done inline."""
     config = sbn_config_of(tmp_path, *SETTINGS)
-    task = Task(config, **manner)
+    task = Task(config, early=early, busy=busy, fails=fails)
     assert ended(config, WithValidator(task)) == expected
     # Every 5 of 15 steps, the end inline because nothing is left to overlap with.
-    assert task.started == ([] if manner == {"room": False} else [5, 10])
+    assert task.started == started
     assert (config.run_dir / "validation" / "step-00000010" / "errors.png").stat().st_size > 1000
 
 
@@ -145,9 +148,11 @@ def test_checkpoints_learn_what_is_visible(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(validation, "calibrate_on", found)
     copies = tmp_path / "copies"
     config = sbn_config_of(
-        tmp_path, "epochs=2", "validation={every_epochs: 1}", f"checkpoint={{keep_last: 2, copy_to: 'file://{copies}'}}"
-    )
-    context = WithValidator(Task(config, room=asynchronous))
+        tmp_path, "epochs=2",
+        "validation={every_epochs: 1, overlays: 0}",
+        f"checkpoint={{keep_last: 2, copy_to: 'file://{copies}'}}",
+    )  # fmt: skip
+    context = WithValidator(Task(config, busy=0 if asynchronous else 9))
     run(config, context)
     said = dict(context.curves.points["val/visibility_brier"])
     assert sorted(said) == [5, 10]

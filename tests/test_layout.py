@@ -91,15 +91,20 @@ def syntax(path: Path) -> ast.Module:
 
 
 @cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of that tree: to walk it takes as long as to make it."""
+    return tuple(ast.walk(syntax(path)))
+
+
+@cache
 def imports(path: Path) -> tuple[tuple[str, bool], ...]:
     """Return (dotted name, whether it is imported when the module is) of everything a module imports."""
     return tuple(_imports(path))
 
 
 def _imports(path: Path) -> Iterator[tuple[str, bool]]:
-    tree = syntax(path)
-    inside = {id(node) for block in ast.walk(tree) if is_deferred(block) for node in ast.walk(block)}
-    for node in ast.walk(tree):
+    inside = {id(node) for block in nodes(path) if is_deferred(block) for node in ast.walk(block)}
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((alias.name, id(node) not in inside) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -155,7 +160,7 @@ def test_modules_and_functions_are_short() -> None:
         length = len(path.read_text(encoding="utf-8").splitlines())
         if length >= 400:
             long.append(f"{relative(path)}: {length} lines")
-        for node in ast.walk(syntax(path)):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 if lines >= 60:
@@ -267,7 +272,7 @@ RECORDS = {"SourceRecord", "Manifest"}
 
 def settings_fields() -> Iterator[tuple[str, str]]:
     """Yield (class, field) of every settings model, by the syntax trees alone."""
-    classes = [node for path in modules() for node in ast.walk(syntax(path)) if isinstance(node, ast.ClassDef)]
+    classes = [node for path in modules() for node in nodes(path) if isinstance(node, ast.ClassDef)]
     bases = {node.name: {ast.unparse(base).rpartition(".")[2] for base in node.bases} for node in classes}
 
     def is_settings(name: str) -> bool:
@@ -285,7 +290,7 @@ def test_every_setting_is_read_somewhere() -> None:
     read = {
         node.attr
         for path in modules()
-        for node in ast.walk(syntax(path))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
     fields = list(settings_fields())
@@ -297,7 +302,7 @@ def test_files_are_read_and_written_as_utf_8_whatever_the_locale() -> None:
     bare = [
         f"{relative(path)}:{node.lineno}"
         for path in modules()
-        for node in ast.walk(syntax(path))
+        for node in nodes(path)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in ("read_text", "write_text")

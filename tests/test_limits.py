@@ -29,9 +29,12 @@ MIXED = parse_space(f"{WIDTHS.text}  optimizer.lr: {{float: [1e-4, 1e-2], log: t
 """The same widths, each of endlessly many settings."""
 
 
+PRESET = load_preset("nano_test")
+
+
 def built(settings: Settings) -> TrainConfig:
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    return resolve(TrainConfig, apply_overrides(load_preset("nano_test"), overrides))
+    return resolve(TrainConfig, apply_overrides(PRESET, overrides))
 
 
 def gmac(width: int) -> float:

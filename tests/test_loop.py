@@ -69,20 +69,20 @@ def trace_of(run_dir: Path) -> list[dict[str, Any]]:
 def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     context, config = (
         Quiet(),
-        config_of(tmp_path, "epochs=8", "trace=true", "validation={every_epochs: 3, overlays: 2}"),
+        config_of(tmp_path, "epochs=5", "trace=true", "validation={every_epochs: 2, overlays: 2}"),
     )
     result = run(config, context)
-    # 8 epochs of 40 persons in batches of 8: 40 steps; validations after epochs 3 and 6 and at the end.
+    # 5 epochs of 40 persons in batches of 8: 25 steps; validations after epochs 2 and 4 and at the end.
     assert result.metrics["ap"] > 0.9
-    assert [report["step"] for report in context.reports] == [15, 30, 40]
+    assert [report["step"] for report in context.reports] == [10, 20, 25]
     assert [report["ap"] for report in context.reports] == [value for _, value in context.curves.points["val/ap"]]
-    assert context.reports[-1]["epoch"] == 8
+    assert context.reports[-1]["epoch"] == 5
     curve = context.curves
-    assert curve.artifacts == [f"validation/step-000000{step}" for step in (15, 30, 40)]
-    assert curve.steps("train/loss") == list(range(5, 41, 5))  # every 5 steps, which are also the epochs' ends
+    assert curve.artifacts == [f"validation/step-000000{step}" for step in (10, 20, 25)]
+    assert curve.steps("train/loss") == list(range(5, 26, 5))  # every 5 steps, which are also the epochs' ends
     assert curve.steps("joint_loss.red") == curve.steps("train/loss")
     trace = trace_of(config.run_dir)
-    assert [entry["step"] for entry in trace] == list(range(1, 41))
+    assert [entry["step"] for entry in trace] == list(range(1, 26))
     losses = [float.fromhex(entry["loss"]) for entry in trace]
     assert dict(curve.points["train/loss"])[10] == pytest.approx(sum(losses[5:10]) / 5)
     assert dict(curve.points["train/epoch_loss"])[10] == pytest.approx(sum(losses[5:10]) / 5)
@@ -94,8 +94,8 @@ def test_a_run_learns_and_leaves_what_it_promises(tmp_path: Path) -> None:
     assert log == context.lines
     assert log[0] == "precision: fp32, on 1 CPU thread"
     assert curve.params == {"precision": "fp32"}
-    assert log[1].startswith("epoch 1.00/8.00  step 5/40  loss 0.0")
-    assert "validation at step 15: ap" in "".join(log)
+    assert log[1].startswith("epoch 1.00/5.00  step 5/25  loss 0.0")
+    assert "validation at step 10: ap" in "".join(log)
 
 
 def test_points_close_at_epochs_and_checkpoints_wherever_they_fall(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_each_kind_is_what_it_is_named_for() -> None:
     assert min(shares[0], shares[1], shares[2], shares[3] + shares[4]) > 0.08
 
 
-KIND_PICTURES: dict[People, int] = {"clear": 130, "coco": 130, "crowd": 60}
+KIND_PICTURES: dict[People, int] = {"clear": 130, "coco": 105, "crowd": 50}
 
 
 @cache
@@ -232,7 +232,7 @@ def test_crowding_and_the_number_of_people_raise_the_crowd_index(tmp_path: Path)
     index = {}
     for crowding in (0.0, 1.0):
         kind = _config(tmp_path, "people_per_image=4-5", f"crowding={crowding}").recipe.kind
-        index[crowding] = float(np.mean([record.image["crowdIndex"] for record in _records(kind, 30)]))
+        index[crowding] = float(np.mean([record.image["crowdIndex"] for record in _records(kind, 20)]))
     assert index[1.0] > 1.5 * index[0.0]
     # CrowdPose calls images hard from .8, easy below .2 (in its tool).
     assert index[1.0] > 0.35
@@ -241,7 +241,7 @@ def test_crowding_and_the_number_of_people_raise_the_crowd_index(tmp_path: Path)
 def test_things_in_front_hide_joints(tmp_path: Path) -> None:
     visible, labelled = {}, {}
     for occlusion in (0.0, 1.0):
-        records = _records(_config(tmp_path, f"occlusion={occlusion}").recipe.kind, 40)
+        records = _records(_config(tmp_path, f"occlusion={occlusion}").recipe.kind, 28)
         people = [person for record in records for person in record.annotations]
         v = np.array([p["keypoints"][2::3] for p in people if p["num_keypoints"]])
         visible[occlusion] = float((v == 2).mean())
