@@ -123,6 +123,9 @@ class QuickBatchNorm(TorchDispatchMode):
     torch composes it there of some fifty operations in Python, two thirds of the time in which a network is counted.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

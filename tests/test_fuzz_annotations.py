@@ -42,10 +42,9 @@ def _value(rng: np.random.Generator) -> Any:
 
 
 def mutated(content: Any, rng: np.random.Generator) -> Any:
-    """A copy with one to three places replaced by odd values, removed, or repeated."""
-    result = copy.deepcopy(content)
+    """``content``, of which one to three places were replaced by odd values, removed, or repeated."""
     for _ in range(rng.integers(1, 4)):
-        parent, key = _place(result, rng)
+        parent, key = _place(content, rng)
         kind = rng.random()
         if parent is None:
             return _value(rng)
@@ -55,7 +54,7 @@ def mutated(content: Any, rng: np.random.Generator) -> Any:
             del parent[key]
         elif isinstance(parent, list):
             parent.insert(key, copy.deepcopy(parent[key]))
-    return result
+    return content
 
 
 def _place(content: Any, rng: np.random.Generator) -> tuple[Any, Any]:
