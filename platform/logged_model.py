@@ -154,7 +154,8 @@ class _Flavour:
         import mlflow.pytorch
 
         del validate_serving_input  # read by whoever calls this
-        mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **settings)
+        with _versions_taken_as_read():
+            mlflow.pytorch.save_model(path=path, mlflow_model=mlflow_model, **settings)
         if self._served is None:
             return
         function = mlflow_model.flavors["python_function"]
@@ -282,6 +283,22 @@ def _requirements(more: Sequence[str]) -> list[str]:
         with contextlib.suppress(PackageNotFoundError):
             found.append(f"{package}=={version(package)}")
     return found
+
+
+@contextlib.contextmanager
+def _versions_taken_as_read() -> Iterator[None]:
+    """Keep MLflow from comparing ``_requirements`` with what is installed, where they were just read: for that it goes
+    through the files of every installed package, half a second of each run. A MLflow that names it otherwise does."""
+    from mlflow.utils import environment
+
+    name = "warn_dependency_requirement_mismatches"
+    compare = getattr(environment, name, None)
+    setattr(environment, name, lambda _: None)
+    try:
+        yield
+    finally:
+        if compare is not None:
+            setattr(environment, name, compare)
 
 
 @contextlib.contextmanager

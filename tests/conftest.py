@@ -159,8 +159,10 @@ def ray_idle(ray_local: None) -> None:  # noqa: ARG001 (one Ray)
 
 @pytest.fixture(scope="session")
 def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an MLflow store that holds nothing. To be copied: making one takes more than a second."""
-    file = tmp_path_factory.mktemp("fresh") / "mlflow.db"
+    """The file of an MLflow store that holds nothing. To be copied: making one takes more than a second, so the
+    processes of pytest-xdist share one, too."""
+    own = tmp_path_factory.getbasetemp()
+    file = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "fresh" / "mlflow.db"
     create_sqlite(file)
     return file
 
