@@ -48,8 +48,8 @@ def test_a_run_starts_from_imagenet_weights_and_says_what_it_took(tmp_path: Path
     context = Quiet()
     encoder = "network={encoder: resnet50, fam: none, fsm: none, ffm: false, head: deconvolution, auxiliary_stages: []}"
     config = config_of(
-        tmp_path, encoder, f"imagenet.weights={tmp_path}/resnet50.pth", "max_samples=8", "optimizer.lr=1e-9",
-        "data.val=null", "log_every_steps=1",
+        tmp_path, encoder, f"imagenet.weights={tmp_path}/resnet50.pth", "batch_size=2", "max_samples=2",
+        "optimizer.lr=1e-9", "data.val=null", "log_every_steps=1",
     )  # fmt: skip
     result = run(config, context)
     assert context.lines[0] == (
