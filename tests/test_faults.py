@@ -23,7 +23,7 @@ from efafnet.pipelines.training.inputs import open_inputs, train_reader
 from efafnet.pipelines.training.loop import run
 from efafnet.pipelines.training.ray_run import train
 from efafnet.pipelines.training.rundir import TrainResult
-from efafnet.platform import notice
+from efafnet.platform import notice, ray_private
 from efafnet.platform.cluster import ClusterConfig, connect, gpu_nodes, quiet_environment
 from efafnet.platform.configuration import to_yaml
 from tests import rays
@@ -37,11 +37,12 @@ pytestmark = pytest.mark.slow
 
 Noted = Callable[[str, object], None]
 
-# Ray takes about a minute to believe that a node is gone; here a few seconds.
+# A node is gone after three checks of a second's distance that find nobody there: its processes are killed, and where
+# nobody listens any more a check fails at once. One that lives may take minutes to answer on a machine that is busy.
 QUICK_TO_NOTICE = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 2000,
+    "health_check_timeout_ms": 240_000,
     "health_check_failure_threshold": 3,
 }
 SHORT_OF_FILES = "checkpoint={every_epochs: null, every_steps: 10}"
@@ -71,7 +72,8 @@ def cluster(holds: Holds) -> Iterator[Any]:
                     return super().add_node(wait, temp_dir=tempfile.mkdtemp(dir=places), **what)
 
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
-        nodes: Any = Apart(initialize_head=True, head_node_args=head)
+        with ray_private.without_onlookers(show_workers=False):
+            nodes: Any = Apart(initialize_head=True, head_node_args=head)
         connect(ClusterConfig(address=nodes.address))
         _count_nodes_often()
         yield nodes
@@ -127,8 +129,8 @@ def test_nodes_die_return_and_are_drained(
     settings = ("epochs=30", "data.val=null", "trace=true", SHORT_OF_FILES, tracking)
     config = sbn_config_of(tmp_path, "name=run", "workers=1..2", "worker.grow_every_s=3", *settings)
     cluster.add_node(num_cpus=1)
-    doomed = cluster.add_node(num_cpus=1)
     record_property("all_reduce_gb_s", _network_gb_s())
+    doomed = cluster.add_node(num_cpus=1)
     holds.at(20)
     running = begun(config)
     wait_for("a checkpoint of two workers", lambda: newest_step(config) >= 20, running.done)
@@ -164,9 +166,9 @@ def test_nodes_die_return_and_are_drained(
 
 
 def _network_gb_s() -> float:
-    """What doctor measures between the head and two nodes: three processes of this machine, by gloo."""
+    """What doctor measures between the head and a node: two processes of this machine, by gloo."""
     [finding] = all_reduce.all_reduce_findings(gpu_nodes())
-    told = re.match(r"all-reduce among 3 nodes: (\d+\.\d\d) GB/s, \d+ ms a step", finding.found)
+    told = re.match(r"all-reduce among 2 nodes: (\d+\.\d\d) GB/s, \d+ ms a step", finding.found)
     assert told is not None, finding
     assert (finding.what, finding.state) == ("network, gloo", "ok" if float(told[1]) >= 0.75 else "warn")
     return float(told[1])
@@ -189,10 +191,11 @@ def _history(uri: str, result: TrainResult, key: str) -> list[int]:
 
 @pytest.mark.slow
 def test_a_driver_killed_on_a_cluster_is_started_again(
-    cluster: Any, tmp_path: Path, record_property: Noted, holds: Holds
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Noted, holds: Holds
 ) -> None:
     """After Ctrl-C and after SIGKILL the same command goes on, beside what is left of the one before; equal to the bit
     to a run in one process."""
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # no node is announced to end: a process less each
     settings = ("epochs=8", "data.val=null", "trace=true", SHORT_OF_FILES, "tracking.enabled=false")
     whole = sbn_config_of(tmp_path, "name=whole", *settings)
     cut = sbn_config_of(tmp_path, "name=cut", "workers=1", f"cluster.address={cluster.address}", *settings)

@@ -194,7 +194,8 @@ def test_ray_workers_run_the_submitted_code_and_not_an_installed_one(
     (job / "models" / "mark.py").write_text("MARK = 'submitted'\n")
     program = (
         "import sys, ray\n"
-        "ray.init(address='local', num_cpus=1, logging_level='ERROR', runtime_env={'working_dir': sys.argv[1]})\n"
+        "given = {'working_dir': sys.argv[1]}\n"
+        "ray.init('local', num_cpus=1, include_dashboard=False, logging_level='ERROR', runtime_env=given)\n"
         "@ray.remote\n"
         "def look():\n"
         "    import platform, os, efafnet\n"
