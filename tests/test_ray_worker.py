@@ -29,7 +29,7 @@ from efafnet.pipelines.training.rundir import RunDirectory, TrainResult
 from efafnet.platform import ray_private
 from efafnet.platform.checkpoint import load_checkpoint
 from tests.holds import Holds
-from tests.training_cases import config_of, lives, newest_step, sbn_config_of, trace_of, train_as_two, train_until
+from tests.training_cases import lives, newest_step, sbn_config_of, trace_of, train_as_two, train_until
 from tests.waiting import LIMIT_S, wait_for
 
 RECORDED = ("epochs=12", "validation.every_epochs=3", "trace=true", "checkpoint={every_epochs: null, every_steps: 5}")
@@ -45,9 +45,9 @@ def test_workers_killed_and_stopped_on_the_way_change_nothing(
     tracking = f"tracking={{uri: '{uri}', system_metrics_every_s: null}}"
     limit_s = 10.0
     impatient = (f"worker.collective_timeout_s={limit_s}", "validation.wait_s=5")
-    whole = config_of(tmp_path, "name=whole", "workers=2", "tracking.enabled=false", *RECORDED)
+    whole = sbn_config_of(tmp_path, "name=whole", "workers=2", "tracking.enabled=false", *RECORDED)
     reference = train_as_two(whole)
-    cut = config_of(tmp_path, "name=cut", "workers=2", tracking, *RECORDED, *impatient)
+    cut = sbn_config_of(tmp_path, "name=cut", "workers=2", tracking, *RECORDED, *impatient)
     lost: list[float] = []
     over = threading.Event()
     breaker = threading.Thread(target=_break_workers, args=(cut, holds, lost, over), daemon=True)
@@ -124,7 +124,7 @@ def _assert_model_loads(uri: str, result: TrainResult) -> None:
     models = mlflow.search_logged_models(
         output_format="list", filter_string=f"source_run_id = '{result.mlflow_run_id}'"
     )
-    assert all(model.name.endswith("efafnet-nano-64x64") for model in models)
+    assert all(model.name.endswith("sbn-nano-64x64") for model in models)
     network = mlflow.pytorch.load_model(models[0].model_uri)
     weights = load_checkpoint(result.checkpoint).weights["network"]
     assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
@@ -199,11 +199,11 @@ def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path, monkeypatc
     """Begun in one process and ended by two, which do what two of Ray's workers do (see above): the same samples in the
     same global batches."""
     short = ("trace=true", "epochs=6", "data.val=null", "name=run")
-    alone = config_of(tmp_path / "alone", *short)
+    alone = sbn_config_of(tmp_path / "alone", *short)
     train(alone)
-    moved = config_of(tmp_path / "moved", *short)
+    moved = sbn_config_of(tmp_path / "moved", *short)
     train_until(moved, 12, monkeypatch)
-    moved = config_of(tmp_path / "moved", *short, "workers=2")
+    moved = sbn_config_of(tmp_path / "moved", *short, "workers=2")
     directory = RunDirectory(moved.run_dir)
     with directory.locked():
         assert directory.claim(open_inputs(moved).identity(moved), moved.changeable()) == directory.known(), "one run"
