@@ -212,7 +212,7 @@ def stages_of(config: DemoConfig) -> list[Stage]:
     report = ("report", f"out={out}/report.html", f"uri={tracking}", "experiment=demo", "title=The demo's runs")
 
     def train(clock: Clock) -> tuple[tuple[str, ...], ...]:
-        budget: tuple[str, ...] = ("max_samples=960", "validation.every_epochs=4")
+        budget: tuple[str, ...] = ("max_samples=480", "validation.every_epochs=4")
         if not small:
             budget = (f"max_time_s={clock.training_s:.0f}", "epochs=1000", "validation.every_epochs=6")
         return (("train", *base, "name=efafnet", *budget),)
@@ -221,7 +221,7 @@ def stages_of(config: DemoConfig) -> list[Stage]:
     # in one process, which the next one takes over: so short a training would spend its time on starting workers.
     def tune(clock: Clock) -> tuple[tuple[str, ...], ...]:
         # One after the other: the second process would import for longer than a trial takes.
-        trials: tuple[str, ...] = ("max_samples=480", "search.trials=3", "search.validations=2", "search.concurrency=1")
+        trials: tuple[str, ...] = ("max_samples=192", "search.trials=3", "search.validations=2", "search.concurrency=1")
         if not small:
             samples = clock.trial_samples(_speed(_final(out)))
             trials = (f"max_samples={samples}", f"search.trials={_TRIALS}", "search.validations=2", "search.grace=0.5")

@@ -80,7 +80,8 @@ class TrackingConfig(Settings):
     log_checkpoint: bool = True
     """Whether the best checkpoint is copied to the run's artifacts."""
     log_network: bool = True
-    """Whether the final network is logged as a model that MLflow loads."""
+    """Whether the final network is logged as a model that MLflow loads. With neither this nor log_checkpoint, as in the
+    trials of a search and the runs of a study, no checkpoint is listed as a model either: most are removed soon."""
     system_metrics_every_s: float | None = Field(default=10.0, gt=0)
     """Seconds between samples of CPU, memory, disk, network and GPU; null for none."""
 

@@ -51,7 +51,7 @@ def test_every_command_of_the_demo_is_accepted_by_the_command_line(tmp_path: Pat
     assert tune.max_samples is not None
     assert (synth.images.train, synth.images.val) == ((4000, 400) if size == "full" else (60, 20))
     # The small size counts samples; the full one takes what the clock leaves: 480 - 50 - 35 - 20 - 72 - 8 seconds.
-    assert (train.max_samples, train.max_time_s) == ((None, 295) if size == "full" else (960, None))
+    assert (train.max_samples, train.max_time_s) == ((None, 295) if size == "full" else (480, None))
     assert tune.init == train.run_dir
     assert train.tracking.uri == tune.tracking.uri == report.uri == f"sqlite:///{tmp_path}/out/mlflow.db"
     assert train.tracking.experiment == tune.tracking.experiment == report.experiment
@@ -171,7 +171,7 @@ def test_it_says_what_it_reached_and_what_more_brings() -> None:
     for samples, ap in demo.MEASURED:
         assert f"{ap:.2f} after {samples:,}" in told
     assert "EFAFNet without FASM" in told
-    assert "trains for seconds" in verdict("small", 0.01, 20, 960)
+    assert "trains for seconds" in verdict("small", 0.01, 20, 480)
 
 
 def test_a_demo_of_another_version_is_not_gone_on_with(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from efafnet.platform.configuration import ConfigurationError, apply_overrides, 
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.storage import read_json
 from efafnet.tune_spaces.reading import parse_space
-from tests.training_cases import write_store
+from tests.training_cases import SIMPLE, write_store
 
 WIDTHS = parse_space("search:\n  network.base_width: {int: [8, 64]}\n", "widths.yaml")
 
@@ -135,7 +135,7 @@ def test_a_search_for_a_front(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     own = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "search.trials=3",
            f"space={tmp_path}/widths.yaml", "name=widths", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
            "tracking.enabled=true", "tracking.system_metrics_every_s=null", "search.sampler=grid", "search.stop=none",
-           "search.against=gmac", "search.concurrency=1", "worker.cpus=1"]  # fmt: skip
+           "search.against=gmac", "search.concurrency=1", "worker.cpus=1", *SIMPLE]  # fmt: skip
     result = tune(resolve(TuneConfig, apply_overrides(load_preset("nano_test"), own)), shown=show)
     study = open_study(tmp_path / "runs/widths/study.db")
     costs = [trial.user_attrs[COST] for trial in study.trials]

@@ -23,7 +23,7 @@ from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.platform.configuration import ConfigurationError, apply_overrides, load_preset, resolve
 from efafnet.platform.mlflow_client import mlflow_client
 from efafnet.platform.storage import read_json
-from tests.training_cases import write_store
+from tests.training_cases import SIMPLE, write_store
 
 SPACE = "about: for tests\nsearch:\n  optimizer.lr: {choice: [1e-5, 5e-3, 1e-2]}\n"
 
@@ -35,7 +35,7 @@ def config_of(place: Path, *overrides: str) -> TuneConfig:
             write_store(place / name, persons, seed=len(name))
     (place / "my.yaml").write_text(SPACE)
     own = [f"data.train={place}/train", f"data.val={place}/val", f"runs={place}/runs", f"space={place}/my.yaml",
-           "name=mine", f"tracking.uri=sqlite:///{place}/mlflow.db"]  # fmt: skip
+           "name=mine", f"tracking.uri=sqlite:///{place}/mlflow.db", *SIMPLE]  # fmt: skip
     return resolve(TuneConfig, apply_overrides(load_preset("nano_test"), [*own, *overrides]))
 
 

@@ -35,7 +35,7 @@ from efafnet.tune_spaces.space import SpaceError
 from efafnet.tune_spaces.study import parse_study
 from tests import rays
 from tests.holds import Holds
-from tests.training_cases import ROOT, wait_until_left, write_store
+from tests.training_cases import ROOT, SIMPLE, wait_until_left, write_store
 from tests.waiting import wait_for
 
 TEXT = """\
@@ -297,7 +297,7 @@ def test_a_killed_study_goes_on_with_the_same_command(
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
                 "seeds=2", "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
                 f"cluster.address={rays.shared()}", "concurrency=1", "tracking.system_metrics_every_s=null",
-                "precision=fp32", "test.precision=fp32", "bootstrap=50"]  # fmt: skip
+                "precision=fp32", "test.precision=fp32", "bootstrap=50", *SIMPLE]  # fmt: skip
     words = ["study", f"{tmp_path}/mine.yaml", "nano_test", *settings]
     command = [sys.executable, "-m", "efafnet.pipelines", *words]
     runs = tmp_path / "runs/killed/runs"
@@ -335,7 +335,7 @@ def test_a_killed_study_goes_on_with_the_same_command(
 
     # The runs are there: for the same table no Ray is asked for, and one changed row is refused.
     monkeypatch.delattr(concurrency, "connect")
-    tracked = ["name=killed", "seeds=2", "tracking.enabled=true"]
+    tracked = ["name=killed", "seeds=2", "tracking.enabled=true", *SIMPLE]
     again = study(config_of(tmp_path, *tracked))
     assert again.found.rows[0].mean == pytest.approx(np.mean(figures))
     with pytest.raises(RunConflictError, match=r"slow-s0 exists with other settings: optimizer\.lr 1e-05 -> 2e-05"):
@@ -346,7 +346,8 @@ def test_a_killed_study_goes_on_with_the_same_command(
 @pytest.mark.usefixtures("ray_local")
 def test_a_run_that_fails_is_told_and_the_others_are_compared(tmp_path: Path) -> None:
     text = TEXT.replace("lr: 1e-5", "lr: 1e30")
-    result = study(config_of(tmp_path, "seeds=1", "name=fails", "workers=1", "concurrency=1", "keep=all", text=text))
+    result = study(config_of(tmp_path, "seeds=1", "name=fails", "workers=1", "concurrency=1", "keep=all", *SIMPLE,
+                             text=text))  # fmt: skip
     assert [row.name for row in result.found.rows] == ["quick"]
     assert sorted(result.failures) == ["slow-s0"]
     assert "training diverged" in result.failures["slow-s0"]

@@ -33,7 +33,7 @@ from efafnet.platform.mlflow_client import mlflow_client
 from tests import rays
 from tests.holds import Holds
 from tests.processes import program
-from tests.training_cases import ROOT, wait_until_left, write_store
+from tests.training_cases import ROOT, SIMPLE, wait_until_left, write_store
 from tests.waiting import LIMIT_S, wait_for
 
 SPACE = """\
@@ -53,7 +53,7 @@ def config_of(place: Path, *overrides: str, space: str = SPACE) -> TuneConfig:
     file.write_text(space)
     own = [f"data.train={place}/train", f"data.val={place}/val", f"runs={place}/runs", f"space={file}"]
     own += ["name=auto", "search.trials=3", f"tracking.uri=sqlite:///{place}/mlflow.db", "tracking.enabled=false"]
-    own += ["precision=fp32", "test.precision=fp32", "worker.cpus=1"]
+    own += ["precision=fp32", "test.precision=fp32", "worker.cpus=1", *SIMPLE]
     return resolve(TuneConfig, apply_overrides(load_preset("nano_test"), [*own, *overrides]))
 
 
@@ -209,11 +209,10 @@ def test_a_search_prunes_records_and_leaves_a_preset_that_trains(
     differing = {key for each in params for key, _ in each ^ params[0]}
     assert differing <= {"optimizer.lr", "loss.kind", "loss.hard_joints"}  # what MLflow draws when they are compared
     assert trials[0].info.run_name == f"#0 {describe(study.trials[0].user_attrs['settings'], study.trials[0].params)}"
-    files = [
-        file.path
-        for file in mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").list_artifacts(parent.info.run_id, "search")
-    ]
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+    files = [file.path for file in client.list_artifacts(parent.info.run_id, "search")]
     assert {"search/best.yaml", "search/study.json", "search/my.yaml", "search/charts.html"} <= set(files)
+    assert not client.search_logged_models([parent.info.experiment_id]), "of the trials' checkpoints one is kept"
     kept = [path.parent.name for path in (tmp_path / "runs/small/trials").glob("*/checkpoints")]
     assert kept == [f"{best.number:04d}"]
     preset = resolve(TrainConfig, load_preset(str(tmp_path / "runs/small/best.yaml")))
@@ -352,7 +351,7 @@ def test_a_killed_search_goes_on_with_the_same_command(tmp_path: Path, fresh_sto
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
                 "search.trials=2", "search.sampler=random", "search.stop=none", "workers=0",
                 "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "search.concurrency=1",
-                "tracking.system_metrics_every_s=null", f"cluster.address={rays.shared()}"]  # fmt: skip
+                "tracking.system_metrics_every_s=null", f"cluster.address={rays.shared()}", *SIMPLE]  # fmt: skip
     words = ["tune", f"{tmp_path}/my.yaml", "nano_test", *settings]
     command = program(*words)
     first = tmp_path / "runs/killed/trials/0000"

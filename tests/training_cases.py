@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 64
+SIMPLE = (
+    *("network.fam=none", "network.fsm=none", "network.ffm=false"),
+    *("network.head=deconvolution", "network.auxiliary_stages=[]"),
+)
+"""The simple baseline, whose step takes a third of EFAFNet's: for what any network does."""
 SPOTS = Skeleton(
     name="spots4",
     joints=("red", "green", "blue", "white"),
@@ -178,9 +183,8 @@ def config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
 
 
 def sbn_config_of(tmp_path: Path, *overrides: str) -> TrainConfig:
-    """As ``config_of``, of the simple baseline, whose step takes a third of EFAFNet's: for what any network does."""
-    network = ("fam=none", "fsm=none", "ffm=false", "head=deconvolution", "auxiliary_stages=[]")
-    return config_of(tmp_path, *(f"network.{switch}" for switch in network), *overrides)
+    """As ``config_of``, of the simple baseline."""
+    return config_of(tmp_path, *SIMPLE, *overrides)
 
 
 def trace_of(config: TrainConfig) -> dict[int, tuple[list[int], list[str]]]:

@@ -197,8 +197,9 @@ def close_record(config: TrainConfig, inputs: Inputs, record: RunRecord, result:
     taken = cost_of(config)
     files.log_metrics(taken.metrics(), cost_step(taken))
     files.close(timeout_s=30)
-    validated, name = _validated_checkpoints(config), model_name(config)
-    tracking.quietly(lambda: log_checkpoints(uri, run_id, validated, name), "logging the checkpoints")
+    if config.tracking.log_checkpoint or config.tracking.log_network:
+        validated, name = _validated_checkpoints(config), model_name(config)
+        tracking.quietly(lambda: log_checkpoints(uri, run_id, validated, name), "logging the checkpoints")
     if config.tracking.log_network:
         tracking.quietly(lambda: _log_network(config, inputs, uri, run_id, result), "logging the network")
     tracking.finish_run(uri, run_id)
