@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.exceptions import RayTaskError
@@ -28,6 +31,23 @@ def test_a_worker_that_failed_is_one_line_with_its_cause() -> None:
     assert next(tables)["number"].to_pylist() == [1]
     with pytest.raises(OSError, match=r"^preparing on Ray failed: OSError: the disk is full$"):
         next(tables)
+
+
+@pytest.mark.parametrize(("blocks", "groups"), [(1, [4, 4]), (3, [2, 2, 2, 2]), (4, [2, 2, 2, 2]), (99, [1] * 8)])
+def test_files_are_cut_into_blocks_of_whole_row_groups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blocks: int, groups: list[int]
+) -> None:
+    """Ten and five rows, two of them in each row group: in their order, and no fewer blocks than are asked for."""
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    for file, numbers in zip(files, (range(10), range(10, 15)), strict=True):
+        pq.write_table(pa.table({"number": numbers, "other": numbers}), file, row_group_size=2)
+    monkeypatch.setattr(ray_data, "_library", mock.MagicMock())
+    monkeypatch.setattr(ray_data, "from_tables", list)
+    monkeypatch.setattr(ray_data, "map_in_tasks", lambda *mapped: mapped)
+    named, read, arguments = cast(Any, ray_data.from_parquet(files, ["number"], blocks))
+    assert [table.num_rows for table in named] == groups
+    rows = pa.concat_tables(part for table in named for part in read(table, **arguments))
+    assert rows.to_pydict() == {"number": list(range(15))}
 
 
 @pytest.mark.parametrize(
