@@ -182,9 +182,10 @@ def test_a_compiler_sees_one_graph_of_the_forms_for_gpus(monkeypatch: pytest.Mon
     try:
         torch.set_autocast_enabled("cuda", True)
         torch.set_autocast_dtype("cuda", torch.bfloat16)
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
-            block = torch.compile(Bottleneck(config, 2 * WIDTH, WIDTH), backend=backend, fullgraph=True)
-            y = block(torch.empty(2, 2 * WIDTH, 8, 6))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            with torch.device("cuda"):  # left for the call: every operation would be traced through it
+                block, x = Bottleneck(config, 2 * WIDTH, WIDTH), torch.empty(2, 2 * WIDTH, 8, 6)
+            y = torch.compile(block, backend=backend, fullgraph=True)(x)
     finally:
         torch.set_autocast_enabled("cuda", before[0])
         torch.set_autocast_dtype("cuda", before[1])
