@@ -209,7 +209,10 @@ def _made(config: SynthConfig, directory: Path, advance: Callable[[float], None]
         return
     # Spawned, not forked: a fork would copy locks that a progress bar's or a library's thread may hold.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context, initializer=_become_worker)
+    ending, end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        min(workers, len(tasks)), mp_context=context, initializer=_become_worker, initargs=(ending,)
+    )
     try:
         for task, made in zip(tasks, pool.map(maker, tasks), strict=True):
             yield task, made
@@ -218,18 +221,22 @@ def _made(config: SynthConfig, directory: Path, advance: Callable[[float], None]
         raise OSError(
             f"a drawing process died (killed, or out of memory); run again with fewer than workers={workers}"
         ) from error
+    except BaseException:
+        end.close()  # else all that was handed out would be drawn first: up to five tasks, of large pictures a minute
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _become_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot tell its workers to stop."""
+def _become_worker(ending: connection.Connection) -> None:
+    """Leave Ctrl-C to the parent, and end when it closes the other end of `ending`, or is gone: a killed parent cannot
+    tell its workers to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def watch() -> None:
-        connection.wait([parent.sentinel])
+        connection.wait([parent.sentinel, ending])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
