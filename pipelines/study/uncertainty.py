@@ -105,12 +105,13 @@ class Scatter:
         """Of the mean over ``pairs`` seeds, by the seeds and by the images."""
         return (self.widened * self.single) ** 2 / pairs, self.image_error**2
 
-    def _reach(self, pairs: float, tail: float) -> float:
-        """What the mean over ``pairs`` seeds exceeds with probability ``tail`` where there is no difference."""
+    def _reach(self, pairs: float, tail: float, df: float | None = None) -> float:
+        """What the mean over ``pairs`` seeds exceeds with probability ``tail`` where there is no difference; ``df``
+        takes the place of this scatter's own."""
         seeds, images = self._variances(pairs)
         if seeds + images == 0:
             return 0.0
-        of_seeds = seeds * _t_above(self.df, tail) if seeds else 0.0
+        of_seeds = seeds * _t_above(self.df if df is None else df, tail) if seeds else 0.0
         of_images = images * _t_above(max(1.0, self.images - 1), tail) if images else 0.0
         return (of_seeds + of_images) / math.sqrt(seeds + images)
 
@@ -139,8 +140,7 @@ class Scatter:
         df_per_seed = self.df / max(1.0, pairs - 1)
 
         def enough(runs: int) -> bool:
-            df = max(1, round(df_per_seed * (runs - 1)))
-            return replace(self, df=df)._reach(runs, level / 2) <= abs(value)
+            return self._reach(runs, level / 2, max(1, round(df_per_seed * (runs - 1)))) <= abs(value)
 
         low, high = 1, MOST_RUNS
         if value == 0 or not enough(high):  # without any spread not even nothing would be beyond nothing
