@@ -82,7 +82,8 @@ def test_activations_start_at_a_sane_scale(dtype: torch.dtype) -> None:
 
 
 def test_exports_with_any_batch_size() -> None:
-    network = _network().eval()
+    torch.manual_seed(0)
+    network = HRNet(SMALL.model_copy(update={"modules": (1, 1, 1)}), 17).eval()
     batch = torch.export.Dim("batch", min=1, max=256)
     exported = torch.export.export(network, (_images(),), dynamic_shapes=({0: batch},))
     images = torch.cat([_images(), _images()[:1]])
