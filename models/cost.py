@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from efafnet.models.known_costs import FILE, STORED, Cost, looked_up
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
+from efafnet.models.undrawn import Undrawn
 
 
 class Size(NamedTuple):
@@ -53,7 +53,7 @@ def network_cost(config: AnyNetworkConfig, num_joints: int, input_size: InputSiz
 
 def shapes_of(config: AnyNetworkConfig, num_joints: int) -> PoseNetwork:
     """The network on torch's `meta` device: shapes without values."""
-    with torch.device("meta"), _WithoutValues():
+    with torch.device("meta"), Undrawn():
         return build_network(config, num_joints)
 
 
@@ -96,11 +96,8 @@ def _parameters(network: PoseNetwork) -> int:
     return sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
 
 
-class _WithoutValues(TorchFunctionMode):
-    """Lets a network be built and applied for its shapes: no weight is drawn, so neither time nor memory is spent on
-    them and torch's generator stays where it is; and a batch without crops goes through all of it."""
-
-    _DRAWS = frozenset((nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_))
+class _WithoutValues(Undrawn):
+    """Lets a network be built and applied for its shapes: a batch without crops goes through all of it."""
 
     def __torch_function__(
         self,
@@ -109,12 +106,9 @@ class _WithoutValues(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        given = kwargs or {}
-        if func in self._DRAWS:
-            return args[0] if args else given["tensor"]
         if func is F.pixel_unshuffle:  # on CPUs torch gives back as it is what holds nothing
-            return _gathered(*args, **given)
-        return func(*args, **given)
+            return _gathered(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class QuickBatchNorm(TorchDispatchMode):

@@ -17,6 +17,7 @@ from efafnet.models.network import AnyNetworkConfig, PoseNetwork, build_network,
 from efafnet.models.network_config import differing_switches
 from efafnet.models.settings import InputSize, Settings
 from efafnet.models.skeleton import SKELETONS, Skeleton
+from efafnet.models.undrawn import Undrawn
 from efafnet.pipelines.crops.store import CropStore, tell_protection
 from efafnet.pipelines.evaluation.config import TestConfig, TestOverrides, Weights
 from efafnet.pipelines.evaluation.visibility import META, Calibration, calibration_of
@@ -147,7 +148,8 @@ def load_trained(
     name = published if weights == "best" else weights
     if name not in found:
         raise CheckpointError(f"checkpoint {path} holds no weights {name!r}, only {', '.join(found)}; set weights=best")
-    network = build_network(parts["network"], store_skeleton.num_joints)
+    with Undrawn():
+        network = build_network(parts["network"], store_skeleton.num_joints)
     restore_weights(network, found[name], f"checkpoint {path}")
     _check_finite(path, found[name])
     # Validation looked at the published weights: peaks of others are of another height.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efafnet.models.initialisation import read_weights
+from efafnet.models.undrawn import Undrawn
 from efafnet.pipelines.prediction.config import DetectorConfig
 from efafnet.pipelines.prediction.person_boxes import Boxes
 
@@ -58,7 +59,8 @@ class PersonDetector:
         # Importing torchvision's detectors takes a second: only where one is used.
         from torchvision.models import get_model  # type: ignore[import-untyped]
 
-        network = get_model(config.name, weights=None, weights_backbone=None, box_score_thresh=config.min_score)
+        with Undrawn():
+            network = get_model(config.name, weights=None, weights_backbone=None, box_score_thresh=config.min_score)
         _check_fit(config, network.state_dict(), tensors)
         network.load_state_dict(tensors)
         self._device = device

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from efafnet.models.cost import parameters_and_multiply_adds
 from efafnet.models.network import build_network
+from efafnet.models.undrawn import Undrawn
 from efafnet.pipelines.crops.protocols import PROTOCOL_TAG
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.served import served
@@ -262,7 +263,8 @@ def _score(config: TrainConfig, inputs: Inputs, metrics: Mapping[str, float]) ->
 @importing()  # MLflow's part for torch, and half of MLflow
 def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, result: TrainResult) -> None:
     checkpoint = load_checkpoint(result.checkpoint, with_state=False)
-    network = build_network(config.network, inputs.skeleton.num_joints)
+    with Undrawn():
+        network = build_network(config.network, inputs.skeleton.num_joints)
     restore_weights(network, published_weights(checkpoint), result.checkpoint)
     logged = log_model(
         uri,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efafnet.models.network import PoseNetwork, build_network
+from efafnet.models.undrawn import Undrawn
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.gallery import write_galleries
@@ -120,7 +121,8 @@ def validate_weights(config_json: str, weights: Mapping[str, Tensor], step: int,
     torch.set_num_threads(config.worker.threads)
     assert config.data.val is not None, "who validates has a store"
     store = CropStore.open(config.data.val)
-    network = build_network(config.network, store.skeleton.num_joints)
+    with Undrawn():
+        network = build_network(config.network, store.skeleton.num_joints)
     restore_weights(network, weights, f"the network of step {step}")
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     network = network.to(device).to(memory_format=memory_format)
