@@ -7,6 +7,7 @@ what its errors carry. The functions that are mapped, and the columns of the tab
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,9 +36,9 @@ def is_little(number: int, most: int, unit: str, config: ClusterConfig) -> bool:
         unit: their name, for one of them.
         config: which Ray; one that is named or sized is asked for, one that runs or is connected is there.
     """
-    import ray
-
-    if number > most or config != ClusterConfig() or ray.is_initialized() or is_running(config):
+    ray = sys.modules.get("ray")  # a program that has not imported it is connected to none
+    connected = ray is not None and ray.is_initialized()
+    if number > most or config != ClusterConfig() or connected or is_running(config):
         return False
     console.note(f"{console.counted(number, unit)}: in this process, sooner than a Ray starts; workers=N takes one")
     return True

@@ -7,9 +7,11 @@ use; ``tests/test_ray_private.py`` names all of them, and pyproject.toml bounds 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from efafnet.platform.garbage import collect_rarely
@@ -18,12 +20,21 @@ from efafnet.platform.garbage import collect_rarely
 def running_here() -> str | None:
     """The address of a cluster that ``ray start`` left running on this machine, if it lives.
 
-    ``ray.init()`` without an address would also take one whose processes are dead, and wait for it.
+    ``ray.init()`` without an address would also take one whose processes are dead, and wait for it. Where none was
+    announced Ray itself is not asked: a third of a second passes as it is imported, and much work goes without.
     """
+    if not announcement().exists():
+        return None
     from ray._private import services
 
     found = services.find_bootstrap_address(None)
     return found if found and found in services.find_gcs_addresses() else None
+
+
+def announcement() -> Path:
+    """The file in which ``ray start`` names its cluster to programs of this machine, there or not."""
+    usual = os.environ.get("TMPDIR", "/tmp") if sys.platform.startswith("linux") else "/tmp"
+    return Path(os.environ.get("RAY_TMPDIR", usual)) / "ray" / "ray_current_cluster"
 
 
 def started_by_this_program() -> bool:

@@ -105,6 +105,17 @@ def test_nobody_hears_how_many_workers_are_wanted_where_none_can_come(workers: A
         assert policy.make_decision_for_non_running_worker_group().num_workers == 2
 
 
+@pytest.mark.parametrize("variables", [{}, {"TMPDIR": "/var/tmp"}, {"TMPDIR": "/var/tmp", "RAY_TMPDIR": "/data"}])
+def test_clusters_are_announced_where_ray_looks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    from ray._private.utils import get_ray_address_file
+
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert str(ray_private.announcement()) == get_ray_address_file(None)
+
+
 def test_the_logger_of_reports_is_one() -> None:
     assert isinstance(ray_private.report_logger(), logging.Logger)
 
