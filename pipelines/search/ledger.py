@@ -158,16 +158,13 @@ class Ledger:
         return sum(INFEASIBLE in trial.user_attrs for trial in self._asked())
 
     def _asked(self) -> list[FrozenTrial]:
-        return [
-            trial
-            for trial in self.study.get_trials(deepcopy=False)
-            if trial.state != TrialState.WAITING and IMPORTED not in trial.user_attrs
-        ]
+        return _drawn(self.study.get_trials(deepcopy=False))
 
     def counted(self) -> list[FrozenTrial]:
         """The trials of this search that count towards ``trials``: all but failed ones that are tried again."""
-        again = {trial.user_attrs.get(RETRY_OF) for trial in self.study.get_trials(deepcopy=False)}
-        return [trial for trial in self.own() if trial.number not in again]
+        trials = self.study.get_trials(deepcopy=False)  # once: the study is read from its file each time
+        again = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        return [t for t in _drawn(trials) if INFEASIBLE not in t.user_attrs and t.number not in again]
 
     def over(self) -> int:
         """How many trials that count have ended."""
@@ -387,6 +384,11 @@ class Ledger:
     def live(self) -> list[int]:
         """Numbers of the trials that were handed out and not closed."""
         return sorted(self._live)
+
+
+def _drawn(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that this search has drawn: what waits is not, and what another search found."""
+    return [t for t in trials if t.state != TrialState.WAITING and IMPORTED not in t.user_attrs]
 
 
 _STATES: dict[State, TrialState] = {

@@ -129,12 +129,12 @@ class SearchTracking:
         curve = self.ledger.curves[number]
         figure = f"{self.metric} {curve[max(curve)]:.3f} after {max(curve)} samples" if curve else ""
         word = {"complete": "complete", "pruned": "stopped early", "failed": "FAILED"}[state]
-        told = ", ".join(part for part in (figure, reason) if part)
-        console.note(f"trial {number} {word} ({self.ledger.over()}/{self.ledger.trials}): {told}")
+        told, over = ", ".join(part for part in (figure, reason) if part), self.ledger.over()
+        console.note(f"trial {number} {word} ({over}/{self.ledger.trials}): {told}")
         self.tell_line()
         self._mlflow.submit(self._end_in_mlflow, number, state, reason, dict(curve))
         # Whole each time, so not each time: all that is written is then a multiple of the last, however many trials.
-        if self.ledger.over() >= 1.1 * self._study_told:
+        if over >= 1.1 * self._study_told:
             self.tell_study()
         self.log_progress()
         self.tidy(lately=True)
