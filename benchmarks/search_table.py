@@ -20,8 +20,8 @@ from efafnet.pipelines.search.config import TuneConfig, paced, trial_config
 from efafnet.pipelines.search.trial import Watch
 from efafnet.pipelines.study.people import synthetic_people
 from efafnet.pipelines.training.config import DataConfig, TrainConfig
+from efafnet.pipelines.training.errors import DivergedError
 from efafnet.pipelines.training.inputs import open_inputs
-from efafnet.pipelines.training.monitor import DivergedError
 from efafnet.pipelines.training.schedule import due
 from efafnet.platform.configuration import apply_overrides, load_preset, resolve
 from efafnet.platform.storage import read_json, write_json

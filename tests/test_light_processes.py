@@ -41,6 +41,7 @@ def test_what_is_imported_is_found_through_modules_between() -> None:
         pytest.param("efafnet.pipelines.evaluation.crop_view", id="tasks that warp crops"),
         pytest.param("efafnet.pipelines.serving.deployment", id="fronts"),
         pytest.param("efafnet.pipelines.training.process_group", id="what controls a run's workers"),
+        pytest.param("efafnet.pipelines.training.errors", id="what it hears of one that failed"),
         pytest.param("efafnet.pipelines.training.reservations", id="what it tells when they have started"),
     ],
 )

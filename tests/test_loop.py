@@ -17,8 +17,9 @@ import torch
 from efafnet.pipelines.training import async_validation, preparation
 from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.errors import DivergedError
 from efafnet.pipelines.training.loop import run
-from efafnet.pipelines.training.monitor import DivergedError, Trace, Window
+from efafnet.pipelines.training.monitor import Trace, Window
 from efafnet.pipelines.training.step import StepLosses
 from efafnet.platform.checkpoint import load_checkpoint
 from tests.training_cases import config_of, sbn_config_of

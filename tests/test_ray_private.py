@@ -107,7 +107,7 @@ def test_nobody_hears_how_many_workers_are_wanted_where_none_can_come(workers: A
 
 @pytest.mark.parametrize("variables", [{}, {"TMPDIR": "/var/tmp"}, {"TMPDIR": "/var/tmp", "RAY_TMPDIR": "/data"}])
 def test_clusters_are_announced_where_ray_looks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    from ray._private.utils import get_ray_address_file
+    from ray._common.utils import get_ray_address_file
 
     for name in ("TMPDIR", "RAY_TMPDIR"):
         monkeypatch.delenv(name, raising=False)

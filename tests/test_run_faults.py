@@ -24,8 +24,8 @@ from efafnet.pipelines.training import job as job_module
 from efafnet.pipelines.training import loop, ray_run, ray_worker, reservations
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import GroupContext, PlainContext
+from efafnet.pipelines.training.errors import DivergedError
 from efafnet.pipelines.training.faults import FINAL, Failures, cause_of
-from efafnet.pipelines.training.monitor import DivergedError
 from efafnet.pipelines.training.ray_run import train
 from efafnet.pipelines.training.rundir import RunRecord
 from efafnet.platform.cluster import ClusterError, defaults

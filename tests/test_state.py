@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from efafnet.pipelines.training import state
 from efafnet.pipelines.training.config_groups import CheckpointConfig
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.errors import LostRunError
 from efafnet.pipelines.training.inputs import open_inputs
 from efafnet.pipelines.training.preparation import build_trainee
-from efafnet.pipelines.training.state import Checkpoints, LostRunError, Progress, restore
+from efafnet.pipelines.training.state import Checkpoints, Progress, restore
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform.checkpoint import Checkpoint, load_checkpoint
 from efafnet.platform.storage import UnreadableFileError

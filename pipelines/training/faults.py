@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from efafnet.pipelines.crops.decode import UndecodableCropError
-from efafnet.pipelines.training.monitor import DivergedError
+from efafnet.pipelines.training.errors import DivergedError, LostRunError
 from efafnet.pipelines.training.rundir import RunConflictError
-from efafnet.pipelines.training.state import LostRunError
 from efafnet.platform import console
 from efafnet.platform.cluster import ClusterError
 from efafnet.platform.configuration import ConfigurationError

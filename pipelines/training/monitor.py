@@ -13,6 +13,7 @@ import torch
 
 from efafnet.pipelines.crops.batch import Batch
 from efafnet.pipelines.training.context import PlainContext
+from efafnet.pipelines.training.errors import DivergedError
 from efafnet.pipelines.training.schedule import Plan
 from efafnet.pipelines.training.state import Progress
 from efafnet.pipelines.training.step import StepLosses
@@ -27,21 +28,6 @@ PASSING = "epoch "
 """How the lines begin that say where a run is."""
 MAIN_FIGURES = ("ap", "ap_50", "ap_75", "ar")
 """What is told of a validation in a line, beside the figure that counts."""
-
-
-class DivergedError(ValueError):
-    """The loss stopped being a number, or exploded; every worker raises it at the same step."""
-
-    def __init__(self, message: str, step: int, rows: list[int]) -> None:
-        super().__init__(message)
-        self.step = step
-        """Completed steps up to and including the bad one."""
-        self.rows = rows
-        """Rows of the training store in that step's global batch."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Survive the trip from a Ray worker."""
-        return (type(self), (str(self), self.step, self.rows))
 
 
 @dataclass

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from efafnet.models.network import PoseNetwork
 from efafnet.pipelines.training.config_groups import CheckpointConfig
+from efafnet.pipelines.training.errors import LostRunError
 from efafnet.pipelines.training.step import Trainee
 from efafnet.platform import console
 from efafnet.platform.checkpoint import (
@@ -29,10 +30,6 @@ from efafnet.platform.checkpoint_copies import CheckpointCopies
 from efafnet.platform.configuration import ConfigurationError
 from efafnet.platform.presence import entries, is_directory, is_there
 from efafnet.platform.storage import OutputExistsError, UnreadableFileError
-
-
-class LostRunError(ValueError):
-    """A run has checkpoints and none of them is whole; only its owner can say what is to become of it."""
 
 
 @dataclass
