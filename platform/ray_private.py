@@ -195,8 +195,8 @@ def report_logger() -> Any:
 
 
 def hook(function: Callable[[], None]) -> dict[str, str]:
-    """The environment variable that lets each worker of a Ray which inherits it call a module's function as it
-    starts."""
+    """The environment variable that lets each worker which has it call a module's function as it starts. A worker that
+    cannot import the function ends."""
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
     return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{function.__module__}.{function.__qualname__}"}

@@ -51,8 +51,11 @@ def runtime_env(address: str) -> dict[str, Any]:
     if address != "auto":
         # Ray's own helpers in workers look for "the" cluster of the host, and fail where there are two.
         variables["RAY_ADDRESS"] = address
-    if _JOB_VARIABLE not in os.environ and is_checkout():
-        result["working_dir"] = str(package_root())
+    if is_checkout():
+        # Every node has it as a worker begins. It may lack a wheel, and Ray would not say so of what is called then.
+        variables |= ray_private.hook(ray_private.begin_worker)
+        if _JOB_VARIABLE not in os.environ:
+            result["working_dir"] = str(package_root())
     return result
 
 

@@ -18,11 +18,17 @@ def test_workers_run_the_code_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> 
     joined = worker_environment.runtime_env("10.0.0.1:6379")
     assert joined["working_dir"] == str(ROOT)
     assert joined["env_vars"]["RAY_ADDRESS"] == "10.0.0.1:6379"
+    begins = ray_private.hook(ray_private.begin_worker).items()
+    assert begins <= joined["env_vars"].items()
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert "working_dir" not in worker_environment.runtime_env("10.0.0.1:6379"), "a submitted job brings its own"
+    submitted = worker_environment.runtime_env("10.0.0.1:6379")
+    assert "working_dir" not in submitted, "a submitted job brings its own"
+    assert begins <= submitted["env_vars"].items()
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     monkeypatch.setattr(worker_environment, "is_checkout", lambda: False)
-    assert "working_dir" not in worker_environment.runtime_env("10.0.0.1:6379"), "a wheel is installed on the nodes"
+    installed = worker_environment.runtime_env("10.0.0.1:6379")
+    assert "working_dir" not in installed, "a wheel is installed on the nodes"
+    assert not begins & installed["env_vars"].items(), "and may be missing on one, which tells so itself"
     assert "PYTHONPATH" not in worker_environment.local_env(), "a wheel is installed here"
 
 
