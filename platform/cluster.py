@@ -21,7 +21,7 @@ from efafnet.platform import ray_private
 from efafnet.platform.credentials import leave_in_cluster
 from efafnet.platform.interruption import keeping_sigterm
 from efafnet.platform.ray_output import choose_worker_lines
-from efafnet.platform.worker_environment import inherited, local_env, runtime_env
+from efafnet.platform.worker_environment import in_own_ray, inherited, local_env, runtime_env
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Resources:
     address: str
     """HOST:PORT of its head."""
     is_local: bool
-    """Whether this program started it."""
+    """Whether this program started it, or the one did whose task or actor this process runs."""
     nodes: int
     """Number of living nodes."""
     cpus: float
@@ -235,7 +235,7 @@ def resources() -> Resources:
     prefix = "accelerator_type:"
     return Resources(
         address=str(context.gcs_address),
-        is_local=ray_private.started_by_this_program(),
+        is_local=ray_private.started_by_this_program() or in_own_ray(),
         nodes=sum(bool(node["Alive"]) for node in ray.nodes()),
         cpus=total.get("CPU", 0.0),
         gpus=total.get("GPU", 0.0),

@@ -12,6 +12,8 @@ from efafnet.platform.credentials import bare
 from efafnet.platform.provenance import code_version, is_checkout, package_root
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_OWN = "EFAFNET_OWN_RAY"
+"""Set in the processes of a Ray that a program started for itself."""
 
 
 @contextmanager
@@ -37,7 +39,12 @@ def local_env() -> dict[str, str]:
     path = {}
     if is_checkout():
         path["PYTHONPATH"] = os.pathsep.join(filter(None, [str(package_root()), os.environ.get("PYTHONPATH")]))
-    return {**worker_env(), **path, **ray_private.hook(ray_private.begin_worker)}
+    return {**worker_env(), **path, **ray_private.hook(ray_private.begin_worker), _OWN: "1"}
+
+
+def in_own_ray() -> bool:
+    """Whether this is a process of a Ray that a program started for itself, which has one node and does not grow."""
+    return _OWN in os.environ
 
 
 def runtime_env(address: str) -> dict[str, Any]:

@@ -154,24 +154,26 @@ def test_a_local_ray_runs_this_checkout_in_this_directory() -> None:
     assert str(found) == "Ray on this machine: 1 node, 4 CPU, no GPU"
 
     @ray.remote
-    def look() -> tuple[list[str], str, str, int, str, dict[str, Any]]:
+    def look() -> tuple[list[str], str, str, int, str, dict[str, Any], bool]:
         import gc
 
         import efafnet
+        from efafnet.platform.cluster import resources
         from efafnet.platform.provenance import code_version
 
         digest, given = code_version()["source_digest"], dict(ray.get_runtime_context().runtime_env)
         often, address = gc.get_threshold()[0], os.environ.get("RAY_ADDRESS", "")
-        return list(efafnet.__path__), str(Path.cwd()), digest, often, address, given
+        return list(efafnet.__path__), str(Path.cwd()), digest, often, address, given, resources().is_local
 
     from efafnet.platform.provenance import code_version
 
-    path, directory, digest, often, address, given = ray.get(look.remote())
+    path, directory, digest, often, address, given, is_local = ray.get(look.remote())
     assert path == [str(ROOT)]
     assert directory == str(Path.cwd())
     assert digest == code_version()["source_digest"]
     assert often == 10_000, "what workers import is looked through for garbage again and again"
     assert address == found.address, "Ray's helpers in workers must not meet another Ray of this machine"
+    assert is_local, "a run would start a process that nobody hears, as on a cluster that grows"
     assert given == {}, "with an environment of their own workers start as two processes, one after the other"
 
 

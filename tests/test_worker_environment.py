@@ -20,6 +20,7 @@ def test_workers_run_the_code_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> 
     assert joined["env_vars"]["RAY_ADDRESS"] == "10.0.0.1:6379"
     begins = ray_private.hook(ray_private.begin_worker).items()
     assert begins <= joined["env_vars"].items()
+    assert worker_environment.local_env().keys() - joined["env_vars"].keys() >= {"EFAFNET_OWN_RAY"}, "it is no cluster"
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     submitted = worker_environment.runtime_env("10.0.0.1:6379")
     assert "working_dir" not in submitted, "a submitted job brings its own"
