@@ -8,6 +8,7 @@
 shares: people of each kind are drawn and counted; with --annotations, a COCO file of real ones stands beside them.
 photographs: a nano network (preset synth_nano, one process) is trained on drawn people alone, and measured on unseen
 ones of its kind and, by annotated boxes, on the real persons. This is the judge of every decision about the drawing.
+Beside it stands what needs no network: every joint where it lies in the median box of the people trained on.
 recipes: the demo's network trained in other ways on the same people: AP on unseen ones after equal samples, then after
 equal processor time, by what the first runs took; the first is the preset. Spaces separate the settings of a recipe.
 step: samples per second of processor time of that network's training step, by its parts, arithmetic and batch.
@@ -26,6 +27,7 @@ from typing import get_args
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import torch
 
 from benchmarks.bench_step import CPU_MODES, measure
@@ -35,8 +37,13 @@ from efafnet.models.settings import InputSize
 from efafnet.models.variants import variant
 from efafnet.pipelines.crops.envelope import Envelope
 from efafnet.pipelines.crops.prepare import PrepareConfig, run_prepare
+from efafnet.pipelines.crops.store import CropStore
+from efafnet.pipelines.evaluation.columns import Truth, truth
 from efafnet.pipelines.evaluation.config import EvaluateConfig
-from efafnet.pipelines.evaluation.evaluate import run_evaluate
+from efafnet.pipelines.evaluation.evaluate import Evaluation, run_evaluate
+from efafnet.pipelines.evaluation.matching import NOBODY, oks_of_persons
+from efafnet.pipelines.evaluation.oks import oks_of_pairs
+from efafnet.pipelines.evaluation.predictions import Predictions
 from efafnet.pipelines.evaluation.scoring import Scored
 from efafnet.pipelines.synth.census import census, crowd_shares, records_of
 from efafnet.pipelines.synth.dataset import SynthConfig, run_synth
@@ -92,15 +99,41 @@ def photographs(given: argparse.Namespace, folder: Path, record: Record) -> None
     for kind in given.kinds:
         learn, unseen = stores(given, folder, kind)
         config = trained(given, folder, kind, learn, given.samples, given.settings)
-        told = []
         for name, store in (("unseen people of the kind", unseen), ("the photographs", real)):
-            scored = measured(folder, config.run_dir, store)
+            evaluation = measured(folder, config.run_dir, store)
+            scored = evaluation.scored
             # AP alone says little of a few persons whom the network hardly finds.
-            told += [ap_of(scored), f"{scored.figures['ap_50']:.3f}", f"{scored.figures['ar']:.3f}"]
+            told = [ap_of(scored), *(f"{scored.figures[figure]:.3f}" for figure in ("ap_50", "ar"))]
+            own, median = mean_oks(evaluation.predictions, store), mean_oks_of_median(learn, store)
+            rows.append([kind, f"{given.samples:,}", name, *told, f"{own:.3f}", f"{median:.3f}"])
             record.add(f"{kind}, {name}", "AP", [scored.figures["ap"]], more_is_better=True)
-        rows.append([kind, f"{given.samples:,}", *told])
-    figures = ("AP50", "AR")
-    console.table(["trained on", "samples", "AP, unseen people", *figures, "AP, the photographs", *figures], rows)
+            record.add(f"{kind}, {name}", "mean OKS", [own], more_is_better=True)
+    figures = ("AP", "AP50", "AR", "mean OKS", "of median places")
+    console.table(["trained on", "samples", "measured on", *figures], rows)
+
+
+def mean_oks(predictions: Predictions, store: Path) -> float:
+    """Mean OKS of the persons of a store, each by its annotated box."""
+    oks, person = oks_of_persons(predictions, truth_in(store), annotated_boxes=True)
+    return float(oks[person != NOBODY].mean())
+
+
+def mean_oks_of_median(learn: Path, store: Path) -> float:
+    """The same if every joint lay where it lies, of the people in ``learn``, in the median box: without a look."""
+    known, asked = truth_in(learn), truth_in(store)
+    corner, sides = known.box_xywh_px[:, None, :2], known.box_xywh_px[:, None, 2:]
+    seen = known.visibility[..., None] > 0
+    place = np.nanmedian(np.where(seen, (known.joints_px - corner) / sides, np.nan), axis=0)
+    guessed = asked.box_xywh_px[:, None, :2] + place * asked.box_xywh_px[:, None, 2:]
+    oks = oks_of_pairs(
+        guessed, asked.joints_px, asked.visibility, asked.area_px2, asked.box_xywh_px, asked.skeleton.sigmas
+    )
+    return float(oks[~asked.ignored].mean())
+
+
+def truth_in(store: Path) -> Truth:
+    """The annotated persons of a store."""
+    return truth(CropStore.open(store).ground_truth())
 
 
 def recipes(given: argparse.Namespace, folder: Path, record: Record) -> None:
@@ -113,7 +146,7 @@ def recipes(given: argparse.Namespace, folder: Path, record: Record) -> None:
             config = trained(given, folder, f"{number}-{turn[:4]}", learn, samples, recipe.split())
             spent_s = cost_of(config).cpu_s
             first_s = first_s or spent_s
-            scored, name = measured(folder, config.run_dir, unseen), recipe or "the preset"
+            scored, name = measured(folder, config.run_dir, unseen).scored, recipe or "the preset"
             told.append([name, f"{samples:,}", f"{spent_s:.0f}", f"{samples / spent_s:.0f}", ap_of(scored)])
             record.add(f"{name}, equal {turn}", "AP", [scored.figures["ap"]], more_is_better=True)
             samples = round(samples * first_s / spent_s)
@@ -147,11 +180,11 @@ def ap_of(scored: Scored) -> str:
     return f"{scored.figures['ap']:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
-def measured(folder: Path, run: Path, store: Path) -> Scored:
-    """The figures of a run's network on a store, with their 95 % intervals."""
+def measured(folder: Path, run: Path, store: Path) -> Evaluation:
+    """What a run's network predicts on a store, and the figures of it with their 95 % intervals."""
     words = {"checkpoint": run, "data": store, "output": folder / "evaluation", "overwrite": True}
     config = EvaluateConfig.model_validate({**words, "workers": 0})
-    return run_evaluate(config).scored
+    return run_evaluate(config)
 
 
 def step(given: argparse.Namespace, folder: Path, record: Record) -> None:  # noqa: ARG001 (draws nothing)

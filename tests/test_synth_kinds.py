@@ -201,17 +201,19 @@ def test_the_digest_names_what_is_drawn_and_nothing_else(tmp_path: Path, monkeyp
 
 def test_a_census_worked_out_by_hand() -> None:
     def person(box: list[float], area: float, flags: str, **more: Any) -> dict[str, Any]:
-        keypoints = [value for flag in flags for value in (box[0] + 1, box[1] + 1, int(flag))]
+        # The right eye, joint 2, lies 3 px beside the left one and 4 below it.
+        at = [(box[0] + 1 + 3 * (joint == 2), box[1] + 1 + 4 * (joint == 2)) for joint in range(17)]
+        keypoints = [value for (x, y), flag in zip(at, flags, strict=True) for value in (x, y, int(flag))]
         labelled = sum(flag != "0" for flag in flags)
         return {"bbox": box, "area": area, "keypoints": keypoints, "num_keypoints": labelled, "image_id": 7, **more}
 
     document = {
         "images": [{"id": 7, "width": 100, "height": 80}],
         "annotations": [
-            # Whole: 13 joints, one of them hidden. Its crop is as wide as 3/4 of its height and a quarter more: 37.5.
+            # Whole: 13 joints above the knees, one of them hidden. The crop is 1.25 * 3/4 of its height wide: 37.5.
             person([10.0, 10.0, 20.0, 40.0], 400.0, "2" * 12 + "1" + "0" * 4),
-            # Cut at the right and at the bottom; wider than 3:4, so its crop is 1.25 * 60 = 75 wide.
-            person([40.0, 50.0, 60.0, 30.0], 900.0, "2" * 4 + "1" * 4 + "0" * 9),
+            # Cut at the right and at the bottom; wider than 3:4, so its crop is 1.25 * 60 = 75 wide. One knee.
+            person([40.0, 50.0, 60.0, 30.0], 900.0, "2" * 4 + "1" * 3 + "0" * 6 + "1" + "0" * 3),
             # Neither counts: nothing labelled, and a crowd.
             person([0.0, 0.0, 9.0, 9.0], 50.0, "0" * 17),
             person([0.0, 0.0, 90.0, 80.0], 50.0, "2" * 17, iscrowd=1),
@@ -221,6 +223,9 @@ def test_a_census_worked_out_by_hand() -> None:
     assert found == pytest.approx({
         "persons": 2, "box touches the border": 0.5, "cut at the bottom": 0.5, "whole and hardly hidden": 0.5,
         "area / box, median": 0.5, "√area / crop width, median": (20 / 37.5 + 30 / 75) / 2,
+        # Both have their eyes 5 px apart.
+        "eyes apart / crop width, median": (5 / 37.5 + 5 / 75) / 2,
+        "eyes apart / crop width, upper tenth": 5 / 75 + 0.9 * (5 / 37.5 - 5 / 75), "upper body alone": 0.5,
         "joints visible": 16 / 34, "joints hidden": 5 / 34, "joints unlabelled": 13 / 34,
         "labelled joints of a person": 10.5, "at most 5 labelled joints": 0.0, "6 to 11 labelled joints": 0.5,
         "crowd index, mean": 0.0,
