@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -183,18 +184,25 @@ def test_stores(tmp_path: Path) -> None:
 SPACE = parse_space("search: {optimizer.lr: {float: [1e-4, 1e-2], log: true}}", "my.yaml")
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """A search's study.db with two finished trials, whose directories are there."""
-    path = tmp_path / "study.db"
-    book = Ledger(path, "s", SPACE, trials=4, sampler="random", seed=1, startup=2)
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a search with two finished trials."""
+    place = tmp_path_factory.mktemp("searched")
+    book = reopen(place / "study.db")
     for _ in range(2):
         assignment = book.next()
         assert assignment is not None
         book.report(assignment.number, 10, 0.5)
         book.finish(assignment.number, "complete")
-        (tmp_path / "trials" / f"{assignment.number:04d}").mkdir(parents=True)
-    return path
+        (place / "trials" / f"{assignment.number:04d}").mkdir(parents=True)
+    return place
+
+
+@pytest.fixture
+def study(searched: Path, tmp_path: Path) -> Path:
+    """A search's study.db with two finished trials, whose directories are there."""
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "study.db"
 
 
 def reopen(path: Path) -> Ledger:
