@@ -73,10 +73,13 @@ class Deployed(nn.Module):
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """uint8 (N, 3, H, W) -> heatmaps (N, K, h, w), or joints (N, K, 2) and scores (N, K), float32."""
         pixels = normalise(images).to(self._dtype)
-        heatmaps: Tensor = self.network(pixels).heatmaps.float()
-        if self._mirrored is not None:
-            mirrored = self.network(pixels.flip(3)).heatmaps.float()
-            heatmaps = flip_average(heatmaps, mirrored, self._mirrored, shift=self._heatmap.flip_shift)
+        if self._mirrored is None:
+            heatmaps: Tensor = self.network(pixels).heatmaps.float()
+        else:
+            # In one pass: the file holds the network's operations once.
+            both: Tensor = self.network(torch.cat((pixels, pixels.flip(3)))).heatmaps.float()
+            plain, mirrored = both.unflatten(0, (2, -1)).unbind()
+            heatmaps = flip_average(plain, mirrored, self._mirrored, shift=self._heatmap.flip_shift)
         if not self._decoded:
             return heatmaps
         decoded = decode(heatmaps, self._size, self._heatmap)
