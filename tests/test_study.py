@@ -33,9 +33,8 @@ from efafnet.platform.storage import read_json
 from efafnet.platform.yaml_text import load_yaml
 from efafnet.tune_spaces.space import SpaceError
 from efafnet.tune_spaces.study import parse_study
-from tests import rays
 from tests.holds import Holds
-from tests.training_cases import ROOT, SIMPLE, wait_until_left, write_store
+from tests.training_cases import SIMPLE, write_store
 from tests.waiting import wait_for
 
 TEXT = """\
@@ -289,26 +288,26 @@ def test_a_killed_study_goes_on_with_the_same_command(
     fresh_store: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    holds: Holds,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """SIGKILL of the driver while runs run on a cluster; then the same command ends with every run there once."""
+    """SIGKILL of the driver while runs run on a Ray of its own; then the same command ends with every run there
+    once."""
     config_of(tmp_path)
     shutil.copyfile(fresh_store, tmp_path / "mlflow.db")
     settings = [f"data.train={tmp_path}/train", f"data.val={tmp_path}/val", f"runs={tmp_path}/runs", "name=killed",
                 "seeds=2", "tracking.enabled=true", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
-                f"cluster.address={rays.shared()}", "concurrency=1", "tracking.system_metrics_every_s=null",
+                "cluster.address=local", "concurrency=1", "tracking.system_metrics_every_s=null",
                 "precision=fp32", "test.precision=fp32", "bootstrap=50", *SIMPLE]  # fmt: skip
     words = ["study", f"{tmp_path}/mine.yaml", "nano_test", *settings]
     command = [sys.executable, "-m", "efafnet.pipelines", *words]
+    holds = Holds(tmp_path / "holds")
     runs = tmp_path / "runs/killed/runs"
     holds.at(10)
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=ROOT)
+    process = subprocess.Popen(command, env=holds.environment(), stderr=subprocess.DEVNULL, cwd=tmp_path)
     wait_for("checkpoint", lambda: any(runs.glob("*/checkpoints/step-00000010")), lambda: process.poll() is not None)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    for run in runs.iterdir():
-        wait_until_left(run)
-    holds.release(10)
+    request.getfixturevalue("ray_local")  # now: beside the Ray above it would only take time
     assert main(words) == 0
     told = capsys.readouterr()
     assert "4 runs" in told.err
