@@ -51,7 +51,7 @@ slow: $(INSTALLED)
 test-growth: $(INSTALLED)
 	GROWING=1 $(RUN) pytest -s tests/test_growth.py
 
-# A cluster of machines pretended on this one, of which one dies. Needs root, and about half an hour.
+# A cluster of machines pretended on this one, of which one dies. Needs root, and a quarter of an hour.
 test-nodes: $(INSTALLED)
 	tests/machines.sh 3 .venv/bin/python -m pytest -s tests/test_nodes.py
 

@@ -1,6 +1,6 @@
 """A cluster of several machines, for real: `ray up` of the on-premise file, jobs submitted to it, a machine that dies.
 
-The machines are namespaces of this one (tests/machines.sh), so root is needed, and about half an hour:
+The machines are namespaces of this one (tests/machines.sh), so root is needed, and a quarter of an hour:
 
     make test-nodes
 """
