@@ -292,13 +292,15 @@ def _versions_taken_as_read() -> Iterator[None]:
     from mlflow.utils import environment
 
     name = "warn_dependency_requirement_mismatches"
-    compare = getattr(environment, name, None)
+    if not hasattr(environment, name):
+        yield
+        return
+    compare = getattr(environment, name)
     setattr(environment, name, lambda _: None)
     try:
         yield
     finally:
-        if compare is not None:
-            setattr(environment, name, compare)
+        setattr(environment, name, compare)
 
 
 @contextlib.contextmanager
