@@ -6,9 +6,11 @@ what its errors carry. The functions that are mapped, and the columns of the tab
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,9 +84,10 @@ def _row_groups(named: pa.Table, columns: list[str]) -> Iterator[pa.Table]:
     """Ray Data's task: names of row groups -> their rows."""
     import pyarrow.parquet as pq
 
-    for part in named.to_pylist():
-        with pq.ParquetFile(part["file"]) as file:
-            yield file.read_row_group(part["row_group"], columns)
+    for path, parts in itertools.groupby(named.to_pylist(), key=itemgetter("file")):
+        with pq.ParquetFile(path) as file:
+            for part in parts:
+                yield file.read_row_group(part["row_group"], columns)
 
 
 def map_in_tasks(
