@@ -12,37 +12,18 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from efafnet.models.known_costs import FILE, STORED, Cost, looked_up
+from efafnet.models.known_costs import FILE, STORED, Cost, Size, looked_up
 from efafnet.models.network import PoseNetwork, build_network
 from efafnet.models.network_config import AnyNetworkConfig
 from efafnet.models.settings import InputSize
 from efafnet.models.undrawn import Undrawn
-
-
-class Size(NamedTuple):
-    """Of a network's cost what a run says of itself."""
-
-    parameters: int
-    """As in `Cost`."""
-    multiply_adds: int
-    """As in `Cost`, of one forward pass of one crop."""
-
-    @property
-    def params_m(self) -> float:
-        """Parameters in millions."""
-        return self.parameters / 1e6
-
-    @property
-    def gmac(self) -> float:
-        """Multiply-adds in 10^9."""
-        return self.multiply_adds / 1e9
 
 
 @lru_cache(maxsize=64)
@@ -65,15 +46,15 @@ def cost_at(network: PoseNetwork, input_size: InputSize) -> Cost:
 
 
 @lru_cache(maxsize=64)
-def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Size:
-    """Parameters, and multiply-adds of one forward pass, as `network_cost` counts them; once per process.
+def network_size(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> Size:
+    """Of the cost what a run says of its network: parameters and multiply-adds, once per process.
 
     Stored ones are looked up. Others are counted as a batch without crops passes: on the `meta` device torch computes
     in Python, and loads its compiler for that, which takes more than a second of a program that compiles nothing.
     """
     known = looked_up(config, num_joints, input_size)
     if known is not None:
-        return Size(known.parameters, known.multiply_adds)
+        return known
     with _WithoutValues(), torch.no_grad():
         network = build_network(config, num_joints).eval()
         with _counted_operations(network) as operations:
@@ -82,8 +63,8 @@ def parameters_and_multiply_adds(config: AnyNetworkConfig, num_joints: int, inpu
 
 
 def multiply_adds(config: AnyNetworkConfig, num_joints: int, input_size: InputSize) -> int:
-    """Multiply-adds of one forward pass, as `network_cost` counts them; nothing else is, and once per process."""
-    return parameters_and_multiply_adds(config, num_joints, input_size).multiply_adds
+    """Multiply-adds of one forward pass, as `network_size` has them."""
+    return network_size(config, num_joints, input_size).multiply_adds
 
 
 def _crop(size: InputSize) -> Tensor:

@@ -31,18 +31,13 @@ STORED: dict[str, tuple[AnyNetworkConfig, InputSize]] = {
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of one network for one crop. The auxiliary heads, which exist in training only, are not counted."""
+class Size:
+    """What a network weighs and a crop costs. The auxiliary heads, which exist in training only, are not counted."""
 
     parameters: int
     """Weights and biases, batch norm's included; running statistics are not parameters."""
     multiply_adds: int
     """Multiply-adds of all convolutions, deconvolutions and linear layers in one forward pass."""
-    paper_operations: int
-    """The HRNet repository's counter, which the paper's figures evidently come from: weights x OUTPUT positions, also
-    for deconvolutions (four times too high there, since each weight meets each input position only once)."""
-    saved_bytes: int
-    """Activations in float32 that autograd keeps for the backward pass, per crop, in bytes."""
 
     @property
     def params_m(self) -> float:
@@ -53,6 +48,17 @@ class Cost:
     def gmac(self) -> float:
         """Multiply-adds in 10^9."""
         return self.multiply_adds / 1e9
+
+
+@dataclass(frozen=True)
+class Cost(Size):
+    """All of the cost of one network for one crop."""
+
+    paper_operations: int
+    """The HRNet repository's counter, which the paper's figures evidently come from: weights x OUTPUT positions, also
+    for deconvolutions (four times too high there, since each weight meets each input position only once)."""
+    saved_bytes: int
+    """Activations in float32 that autograd keeps for the backward pass, per crop, in bytes."""
 
     @property
     def paper_g(self) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from efafnet.models import cost
 from efafnet.models.cost import QuickBatchNorm, cost_at, shapes_of
-from efafnet.models.known_costs import FILE, STORED, Cost, known_cost
+from efafnet.models.known_costs import FILE, STORED, Cost, Size, known_cost
 from efafnet.models.network import build_network
 from efafnet.models.network_config import AnyNetworkConfig, HourglassConfig, NetworkConfig
 from efafnet.models.settings import InputSize
@@ -165,19 +165,20 @@ class CountedError(Exception):
 
 
 @pytest.fixture
-def uncounted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, int]]:
+def uncounted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Size]:
     """A run's figures, without what was remembered of them; ``CountedError`` where they would be counted."""
 
     def count(*_: object) -> None:
         raise CountedError
 
     monkeypatch.setattr(cost, "build_network", count)
-    return cost.parameters_and_multiply_adds.__wrapped__
+    return cost.network_size.__wrapped__
 
 
-def test_a_runs_figures_are_looked_up_where_they_are_stored(uncounted: Callable[..., tuple[int, int]]) -> None:
+def test_a_runs_figures_are_looked_up_where_they_are_stored(uncounted: Callable[..., Size]) -> None:
     v, stored = VARIANTS["efafnet_r50_256x192"], known_cost("efafnet_r50_256x192", 16)
-    assert uncounted(v.network, 16, v.input) == (stored.parameters, stored.multiply_adds) == (37522552, 5160441104)
+    assert uncounted(v.network, 16, v.input) == stored
+    assert (stored.parameters, stored.multiply_adds) == (37522552, 5160441104)
     other = v.network.model_copy(update={"fsm": "cs"})
     for network, size in ((v.network, "256x224"), (other, "256x192")):
         with pytest.raises(CountedError):
@@ -196,19 +197,19 @@ def test_a_runs_figures_are_counted_without_a_crop_or_a_weight(monkeypatch: pyte
     before = torch.get_rng_state()
     for name in OF_EACH_KIND:
         network, size = STORED[name]
-        found = cost.parameters_and_multiply_adds.__wrapped__(network, 17, size)
+        found = cost.network_size.__wrapped__(network, 17, size)
         stored = known_cost(name, 17)
-        assert found == (stored.parameters, stored.multiply_adds), name
+        assert (found.parameters, found.multiply_adds) == (stored.parameters, stored.multiply_adds), name
         assert (found.params_m, found.gmac) == (stored.params_m, stored.gmac)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_no_preset_is_counted(name: str, uncounted: Callable[..., tuple[int, int]]) -> None:
+def test_no_preset_is_counted(name: str, uncounted: Callable[..., Size]) -> None:
     """A training says what its network costs before its first step."""
     config = resolve(TrainConfig, load_preset(name))
-    parameters, multiply_adds = uncounted(config.network, 5, config.input)
-    assert multiply_adds > parameters > 0
+    size = uncounted(config.network, 5, config.input)
+    assert size.multiply_adds > size.parameters > 0
 
 
 @pytest.mark.parametrize("joints", [1, 5, 14, 21, 133])

@@ -125,6 +125,20 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
+def filled_network(
+    config: AnyNetworkConfig, num_joints: int, tensors: Mapping[str, torch.Tensor], source: object
+) -> PoseNetwork:
+    """Build the network that ``tensors`` are the weights of; nothing is drawn for it first.
+
+    Raises:
+        CheckpointError: they are another network's, as ``restore_weights`` says of ``source``.
+    """
+    with Undrawn():
+        network = build_network(config, num_joints)
+    restore_weights(network, tensors, source)
+    return network
+
+
 def load_trained(
     path: Path,
     store_skeleton: Skeleton,
@@ -148,9 +162,7 @@ def load_trained(
     name = published if weights == "best" else weights
     if name not in found:
         raise CheckpointError(f"checkpoint {path} holds no weights {name!r}, only {', '.join(found)}; set weights=best")
-    with Undrawn():
-        network = build_network(parts["network"], store_skeleton.num_joints)
-    restore_weights(network, found[name], f"checkpoint {path}")
+    network = filled_network(parts["network"], store_skeleton.num_joints, found[name], f"checkpoint {path}")
     _check_finite(path, found[name])
     # Validation looked at the published weights: peaks of others are of another height.
     meta = checkpoint.meta if name == published else {**checkpoint.meta, META: None}

@@ -83,10 +83,10 @@ class Limits:
 
 @lru_cache(maxsize=1024)
 def _costs(network: AnyNetworkConfig, num_joints: int, size: InputSize) -> dict[str, float]:
-    from efafnet.models.cost import parameters_and_multiply_adds  # it loads torch, which reports do without
+    from efafnet.models.cost import network_size  # it loads torch, which reports do without
 
-    parameters, multiply_adds = parameters_and_multiply_adds(network, num_joints, size)
-    return {"gmac": multiply_adds / 1e9, "params_m": parameters / 1e6}
+    found = network_size(network, num_joints, size)
+    return {"gmac": found.gmac, "params_m": found.params_m}
 
 
 def judge_again(trial: FrozenTrial, limits: Limits | None) -> None:

@@ -19,7 +19,7 @@ from efafnet.tune_spaces.space import Space, SpaceError
 from efafnet.tune_spaces.study import Study, StudyRow
 
 if TYPE_CHECKING:
-    from efafnet.models.cost import Size
+    from efafnet.models.known_costs import Size
     from efafnet.pipelines.training.inputs import Inputs
 
 _STUDY_ONLY = ("study", "seeds", "concurrency", "retries", "confidence", "scatter", "resolve", "bootstrap", "keep")
@@ -129,7 +129,7 @@ def plan_rows(study: Study, config: TrainConfig, tree: Mapping[str, Any], inputs
     Raises:
         SpaceError: a key or value that the configuration or the data refuse; names the file and the line.
     """
-    from efafnet.models.cost import parameters_and_multiply_adds
+    from efafnet.models.cost import network_size
 
     plans: dict[str, Plan] = {}
     # The baseline first: of two rows that are the same it must be the one that runs.
@@ -142,7 +142,7 @@ def plan_rows(study: Study, config: TrainConfig, tree: Mapping[str, Any], inputs
         if same is not None:
             plans[row.name] = Plan(row, None, None, f"the same as {same!r} at this scale")
         else:
-            cost = parameters_and_multiply_adds(trained.network, inputs.skeleton.num_joints, trained.input)
+            cost = network_size(trained.network, inputs.skeleton.num_joints, trained.input)
             plans[row.name] = Plan(row, trained, cost, "")
     return [plans[row.name] for row in study.rows]
 

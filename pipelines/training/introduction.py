@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from efafnet.models.cost import parameters_and_multiply_adds
+from efafnet.models.cost import network_size
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.bootstrap import Interval
 from efafnet.pipelines.evaluation.config import ScoringConfig
@@ -38,7 +38,6 @@ def introduce(config: TrainConfig, inputs: Inputs) -> None:
             "no data.val: nothing is validated, no checkpoint is the best, and the result has no figure; give "
             "data.val=STORE to see what the network is worth"
         )
-    # Last: where it is not stored what the network costs, it is counted.
     _print_row("network", network_text(config, inputs))
 
 
@@ -62,10 +61,10 @@ def store_text(name: str, store: CropStore) -> str:
 def network_text(config: TrainConfig, inputs: Inputs) -> str:
     """The network, what it weighs and what one crop costs; auxiliary heads are not counted."""
     skeleton = inputs.skeleton
-    parameters, multiply_adds = parameters_and_multiply_adds(config.network, skeleton.num_joints, config.input)
-    size = f"{parameters / 1e6:.2f} M parameters, {multiply_adds / 1e9:.3g} GMAC a crop"
+    size = network_size(config.network, skeleton.num_joints, config.input)
+    sizes = f"{size.params_m:.2f} M parameters, {size.gmac:.3g} GMAC a crop"
     joints = f"{skeleton.num_joints} joints of {skeleton.name}"
-    return f"{config.network.short_name} at {config.input} (height x width), {size}; {joints}"
+    return f"{config.network.short_name} at {config.input} (height x width), {sizes}; {joints}"
 
 
 def _length_text(config: TrainConfig, inputs: Inputs) -> str:

@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efafnet.models.cost import parameters_and_multiply_adds
-from efafnet.models.network import build_network
-from efafnet.models.undrawn import Undrawn
+from efafnet.models.cost import network_size
 from efafnet.pipelines.crops.protocols import PROTOCOL_TAG
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.served import served
+from efafnet.pipelines.evaluation.trained import filled_network
 from efafnet.pipelines.training.config import TrainConfig
 from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.costs import cost_of, metered
@@ -22,7 +21,7 @@ from efafnet.pipelines.training.inputs import Inputs
 from efafnet.pipelines.training.rundir import RunDirectory, RunRecord, TrainResult
 from efafnet.pipelines.training.state import Checkpoints, published_weights
 from efafnet.platform import console, tracking
-from efafnet.platform.checkpoint import load_checkpoint, read_meta, restore_weights
+from efafnet.platform.checkpoint import load_checkpoint, read_meta
 from efafnet.platform.configuration import to_yaml
 from efafnet.platform.consumption import Consumption, total
 from efafnet.platform.garbage import importing
@@ -143,9 +142,8 @@ def _unlogged(config: TrainConfig) -> dict[str, Any]:
 
 def _size(config: TrainConfig, inputs: Inputs) -> dict[str, float]:
     """What the network weighs and one crop costs, as parameters: figures of a run that no step changes."""
-    joints = inputs.skeleton.num_joints
-    parameters, multiply_adds = parameters_and_multiply_adds(config.network, joints, config.input)
-    return {"size.parameters_m": round(parameters / 1e6, 3), "size.gmac": float(f"{multiply_adds / 1e9:.4g}")}
+    size = network_size(config.network, inputs.skeleton.num_joints, config.input)
+    return {"size.parameters_m": round(size.params_m, 3), "size.gmac": float(f"{size.gmac:.4g}")}
 
 
 def _data_input(store: CropStore, context: str) -> Any:
@@ -263,9 +261,8 @@ def _score(config: TrainConfig, inputs: Inputs, metrics: Mapping[str, float]) ->
 @importing()  # MLflow's part for torch, and half of MLflow
 def _log_network(config: TrainConfig, inputs: Inputs, uri: str, run_id: str, result: TrainResult) -> None:
     checkpoint = load_checkpoint(result.checkpoint, with_state=False)
-    with Undrawn():
-        network = build_network(config.network, inputs.skeleton.num_joints)
-    restore_weights(network, published_weights(checkpoint), result.checkpoint)
+    joints = inputs.skeleton.num_joints
+    network = filled_network(config.network, joints, published_weights(checkpoint), result.checkpoint)
     logged = log_model(
         uri,
         run_id,

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from efafnet.models.network import PoseNetwork, build_network
-from efafnet.models.undrawn import Undrawn
+from efafnet.models.network import PoseNetwork
 from efafnet.pipelines.crops.store import CropStore
 from efafnet.pipelines.evaluation.config import ScoringConfig
 from efafnet.pipelines.evaluation.gallery import write_galleries
@@ -21,6 +20,7 @@ from efafnet.pipelines.evaluation.inference import predict_batches
 from efafnet.pipelines.evaluation.predictions import PERSON_COLUMNS, Predictions, coco_results
 from efafnet.pipelines.evaluation.results_file import reference_of
 from efafnet.pipelines.evaluation.scoring import Scored, score_results, write_picture
+from efafnet.pipelines.evaluation.trained import filled_network
 from efafnet.pipelines.evaluation.visibility import (
     META,
     Calibration,
@@ -34,7 +34,6 @@ from efafnet.pipelines.training.context import PlainContext
 from efafnet.pipelines.training.costs import metered
 from efafnet.pipelines.training.inputs import val_reader
 from efafnet.platform import console
-from efafnet.platform.checkpoint import restore_weights
 from efafnet.platform.storage import atomic_directory, make_directory, read_sealed, write_json, write_sealed
 
 SCORES = "metrics.json"
@@ -121,9 +120,7 @@ def validate_weights(config_json: str, weights: Mapping[str, Tensor], step: int,
     torch.set_num_threads(config.worker.threads)
     assert config.data.val is not None, "who validates has a store"
     store = CropStore.open(config.data.val)
-    with Undrawn():
-        network = build_network(config.network, store.skeleton.num_joints)
-    restore_weights(network, weights, f"the network of step {step}")
+    network = filled_network(config.network, store.skeleton.num_joints, weights, f"the network of step {step}")
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     network = network.to(device).to(memory_format=memory_format)
     context = PlainContext(torch.device(device))
